@@ -1,0 +1,246 @@
+"""The four seams between the agent and the world, and the plain data that crosses them."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Netns, Nic, Route
+
+# --- the cloud ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CloudNic:
+    """A NIC as DescribeNics gives it."""
+
+    nic_id: str  # MAC, lower case
+    name: str
+    status: str  # "available" or "in-use"
+    instance_id: str  # "" when attached nowhere
+    vxnet_id: str
+    private_ip: str
+    role: int  # 1 = primary
+    enable_aspoof: int | None = None  # anti-spoofing, where the cloud tells
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedNic:
+    nic_id: str
+    private_ip: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vxnet:
+    vxnet_id: str
+    name: str
+    vxnet_type: int  # 0 unmanaged, 1 managed, 2 base network
+    router_id: str  # "" when joined to none
+    network: str  # CIDR: "172.16.3.0/24"; "" when joined to no router
+    gateway: str  # the router's address in it
+    available_ips: int | None  # addresses left, where the cloud tells
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceNic:
+    nic_id: str
+    vxnet_id: str
+    private_ip: str
+    role: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    instance_id: str
+    status: str  # "running", "stopped", ...
+    nics: tuple[InstanceNic, ...]
+
+
+class JobStatus(StrEnum):
+    PENDING = "pending"  # "working" and anything not known to be an end as well
+    SUCCESSFUL = "successful"
+    FAILED = "failed"  # "done with failure" as well
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    job_id: str
+    status: JobStatus
+    error: str  # the cloud's error_codes, "" when it gave none
+
+
+class Cloud(Protocol):
+    """The QingCloud API, as far as it is needed. Every method may raise any CloudError.
+
+    Reads are complete (all pages) or raise. Writes are sent at most once; OutcomeUnknown means "look first".
+    """
+
+    async def instance(self, instance_id: str) -> Instance | None: ...
+
+    async def vxnets(self, vxnet_ids: Sequence[str]) -> tuple[Vxnet, ...]:
+        """Those of *vxnet_ids* that exist, base networks included."""
+
+    async def nics(
+        self, *, instance_id: str = "", status: str = "", name: str = "", nic_ids: Sequence[str] = ()
+    ) -> tuple[CloudNic, ...]:
+        """NICs that fit every filter given; *name* may match loosely, so compare it again."""
+
+    async def create_nics(self, vxnet_id: str, count: int, name: str) -> tuple[CreatedNic, ...]: ...
+
+    async def attach_nics(self, instance_id: str, nic_ids: Sequence[str]) -> str:
+        """Ask for the NICs on the instance; the id of the job."""
+
+    async def detach_nics(self, nic_ids: Sequence[str]) -> str:
+        """Ask for the NICs off their instance; the id of the job."""
+
+    async def delete_nics(self, nic_ids: Sequence[str]) -> None: ...
+
+    async def jobs(self, job_ids: Sequence[str]) -> tuple[Job, ...]:
+        """The jobs asked for; raises ResourceNotFound where one of them is unknown to the cloud."""
+
+    async def close(self) -> None: ...
+
+
+# --- the kernel --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface that may be a NIC (never a bridge, vlan, macvlan or bond)."""
+
+    mac: str
+    name: str
+    ifindex: int
+    is_up: bool
+    alias: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All candidate links in the two namespaces that belong to the agent's host, at one moment."""
+
+    host: tuple[Link, ...]
+    parked: tuple[Link, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOrder:
+    """How a NIC shall look inside a container."""
+
+    mac: str
+    netns: Netns
+    ifname: str
+    address: str  # "172.16.3.7/24"
+    routes: tuple[Route, ...]  # in the order of installation; gateways lie in the address's network
+    alias: str  # written on the link, so that DEL knows it without the table; at most 255 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLink:
+    """What the kernel made of a LinkOrder."""
+
+    ifindex: int
+    mtu: int
+
+
+class Kernel(Protocol):
+    """Links of this host. Methods may raise KernelRefused; verbs are idempotent and undo themselves on failure."""
+
+    async def identify(self, path: str) -> Netns:
+        """The namespace behind *path*; InvalidNetns if there is none, or if it is the host's or the parking one."""
+
+    async def survey(self) -> Survey: ...
+
+    async def park(self, mac: str) -> None:
+        """Bring a link from the host's namespace into the parking one: down, reset, under a name of its own.
+
+        Nothing to do if it is parked already; LinkNotFound if it is in neither.
+        """
+
+    async def attach(self, order: LinkOrder) -> PlacedLink:
+        """Move a parked link, or one on the host, into a container and configure it; on failure it is parked again.
+
+        InvalidNetns if the namespace is no longer the recorded one, InvalidConfig if *ifname* is taken there,
+        LinkNotFound if the NIC is neither parked nor on the host.
+        """
+
+    async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
+        """Bring a link back from its container into the parking namespace, reset, its own MAC restored.
+
+        Looked for by ifindex, alias and MAC in the recorded namespace, then on the host, then in every namespace
+        that can be reached. True: it is parked now. False: no reachable namespace holds it.
+        """
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yield whenever links of the host or the parking namespace may have changed (also after a lost message)."""
+
+    async def close(self) -> None: ...
+
+
+# --- the store ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PutNic:
+    nic: Nic
+
+
+@dataclass(frozen=True, slots=True)
+class DropNic:
+    nic_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutAttachment:
+    attachment: Attachment
+
+
+@dataclass(frozen=True, slots=True)
+class DropAttachment:
+    key: AttachmentKey
+
+
+@dataclass(frozen=True, slots=True)
+class PutIntent:
+    intent: Intent
+
+
+@dataclass(frozen=True, slots=True)
+class DropIntent:
+    op_id: str
+
+
+Change = PutNic | DropNic | PutAttachment | DropAttachment | PutIntent | DropIntent | Event
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything on disk but the events."""
+
+    nics: tuple[Nic, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    intents: tuple[Intent, ...] = ()
+
+
+class Store(Protocol):
+    """The truth on disk."""
+
+    async def load(self) -> Snapshot: ...
+
+    async def save(self, changes: Sequence[Change]) -> None:
+        """Write *changes* as one transaction, in the order of the calls; durable when it returns."""
+
+    async def events(self, limit: int) -> tuple[Event, ...]:
+        """The latest *limit* events, oldest first."""
+
+    async def close(self) -> None: ...
+
+
+# --- time --------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Seconds since the epoch."""
+
+    async def sleep(self, seconds: float) -> None: ...
