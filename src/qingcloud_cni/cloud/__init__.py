@@ -1,0 +1,8 @@
+"""The QingCloud API: access file, signature, transport and client."""
+
+from qingcloud_cni.cloud.access import Access, load_access
+from qingcloud_cni.cloud.calls import CallOutcome, CallSeen
+from qingcloud_cni.cloud.client import Client
+from qingcloud_cni.cloud.transport import AioTransport, Transport
+
+__all__ = ["Access", "AioTransport", "CallOutcome", "CallSeen", "Client", "Transport", "load_access"]

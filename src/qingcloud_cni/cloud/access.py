@@ -1,0 +1,163 @@
+"""The access file (`client.yaml`): keys and address of the QingCloud API."""
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import yaml
+
+from qingcloud_cni.core.errors import StartRefused
+
+_Loader: type[yaml.CSafeLoader | yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_MAX_SIZE = 64 * 1024  # bytes; a real one has about 300
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?")
+_URI = re.compile(r"[A-Za-z0-9/._~-]+")
+_SIGNATURE = re.compile(r"(signature=)[^&\s\"'<>]+")
+_KNOWN = frozenset(
+    {
+        "qy_access_key_id", "qy_secret_access_key", "zone", "host", "port", "protocol", "uri",
+        "connection_retries", "connection_timeout",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the access file says, checked. Neither key shows in its repr."""
+
+    key_id: str = field(repr=False)
+    secret: str = field(repr=False)
+    zone: str = ""  # "" where the file names none
+    host: str = "api.qingcloud.com"  # an IPv6 address stands without brackets
+    port: int = 443
+    protocol: str = "https"
+    uri: str = "/iaas"
+    connection_retries: int = 3  # further tries of reads; writes are never repeated
+    connection_timeout: float = 30.0  # seconds to make a connection
+    unknown: tuple[str, ...] = ()  # keys of the file that mean nothing here
+
+    @property
+    def endpoint(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.protocol}://{host}:{self.port}"
+
+    def scrub(self, text: str) -> str:
+        """*text* without the keys and without any signature, for messages and logs."""
+        for secret in (self.secret, self.key_id):
+            for form in (secret, quote(secret, safe="")):
+                text = text.replace(form, "***")
+        return _SIGNATURE.sub(r"\1***", text)
+
+
+def load_access(path: Path, *, allow_readable: bool) -> Access:
+    """Read the access file; StartRefused says what is wrong with it and what to do.
+
+    *allow_readable* accepts a file that others than its owner may read or change. No error quotes the file's
+    values: they may be the secret.
+    """
+    mapping = _mapping(path, _read(path, allow_readable=allow_readable))
+    port = _number(path, mapping, "port", 443)
+    if port not in range(1, 65536):
+        raise StartRefused(f"access file {path}: port must lie between 1 and 65535")
+    protocol = _text(path, mapping, "protocol", "https").lower()
+    if protocol not in {"https", "http"}:
+        raise StartRefused(f"access file {path}: protocol must be https or http")
+    host = _text(path, mapping, "host", "api.qingcloud.com")
+    if not _HOST.fullmatch(host):
+        raise StartRefused(
+            f"access file {path}: host must be a name or an address alone: protocol, port and uri have their own keys"
+        )
+    uri = re.sub("/+", "/", "/" + _text(path, mapping, "uri", "/iaas"))
+    if not _URI.fullmatch(uri):
+        raise StartRefused(f"access file {path}: uri must be a plain path like /iaas")
+    timeout = _number(path, mapping, "connection_timeout", 30)
+    if timeout <= 0:
+        raise StartRefused(f"access file {path}: connection_timeout must be more than 0 seconds")
+    return Access(
+        key_id=_key(path, mapping, "qy_access_key_id"),
+        secret=_key(path, mapping, "qy_secret_access_key"),
+        zone=_text(path, mapping, "zone", ""),
+        host=host.strip("[]"),
+        port=port,
+        protocol=protocol,
+        uri=uri,
+        connection_retries=_number(path, mapping, "connection_retries", 3),
+        connection_timeout=float(timeout),
+        unknown=tuple(sorted(str(key) for key in mapping if key not in _KNOWN)),
+    )
+
+
+def _read(path: Path, *, allow_readable: bool) -> bytes:
+    try:
+        with path.open("rb") as file:
+            info = os.fstat(file.fileno())
+            if stat.S_ISDIR(info.st_mode):
+                raise IsADirectoryError(21, "it is a directory")
+            text = file.read(_MAX_SIZE + 1)
+    except FileNotFoundError:
+        raise StartRefused(
+            f"access file {path} does not exist: write qy_access_key_id, qy_secret_access_key and zone into it, "
+            "or name another with --QYAccessFilePath"
+        ) from None
+    except OSError as err:
+        raise StartRefused(f"access file {path} cannot be read: {err.strerror}") from err
+    mode = stat.S_IMODE(info.st_mode)
+    if mode & 0o066 and not allow_readable:
+        raise StartRefused(
+            f"access file {path} may be read or changed by others than its owner (mode {mode:04o}): "
+            f"run `chmod 600 {path}`, or start with --allow-readable-access-file"
+        )
+    if len(text) > _MAX_SIZE:
+        raise StartRefused(f"access file {path} is larger than {_MAX_SIZE} bytes: it is no access file")
+    return text
+
+
+def _mapping(path: Path, text: bytes) -> dict[object, object]:
+    where = ""
+    try:
+        content = yaml.load(text.decode(), Loader=_Loader)  # noqa: S506 - the safe loader, in C where it is built
+    except UnicodeDecodeError:
+        where = "it is not UTF-8"
+    except yaml.MarkedYAMLError as err:  # the parser's own words quote the file
+        mark = err.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1} cannot be understood" if mark else "it is malformed"
+    except (yaml.YAMLError, ValueError, RecursionError):
+        where = "it is malformed"
+    if where:
+        raise StartRefused(f"access file {path} is not YAML: {where}")
+    if not isinstance(content, dict):
+        raise StartRefused(f"access file {path} holds no keys: it must have lines like `zone: pek3a`")
+    return content
+
+
+def _text(path: Path, mapping: dict[object, object], key: str, default: str) -> str:
+    value = mapping.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise StartRefused(f"access file {path}: {key} must be text: put it in quotes")
+    return value.strip() or default
+
+
+def _key(path: Path, mapping: dict[object, object], key: str) -> str:
+    value = _text(path, mapping, key, "")
+    if not value:
+        raise StartRefused(
+            f"access file {path}: {key} is missing or empty: write the key there (IAM roles are not supported)"
+        )
+    return value
+
+
+def _number(path: Path, mapping: dict[object, object], key: str, default: int) -> int:
+    value = mapping.get(key)
+    if value is None:
+        return default
+    if isinstance(value, str) and value.strip().isdecimal() and value.isascii():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise StartRefused(f"access file {path}: {key} must be a whole number of 0 or more")
+    return value

@@ -1,0 +1,136 @@
+"""Carrying one request to the API and its answer back."""
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Protocol
+
+import aiohttp
+import yarl
+
+from qingcloud_cni.cloud.access import Access
+from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown
+
+_MAX_ANSWER = 16 * 1024 * 1024  # bytes; a page of 100 NICs has about 40 KB
+_MAX_CONNECTIONS = 16
+
+
+class Transport(Protocol):
+    """One request, one answer; nothing is ever sent twice."""
+
+    async def send(self, method: str, target: str, body: bytes, timeout: float) -> tuple[int, str, bytes]:  # noqa: ASYNC109
+        """Status, content type and body of the answer, within *timeout* seconds.
+
+        CloudUnreachable if the request certainly was not sent, OutcomeUnknown for every other loss. Their messages
+        never hold the target: it carries key and signature.
+        """
+
+    async def close(self) -> None: ...
+
+
+class AioTransport:
+    """A Transport over TCP and TLS.
+
+    Every request has a connection of its own: calls are few, and a kept connection that the other side has closed
+    would leave a write in doubt.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, method: str, target: str, body: bytes, timeout: float) -> tuple[int, str, bytes]:  # noqa: ASYNC109
+        if self._session is None:
+            self._session = self._open()
+        url = yarl.URL(self._access.endpoint + target, encoded=True)
+        progress = SimpleNamespace(connected=False)
+        limits = aiohttp.ClientTimeout(total=timeout, connect=min(self._access.connection_timeout, timeout))
+        reason = ""
+        try:
+            async with self._session.request(
+                method,
+                url,
+                data=body or None,
+                allow_redirects=False,
+                timeout=limits,
+                trace_request_ctx=progress,
+                middlewares=(_only_once,),
+            ) as answer:
+                content = await _read(answer)
+                return answer.status, answer.headers.get("Content-Type", ""), content
+        except _BrokenOff as err:
+            reason = str(err)
+        except (aiohttp.ClientError, OSError) as err:
+            reason = _reason(err, timeout)
+        # Outside of the handler: aiohttp's own words and attributes may hold the signed URL, so they must not be
+        # reachable from what leaves here.
+        if progress.connected:
+            raise OutcomeUnknown(f"{self._access.endpoint}: {reason}", action="")
+        raise CloudUnreachable(f"{self._access.endpoint} cannot be reached: {reason}", action="")
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(_note_connection)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True, limit=_MAX_CONNECTIONS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "qingcloud-cni"},
+            trace_configs=[trace],
+        )
+
+
+class _BrokenOff(Exception):
+    """The connection ended after the request was sent."""
+
+
+async def _only_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a GET again when its connection breaks: with this API a GET may be a write."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as err:
+        reason = _reason(err, 0)
+    raise _BrokenOff(reason)
+
+
+async def _note_connection(
+    _session: aiohttp.ClientSession, trace: SimpleNamespace, _params: aiohttp.TraceConnectionCreateEndParams
+) -> None:
+    trace.trace_request_ctx.connected = True
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    content = bytearray()
+    async for chunk in answer.content.iter_any():
+        content += chunk
+        if len(content) > _MAX_ANSWER:
+            raise _BrokenOff(f"the answer is larger than {_MAX_ANSWER} bytes")
+    return bytes(content)
+
+
+_WORDS: tuple[tuple[type[BaseException], Callable[[float], str]], ...] = (
+    (aiohttp.ConnectionTimeoutError, lambda _: "no connection in time"),
+    (asyncio.TimeoutError, lambda seconds: f"no answer within {seconds:g} s"),
+    (aiohttp.ServerDisconnectedError, lambda _: "the connection was closed before an answer came"),
+    (aiohttp.ClientPayloadError, lambda _: "the answer broke off"),
+    (aiohttp.ClientResponseError, lambda _: "what answers does not speak HTTP"),
+)
+
+
+def _reason(err: BaseException, timeout: float) -> str:
+    if isinstance(err, aiohttp.ClientConnectorCertificateError):
+        detail = getattr(err.certificate_error, "verify_message", "") or "it does not fit the host"
+        return f"its certificate is not accepted: {detail}"
+    if isinstance(err, aiohttp.ClientConnectorDNSError):
+        return f"its name cannot be resolved: {err.os_error.strerror or err.os_error}"
+    for kind, words in _WORDS:
+        if isinstance(err, kind):
+            return words(timeout)
+    if isinstance(err, OSError) and err.strerror:
+        return err.strerror
+    return type(err).__name__
