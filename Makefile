@@ -1,0 +1,76 @@
+# One command each for what people and CI do; `make` alone lists them.
+# Given git, make and python3, every target does its own set-up: the Debian packages it lacks, and a
+# virtual environment in this checkout. What it needs besides lies in the checkout or, while a command
+# runs, in a directory under /run (tools/scratch.py).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+SOURCES := pyproject.toml README.md LICENSE $(shell find src -name __pycache__ -prune -o -print)
+CHECKED := src tests tools $(wildcard bench/*.py examples/*.py)
+
+LOCKED := $(VENV)/.locked
+INSTALLED := $(VENV)/.installed
+
+export PATH := $(PATH):/usr/sbin:/sbin
+BUILD := $(CURDIR)/.build
+SET_UP := mkdir -p "$(BUILD)" && TMPDIR="$(BUILD)"
+PIP := $(SET_UP) $(BIN)/python -m pip --quiet --no-cache-dir --disable-pip-version-check
+SCRATCH := $(PYTHON) tools/scratch.py
+
+.NOTPARALLEL:
+.PHONY: help demo test lint format lock clean base machine
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+demo: machine $(INSTALLED)  ## two simulated hosts, six containers, a NIC of its own for each (ARGS=--keep leaves it up)
+	@$(SCRATCH) $(BIN)/python examples/demo.py $(ARGS)
+
+test: machine $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest)
+	@$(SCRATCH) sh -c 'exec $(BIN)/pytest --basetemp="$$TMPDIR/t" --leftovers=fail "$$@"' pytest $(ARGS)
+
+lint: base $(INSTALLED)  ## formatting, rules, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(CHECKED)
+	$(BIN)/lint-imports
+
+format: base $(LOCKED)  ## rewrite the code as `make lint` wants it
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Resolves anew, for every platform and Python version the project allows, and names no index.
+LOCK := $(SET_UP) $(BIN)/uv pip compile --quiet --no-cache --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+lock: base $(LOCKED)  ## lock newer versions into requirements/
+	$(PIP) install --require-hashes -r requirements/lock.txt
+	$(LOCK) requirements/lock.in --output-file requirements/lock.txt
+	$(LOCK) requirements/build.in --output-file requirements/build.txt
+	$(LOCK) pyproject.toml --extra dev --constraint requirements/build.txt --output-file requirements/ci.txt
+
+clean:  ## remove all that these commands made in the checkout
+	rm -rf $(VENV) .build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+base:
+	@PYTHON="$(PYTHON)" tools/packages.sh python3-venv ca-certificates
+
+machine:
+	@PYTHON="$(PYTHON)" tools/packages.sh python3-venv ca-certificates iproute2 nftables iputils-ping procps kmod
+	@$(SCRATCH) tools/abilities.sh
+
+# Two packages of the official clients come as source only: what builds them is installed first, hashes checked.
+# `--use-pep517` matters: their old `setup.py install` writes into /etc and the home directory.
+$(LOCKED): requirements/build.txt requirements/ci.txt
+	@echo "Setting up $(VENV) with the locked versions; this takes about a minute."
+	@$(SET_UP) $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --require-hashes -r requirements/build.txt
+	@$(PIP) install --require-hashes --no-build-isolation --use-pep517 -r requirements/ci.txt
+	@touch $@
+
+$(INSTALLED): $(LOCKED) $(SOURCES)
+	@$(PIP) install --no-deps --no-build-isolation --force-reinstall .
+	@touch $@

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Tries what the tests and the demo ask of the kernel, in a namespace of its own; one sentence and failure if it
+# cannot be had.
+set -u
+
+lacking() {
+    echo "qingcloud-cni: tests and demo make real interfaces, and $1" >&2
+    exit 4
+}
+
+[ "$(id -u)" = 0 ] || lacking "that takes root: please run this as root."
+
+name=qcprobe-$$
+trap 'ip netns delete "$name" 2>/dev/null' EXIT
+ip netns add "$name" 2>/dev/null || lacking "this machine refuses network namespaces (ip netns add)."
+ip -n "$name" link add left type veth peer name right 2>/dev/null || lacking "this kernel has no veth interfaces."
+ip -n "$name" link add bridge0 type bridge 2>/dev/null || lacking "this kernel has no bridges."
+nsenter --net="/run/netns/$name" nft -f - 2>/dev/null <<'RULES' || lacking "this kernel's nftables has no bridge family."
+table bridge probe {
+    chain forward {
+        type filter hook forward priority 0;
+        arp saddr ip != 192.0.2.1 drop
+    }
+}
+RULES

@@ -1,0 +1,53 @@
+#!/bin/sh
+# Makes sure of the named Debian packages: installs those whose work nothing on this machine does yet,
+# and touches apt only then. Looks for the work, not for the package, so other distributions do as well.
+set -eu
+python=${PYTHON:-python3}
+
+refuse() {
+    echo "qingcloud-cni: $1" >&2
+    exit 1
+}
+
+does_its_work() {
+    case $1 in
+        python3-venv) "$python" -c 'import ensurepip, venv' ;;
+        ca-certificates) test -s /etc/ssl/certs/ca-certificates.crt || test -s /etc/pki/tls/certs/ca-bundle.crt ;;
+        iproute2) command -v ip ;;
+        nftables) command -v nft ;;
+        iputils-ping) command -v ping ;;
+        procps) command -v ps ;;
+        kmod) command -v modprobe ;;
+        *) refuse "tools/packages.sh does not know the package $1" ;;
+    esac >/dev/null 2>&1
+}
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    refuse "Python 3.11 or newer is needed, and $python is not; name one with: make PYTHON=/path/to/python3"
+
+missing=
+for package in "$@"; do
+    does_its_work "$package" || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+command -v apt-get >/dev/null || refuse "please install what Debian calls$missing, then try again"
+[ "$(id -u)" = 0 ] || refuse "please run this as root once, or install:$missing"
+
+echo "Installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() {
+    apt-get -qq -o DPkg::Lock::Timeout=300 -o APT::Keep-Downloaded-Packages=false "$@" >"$log" 2>&1 || {
+        cat "$log" >&2
+        refuse "apt-get could not install$missing; its own words are above"
+    }
+}
+apt update
+# shellcheck disable=SC2086  # a list of words
+apt install --yes --no-install-recommends $missing
+
+for package in $missing; do
+    does_its_work "$package" || refuse "$package is installed, and $python still lacks what it brings; try make PYTHON=/usr/bin/python3"
+done
