@@ -1,0 +1,180 @@
+"""The pool planner: what should happen to the pool now? A pure function on frozen data (design section 5)."""
+
+from dataclasses import dataclass
+
+from qingcloud_cni.core.model import Nic, NicState
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPolicy:
+    """The operator's wishes; times in seconds."""
+
+    min_idle: int = 3  # NICs to hold ready
+    max_idle: int = 8  # idle NICs above which the longest idle are given back; not below min_idle
+    max_nics: int = 60  # NICs this instance may hold for containers, in all states together
+    idle_ttl: float = 600.0  # a surplus NIC that has been idle for less is kept
+    cooldown: float = 130.0  # rest of an address: outlives a client's SYN_SENT conntrack entry of 120 s
+    cooldown_min: float = 30.0  # rest that is enough while an ADD waits
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """The facts. *creating* are NICs asked of the cloud and not answered yet; *busy* NICs belong to an operation."""
+
+    nics: tuple[Nic, ...]
+    creating: int = 0
+    waiting: int = 0  # ADDs in the queue
+    instance_room: int = 63  # NICs the instance can carry beside those of others
+    may_grow: bool = True  # False while creating or attaching backs off
+    is_draining: bool = False
+    attach_seconds: float = 5.0  # how long an attach takes, as seen lately
+    busy: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The NIC has rested: it is idle again."""
+
+    nic_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateNics:
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttachNics:
+    """NICs of ours that exist and are attached nowhere."""
+
+    nic_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DetachNics:
+    nic_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteNics:
+    nic_ids: tuple[str, ...]
+
+
+Action = Rest | CreateNics | AttachNics | DetachNics | DeleteNics
+
+
+def plan(state: PoolState, policy: PoolPolicy, now: float) -> tuple[Action, ...]:
+    """Decide what brings the pool back between its marks. Carrying it out leaves nothing to plan."""
+    if state.is_draining:
+        return _plan_drain(state)
+    rested = _rested(state, policy, now)
+    idle = sum(n.state is NicState.IDLE for n in state.nics) + len(rested)
+    actions: list[Action] = [Rest(n.nic_id) for n in rested]
+    spare = tuple(n.nic_id for n in state.nics if n.state is NicState.CREATING and n.nic_id not in state.busy)
+    short = max(state.waiting + policy.min_idle - idle - _coming(state, policy, now, rested), 0)
+    if state.may_grow and spare[:short]:
+        actions.append(AttachNics(spare[:short]))
+    if state.may_grow and (missing := min(max(short - len(spare), 0), room(state, policy))):
+        actions.append(CreateNics(missing))
+    if spare[short:]:
+        actions.append(DeleteNics(spare[short:]))
+    is_growing = bool(state.creating) or any(
+        n.state is NicState.ATTACHING or (n.state is NicState.CREATING and n.nic_id in state.busy) for n in state.nics
+    )
+    if not (is_growing or short or state.waiting) and (surplus := _surplus(state, policy, now, len(rested))):
+        actions.append(DetachNics(surplus))
+    return tuple(actions)
+
+
+def room(state: PoolState, policy: PoolPolicy) -> int:
+    """NICs that may still be created; never below 0."""
+    return max(min(policy.max_nics, state.instance_room) - len(state.nics) - state.creating, 0)
+
+
+def due_at(nic: Nic, policy: PoolPolicy, is_awaited: bool) -> float:
+    """When a cooling NIC's address has rested, in seconds since the epoch.
+
+    A client's half-open conntrack entry lives 120 s (nf_conntrack_tcp_timeout_syn_sent). `cooldown` outlives it;
+    `cooldown_min` does not, and is taken only while an ADD waits.
+    """
+    return nic.released + (min(policy.cooldown_min, policy.cooldown) if is_awaited else policy.cooldown)
+
+
+def next_due(state: PoolState, policy: PoolPolicy, now: float) -> float | None:
+    """The next time at which the passing of time alone may change the plan; None if it cannot."""
+    times = [due_at(n, policy, is_awaited) for n in _cooling(state) for is_awaited in (state.waiting > 0, False)]
+    idle = [n for n in state.nics if n.state is NicState.IDLE]
+    if len(idle) > policy.max_idle:
+        times += [n.since + policy.idle_ttl for n in idle]
+    return min((t for t in times if t > now), default=None)
+
+
+def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
+    """Why an ADD waits, for its error message; "" where nothing is amiss but the cloud's own pace."""
+    if room(state, policy) > 0 or _coming(state, policy, now, ()) > 0:
+        return ""
+    held = len(state.nics) + state.creating
+    limit = f"max-nics {policy.max_nics}"
+    if state.instance_room < policy.max_nics:
+        limit = f"{state.instance_room} left by the instance's own limit"
+    text = f"all {held} NICs are taken ({limit})"
+    cooling = _cooling(state)
+    if cooling:
+        text += f"; the next one has rested in {max(due_at(cooling[0], policy, True) - now, 0.0):.0f} s"
+    return text
+
+
+def _cooling(state: PoolState) -> list[Nic]:
+    return sorted((n for n in state.nics if n.state is NicState.COOLING), key=lambda n: (n.released, n.nic_id))
+
+
+def _rested(state: PoolState, policy: PoolPolicy, now: float) -> list[Nic]:
+    """Cooling NICs that become idle now, the longest rested first."""
+    cooling = _cooling(state)
+    rested = [n for n in cooling if due_at(n, policy, False) <= now]
+    idle = sum(n.state is NicState.IDLE for n in state.nics) + len(rested)
+    for nic in cooling[len(rested) :]:
+        if idle >= state.waiting or due_at(nic, policy, True) > now:
+            break
+        rested.append(nic)
+        idle += 1
+    return rested
+
+
+def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic] | tuple[()]) -> int:
+    """NICs on their way: sooner there than one that were created now."""
+    soon = now + state.attach_seconds
+    count = state.creating
+    for nic in state.nics:
+        match nic.state:
+            case NicState.ATTACHING:
+                count += 1
+            case NicState.ARRIVING:
+                count += nic.released == 0.0  # one that comes back from a container has to rest first
+            case NicState.CREATING:
+                count += nic.nic_id in state.busy
+            case NicState.COOLING if nic not in rested:
+                count += due_at(nic, policy, state.waiting > 0) <= soon
+            case _:
+                pass
+    return count
+
+
+def _surplus(state: PoolState, policy: PoolPolicy, now: float, rested: int) -> tuple[str, ...]:
+    """Idle NICs to give back, the longest idle first; not asked for while the pool grows, lest it swing."""
+    idle = sorted((n for n in state.nics if n.state is NicState.IDLE), key=lambda n: (n.since, n.nic_id))
+    old = [n.nic_id for n in idle if now - n.since >= policy.idle_ttl]
+    return tuple(old[: max(len(idle) + rested - policy.max_idle, 0)])
+
+
+def _plan_drain(state: PoolState) -> tuple[Action, ...]:
+    free = [n for n in state.nics if n.nic_id not in state.busy]
+    spare = tuple(n.nic_id for n in free if n.state is NicState.CREATING)
+    parked = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED)
+    held = tuple(n.nic_id for n in free if n.state in parked)
+    actions: list[Action] = []
+    if spare:
+        actions.append(DeleteNics(spare))
+    if held:
+        actions.append(DetachNics(held))
+    return tuple(actions)

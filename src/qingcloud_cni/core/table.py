@@ -1,0 +1,256 @@
+"""The table of this host's NICs: every transition, each recorded as changes for the store.
+
+Transitions are plain functions that touch nothing but the table, so no other task sees one half done. What they
+changed is collected until `take_changes`; the shell saves it before it acts on it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.seams import (
+    Change,
+    DropAttachment,
+    DropIntent,
+    DropNic,
+    PutAttachment,
+    PutIntent,
+    PutNic,
+    Snapshot,
+)
+
+_S = NicState
+FOLLOWS: Mapping[NicState, frozenset[NicState]] = MappingProxyType(
+    {
+        _S.CREATING: frozenset({_S.ATTACHING, _S.ARRIVING, _S.DELETING, _S.MISSING}),
+        _S.ATTACHING: frozenset({_S.ARRIVING, _S.CREATING, _S.MISSING}),
+        _S.ARRIVING: frozenset({_S.IDLE, _S.ASSIGNED, _S.COOLING, _S.MISSING, _S.CREATING}),
+        _S.IDLE: frozenset({_S.ASSIGNED, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.QUARANTINED}),
+        _S.ASSIGNED: frozenset({_S.IDLE, _S.COOLING, _S.ARRIVING}),
+        _S.COOLING: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING}),
+        _S.DETACHING: frozenset({_S.DELETING, _S.IDLE, _S.MISSING, _S.CREATING}),
+        _S.DELETING: frozenset({_S.CREATING}),
+        _S.MISSING: frozenset({_S.ARRIVING, _S.DETACHING, _S.CREATING}),
+        _S.QUARANTINED: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING}),
+    }
+)
+
+
+class IllegalTransition(RuntimeError):
+    """A bug: a NIC was to enter a state that does not follow its own."""
+
+
+class Table:
+    """All that the agent holds, in memory; what is on disk lags behind by `take_changes` at most."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._nics = {n.nic_id: n for n in snapshot.nics}
+        self._attachments = {a.key: a for a in snapshot.attachments}
+        self._intents = {i.op_id: i for i in snapshot.intents}
+        self._changes: list[Change] = []
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{n.nic_id} {n.state}" for n in self._nics.values())
+        return f"Table({states}; attachments={sorted(map(str, self._attachments))}; intents={sorted(self._intents)})"
+
+    @property
+    def nics(self) -> Mapping[str, Nic]:
+        return MappingProxyType(self._nics)
+
+    @property
+    def attachments(self) -> Mapping[AttachmentKey, Attachment]:
+        return MappingProxyType(self._attachments)
+
+    @property
+    def intents(self) -> Mapping[str, Intent]:
+        return MappingProxyType(self._intents)
+
+    @property
+    def creating(self) -> int:
+        """NICs asked of the cloud and not answered yet."""
+        return sum(i.count for i in self._intents.values() if i.kind is OpKind.CREATE)
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """NICs that a cloud operation under way speaks of."""
+        return frozenset(nic_id for i in self._intents.values() for nic_id in i.nic_ids)
+
+    def attachment_of(self, nic_id: str) -> Attachment | None:
+        return next((a for a in self._attachments.values() if a.nic_id == nic_id), None)
+
+    def in_state(self, *states: NicState) -> tuple[Nic, ...]:
+        return tuple(n for n in self._nics.values() if n.state in states)
+
+    def take_changes(self) -> tuple[Change, ...]:
+        changes, self._changes = tuple(self._changes), []
+        return changes
+
+    def note(self, event: Event) -> None:
+        """Record something that happened and changed no state."""
+        self._changes.append(event)
+
+    # --- cloud operations ----------------------------------------------------------------------------
+
+    def intend_create(self, op_id: str, vxnet_id: str, name: str, count: int, now: float) -> Intent:
+        return self._intend(Intent(op_id, OpKind.CREATE, now, vxnet_id=vxnet_id, name=name, count=count))
+
+    def intend_attach(self, op_id: str, nic_ids: Sequence[str], now: float) -> Intent:
+        for nic_id in nic_ids:
+            self._move(nic_id, NicState.ATTACHING, "nic.attaching", now, subject=op_id)
+        return self._intend(Intent(op_id, OpKind.ATTACH, now, nic_ids=tuple(nic_ids)))
+
+    def intend_detach(self, op_id: str, nic_ids: Sequence[str], now: float, cause: str) -> Intent:
+        for nic_id in nic_ids:
+            self._move(nic_id, NicState.DETACHING, "nic.detaching", now, subject=op_id, detail=cause)
+        return self._intend(Intent(op_id, OpKind.DETACH, now, nic_ids=tuple(nic_ids)))
+
+    def intend_delete(self, op_id: str, nic_ids: Sequence[str], now: float) -> Intent:
+        for nic_id in nic_ids:
+            self._move(nic_id, NicState.DELETING, "nic.deleting", now, subject=op_id)
+        return self._intend(Intent(op_id, OpKind.DELETE, now, nic_ids=tuple(nic_ids)))
+
+    def job_started(self, op_id: str, job_id: str) -> None:
+        """The cloud has queued the operation."""
+        self._put_intent(replace(self._intents[op_id], job_id=job_id))
+
+    def finish(self, op_id: str, event: str, now: float, detail: str = "") -> None:
+        """The operation is over, well or badly; its NICs have been moved on by the caller."""
+        intent = self._intents.pop(op_id)
+        self._changes.append(DropIntent(op_id))
+        self.note(Event(now, event, subject=op_id, detail=detail or intent.job_id))
+
+    def reserve(self, op_id: str, nic_ids: Sequence[str]) -> None:
+        """NICs that a create brought belong to its operation until they are asked to be attached."""
+        self._put_intent(replace(self._intents[op_id], count=0, nic_ids=tuple(nic_ids)))
+
+    def _intend(self, intent: Intent) -> Intent:
+        self._put_intent(intent)
+        self.note(Event(intent.since, f"{intent.kind}.intended", subject=intent.op_id, detail=intent.name))
+        return intent
+
+    def _put_intent(self, intent: Intent) -> None:
+        self._intents[intent.op_id] = intent
+        self._changes.append(PutIntent(intent))
+
+    # --- NICs ----------------------------------------------------------------------------------------
+
+    def add(self, nic: Nic, event: str, detail: str = "") -> None:
+        """A NIC of ours that was not in the table."""
+        if nic.nic_id in self._nics:
+            raise IllegalTransition(f"{nic.nic_id} is in the table already: {self._nics[nic.nic_id]}")
+        self._nics[nic.nic_id] = nic
+        self._changes.append(PutNic(nic))
+        self.note(Event(nic.since, event, nic.nic_id, detail=detail or nic.address))
+
+    def drop(self, nic_id: str, event: str, now: float, detail: str = "") -> None:
+        """The NIC is no more; so is an attachment it may have had."""
+        attachment = self.attachment_of(nic_id)
+        if attachment is not None:
+            self._drop_attachment(attachment.key)
+        del self._nics[nic_id]
+        self._changes.append(DropNic(nic_id))
+        self.note(Event(now, event, nic_id, detail=detail))
+
+    def not_attached(self, nic_id: str, now: float, detail: str) -> None:
+        """The cloud has it attached nowhere."""
+        self._move(nic_id, NicState.CREATING, "nic.unattached", now, detail=detail)
+
+    def arrived(self, nic_id: str, now: float) -> None:
+        """Its link is on the host."""
+        self._move(nic_id, NicState.ARRIVING, "nic.arrived", now)
+
+    def parked(self, nic_id: str, now: float) -> None:
+        """Its link lies in the parking namespace; an address that served a container rests from when it left."""
+        rests = self._nics[nic_id].released > 0.0
+        self._move(nic_id, NicState.COOLING if rests else NicState.IDLE, "nic.parked", now)
+
+    def rested(self, nic_id: str, now: float) -> None:
+        self._move(nic_id, NicState.IDLE, "nic.rested", now, released=0.0)
+
+    def lost(self, nic_id: str, now: float, detail: str) -> None:
+        """The cloud has it attached to this instance, and its link is nowhere."""
+        self._move(nic_id, NicState.MISSING, "nic.missing", now, detail=detail)
+
+    def kept(self, nic_id: str, now: float, detail: str) -> None:
+        """A detach did not happen: the link is parked as before."""
+        self._move(nic_id, NicState.IDLE, "nic.kept", now, detail=detail)
+
+    def _move(
+        self,
+        nic_id: str,
+        state: NicState,
+        event: str,
+        now: float,
+        *,
+        subject: str = "",
+        detail: str = "",
+        released: float | None = None,
+    ) -> None:
+        nic = self._nics[nic_id]
+        if state not in FOLLOWS[nic.state]:
+            raise IllegalTransition(f"nic {nic_id}: {nic.state} is not followed by {state} ({event})")
+        nic = replace(nic, state=state, since=now, released=nic.released if released is None else released)
+        self._nics[nic_id] = nic
+        self._changes.append(PutNic(nic))
+        self.note(Event(now, event, nic_id, subject, detail))
+
+    # --- attachments ---------------------------------------------------------------------------------
+
+    def assign(self, attachment: Attachment) -> None:
+        """The NIC serves this attachment from now on; *attachment* is not ready yet."""
+        key = attachment.key
+        if key in self._attachments:
+            raise IllegalTransition(f"attachment {key} exists already")
+        self._move(attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key))
+        self._put_attachment(attachment)
+
+    def configured(self, attachment: Attachment, now: float) -> None:
+        """The link is as asked; ADD may be answered once this is on disk."""
+        if attachment.key not in self._attachments:
+            raise IllegalTransition(f"attachment {attachment.key} is unknown")
+        self._put_attachment(replace(attachment, is_ready=True))
+        self.note(Event(now, "attachment.ready", attachment.nic_id, str(attachment.key)))
+
+    def returned_unused(self, key: AttachmentKey, now: float, detail: str) -> None:
+        """The ADD failed before the link left the parking namespace: the NIC is as good as before."""
+        nic_id = self._attachments[key].nic_id
+        self._drop_attachment(key)
+        self._move(nic_id, NicState.IDLE, "nic.returned", now, subject=str(key), detail=detail)
+
+    def released(self, key: AttachmentKey, now: float, *, is_parked: bool, cause: str) -> None:
+        """The attachment is over. The address rests; a link that is not parked yet is awaited on the host."""
+        nic_id = self._attachments[key].nic_id
+        self._drop_attachment(key)
+        state = NicState.COOLING if is_parked else NicState.ARRIVING
+        self._move(nic_id, state, "nic.released", now, subject=str(key), detail=cause, released=now)
+
+    def _put_attachment(self, attachment: Attachment) -> None:
+        self._attachments[attachment.key] = attachment
+        self._changes.append(PutAttachment(attachment))
+
+    def _drop_attachment(self, key: AttachmentKey) -> None:
+        del self._attachments[key]
+        self._changes.append(DropAttachment(key))
+
+
+def violations(nics: Iterable[Nic], attachments: Iterable[Attachment]) -> tuple[str, ...]:
+    """What breaks invariant 1 of design section 3, in words; empty when it holds."""
+    by_id = {n.nic_id: n for n in nics}
+    found: list[str] = []
+    serving: dict[str, AttachmentKey] = {}
+    for attachment in attachments:
+        nic = by_id.get(attachment.nic_id)
+        if nic is None:
+            found.append(f"attachment {attachment.key} has NIC {attachment.nic_id}, which is not in the table")
+        elif nic.state is not NicState.ASSIGNED:
+            found.append(f"attachment {attachment.key} has NIC {nic.nic_id}, which is {nic.state}")
+        if attachment.nic_id in serving:
+            found.append(f"NIC {attachment.nic_id} serves {serving[attachment.nic_id]} and {attachment.key}")
+        serving[attachment.nic_id] = attachment.key
+    found += [
+        f"NIC {n.nic_id} is assigned to nothing"
+        for n in by_id.values()
+        if n.state is NicState.ASSIGNED and n.nic_id not in serving
+    ]
+    return tuple(found)
