@@ -192,7 +192,7 @@ class Caller:
 
     def _judge(self, call: Call, stamp: str, answer: tuple[int, str, bytes], kind: type[ReplyT]) -> ReplyT:
         status, content_type, body = answer
-        source = f"{self._access.endpoint} answered HTTP {status}, {content_type or 'no content type'}"
+        source = f"{self._access.endpoint} answered HTTP {status}, {self._quoted(content_type) or 'no content type'}"
         if status != 200:
             raise OutcomeUnknown(f"{call}: {source}: that is no reply of the API", action=call.action)
         envelope = _decode(body, Reply)

@@ -1,6 +1,7 @@
 """Carrying one request to the API and its answer back."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Protocol
@@ -131,6 +132,6 @@ def _reason(err: BaseException, timeout: float) -> str:
     for kind, words in _WORDS:
         if isinstance(err, kind):
             return words(timeout)
-    if isinstance(err, OSError) and err.strerror:
-        return err.strerror
+    if isinstance(err, OSError) and err.errno:
+        return os.strerror(err.errno)
     return type(err).__name__
