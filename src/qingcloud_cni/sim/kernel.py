@@ -1,0 +1,311 @@
+"""A kernel in memory: links and namespaces of one simulated host, for agents that live on a virtual clock.
+
+It keeps the contract of core.seams.Kernel and the manners of the real thing: moves are slow and one at a time, names
+and indexes change on the way, a namespace that dies gives its NICs back late, down and under another name.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface
+
+from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
+from qingcloud_cni.core.model import Netns, Route
+from qingcloud_cni.core.seams import Link, LinkOrder, PlacedLink, Survey
+from qingcloud_cni.sim.effects import Effect, FilterNic, PlugNic, UnplugNic
+from qingcloud_cni.sim.topology import Latencies
+
+MOVE = 0.019  # seconds; measured, see design section 11
+MTU = 1500
+HOST_PATH = "/proc/1/ns/net"
+NSFS = 4  # device number of namespaces; any number does
+
+
+@dataclass(slots=True, eq=False)
+class _Space:
+    """A network namespace; *path* is "" once nothing leads there any more."""
+
+    path: str
+    inode: int
+    links: "dict[int, _Link]" = field(default_factory=dict)  # by ifindex
+
+    @property
+    def netns(self) -> Netns:
+        return Netns(self.path, NSFS, self.inode)
+
+    def has_name(self, name: str) -> bool:
+        return any(link.name == name for link in self.links.values())
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    nic_id: str  # the MAC burnt in
+    mac: str
+    name: str
+    ifindex: int
+    is_up: bool = True
+    alias: str = ""
+    address: str = ""
+    routes: tuple[Route, ...] = ()
+
+    def shown(self) -> Link:
+        return Link(self.mac, self.name, self.ifindex, self.is_up, self.alias)
+
+    def reset(self, name: str) -> None:
+        """Forget all configuration."""
+        self.mac, self.name, self.is_up, self.alias, self.address, self.routes = self.nic_id, name, False, "", "", ()
+
+
+class FakeKernel:
+    """Implements core.seams.Kernel; `apply` plays the hardware, the other plain methods the container runtime."""
+
+    def __init__(
+        self,
+        instance_id: str,
+        *,
+        rng: random.Random,
+        sleep: Callable[[float], Awaitable[None]],
+        latencies: Latencies | None = None,
+    ) -> None:
+        """Effects meant for other instances are ignored; *rng* draws how long dead namespaces keep their NICs."""
+        self.instance_id = instance_id
+        self.parking_path = f"/run/netns/qingcni-{instance_id}"
+        self._rng = rng
+        self._sleep = sleep
+        self._latencies = latencies or Latencies()
+        self._last_inode = 4026531840
+        self._last_ifindex = 1  # lo
+        self._host = self._new_space(HOST_PATH)
+        self._parking = self._new_space(self.parking_path)
+        self._containers: dict[str, _Space] = {}
+        self._lost: dict[int, list[_Link]] = {}  # on their way back from dead namespaces, by inode
+        self._move_lock = asyncio.Lock()
+        self._generation = 0
+        self._watchers: set[asyncio.Future[None]] = set()
+
+    def __repr__(self) -> str:
+        spaces = {space.path: [link.name for link in space.links.values()] for space in self._spaces()}
+        return f"FakeKernel({self.instance_id}, {spaces})"
+
+    # --- the hardware -----------------------------------------------------------------------------
+
+    def apply(self, effect: Effect) -> None:
+        """Carry out what the cloud asks of this host's hardware."""
+        match effect:
+            case PlugNic(nic_id=nic_id, instance_id=self.instance_id) if self._find(nic_id) is None:
+                self._last_ifindex += 1
+                self._host.links[self._last_ifindex] = _Link(nic_id, nic_id, self._free_name(), self._last_ifindex)
+                self._announce()
+            case UnplugNic(nic_id=nic_id):
+                self._unplug(nic_id)
+            case PlugNic() | FilterNic():
+                pass  # another host's, there already, or about traffic, of which there is none here
+
+    def _unplug(self, nic_id: str) -> None:
+        for links in self._lost.values():
+            links[:] = [link for link in links if link.nic_id != nic_id]
+        found = self._find(nic_id)
+        if found is not None:
+            space, link = found
+            del space.links[link.ifindex]
+            self._announce()
+
+    def _free_name(self) -> str:
+        return next(name for n in range(len(self._host.links) + 1) if not self._host.has_name(name := f"eth{n}"))
+
+    # --- the container runtime --------------------------------------------------------------------
+
+    def make_netns(self, path: str) -> Netns:
+        """Make a container's namespace; its path must be free."""
+        assert path not in self._paths(), path
+        self._containers[path] = self._new_space(path)
+        return self._containers[path].netns
+
+    def kill_netns(self, path: str) -> None:
+        """End a container's namespace: its NICs come back to the host after a while, down, as ``dev<ifindex>``."""
+        space = self._containers.pop(path)
+        space.path = ""
+        links = list(space.links.values())
+        space.links.clear()
+        if links:
+            delay = self._rng.uniform(*self._latencies.replug)
+            asyncio.get_running_loop().call_later(delay, self._return, space.inode)
+            self._lost[space.inode] = links
+
+    def links_in(self, path: str) -> tuple[Link, ...]:
+        """The links in a container, or in the host's or the parking namespace."""
+        return tuple(link.shown() for link in self._at(path).links.values())
+
+    def addresses_in(self, path: str) -> dict[str, tuple[str, tuple[Route, ...]]]:
+        """Address and routes of each configured link there, by its name."""
+        return {link.name: (link.address, link.routes) for link in self._at(path).links.values() if link.address}
+
+    def _return(self, inode: int) -> None:
+        for link in self._lost.pop(inode):
+            link.reset(f"dev{link.ifindex}")
+            self._host.links[link.ifindex] = link
+            self._announce()
+
+    # --- core.seams.Kernel ------------------------------------------------------------------------
+
+    async def identify(self, path: str) -> Netns:
+        if path in {HOST_PATH, self.parking_path}:
+            raise InvalidNetns(f"{path}: is not a container's namespace")
+        if path not in self._containers:
+            raise InvalidNetns(f"{path}: there is no network namespace")
+        return self._containers[path].netns
+
+    async def survey(self) -> Survey:
+        return Survey(self.links_in(HOST_PATH), self.links_in(self.parking_path))
+
+    async def park(self, mac: str) -> None:
+        async with self._move_lock:
+            await self._park(mac)
+
+    async def attach(self, order: LinkOrder) -> PlacedLink:
+        async with self._move_lock:
+            container = self._recorded(order.netns)
+            if container is None:
+                raise InvalidNetns(f"{order.netns.path}: is no longer the namespace it was")
+            placed = next((link for link in container.links.values() if _is_placed(link, order)), None)
+            if placed is None:
+                self._find_free(order.mac)
+                try:
+                    placed = await self._place(order, container)
+                except (InvalidConfig, InvalidNetns, KernelRefused):
+                    await self._park(order.mac)
+                    raise
+                self._announce()
+            return PlacedLink(placed.ifindex, MTU)
+
+    async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
+        async with self._move_lock:
+            found = self._search(mac, netns, ifindex, alias)
+            if found is None:
+                return False
+            space, link = found
+            if space is not self._parking:
+                await self._sleep(MOVE)
+                if space.links.get(link.ifindex) is not link:  # died with its namespace, or was unplugged, meanwhile
+                    return False
+                self._put(link, space, self._parking)
+                link.reset(_parked_name(link))
+                self._announce()
+            return True
+
+    def changes(self) -> AsyncIterator[None]:
+        """Yields once for any number of changes since the last time, those since this call included."""
+        return self._watch(self._generation)
+
+    async def close(self) -> None:
+        """Nothing to give back: the machine outlives the agent, and serves the next one."""
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    async def _watch(self, seen: int) -> AsyncIterator[None]:
+        while True:
+            if seen == self._generation:
+                watcher = asyncio.get_running_loop().create_future()
+                self._watchers.add(watcher)
+                try:
+                    await watcher
+                finally:
+                    self._watchers.discard(watcher)
+            seen = self._generation
+            yield
+
+    def _announce(self) -> None:
+        """Tell the watchers that links of the host or the parking namespace have changed."""
+        self._generation += 1
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    async def _park(self, mac: str) -> None:
+        space, link = self._find_free(mac)
+        if space is self._parking:
+            return
+        await self._sleep(MOVE)
+        if link.ifindex not in space.links:
+            raise LinkNotFound(f"nic {mac}: park: it vanished on the way")
+        self._put(link, space, self._parking)
+        link.reset(_parked_name(link))
+        self._announce()
+
+    async def _place(self, order: LinkOrder, container: _Space) -> _Link:
+        """Move and configure; on failure the link is left where it was."""
+        space, link = self._find_free(order.mac)
+        await self._sleep(MOVE)
+        if link.ifindex not in space.links:
+            raise LinkNotFound(f"nic {order.mac}: attach: it vanished on the way")
+        if self._recorded(order.netns) is not container:
+            raise InvalidNetns(f"{order.netns.path}: died while nic {order.mac} was moved there")
+        if container.has_name(order.ifname):
+            raise InvalidConfig(f"{order.ifname} in {order.netns.path}: taken by another interface")
+        network = IPv4Interface(order.address).network
+        for route in order.routes:
+            if IPv4Address(route.gw) not in network:
+                raise KernelRefused(f"nic {order.mac}: route {route.dst} via {route.gw}: network is unreachable")
+        self._put(link, space, container)
+        link.name, link.alias, link.is_up = order.ifname, order.alias, True
+        link.address, link.routes = order.address, order.routes
+        return link
+
+    def _put(self, link: _Link, source: _Space, target: _Space) -> None:
+        """Move a link; it keeps its index if that is free there, as in the kernel."""
+        del source.links[link.ifindex]
+        target.links[link.ifindex] = link
+
+    def _find_free(self, mac: str) -> tuple[_Space, _Link]:
+        for space in (self._parking, self._host):
+            for link in space.links.values():
+                if link.mac == mac:
+                    return space, link
+        raise LinkNotFound(f"nic {mac}: neither parked nor on the host")
+
+    def _find(self, nic_id: str) -> tuple[_Space, _Link] | None:
+        """Find a link anywhere by the MAC burnt in."""
+        hits = ((space, link) for space in self._spaces() for link in space.links.values() if link.nic_id == nic_id)
+        return next(hits, None)
+
+    def _search(self, mac: str, netns: Netns, ifindex: int, alias: str) -> tuple[_Space, _Link] | None:
+        container = self._recorded(netns)
+        if container is not None:
+            links = container.links.values()
+            marks: tuple[Callable[[_Link], bool], ...] = (
+                lambda link: link.ifindex == ifindex and link.nic_id == mac,
+                lambda link: bool(alias) and link.alias == alias,
+                lambda link: link.mac == mac,
+            )
+            for mark in marks:
+                for link in links:
+                    if mark(link):
+                        return container, link
+        return self._find(mac)
+
+    def _recorded(self, netns: Netns) -> _Space | None:
+        """The container's namespace, if its path still leads to the one recorded."""
+        space = self._containers.get(netns.path)
+        return space if space is not None and space.netns == netns else None
+
+    def _spaces(self) -> tuple[_Space, ...]:
+        return (self._host, self._parking, *self._containers.values())
+
+    def _paths(self) -> set[str]:
+        return {space.path for space in self._spaces()}
+
+    def _at(self, path: str) -> _Space:
+        return next(space for space in self._spaces() if space.path == path)
+
+    def _new_space(self, path: str) -> _Space:
+        self._last_inode += 1
+        return _Space(path, self._last_inode)
+
+
+def _is_placed(link: _Link, order: LinkOrder) -> bool:
+    return link.mac == order.mac and link.name == order.ifname and link.alias == order.alias
+
+
+def _parked_name(link: _Link) -> str:
+    return f"p{link.nic_id.replace(':', '')}"
