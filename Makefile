@@ -17,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(PATH):/usr/sbin:/sbin
 BUILD := $(CURDIR)/.build
 SET_UP := mkdir -p "$(BUILD)" && TMPDIR="$(BUILD)"
-PIP := $(SET_UP) $(BIN)/python -m pip --quiet --no-cache-dir --disable-pip-version-check
+PIP := $(SET_UP) $(BIN)/python -m pip -qq --no-cache-dir --disable-pip-version-check
 SCRATCH := $(PYTHON) tools/scratch.py
 
 .NOTPARALLEL:
@@ -43,7 +43,7 @@ format: base $(LOCKED)  ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff format
 
 # Resolves anew, for every platform and Python version the project allows, and names no index.
-LOCK := $(SET_UP) $(BIN)/uv pip compile --quiet --no-cache --upgrade --universal --python-version 3.11 --generate-hashes \
+LOCK := $(SET_UP) $(BIN)/uv pip compile -q --no-cache --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 lock: base $(LOCKED)  ## lock newer versions into requirements/
 	$(PIP) install --require-hashes -r requirements/lock.txt

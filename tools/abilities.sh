@@ -8,14 +8,16 @@ lacking() {
     exit 4
 }
 
+inside() { nsenter --net="/run/netns/$name" "$@"; }
+
 [ "$(id -u)" = 0 ] || lacking "that takes root: please run this as root."
 
 name=qcprobe-$$
 trap 'ip netns delete "$name" 2>/dev/null' EXIT
 ip netns add "$name" 2>/dev/null || lacking "this machine refuses network namespaces (ip netns add)."
-ip -n "$name" link add left type veth peer name right 2>/dev/null || lacking "this kernel has no veth interfaces."
-ip -n "$name" link add bridge0 type bridge 2>/dev/null || lacking "this kernel has no bridges."
-nsenter --net="/run/netns/$name" nft -f - 2>/dev/null <<'RULES' || lacking "this kernel's nftables has no bridge family."
+inside ip link add left type veth peer name right 2>/dev/null || lacking "this kernel has no veth interfaces."
+inside ip link add bridge0 type bridge 2>/dev/null || lacking "this kernel has no bridges."
+inside nft -f - 2>/dev/null <<'RULES' || lacking "this kernel's nftables has no bridge family."
 table bridge probe {
     chain forward {
         type filter hook forward priority 0;

@@ -30,7 +30,7 @@ def make_directory() -> Path:
     directory = Path(tempfile.mkdtemp(prefix="qc-", dir=parent))
     if os.statvfs(directory).f_flag & os.ST_NOEXEC and os.geteuid() == 0:
         options = "mode=0700,nosuid,nodev,exec"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "qc-scratch", directory], check=True)
+        subprocess.run(["mount", "--no-mtab", "-t", "tmpfs", "-o", options, "qc-scratch", directory], check=True)
     return directory
 
 
@@ -76,14 +76,14 @@ def end_descendants(directory: Path) -> None:
 def remove(directory: Path) -> None:
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for point in reversed([m for m in mounts if m == str(directory) or m.startswith(f"{directory}/")]):
-        subprocess.run(["umount", "--lazy", point], check=False)
+        subprocess.run(["umount", "--no-mtab", "--lazy", point], check=False)
     shutil.rmtree(directory)
 
 
 def remove_netns_directory() -> None:
     """Undo what the first `ip netns add` of a machine does: a directory, mounted onto itself."""
     if NETNS_DIRECTORY.is_dir() and not any(NETNS_DIRECTORY.iterdir()):
-        subprocess.run(["umount", NETNS_DIRECTORY], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["umount", "--no-mtab", NETNS_DIRECTORY], check=False, stderr=subprocess.DEVNULL)
         with contextlib.suppress(OSError):  # another process has just made a namespace
             NETNS_DIRECTORY.rmdir()
 
