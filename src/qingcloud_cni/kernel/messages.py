@@ -1,0 +1,307 @@
+"""The rtnetlink messages we use, between bytes and plain data; nothing here talks to the kernel.
+
+Layouts are those of linux/netlink.h, rtnetlink.h, if_link.h and if_addr.h. Integers have the host's byte order.
+An attribute's length counts its header but not the padding to 4 bytes that follows it.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from socket import AF_INET, AF_INET6, AF_UNSPEC
+from typing import Final
+
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+NLMSG_OVERRUN: Final = 4
+RTM_NEWLINK: Final = 16
+RTM_GETLINK: Final = 18
+RTM_SETLINK: Final = 19
+RTM_NEWADDR: Final = 20
+RTM_NEWROUTE: Final = 24
+RTM_DELLINKPROP: Final = 109
+
+NLM_F_REQUEST: Final = 0x1
+NLM_F_ACK: Final = 0x4
+NLM_F_DUMP_INTR: Final = 0x10
+NLM_F_CAPPED: Final = 0x100  # on NLMSG_ERROR: of the refused request only its header is quoted
+NLM_F_ACK_TLVS: Final = 0x200  # on NLMSG_ERROR: attributes follow the quotation
+NLM_F_DUMP: Final = 0x300
+NLM_F_EXCL: Final = 0x200
+NLM_F_CREATE: Final = 0x400
+
+NLMSGERR_ATTR_MSG: Final = 1
+NLA_F_NESTED: Final = 0x8000
+NLA_TYPE_MASK: Final = 0x3FFF
+
+IFLA_ADDRESS: Final = 1
+IFLA_IFNAME: Final = 3
+IFLA_MTU: Final = 4
+IFLA_LINKINFO: Final = 18
+IFLA_INFO_KIND: Final = 1
+IFLA_IFALIAS: Final = 20
+IFLA_NET_NS_FD: Final = 28
+IFLA_EXT_MASK: Final = 29
+IFLA_PROP_LIST: Final = 52
+IFLA_ALT_IFNAME: Final = 53
+IFLA_PERM_ADDRESS: Final = 54
+RTEXT_FILTER_SKIP_STATS: Final = 1 << 3
+
+IFA_ADDRESS: Final = 1
+IFA_LOCAL: Final = 2
+IFA_BROADCAST: Final = 4
+IFA_F_NODAD: Final = 0x2
+
+RTA_DST: Final = 1
+RTA_OIF: Final = 4
+RTA_GATEWAY: Final = 5
+RT_TABLE_MAIN: Final = 254
+RTPROT_STATIC: Final = 4
+RTN_UNICAST: Final = 1
+
+ARPHRD_ETHER: Final = 1
+IFF_UP: Final = 0x1
+IFF_LOOPBACK: Final = 0x8
+IFF_PROMISC: Final = 0x100
+IFF_ALLMULTI: Final = 0x200
+
+_HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_ATTRIBUTE: Final = struct.Struct("=HH")  # nlattr: length, type
+_LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, hardware type, index, flags, change mask
+_ADDRESS: Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+_ROUTE: Final = struct.Struct(
+    "=BBBBBBBBI"
+)  # rtmsg: family, 2 prefix lengths, tos, table, protocol, scope, type, flags
+_INT: Final = struct.Struct("=i")
+_U32: Final = struct.Struct("=I")
+
+
+class Malformed(ValueError):
+    """Bytes that are no netlink message: the kernel never sends them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a datagram; *body* is what follows its header."""
+
+    kind: int
+    flags: int
+    seq: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A message to send; the socket adds NLM_F_REQUEST, the sequence number and the wish for an answer."""
+
+    kind: int
+    body: bytes
+    flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """A link as RTM_NEWLINK describes it. MACs are lower case, "" where there is none of six bytes."""
+
+    ifindex: int
+    name: str
+    hardware: int = ARPHRD_ETHER
+    flags: int = 0
+    mac: str = ""
+    permanent_mac: str = ""  # burnt in; a veth has none
+    mtu: int = 0
+    alias: str = ""
+    kind: str = ""  # "veth", "bridge"...; "" for hardware
+    altnames: tuple[str, ...] = ()
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self.flags & IFF_UP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkChange:
+    """What one RTM_SETLINK shall change; None leaves a thing as it is.
+
+    The kernel goes in the order of the fields and stops at the first it refuses: what came before has happened. A
+    move into another namespace takes the link down.
+    """
+
+    netns_fd: int | None = None
+    mac: str | None = None
+    mtu: int | None = None
+    name: str | None = None
+    alias: str | None = None
+    is_up: bool | None = None
+    is_calm: bool = False  # promiscuous and all-multicast mode off
+
+    def __bool__(self) -> bool:
+        return self != LinkChange()
+
+
+# --- messages and attributes -------------------------------------------------------------------------
+
+
+def pack(request: Request, flags: int, seq: int) -> bytes:
+    length = _HEADER.size + len(request.body)
+    return _HEADER.pack(length, request.kind, request.flags | flags, seq, 0) + request.body
+
+
+def unpack(datagram: bytes) -> Iterator[Message]:
+    """Split a datagram into its messages; Malformed where a length field lies."""
+    offset = 0
+    while offset < len(datagram):
+        if len(datagram) - offset < _HEADER.size:
+            raise Malformed(f"{len(datagram) - offset} bytes are left where a message should begin")
+        length, kind, flags, seq, _ = _HEADER.unpack_from(datagram, offset)
+        if not _HEADER.size <= length <= len(datagram) - offset:
+            raise Malformed(f"a message says it has {length} bytes of the {len(datagram) - offset} there are")
+        yield Message(kind, flags, seq, datagram[offset + _HEADER.size : offset + length])
+        offset += _padded(length)
+
+
+def pack_attribute(kind: int, value: bytes) -> bytes:
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(_padded(length) - length)
+
+
+def unpack_attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Type, less its flag bits, and value of each attribute in *data*; Malformed where a length field lies."""
+    while offset < len(data):
+        if len(data) - offset < _ATTRIBUTE.size:
+            raise Malformed(f"{len(data) - offset} bytes are left where an attribute should begin")
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if not _ATTRIBUTE.size <= length <= len(data) - offset:
+            raise Malformed(f"an attribute says it has {length} bytes of the {len(data) - offset} there are")
+        yield kind & NLA_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
+        offset += _padded(length)
+
+
+def parse_error(message: Message) -> tuple[int, str]:
+    """The errno of an NLMSG_ERROR (0: acknowledged) and the kernel's own words, "" where it gave none."""
+    code = parse_done(message)
+    if not message.flags & NLM_F_ACK_TLVS:
+        return code, ""
+    offset = _INT.size + _HEADER.size
+    if not message.flags & NLM_F_CAPPED:
+        if len(message.body) < offset:
+            raise Malformed(f"an error of {len(message.body)} bytes")
+        offset = _INT.size + _padded(_HEADER.unpack_from(message.body, _INT.size)[0])
+    words = dict(unpack_attributes(message.body, offset)).get(NLMSGERR_ATTR_MSG, b"")
+    return code, _text(words)
+
+
+def parse_done(message: Message) -> int:
+    """The errno with which a dump ended, 0 for success."""
+    if len(message.body) < _INT.size:
+        raise Malformed(f"a verdict of {len(message.body)} bytes")
+    return -int(_INT.unpack_from(message.body)[0])
+
+
+# --- links -------------------------------------------------------------------------------------------
+
+
+def get_link(*, ifindex: int = 0, name: str = "") -> Request:
+    """Ask for one link by its index, or by its name or one of its altnames."""
+    body = _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0) + pack_attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
+    return Request(RTM_GETLINK, body + _string(IFLA_IFNAME, name) if name else body)
+
+
+def get_links() -> Request:
+    return get_link()
+
+
+def parse_link(body: bytes) -> LinkInfo:
+    if len(body) < _LINK.size:
+        raise Malformed(f"a link of {len(body)} bytes")
+    _, hardware, ifindex, flags, _ = _LINK.unpack_from(body)
+    fields = dict(unpack_attributes(body, _LINK.size))
+    info = dict(unpack_attributes(fields.get(IFLA_LINKINFO, b"")))
+    properties = unpack_attributes(fields.get(IFLA_PROP_LIST, b""))
+    return LinkInfo(
+        ifindex=ifindex,
+        name=_text(fields.get(IFLA_IFNAME, b"")),
+        hardware=hardware,
+        flags=flags,
+        mac=_mac(fields.get(IFLA_ADDRESS, b"")),
+        permanent_mac=_mac(fields.get(IFLA_PERM_ADDRESS, b"")),
+        mtu=_u32(fields.get(IFLA_MTU, bytes(4))),
+        alias=_text(fields.get(IFLA_IFALIAS, b"")),
+        kind=_text(info.get(IFLA_INFO_KIND, b"")),
+        altnames=tuple(_text(value) for kind, value in properties if kind == IFLA_ALT_IFNAME),
+    )
+
+
+def set_link(ifindex: int, change: LinkChange) -> Request:
+    mask = (IFF_UP if change.is_up is not None else 0) | (IFF_PROMISC | IFF_ALLMULTI if change.is_calm else 0)
+    parts = [_LINK.pack(AF_UNSPEC, 0, ifindex, IFF_UP if change.is_up else 0, mask)]
+    if change.netns_fd is not None:
+        parts.append(pack_attribute(IFLA_NET_NS_FD, _U32.pack(change.netns_fd)))
+    if change.mac is not None:
+        parts.append(pack_attribute(IFLA_ADDRESS, bytes.fromhex(change.mac.replace(":", ""))))
+    if change.mtu is not None:
+        parts.append(pack_attribute(IFLA_MTU, _U32.pack(change.mtu)))
+    if change.name is not None:
+        parts.append(_string(IFLA_IFNAME, change.name))
+    if change.alias is not None:
+        parts.append(_string(IFLA_IFALIAS, change.alias))
+    return Request(RTM_SETLINK, b"".join(parts))
+
+
+def delete_altnames(ifindex: int, altnames: tuple[str, ...]) -> Request:
+    names = b"".join(_string(IFLA_ALT_IFNAME, name) for name in altnames)
+    return Request(
+        RTM_DELLINKPROP,
+        _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0) + pack_attribute(IFLA_PROP_LIST | NLA_F_NESTED, names),
+    )
+
+
+# --- addresses and routes ----------------------------------------------------------------------------
+
+
+def add_address(ifindex: int, address: str) -> Request:
+    """Add *address*, written with its prefix length; an IPv4 one brings its broadcast address along."""
+    interface: IPv4Interface | IPv6Interface = ip_interface(address)
+    prefix = interface.network.prefixlen
+    parts = [pack_attribute(IFA_LOCAL, interface.ip.packed), pack_attribute(IFA_ADDRESS, interface.ip.packed)]
+    if interface.version == 4 and prefix < 31:
+        parts.append(pack_attribute(IFA_BROADCAST, interface.network.broadcast_address.packed))
+    family, flags = (AF_INET, 0) if interface.version == 4 else (AF_INET6, IFA_F_NODAD)
+    head = _ADDRESS.pack(family, prefix, flags, 0, ifindex)
+    return Request(RTM_NEWADDR, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
+
+
+def add_route(ifindex: int, dst: str, gateway: str) -> Request:
+    """Add a route to the main table; one to the same destination that is there already is an error."""
+    network = ip_network(dst)
+    family = AF_INET if network.version == 4 else AF_INET6
+    head = _ROUTE.pack(family, network.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0)
+    parts = [pack_attribute(RTA_GATEWAY, ip_address(gateway).packed), pack_attribute(RTA_OIF, _U32.pack(ifindex))]
+    if network.prefixlen:
+        parts.append(pack_attribute(RTA_DST, network.network_address.packed))
+    return Request(RTM_NEWROUTE, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
+
+
+# --- scalars -----------------------------------------------------------------------------------------
+
+
+def _padded(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _string(kind: int, text: str) -> bytes:
+    return pack_attribute(kind, text.encode("utf-8", "surrogateescape") + b"\0")
+
+
+def _text(value: bytes) -> str:
+    return value.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _mac(value: bytes) -> str:
+    return value.hex(":") if len(value) == 6 else ""
+
+
+def _u32(value: bytes) -> int:
+    if len(value) != _U32.size:
+        raise Malformed(f"a number of {len(value)} bytes")
+    return int(_U32.unpack(value)[0])

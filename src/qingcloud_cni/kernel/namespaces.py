@@ -1,0 +1,178 @@
+"""Network namespaces: opening and identifying them, visiting them in a thread, finding all that can be reached."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
+
+CLONE_NEWNET: Final = 0x40000000
+NS_GET_NSTYPE: Final = 0xB703  # _IO(0xb7, 3), Linux 4.11: which kind of namespace a file stands for
+OWN: Final = "/proc/thread-self/ns/net"  # /proc/self shows the main thread's
+OTHER_DIRS: Final = (Path("/run/docker/netns"),)  # where other programs mount theirs
+
+Identity = tuple[int, int]  # device and inode
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p)
+
+
+class Stranded(RuntimeError):
+    """The thread could not return to its own namespace: the process must end, nothing it does is sure any more."""
+
+
+class Namespace:
+    """An open network namespace; while it is open it lives."""
+
+    def __init__(self, fd: int) -> None:
+        info = os.fstat(fd)
+        self.fd = fd
+        self.identity: Identity = (info.st_dev, info.st_ino)
+
+    @classmethod
+    def open(cls, path: str) -> Self:
+        """Open the namespace behind *path*; InvalidNetns if there is none.
+
+        A mount point and /proc/<pid>/ns/net both lead to nsfs; a left-over plain file does not.
+        """
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)  # a FIFO must not block
+        except ValueError as err:
+            raise InvalidNetns(f"netns {path!r}: no path") from err
+        except OSError as err:
+            if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise KernelRefused(f"netns {path}: open: {err.strerror}") from err
+            raise InvalidNetns(f"netns {path}: {err.strerror}") from err
+        try:
+            is_network = stat.S_ISREG(os.fstat(fd).st_mode) and fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
+        except OSError:  # ENOTTY: no namespace file
+            is_network = False
+        if not is_network:
+            os.close(fd)
+            raise InvalidNetns(f"netns {path}: not a network namespace")
+        return cls(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.identity[1]} fd={self.fd}>"
+
+    def close(self) -> None:
+        """Let go of it; safe to repeat."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+
+class Traveller:
+    """Takes the thread that made it into other namespaces and back.
+
+    Only for a thread of its own: others that it starts while away would stay away.
+    """
+
+    def __init__(self, home: str | None = None) -> None:
+        """Settle the thread in the namespace it is in, or in the one at *home*; AbilityMissing if it cannot be."""
+        try:
+            self.home = Namespace.open(home or OWN)
+        except InvalidNetns as err:
+            raise AbilityMissing(f"the host's network namespace cannot be opened: {err}") from err
+        self._is_stranded = False
+        if home is not None:
+            self._settle()
+
+    @contextmanager
+    def inside(self, namespace: Namespace) -> Iterator[None]:
+        """Be in *namespace* for the duration of the block: sockets opened and /proc/sys/net written are its own."""
+        if self._is_stranded:
+            raise Stranded("the kernel thread is lost in another network namespace")
+        try:
+            enter(namespace)
+        except OSError as err:
+            raise KernelRefused(f"netns {namespace.identity[1]}: enter: {err.strerror}") from err
+        try:
+            yield
+        finally:
+            try:
+                enter(self.home)
+            except OSError as err:
+                self._is_stranded = True
+                raise Stranded(f"cannot return to the host's network namespace: {err}") from err
+
+    def _settle(self) -> None:
+        try:
+            enter(self.home)
+        except OSError as err:
+            self.home.close()
+            raise AbilityMissing(f"network namespaces cannot be entered: {err.strerror}; root is needed") from err
+
+    def close(self) -> None:
+        self.home.close()
+
+
+def enter(namespace: Namespace) -> None:
+    """Put the calling thread into *namespace*."""
+    libc_call("setns", namespace.fd, CLONE_NEWNET)
+
+
+def leave_for_new() -> None:
+    """Put the calling thread into a network namespace made for it."""
+    libc_call("unshare", CLONE_NEWNET)
+
+
+def libc_call(name: str, *args: int | bytes | None) -> None:
+    """Call a function of the C library that answers 0 or sets errno; OSError on the latter."""
+    if getattr(_libc, name)(*args) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def reachable(netns_dir: Path) -> Iterator[tuple[Identity, str]]:
+    """Every network namespace a path leads to, once each: the mounted ones, then those that processes are in."""
+    seen: set[Identity] = set()
+    for path in _paths((netns_dir, *OTHER_DIRS)):
+        try:
+            info = path.stat()
+        except OSError:  # gone since it was listed, or of a process that has ended
+            continue
+        identity = (info.st_dev, info.st_ino)
+        if identity not in seen:
+            seen.add(identity)
+            yield identity, str(path)
+
+
+def find(identity: Identity, netns_dir: Path) -> Namespace | None:
+    """Open the namespace of this identity by whatever path leads to it."""
+    for found, path in reachable(netns_dir):
+        if found == identity and (namespace := open_if(path, identity)):
+            return namespace
+    return None
+
+
+def open_if(path: str, identity: Identity) -> Namespace | None:
+    """Open *path* if it leads to the namespace of this identity."""
+    try:
+        namespace = Namespace.open(path)
+    except InvalidNetns:
+        return None
+    if namespace.identity == identity:
+        return namespace
+    namespace.close()
+    return None
+
+
+def _paths(dirs: Iterable[Path]) -> Iterator[Path]:
+    for folder in dirs:
+        if folder.is_dir():
+            yield from folder.iterdir()
+    yield from (process / "ns/net" for process in Path("/proc").iterdir() if process.name.isdigit())

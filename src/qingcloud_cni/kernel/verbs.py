@@ -1,0 +1,276 @@
+"""What is done with NICs in namespaces: survey, park, attach, detach. Blocking calls for one thread of their own.
+
+A NIC crosses namespaces in one message that also names it and, on the way home, resets it: the costly step is taken
+once, and a crash before or after it leaves a link that can be told by name, alias and MAC.
+"""
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from socket import socket
+from typing import Final
+
+from qingcloud_cni.core.errors import AbilityMissing, InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
+from qingcloud_cni.core.model import Netns
+from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
+from qingcloud_cni.kernel import parking
+from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, add_address, add_route, delete_altnames, set_link
+from qingcloud_cni.kernel.namespaces import Identity, Namespace, Traveller, find, open_if, reachable
+from qingcloud_cni.kernel.netlink import Netlink, NetlinkRefused
+from qingcloud_cni.kernel.nic import SPARE_NAME, Sought, candidates, mark, parked_name, resetting
+from qingcloud_cni.kernel.watch import open_monitor
+
+LOOPBACK: Final = 1  # its index in every namespace
+SETTINGS: Final = (  # below /proc/sys/net, for each interface given to a container
+    # Announce the address when the link comes up: neighbours may remember it with the MAC of another NIC.
+    ("ipv4/conf/{}/arp_notify", "1"),
+    # Nothing ever waits for an IPv6 address to be proved unique; absent where IPv6 is off.
+    ("ipv6/conf/{}/accept_dad", "0"),
+)
+
+
+class Verbs:
+    """Owns the sockets to the host's and the parking namespace. To be made and used in one thread."""
+
+    def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None) -> None:
+        self._netns_dir = netns_dir
+        self._parking_path = parking.parking_path(instance_id, netns_dir)
+        with ExitStack() as undo:
+            self._traveller = Traveller(host_netns)
+            undo.callback(self._traveller.close)
+            self._host = undo.enter_context(Netlink())
+            self._parking_ns = undo.enter_context(parking.ensure(self._parking_path))
+            with self._traveller.inside(self._parking_ns):
+                self._parking = undo.enter_context(Netlink())
+            self._check_rights()
+            self._held = undo.pop_all()
+
+    def close(self) -> None:
+        self._held.close()
+
+    def monitors(self) -> tuple[socket, socket]:
+        """Sockets that hear of link changes on the host and among the parked; the caller's to close."""
+        host = open_monitor()
+        try:
+            with self._traveller.inside(self._parking_ns):
+                return host, open_monitor()
+        except BaseException:
+            host.close()
+            raise
+
+    def remove(self) -> None:
+        """Remove the parking namespace; only `close` may follow."""
+        self._held.close()
+        parking.remove(self._parking_path)
+
+    # --- the verbs -----------------------------------------------------------------------------------
+
+    def identify(self, path: str) -> Netns:
+        with Namespace.open(path) as namespace:
+            if namespace.identity in self._own():
+                raise InvalidNetns(f"netns {path}: belongs to the host, not to a container")
+            return Netns(path, *namespace.identity)
+
+    def survey(self) -> Survey:
+        return Survey(host=candidates(self._host.links()), parked=candidates(self._parking.links()))
+
+    def park(self, mac: str) -> None:
+        place, link = self._at_hand(mac)
+        self._bring(place, link, mac)
+
+    def attach(self, order: LinkOrder) -> PlacedLink:
+        places = [self._parking, self._host]
+        with ExitStack() as stack:
+            try:
+                place, link = self._at_hand(order.mac)
+                namespace = stack.enter_context(self._recorded(order.netns))
+                inside = stack.enter_context(self._socket_in(namespace))
+                places.append(inside)
+                return self._place(order, place, link, namespace, inside)
+            except BaseException as err:
+                self._undo(order.mac, places, err)
+                raise
+
+    def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
+        sought = Sought(mac, alias, ifindex)
+        with ExitStack() as stack:
+            inside = None
+            if recorded := self._find_recorded(netns):
+                stack.enter_context(recorded)
+                inside = stack.enter_context(self._socket_in(recorded))
+                if self._bring_from(inside, sought):
+                    return True
+            if self._bring_from(self._host, sought) or self._bring_from(self._parking, sought):
+                return True
+            if self._bring_from_anywhere(sought, recorded):
+                return True
+            return inside is not None and self._bring_unsure(inside, sought)
+
+    # --- into a container ----------------------------------------------------------------------------
+
+    def _place(
+        self, order: LinkOrder, place: Netlink, link: LinkInfo, namespace: Namespace, inside: Netlink
+    ) -> PlacedLink:
+        nic, path, ifname = f"nic {order.mac}", order.netns.path, order.ifname
+        if inside.link(name=ifname):
+            raise InvalidConfig(f"ifname {ifname}: taken in {path}")
+        self._strip_altnames(place, link, order.mac)
+        change = resetting(link, order.mac)
+        mtu = link.mtu if change.mtu is None else change.mtu
+        change = replace(change, netns_fd=namespace.fd, name=ifname, alias=mark(order.alias, mtu))
+        try:
+            place.do(set_link(link.ifindex, change), f"{nic}: move to {path} as {ifname}")
+        except NetlinkRefused as err:
+            if err.errno == errno.EEXIST:  # taken since we looked
+                raise InvalidConfig(f"ifname {ifname}: taken in {path}") from err
+            raise
+        placed = inside.link(name=ifname)  # the index is another one where the old one was taken
+        if placed is None:
+            raise LinkNotFound(f"{nic}: vanished on its way to {path}")
+        inside.do(add_address(placed.ifindex, order.address), f"{nic}: add address {order.address} in {path}")
+        self._apply_settings(namespace, order)
+        inside.do(set_link(placed.ifindex, LinkChange(is_up=True)), f"{nic}: set up in {path}")
+        for route in order.routes:
+            wish = f"{nic}: add route {route.dst} via {route.gw} in {path}"
+            inside.do(add_route(placed.ifindex, route.dst, route.gw), wish)
+        return PlacedLink(placed.ifindex, placed.mtu)
+
+    def _apply_settings(self, namespace: Namespace, order: LinkOrder) -> None:
+        with self._traveller.inside(namespace):  # /proc/sys/net is that of the thread's namespace
+            for template, value in SETTINGS:
+                setting = Path("/proc/sys/net", template.format(order.ifname))
+                try:
+                    setting.write_text(value, encoding="ascii")
+                except FileNotFoundError:
+                    continue
+                except OSError as err:
+                    raise KernelRefused(f"nic {order.mac}: write {value} to {setting}: {err.strerror}") from err
+
+    def _undo(self, mac: str, places: Sequence[Netlink], cause: BaseException) -> None:
+        """Park the NIC from whichever of *places* it is in now; a failure of that is told together with its cause."""
+        try:
+            for place in places:
+                if self._bring_from(place, Sought(mac)):
+                    return
+        except KernelRefused as err:
+            raise KernelRefused(f"{cause}; and it was not undone: {err}") from cause
+
+    # --- and back ------------------------------------------------------------------------------------
+
+    def _bring_from(self, place: Netlink, sought: Sought) -> bool:
+        """Park the NIC if *place* holds it; False if it does not, or no longer."""
+        link = place.link(ifindex=sought.ifindex) if sought.ifindex else None
+        if link is None or not sought.is_surely(link):
+            link = sought.pick(place.links())
+        return link is not None and self._bring_if_there(place, link, sought.mac)
+
+    def _bring_unsure(self, inside: Netlink, sought: Sought) -> bool:
+        link = inside.link(ifindex=sought.ifindex) if sought.ifindex else None
+        return link is not None and sought.is_perhaps(link) and self._bring_if_there(inside, link, sought.mac)
+
+    def _bring_from_anywhere(self, sought: Sought, recorded: Namespace | None) -> bool:
+        """Search every reachable namespace but the host's, the parking and the *recorded* one."""
+        known = self._own() | ({recorded.identity} if recorded else set())
+        for identity, path in reachable(self._netns_dir):
+            namespace = None if identity in known else open_if(path, identity)
+            if namespace is None:
+                continue
+            with namespace, self._socket_in(namespace) as place:
+                if self._bring_from(place, sought):
+                    return True
+        return False
+
+    def _bring_if_there(self, place: Netlink, link: LinkInfo, mac: str) -> bool:
+        try:
+            self._bring(place, link, mac)
+        except NetlinkRefused as err:
+            if err.errno == errno.ENODEV:  # unplugged, or a veth whose namespace died
+                return False
+            raise
+        return True
+
+    def _bring(self, place: Netlink, link: LinkInfo, mac: str) -> None:
+        """Move *link* from *place* to the parking namespace, reset; there already, it is only reset."""
+        if place is self._parking:
+            self._tidy(link, mac)
+            return
+        wish = f"nic {mac}: park {link.name}"
+        self._strip_altnames(place, link, mac)
+        change = replace(resetting(link, mac), netns_fd=self._parking_ns.fd, name=parked_name(mac))
+        try:
+            place.do(set_link(link.ifindex, change), wish)
+        except NetlinkRefused as err:
+            # The kernel moves first: what it refused may have been a later part of the message.
+            moved = [parked for parked in self._parking.links() if parked.mac in (mac, link.mac)]
+            if moved:
+                self._tidy(moved[0], mac)
+            elif err.errno == errno.EEXIST:
+                place.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), wish)
+            else:
+                raise
+
+    def _tidy(self, link: LinkInfo, mac: str) -> None:
+        """Give a link in the parking namespace the looks of a parked NIC, as far as it has not got them."""
+        wish = f"nic {mac}: reset {link.name}"
+        self._strip_altnames(self._parking, link, mac)
+        change = resetting(link, mac)
+        if change.is_up is False:  # name and MAC change only while it is down
+            self._parking.do(set_link(link.ifindex, LinkChange(is_up=False)), wish)
+        if not change:
+            return
+        try:
+            self._parking.do(set_link(link.ifindex, change), wish)
+        except NetlinkRefused as err:
+            if err.errno != errno.EEXIST:
+                raise
+            self._parking.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), wish)
+
+    def _strip_altnames(self, place: Netlink, link: LinkInfo, mac: str) -> None:
+        """Take the altnames off: they cross with the link, and one that is taken on the other side stops it."""
+        if link.altnames:
+            place.do(delete_altnames(link.ifindex, link.altnames), f"nic {mac}: remove altnames of {link.name}")
+
+    # --- finding -------------------------------------------------------------------------------------
+
+    def _at_hand(self, mac: str) -> tuple[Netlink, LinkInfo]:
+        """Where a NIC that is parked or on the host is, and its link."""
+        link = self._parking.link(name=parked_name(mac))
+        if link and link.mac == mac:
+            return self._parking, link
+        for place in (self._parking, self._host):
+            if link := Sought(mac).pick(place.links()):
+                return place, link
+        raise LinkNotFound(f"nic {mac}: no such link on the host or in {self._parking_path}")
+
+    def _recorded(self, netns: Netns) -> Namespace:
+        """Open a namespace that must still be what was recorded."""
+        namespace = Namespace.open(netns.path)
+        if namespace.identity == (netns.dev, netns.inode) and namespace.identity not in self._own():
+            return namespace
+        namespace.close()
+        raise InvalidNetns(f"netns {netns.path}: no longer the container's namespace")
+
+    def _find_recorded(self, netns: Netns) -> Namespace | None:
+        """Open the recorded namespace by its path, or by any other that leads to it; None if none does."""
+        identity = (netns.dev, netns.inode)
+        if identity in self._own():
+            return None
+        return open_if(netns.path, identity) or find(identity, self._netns_dir)
+
+    @contextmanager
+    def _socket_in(self, namespace: Namespace) -> Iterator[Netlink]:
+        with self._traveller.inside(namespace):
+            place = Netlink()
+        with place:
+            yield place
+
+    def _own(self) -> set[Identity]:
+        return {self._traveller.home.identity, self._parking_ns.identity}
+
+    def _check_rights(self) -> None:
+        try:
+            self._parking.do(set_link(LOOPBACK, LinkChange(is_up=False)), "change a link")
+        except NetlinkRefused as err:
+            raise AbilityMissing(f"links cannot be changed: {err}; root is needed") from err
