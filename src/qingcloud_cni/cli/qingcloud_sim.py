@@ -1,0 +1,189 @@
+"""The command `qingcloud-sim`: a simulated QingCloud with its hosts, vxnets and router on this machine."""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from qingcloud_cni.core.errors import AgentError, exit_status
+
+Range = tuple[float, float]
+
+
+def _read_range(_ctx: click.Context, param: click.Parameter, value: str | None) -> Range | None:
+    from qingcloud_cni.sim.topology_file import parse_range
+
+    try:
+        return None if value is None else parse_range(value)
+    except ValueError as err:
+        raise click.BadParameter(str(err), param=param) from err
+
+
+def _fail(err: AgentError) -> NoReturn:
+    click.echo(f"qingcloud-sim: {err}", err=True)
+    sys.exit(exit_status(err))
+
+
+def _told_plainly(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn an expected failure into one sentence and its exit status."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except AgentError as err:
+            _fail(err)
+
+    return run
+
+
+_name = click.option(
+    "--name", default="sim", show_default=True, help="Prefix of every namespace; runs coexist by it."
+)
+_state_dir = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the hosts' files and the API's socket go.  [default: /run/qingcloud-sim/NAME]",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Simulate a QingCloud on this machine: the API, and hosts, vxnets and NICs as real kernel interfaces."""
+
+
+@main.command()
+@_name
+@_state_dir
+@click.option("--topology", "file", type=click.Path(path_type=Path, dir_okay=False), help="Topology file (YAML).")
+@click.option("--hosts", type=click.IntRange(1, 100), help="Hosts of the default topology.  [default: 2]")
+@click.option("--seed", type=int, help="For everything drawn at random.  [default: a new one each time]")
+@click.option(
+    "--attach-latency", metavar="DURATION", callback=_read_range, help="How long AttachNics takes, as in 2s..4s."
+)
+@click.option("--detach-latency", metavar="DURATION", callback=_read_range, help="How long DetachNics takes.")
+@click.option("--call-latency", metavar="DURATION", callback=_read_range, help="How long every answer takes.")
+@click.option(
+    "--replug-latency",
+    metavar="DURATION",
+    callback=_read_range,
+    help="From the death of a NIC's namespace to its return.",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=7777, show_default=True, help="The API's, on each host."
+)
+@click.option("--verbose", "-v", is_flag=True, help="Tell on stderr what happens to NICs.")
+@_told_plainly
+def up(
+    *,
+    name: str,
+    state_dir: Path | None,
+    file: Path | None,
+    hosts: int | None,
+    seed: int | None,
+    port: int,
+    verbose: bool,
+    **latencies: Range | None,
+) -> None:
+    """Bring a simulated cloud up and serve it in the foreground.
+
+    Prints one JSON line when it is ready: namespaces, endpoint, paths. SIGINT and SIGTERM take all of it down again.
+    """
+    import random
+
+    from qingcloud_cni.sim.control import check_name, check_state_dir
+    from qingcloud_cni.sim.fabric_remains import default_state_dir
+    from qingcloud_cni.sim.server import Simulator
+    from qingcloud_cni.sim.status import Options
+    from qingcloud_cni.sim.topology import default_topology
+    from qingcloud_cni.sim.topology_file import load_topology
+
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="qingcloud-sim: %(message)s")
+    check_name(name)
+    topology = load_topology(file, name, hosts) if file else default_topology(name, 2 if hosts is None else hosts)
+    given = {key.removesuffix("_latency"): value for key, value in latencies.items() if value is not None}
+    options = Options(
+        sim=name,
+        topology=replace(topology, latencies=replace(topology.latencies, **given)),
+        state_dir=state_dir.absolute() if state_dir else default_state_dir(name),
+        seed=random.SystemRandom().randrange(2**32) if seed is None else seed,
+        port=port,
+    )
+    check_state_dir(options.state_dir)
+    asyncio.run(Simulator(options).run(lambda description: print(json.dumps(description), flush=True)))
+
+
+@main.command()
+@_name
+@_state_dir
+@_told_plainly
+def down(name: str, state_dir: Path | None) -> None:
+    """Take a simulated cloud down and remove all it made, also after it was killed; nothing else is touched."""
+    from qingcloud_cni.sim import control
+
+    control.check_name(name)
+    was_there = asyncio.run(control.take_down(name, state_dir.absolute() if state_dir else None))
+    click.echo(f"{name}: removed" if was_there else f"{name}: there is nothing to remove")
+
+
+@main.command()
+@_name
+@_state_dir
+@click.option("--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@_told_plainly
+def status(name: str, state_dir: Path | None, output: str) -> None:
+    """Show instances, NICs, jobs and counted API calls of a simulated cloud."""
+    from qingcloud_cni.sim import control
+
+    control.check_name(name)
+    found = asyncio.run(control.ask_status(name, state_dir.absolute() if state_dir else None))
+    if output == "json":
+        click.echo(json.dumps(found))
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{found['name']}: {found['endpoint']} in each host, {found['api_socket']}", highlight=False)
+    views: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
+        "Instances": (found["instances"], ("instance_id", "status", "nics")),
+        "NICs": (
+            found["nics"],
+            (
+                "nic_id",
+                "private_ip",
+                "vxnet_id",
+                "status",
+                "instance_id",
+                "role",
+                "enable_aspoof",
+                "busy",
+                "link",
+                "name",
+            ),
+        ),
+        "Jobs": (
+            [job | {"nics": len(job["nics"])} for job in found["jobs"]],
+            ("job_id", "action", "nics", "status"),
+        ),
+        "Calls": (
+            [{"action": action, "calls": count} for action, count in sorted(found["calls"].items())],
+            ("action", "calls"),
+        ),
+    }
+    for title, (rows, columns) in views.items():
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*(str(row[column]) for column in columns))
+        console.print(table)

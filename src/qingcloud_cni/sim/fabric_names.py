@@ -1,0 +1,63 @@
+"""What the fabric calls things: namespaces, ports, bridges, and the mark by which it knows its own."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+SIM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,11}")
+HOST_NAME = re.compile(r"(?!router)[a-z0-9][a-z0-9-]{0,11}")  # `<name>-router` is taken
+PORT_GROUP = 1  # link group of all bridge ports: they can be listed and deleted together
+LEAVING_GROUP = 2  # ports about to be deleted
+
+_MARK = "qingcloud-sim"
+
+
+def host_namespace(sim: str, host: str) -> str:
+    return f"{sim}-{host}"
+
+
+def router_namespace(sim: str, number: int) -> str:
+    """The namespace of the *number*-th router, counted from 0."""
+    return f"{sim}-router{number + 1 if number else ''}"
+
+
+def parking_namespace(instance_id: str) -> str:
+    """Where the agent of this instance keeps idle NICs (design section 3)."""
+    return f"qingcni-{instance_id}"
+
+
+def port_name(nic_id: str) -> str:
+    """13 bytes, so that any NIC's fits the kernel's 15."""
+    return "p" + nic_id.replace(":", "")
+
+
+def port_mac(nic_id: str) -> str:
+    """A bridge port's own address: never that of the NIC it serves, or the bridge would keep the frames."""
+    return "02" + nic_id[2:]
+
+
+def bridge_name(number: int) -> str:
+    return f"br{number}"
+
+
+def bridge_mac(number: int) -> str:
+    return f"06:00:00:00:{number >> 8:02x}:{number & 255:02x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Written on the loopback link of every namespace a simulator makes (as its alias): whose it is."""
+
+    sim: str
+    instance_id: str  # "" in a router's namespace
+    state_dir: Path
+
+    def __str__(self) -> str:
+        return f"{_MARK} {self.sim} {self.instance_id or '-'} {self.state_dir}"
+
+
+def parse_mark(alias: str) -> Mark | None:
+    parts = alias.split(" ", 3)
+    if len(parts) != 4 or parts[0] != _MARK:
+        return None
+    return Mark(parts[1], "" if parts[2] == "-" else parts[2], Path(parts[3]))

@@ -1,0 +1,166 @@
+"""The simulator as a running program: model, API and fabric put together, from the first namespace to the last."""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import yaml
+from aiohttp import web
+
+from qingcloud_cni.core.errors import AbilityMissing, KernelRefused, StartRefused
+from qingcloud_cni.sim.api import Api
+from qingcloud_cni.sim.control import API_SOCKET, STATUS_PATH, check_root, take_lock
+from qingcloud_cni.sim.fabric import Fabric
+from qingcloud_cni.sim.fabric_remains import Record, find_remains, refuse_taken, remove, write_record
+from qingcloud_cni.sim.fabric_shell import inside
+from qingcloud_cni.sim.http import make_app
+from qingcloud_cni.sim.model import Model
+from qingcloud_cni.sim.status import API_HOST, Options, describe, host_files, tell
+
+log = logging.getLogger(__name__)
+
+
+class Simulator:
+    """One simulated cloud that is up, or about to be."""
+
+    def __init__(self, options: Options) -> None:
+        """StartRefused where the topology contradicts itself."""
+        self.options = options
+        topology, seed = options.topology, options.seed
+        try:
+            self.model = Model(topology, rng=random.Random(seed), now=time.time)
+        except ValueError as err:
+            raise StartRefused(f"topology: {err}") from err
+        self.api = Api(self.model, now=time.time, sleep=asyncio.sleep, rng=random.Random(f"{seed} api"))
+        self.fabric = Fabric(options.sim, topology, options.state_dir, rng=random.Random(f"{seed} fabric"))
+
+    async def run(self, ready: Callable[[dict[str, Any]], None]) -> None:
+        """Build everything, call *ready* with its description, serve until SIGINT or SIGTERM, take everything down.
+
+        AlreadyRunning, StartRefused or AbilityMissing if it cannot begin; nothing is left then either.
+        """
+        options = self.options
+        check_root()
+        record = Record(
+            sim=options.sim, namespaces=self.fabric.layout.namespaces, instance_ids=tuple(self.fabric.layout.hosts)
+        )
+        with take_lock(options.sim):
+            refuse_taken(options.sim, record)
+            stop = _Stop()
+            write_record(options.state_dir, record)
+            try:
+                await self._serve(ready)
+            except asyncio.CancelledError:
+                if not stop.is_wanted:
+                    raise
+            finally:
+                await remove(await find_remains(options.sim, options.state_dir))
+                stop.forget()
+
+    async def _serve(self, ready: Callable[[dict[str, Any]], None]) -> None:
+        try:
+            await self.fabric.build(self.model.plugged())
+        except KernelRefused as err:
+            raise AbilityMissing(f"this machine refuses a part of the simulated network: {err}") from err
+        self._write_host_files()
+        async with AsyncExitStack() as stack:
+            await self._listen(stack)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._carry_out(), name="carry out effects")
+                tasks.create_task(self.fabric.watch(), name="watch links")
+                ready(self._describe())
+
+    async def _listen(self, stack: AsyncExitStack) -> None:
+        """Serve the API at the same address in every host's namespace, and with the status on a unix socket."""
+        inner = web.AppRunner(make_app(self.api), access_log=None, shutdown_timeout=1.0)
+        await inner.setup()
+        stack.push_async_callback(inner.cleanup)
+        for host in self.fabric.layout.hosts.values():
+            await web.SockSite(inner, inside(host.namespace, self._open_socket)).start()
+        app = make_app(self.api)
+        app.router.add_get(STATUS_PATH, self._answer_status)
+        outer = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await outer.setup()
+        stack.push_async_callback(outer.cleanup)
+        path = self.options.state_dir / API_SOCKET
+        await web.UnixSite(outer, str(path)).start()
+        os.chmod(path, 0o600)  # noqa: PTH101 - pathlib's would be flagged as blocking
+
+    def _open_socket(self) -> socket.socket:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((API_HOST, self.options.port))
+        return listener
+
+    async def _carry_out(self) -> None:
+        """Let jobs end when they are due, and have the fabric show what they did before their end shows.
+
+        Unlike sim.local.run_jobs it hands over all effects of a moment at once: fifty links then cost about as many
+        processes as one.
+        """
+        work = asyncio.Event()
+        self.model.on_work = work.set
+        while True:
+            work.clear()
+            try:
+                await self.fabric.apply(*self.model.take_effects())
+            except KernelRefused as err:  # a host's namespace may have been deleted under us
+                log.error("%s", err)  # noqa: TRY400 - the kernel's words say it all
+            due = self.model.next_due()
+            if due is not None and due <= time.time():
+                self.model.advance()
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if due is None else due - time.time()):
+                    await work.wait()
+
+    def _write_host_files(self) -> None:
+        """Give each host the two files a real one has."""
+        topology = self.options.topology
+        access = {
+            "qy_access_key_id": topology.access_key_id,
+            "qy_secret_access_key": topology.secret_access_key,
+            "zone": topology.zone,
+            "host": API_HOST,
+            "port": self.options.port,
+            "protocol": "http",
+        }
+        for host in topology.hosts:
+            client_yaml, instance_id_file = host_files(self.options.state_dir, host)
+            client_yaml.parent.mkdir()
+            client_yaml.touch(mode=0o600)
+            client_yaml.write_text(yaml.safe_dump(access, sort_keys=False))
+            instance_id_file.write_text(host.instance_id)
+
+    def _describe(self) -> dict[str, Any]:
+        return describe(self.options, self.fabric.layout, self.model.state)
+
+    async def _answer_status(self, _request: web.Request) -> web.Response:
+        found = tell(self.model.state, self.fabric.links(), dict(self.model.calls))
+        return web.json_response(self._describe() | found)
+
+
+class _Stop:
+    """The first SIGINT or SIGTERM cancels the task that made this; later ones are ignored: what is made must go."""
+
+    def __init__(self) -> None:
+        self.is_wanted = False
+        self._task = asyncio.current_task()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._want)
+
+    def _want(self) -> None:
+        if not self.is_wanted and self._task:
+            self.is_wanted = True
+            self._task.cancel()
+
+    def forget(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(number)

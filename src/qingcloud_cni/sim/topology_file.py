@@ -1,0 +1,268 @@
+"""The topology file of `qingcloud-sim up --topology`: YAML in, Topology out, every mistake named with file and key.
+
+Its keys are those of sim.topology; docs/simulator.md describes them for users.
+"""
+
+import re
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from qingcloud_cni.core.errors import StartRefused
+from qingcloud_cni.core.names import INSTANCE_ID
+from qingcloud_cni.sim.fabric_names import HOST_NAME
+from qingcloud_cni.sim.faults import Faults
+from qingcloud_cni.sim.model import NEEDS
+from qingcloud_cni.sim.topology import (
+    FaultSpec,
+    HostSpec,
+    Latencies,
+    Limits,
+    RouterSpec,
+    Topology,
+    VxnetSpec,
+    default_topology,
+)
+
+Range = tuple[float, float]
+
+_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?")
+_PLACED = re.compile(r"(.*) - at `\$\.?(.*)`")
+
+
+class _Router(msgspec.Struct, forbid_unknown_fields=True):
+    router_id: str
+    vpc_network: str
+
+
+class _Vxnet(msgspec.Struct, forbid_unknown_fields=True):
+    vxnet_id: str
+    name: str = ""
+    network: str = ""
+    router_id: str = ""
+    vxnet_type: int = 1
+    manager_ip: str = ""
+
+
+class _Host(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    vxnet_id: str
+    instance_id: str = ""
+    is_cluster_node: bool = False
+
+
+class _Limits(msgspec.Struct, forbid_unknown_fields=True):
+    nics_per_instance: int = Limits().nics_per_instance
+    nics_per_vxnet: int = Limits().nics_per_vxnet
+    nics_per_create: int = Limits().nics_per_create
+    calls_per_hour: int = Limits().calls_per_hour
+
+
+class _Latencies(msgspec.Struct, forbid_unknown_fields=True):
+    attach: str | float | None = None
+    detach: str | float | None = None
+    call: str | float | None = None
+    replug: str | float | None = None
+
+
+class _Fault(msgspec.Struct, forbid_unknown_fields=True):
+    action: str
+    effect: str
+    nth: int = 1
+    times: int = 1
+    code: int = 5100
+    message: str = "ServerBusy"
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    zone: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    routers: list[_Router] | None = None
+    vxnets: list[_Vxnet] | None = None
+    hosts: list[_Host] | None = None
+    limits: _Limits = msgspec.field(default_factory=_Limits)
+    latencies: _Latencies = msgspec.field(default_factory=_Latencies)
+    faults: list[_Fault] = msgspec.field(default_factory=list)
+
+
+def parse_range(text: str | float) -> Range:
+    """Read `2s..4s`, `200ms..1.5s`, `3s` or plain seconds; ValueError says what is wrong with it."""
+    parts = str(text).strip().split("..")
+    matches = [_DURATION.fullmatch(part.strip()) for part in parts]
+    if len(parts) > 2 or not all(matches):
+        raise ValueError(f"{text!r} is no duration: write 3s, 500ms or a range such as 2s..4s")
+    seconds = [float(match[1]) * _UNIT[match[2]] for match in matches if match]
+    low, high = seconds[0], seconds[-1]
+    if low > high:
+        raise ValueError(f"{text!r} ends before it begins")
+    return low, high
+
+
+def load_topology(path: Path, sim: str, hosts: int | None = None) -> Topology:
+    """Read a topology file; StartRefused names the file and the key that is wrong.
+
+    A file that names no routers, vxnets and hosts changes the rest of the default topology, of *hosts* hosts.
+    """
+    try:
+        raw = yaml.safe_load(path.read_bytes())
+    except OSError as err:
+        raise StartRefused(f"topology file {path}: {err.strerror}") from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        where = getattr(err, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise StartRefused(f"topology file {path}{line}: {getattr(err, 'problem', None) or 'no YAML'}") from err
+    try:
+        file = msgspec.convert({} if raw is None else raw, _File)
+        topology = _topology(file, sim, hosts)
+        _check(topology)
+    except msgspec.ValidationError as err:
+        raise StartRefused(f"topology file {path}: {_plain(str(err))}") from err
+    except ValueError as err:
+        raise StartRefused(f"topology file {path}: {err}") from err
+    return topology
+
+
+def _plain(message: str) -> str:
+    """Turn msgspec's words into `<key>: <what is wrong>`."""
+    unknown = _UNKNOWN.fullmatch(message)
+    if unknown:
+        field, place = unknown.groups()
+        return f"{place}.{field}: unknown key" if place else f"{field}: unknown key"
+    placed = _PLACED.fullmatch(message)
+    return f"{placed[2]}: {placed[1]}" if placed else message
+
+
+def _topology(file: _File, sim: str, hosts: int | None) -> Topology:
+    base = default_topology(sim, 2 if hosts is None else hosts)
+    own_shape = [key for key in ("routers", "vxnets", "hosts") if getattr(file, key) is not None]
+    if own_shape:
+        for key in ("vxnets", "hosts"):
+            if not getattr(file, key):
+                raise ValueError(f"{key}: needed where {own_shape[0]} is given")
+        if hosts is not None:
+            raise ValueError("hosts: given both here and by --hosts")
+    tag = "".join(c for c in sim if c.isalnum())
+    latencies = {
+        name: _latency(name, value)
+        for name, value in msgspec.structs.asdict(file.latencies).items()
+        if value is not None
+    }
+    return Topology(
+        routers=tuple(RouterSpec(**_fields(r)) for r in file.routers or ()) if own_shape else base.routers,
+        vxnets=tuple(VxnetSpec(**_fields(v)) for v in file.vxnets or ()) if own_shape else base.vxnets,
+        hosts=tuple(
+            HostSpec(**_fields(h) | {"instance_id": h.instance_id or f"i-{tag}{h.name.replace('-', '')}"})
+            for h in file.hosts or ()
+        )
+        if own_shape
+        else base.hosts,
+        zone=base.zone if file.zone is None else file.zone,
+        access_key_id=base.access_key_id if file.access_key_id is None else file.access_key_id,
+        secret_access_key=base.secret_access_key if file.secret_access_key is None else file.secret_access_key,
+        limits=Limits(**_fields(file.limits)),
+        latencies=Latencies(**latencies),
+        faults=tuple(FaultSpec(**_fields(f)) for f in file.faults),
+    )
+
+
+def _fields(struct: msgspec.Struct) -> dict[str, Any]:
+    return msgspec.structs.asdict(struct)
+
+
+def _latency(name: str, value: str | float) -> Range:
+    try:
+        return parse_range(value)
+    except ValueError as err:
+        raise ValueError(f"latencies.{name}: {err}") from err
+
+
+def _check(topology: Topology) -> None:
+    """Raise ValueError, naming the key, for what no cloud could be."""
+    for key in ("zone", "access_key_id", "secret_access_key"):
+        if not re.fullmatch(r"[!-~]+", getattr(topology, key)):
+            raise ValueError(f"{key}: printable characters without spaces are needed")
+    for name, value in ((name, getattr(topology.limits, name)) for name in Limits.__slots__):
+        if value < 0:
+            raise ValueError(f"limits.{name}: {value} is negative")
+    _distinct("routers", "router_id", (router.router_id for router in topology.routers))
+    _distinct("vxnets", "vxnet_id", (vxnet.vxnet_id for vxnet in topology.vxnets))
+    _distinct("hosts", "name", (host.name for host in topology.hosts))
+    _distinct("hosts", "instance_id", (host.instance_id for host in topology.hosts))
+    routers = {
+        router.router_id: _network(f"routers[{n}].vpc_network", router.vpc_network)
+        for n, router in enumerate(topology.routers)
+    }
+    seen: dict[str, list[IPv4Network]] = {}
+    for number, vxnet in enumerate(topology.vxnets):
+        _check_vxnet(f"vxnets[{number}]", vxnet, routers, seen.setdefault(vxnet.router_id, []))
+    vxnets = {vxnet.vxnet_id for vxnet in topology.vxnets}
+    for number, host in enumerate(topology.hosts):
+        if not HOST_NAME.fullmatch(host.name):
+            raise ValueError(
+                f"hosts[{number}].name: {host.name!r}: up to 12 of a-z, 0-9 and '-' are allowed, not 'router…'"
+            )
+        if not INSTANCE_ID.fullmatch(host.instance_id):
+            raise ValueError(f"hosts[{number}].instance_id: {host.instance_id!r} is not of the form i-abc123")
+        if host.vxnet_id not in vxnets:
+            raise ValueError(f"hosts[{number}].vxnet_id: there is no vxnet {host.vxnet_id!r}")
+    for number, fault in enumerate(topology.faults):
+        if fault.action != "*" and fault.action not in NEEDS:
+            raise ValueError(
+                f"faults[{number}].action: {fault.action!r} is neither '*' nor any of {', '.join(NEEDS)}"
+            )
+        try:
+            Faults([fault])
+        except ValueError as err:
+            raise ValueError(f"faults[{number}]: {err}") from err
+
+
+def _check_vxnet(key: str, vxnet: VxnetSpec, routers: dict[str, IPv4Network], others: list[IPv4Network]) -> None:
+    if vxnet.vxnet_type not in {0, 1, 2}:
+        raise ValueError(f"{key}.vxnet_type: {vxnet.vxnet_type} is not 0, 1 or 2")
+    if vxnet.router_id and vxnet.router_id not in routers:
+        raise ValueError(f"{key}.router_id: there is no router {vxnet.router_id!r}")
+    if not vxnet.network:
+        if vxnet.router_id or vxnet.manager_ip:
+            raise ValueError(f"{key}.network: needed where router_id or manager_ip is given")
+        return
+    network = _network(f"{key}.network", vxnet.network)
+    if vxnet.router_id and not network.subnet_of(routers[vxnet.router_id]):
+        raise ValueError(f"{key}.network: {network} lies outside the router's {routers[vxnet.router_id]}")
+    overlap = next((other for other in others if other.overlaps(network)), None)
+    if overlap:
+        raise ValueError(f"{key}.network: {network} overlaps {overlap} of another vxnet")
+    others.append(network)
+    if vxnet.manager_ip:
+        try:
+            address = IPv4Address(vxnet.manager_ip)
+        except ValueError:
+            address = network.network_address
+        if not network.network_address < address < network.broadcast_address:
+            raise ValueError(f"{key}.manager_ip: {vxnet.manager_ip!r} is no host address of {network}")
+
+
+def _network(key: str, text: str) -> IPv4Network:
+    try:
+        network = IPv4Network(text)
+    except ValueError as err:
+        raise ValueError(f"{key}: {err}") from err
+    if not 8 <= network.prefixlen <= 29:
+        raise ValueError(f"{key}: {network}: a prefix length of 8 to 29 is needed")
+    return network
+
+
+def _distinct(kind: str, key: str, values: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for number, value in enumerate(values):
+        if not value or re.search(r"\s", value):
+            raise ValueError(f"{kind}[{number}].{key}: {value!r}: an id without spaces is needed")
+        if value in seen:
+            raise ValueError(f"{kind}[{number}].{key}: {value!r} is given twice")
+        seen.add(value)
