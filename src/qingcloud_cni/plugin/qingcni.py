@@ -1,0 +1,463 @@
+"""The CNI plugin: carries a request of the container runtime to qingagent and prints its answer.
+
+It runs for every pod, so its start decides: one file, no imports but those below, `posix._exit` at the end.
+`qingagent install-plugin` writes it with a shebang that leaves `site` out. Stdout gets one JSON document, or nothing.
+"""
+
+import posix
+from time import monotonic, sleep
+
+try:
+    import _socket as net
+except ImportError:  # not CPython
+    import socket as net  # type: ignore[no-redef]
+
+TYPE_CHECKING = False  # as in typing, whose import would double the start
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1")
+NEEDED = {  # variables each verb needs, besides CNI_COMMAND
+    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
+    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
+    "GC": (),
+    "STATUS": (),
+}
+SECONDS = {"ADD": 110.0, "DEL": 50.0}  # for the whole request; the verbs that are carried to the agent
+SPARE = 2.0  # seconds kept for the way there and back
+RUN_DIR = "/run/qingcloud-cni"
+MAX_BYTES = 8 * 1024 * 1024  # of a configuration or an answer
+BLANKS = " \t\r\n"
+ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+ID_CHARS = ALNUM | frozenset("_.-")
+
+
+class Refusal(Exception):
+    """An error object of the CNI specification, section 5."""
+
+    def __init__(self, code: int, msg: str, details: str = "") -> None:
+        super().__init__(msg)
+        self.code = code
+        self.msg = msg
+        self.details = details
+
+
+class Request:
+    """What the runtime asks; *version* answers in errors until the configuration has been read."""
+
+    version = SUPPORTED[-1]
+    verb = ""
+    container_id = ""
+    netns = ""
+    ifname = ""
+    stdin = b""
+
+    def __init__(self) -> None:
+        self.deadline = monotonic()
+        self.seconds = 0.0
+        self.config: dict[str, object] = {}
+        self.args: dict[str, object] = {}
+
+
+# --- JSON without the json package: its import alone would double the start ---------------------------
+
+
+class Scanning:
+    """What `json.decoder.JSONDecoder` hands to the scanner in C."""
+
+    strict = True
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+
+    @staticmethod
+    def parse_constant(name: str) -> None:  # NaN, Infinity: Python's, not JSON's
+        raise ValueError(name)
+
+
+def decode(data: bytes) -> object:
+    """The JSON value *data* holds; ValueError says what is wrong with it."""
+    text = data.decode("utf-8").strip(BLANKS)
+    try:
+        from _json import make_scanner
+
+        value, end = make_scanner(Scanning)(text, 0)  # type: ignore[arg-type]
+        if end == len(text):
+            return value
+    except Exception:  # noqa: BLE001, S110 - StopIteration, or SystemError for want of json.decoder: not JSON
+        pass
+    import json  # slow, but it says where the fault lies, and it is there where _json is not
+
+    try:
+        return json.loads(text, parse_constant=Scanning.parse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def quote(text: str) -> str:
+    try:
+        from _json import encode_basestring_ascii
+    except ImportError:
+        from json.encoder import py_encode_basestring_ascii as encode_basestring_ascii
+    return str(encode_basestring_ascii(text))
+
+
+def pick(mapping: "dict[str, object]", key: str) -> object:
+    """A key's value without regard to case, as Go programs read configurations; None where it is absent."""
+    if key in mapping:
+        return mapping[key]
+    folded = key.lower()
+    for name in mapping:
+        if name.lower() == folded:
+            return mapping[name]
+    return None
+
+
+# --- the request ---------------------------------------------------------------------------------------
+
+
+def variable(name: str) -> str:
+    value = posix.environ.get(name.encode(), b"")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refusal(4, f"{name} is not UTF-8", repr(value)) from None
+
+
+def is_id(text: str) -> bool:
+    return text[:1] in ALNUM and ID_CHARS.issuperset(text)
+
+
+def check_ifname(name: str) -> None:
+    fault = ""
+    if len(name.encode()) > 15:
+        fault = "interface name is too long"
+    elif name in {".", ".."}:
+        fault = "interface name is . or .."
+    elif any(char in "/:%" or char.isspace() or char < " " or char == "\x7f" for char in name):
+        fault = "interface name contains / : % or a blank"  # the kernel would expand eth%d
+    if fault:
+        raise Refusal(4, fault, f"CNI_IFNAME={name}")
+
+
+def read_variables(request: Request) -> None:
+    request.verb = variable("CNI_COMMAND")
+    if request.verb == "VERSION":
+        return
+    request.container_id = variable("CNI_CONTAINERID")
+    request.netns = variable("CNI_NETNS")
+    request.ifname = variable("CNI_IFNAME")
+    if request.container_id and not is_id(request.container_id):
+        raise Refusal(4, "invalid characters in containerID", f"CNI_CONTAINERID={request.container_id}")
+    if request.ifname:
+        check_ifname(request.ifname)
+    needed = NEEDED.get(request.verb, ()) if request.verb else ("CNI_COMMAND",)
+    missing = [name for name in needed if not variable(name)]
+    if missing:
+        raise Refusal(4, f"required env variables [{','.join(missing)}] missing")
+
+
+def read_stdin() -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        chunk = posix.read(0, 65536)
+        if not chunk:
+            return b"".join(chunks)
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_BYTES:
+            raise Refusal(6, f"the network configuration is larger than {MAX_BYTES} bytes")
+
+
+def read_config(request: Request) -> None:
+    """Read and judge stdin in the order in which the reference library does."""
+    try:
+        request.stdin = read_stdin()
+    except OSError as err:
+        raise Refusal(5, "stdin cannot be read", reason(err)) from None
+    try:
+        config = decode(request.stdin)
+    except ValueError as err:
+        raise Refusal(6, "the network configuration is not JSON", str(err)) from None
+    if not isinstance(config, dict):
+        raise Refusal(6, "the network configuration is not a JSON object")
+    request.config = config
+    version = pick(config, "cniVersion")
+    if version in SUPPORTED:
+        request.version = str(version)
+    name = pick(config, "name")
+    if not name:
+        raise Refusal(7, "missing network name")
+    if not isinstance(name, str) or not is_id(name):
+        raise Refusal(7, "invalid characters found in network name", f"name={name}")
+    if request.verb not in NEEDED:
+        raise Refusal(4, f"unknown CNI_COMMAND: {request.verb}")
+    if version is None or version == "":
+        request.version = version = SUPPORTED[0]
+    if not isinstance(version, str):
+        raise Refusal(6, "cniVersion is not a string")
+    if version not in SUPPORTED:
+        raise Refusal(
+            1, "incompatible CNI versions", f"config is {version!r}, plugin supports {', '.join(SUPPORTED)}"
+        )
+    if request.verb not in SECONDS:
+        raise Refusal(1, f"config version does not allow {request.verb}", f"cniVersion is {version}")
+
+
+def read_args(request: Request) -> None:
+    args = pick(request.config, "args")
+    if args is not None and not isinstance(args, dict):
+        raise Refusal(7, "args must be an object", f"args={args!r}")
+    request.args = args or {}
+    seconds = SECONDS[request.verb]
+    limit = pick(request.args, "TimeoutSeconds")
+    if limit is not None:
+        if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit > 0:
+            raise Refusal(7, "args.TimeoutSeconds must be a number of seconds above 0", repr(limit))
+        seconds = min(seconds, limit)
+    request.seconds = seconds
+    request.deadline += seconds
+
+
+def text_arg(mapping: "dict[str, object]", key: str) -> str:
+    value = pick(mapping, key)
+    if value is not None and not isinstance(value, str):
+        raise Refusal(7, f"{key} must be text", repr(value))
+    return value or ""
+
+
+# --- the agent -----------------------------------------------------------------------------------------
+
+
+def reason(err: OSError) -> str:
+    if err.errno == 2:
+        return "it does not exist"  # the system's own words would make containerd take a failed DEL for a success
+    return posix.strerror(err.errno).lower() if err.errno else str(err)
+
+
+def find_agent(request: Request) -> "tuple[str, tuple[str, int] | str]":
+    """The address as written, and as a socket takes it: a path, or host and port."""
+    address = text_arg(request.args, "BindAddr") or text_arg(request.config, "bindaddr")
+    address = address or f"unix://{RUN_DIR}/agent.sock"
+    if address.startswith("unix://"):
+        path = address[7:]
+        if not path.startswith("/"):
+            raise Refusal(7, "BindAddr must name an absolute path after unix://", address)
+        if len(path.encode()) > 107:
+            raise Refusal(7, "BindAddr names a socket path longer than 107 bytes", address)
+        return address, path
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
+        raise Refusal(7, "BindAddr must be host:port or unix:///path", address)
+    if host[:1] == "[" and host[-1:] == "]":
+        host = host[1:-1]
+        family = net.AF_INET6
+        host = "::1" if host == "::" else host
+    else:
+        family = net.AF_INET
+        host = "127.0.0.1" if host in {"", "0.0.0.0", "localhost"} else host  # noqa: S104 - the agent's, not ours
+    try:
+        net.inet_pton(family, host)
+    except (OSError, ValueError):
+        raise Refusal(7, "the host in BindAddr must be an IP address or localhost", address) from None
+    return address, (host, int(port))
+
+
+def read_token(request: Request) -> str:
+    path = text_arg(request.args, "TokenFile") or f"{RUN_DIR}/token"
+    named = f"token file {path}"
+    try:
+        file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+        try:
+            info = posix.fstat(file)
+            token = posix.read(file, 4097).strip()
+        finally:
+            posix.close(file)
+    except (OSError, ValueError) as err:
+        raise Refusal(7, f"{named} cannot be read", reason(err) if isinstance(err, OSError) else str(err)) from None
+    if info.st_uid != 0:
+        raise Refusal(7, f"{named} is refused: it belongs to user {info.st_uid}, not to root")
+    if info.st_mode & 0o077:
+        raise Refusal(7, f"{named} is refused: others than root may use it (mode {info.st_mode & 0o7777:04o})")
+    if not token or len(token) > 4096 or not all(33 <= byte <= 126 for byte in token):
+        raise Refusal(7, f"{named} is refused: it holds no token")
+    return token.decode("ascii")
+
+
+def exchange(request: Request) -> "tuple[str, int, bytes]":
+    """Send the request once; the agent as it is called in errors, the status and the body of its answer."""
+    address, place = find_agent(request)
+    family = net.AF_UNIX if isinstance(place, str) else net.AF_INET6 if ":" in place[0] else net.AF_INET
+    sock = net.socket(family, net.SOCK_STREAM | net.SOCK_CLOEXEC)
+    named = f"agent at {address}"
+    try:
+        connect(request, sock, place, named)
+        token = "" if isinstance(place, str) else read_token(request)
+        message = compose(request, token, rest(request, named))
+        try:
+            sock.sendall(message)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it may have refused before reading all, and said why
+        status, body = receive(request, sock, named)
+    except TimeoutError:
+        raise silence(request, named) from None
+    except OSError as err:
+        raise Refusal(11, f"{named} broke off", reason(err)) from None
+    return named, status, body
+
+
+def connect(request: Request, sock: net.socket, place: "tuple[str, int] | str", named: str) -> None:
+    while True:
+        sock.settimeout(rest(request, named))
+        try:
+            return sock.connect(place)
+        except BlockingIOError:  # a unix socket whose queue is full for the moment
+            sleep(0.01)
+        except TimeoutError:
+            raise
+        except OSError as err:
+            raise Refusal(11, f"{named} cannot be reached: {reason(err)}; is qingagent running?") from None
+
+
+def rest(request: Request, named: str) -> float:
+    seconds = request.deadline - monotonic()
+    if seconds <= 0:
+        raise silence(request, named)
+    return seconds
+
+
+def silence(request: Request, named: str) -> Refusal:
+    return Refusal(11, f"{named} gave no answer within {request.seconds:g} s")
+
+
+def compose(request: Request, token: str, seconds: float) -> bytes:
+    fields = (
+        ("command", request.verb),
+        ("containerID", request.container_id),
+        ("netns", request.netns),
+        ("ifname", request.ifname),
+        ("args", variable("CNI_ARGS")),
+        ("path", variable("CNI_PATH")),
+    )
+    body = "".join(f'"{key}":{quote(value)},' for key, value in fields)
+    body += f'"timeout":{max(seconds - SPARE, seconds / 2):.3f},"config":'
+    payload = b"{" + body.encode() + request.stdin + b"}"
+    head = "POST /v1/cni HTTP/1.1\r\nHost: qingagent\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    if token:
+        head += f"Authorization: Bearer {token}\r\n"
+    return f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload
+
+
+def receive(request: Request, sock: net.socket, named: str) -> "tuple[int, bytes]":
+    """Status and body of the answer; whatever is not a whole answer in HTTP is refused."""
+    data = head = b""
+    length = -1  # of the whole answer, once its head says so
+    while length < 0 or len(data) < length:
+        sock.settimeout(rest(request, named))
+        chunk = sock.recv(65536)
+        data += chunk
+        if data[:7] != b"HTTP/1."[: len(data)]:
+            raise Refusal(11, f"{named} does not answer in HTTP: it is no qingagent")
+        if not chunk:
+            told = f"broke off its answer after {len(data)} bytes" if data else "closed the connection unanswered"
+            raise Refusal(11, f"{named} {told}")
+        if len(data) > MAX_BYTES:
+            raise Refusal(11, f"{named} answers more than {MAX_BYTES} bytes: it is no qingagent")
+        if length < 0 and b"\r\n\r\n" in data:
+            head = data[: data.index(b"\r\n\r\n") + 4]
+            length = len(head) + body_length(head, named)
+    return int(head[9:12]), data[len(head) : length]
+
+
+def body_length(head: bytes, named: str) -> int:
+    lines = head.split(b"\r\n")
+    if lines[0][8:9] == b" " and lines[0][9:12].isdigit() and lines[0][12:13] in {b" ", b""}:
+        for line in lines[1:]:
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length" and value.strip().isdigit():
+                return int(value)
+    raise Refusal(11, f"{named} does not answer as qingagent does")
+
+
+# --- the answer ----------------------------------------------------------------------------------------
+
+
+def carry(request: Request) -> bytes:
+    """What the agent answers, to be printed; its error object is printed as well, with exit status 1."""
+    named, status, body = exchange(request)
+    if status == 200 and request.verb == "DEL" and not body.strip():
+        return b""
+    try:
+        answer = decode(body)
+    except ValueError:
+        answer = None
+    if status == 200 and request.verb == "ADD" and isinstance(answer, dict) and answer:
+        return body
+    if status != 200 and isinstance(answer, dict):
+        code = answer.get("code")
+        if isinstance(code, int) and code > 0 and isinstance(answer.get("msg"), str):
+            finish(1, body)
+    raise Refusal(999, f"{named} answered HTTP {status} with something else than a CNI answer")
+
+
+def version_answer(request: Request) -> bytes:
+    """VERSION needs no configuration; a supported version in one is repeated."""
+    config = None
+    try:
+        stdin = read_stdin()
+        if stdin:
+            config = decode(stdin)
+    except (OSError, ValueError, Refusal):
+        pass
+    version = pick(config, "cniVersion") if isinstance(config, dict) else None
+    spoken = str(version) if version in SUPPORTED else request.version
+    versions = ",".join(quote(text) for text in SUPPORTED)
+    return f'{{"cniVersion":{quote(spoken)},"supportedVersions":[{versions}]}}'.encode()
+
+
+def answer_to(request: Request) -> bytes:
+    read_variables(request)
+    if request.verb == "VERSION":
+        return version_answer(request)
+    read_config(request)
+    read_args(request)
+    return carry(request)
+
+
+def error_object(version: str, refusal: Refusal) -> bytes:
+    details = f',"details":{quote(harmless(refusal.details))}' if refusal.details else ""
+    text = f'{{"cniVersion":{quote(version)},"code":{refusal.code},"msg":{quote(harmless(refusal.msg))}{details}}}'
+    return text.encode()
+
+
+def harmless(text: str) -> str:
+    """*text* without the words by which containerd takes a failed DEL for a success (go-cni)."""
+    return text.replace("not found", "missing").replace("no such file", "missing file")
+
+
+def finish(status: int, output: bytes) -> "NoReturn":
+    """Print and end; a regular end of the interpreter would cost 3 ms more."""
+    try:
+        while output:
+            output = output[posix.write(1, output) :]
+    except OSError:
+        status = 1
+    posix._exit(status)  # noqa: SLF001 - public, for all its name
+
+
+def main() -> None:
+    request = Request()
+    try:
+        finish(0, answer_to(request))
+    except Refusal as refusal:
+        finish(1, error_object(request.version, refusal))
+    except BaseException as err:  # noqa: BLE001 - whatever it is, the runtime gets an error object
+        failure = Refusal(999, f"the plugin failed: {type(err).__name__}", str(err))
+        finish(1, error_object(request.version, failure))
+
+
+if __name__ == "__main__":
+    main()
