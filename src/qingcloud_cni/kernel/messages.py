@@ -7,8 +7,7 @@ An attribute's length counts its header but not the padding to 4 bytes that foll
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
-from socket import AF_INET, AF_INET6, AF_UNSPEC
+from socket import AF_INET, AF_INET6, AF_UNSPEC, inet_pton
 from typing import Final
 
 NLMSG_ERROR: Final = 2
@@ -42,6 +41,8 @@ IFLA_INFO_KIND: Final = 1
 IFLA_IFALIAS: Final = 20
 IFLA_NET_NS_FD: Final = 28
 IFLA_EXT_MASK: Final = 29
+IFLA_MIN_MTU: Final = 50
+IFLA_MAX_MTU: Final = 51
 IFLA_PROP_LIST: Final = 52
 IFLA_ALT_IFNAME: Final = 53
 IFLA_PERM_ADDRESS: Final = 54
@@ -110,6 +111,7 @@ class LinkInfo:
     mac: str = ""
     permanent_mac: str = ""  # burnt in; a veth has none
     mtu: int = 0
+    mtu_range: tuple[int, int] = (0, 0)  # the device's; 0 as the upper end: no limit
     alias: str = ""
     kind: str = ""  # "veth", "bridge"...; "" for hardware
     altnames: tuple[str, ...] = ()
@@ -167,14 +169,15 @@ def pack_attribute(kind: int, value: bytes) -> bytes:
 
 def unpack_attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
     """Type, less its flag bits, and value of each attribute in *data*; Malformed where a length field lies."""
-    while offset < len(data):
-        if len(data) - offset < _ATTRIBUTE.size:
-            raise Malformed(f"{len(data) - offset} bytes are left where an attribute should begin")
+    end = len(data)
+    while offset < end:
+        if end - offset < _ATTRIBUTE.size:
+            raise Malformed(f"{end - offset} bytes are left where an attribute should begin")
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if not _ATTRIBUTE.size <= length <= len(data) - offset:
-            raise Malformed(f"an attribute says it has {length} bytes of the {len(data) - offset} there are")
-        yield kind & NLA_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
-        offset += _padded(length)
+        if not _ATTRIBUTE.size <= length <= end - offset:
+            raise Malformed(f"an attribute says it has {length} bytes of the {end - offset} there are")
+        yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]
+        offset += length + 3 & ~3
 
 
 def parse_error(message: Message) -> tuple[int, str]:
@@ -226,6 +229,7 @@ def parse_link(body: bytes) -> LinkInfo:
         mac=_mac(fields.get(IFLA_ADDRESS, b"")),
         permanent_mac=_mac(fields.get(IFLA_PERM_ADDRESS, b"")),
         mtu=_u32(fields.get(IFLA_MTU, bytes(4))),
+        mtu_range=(_u32(fields.get(IFLA_MIN_MTU, bytes(4))), _u32(fields.get(IFLA_MAX_MTU, bytes(4)))),
         alias=_text(fields.get(IFLA_IFALIAS, b"")),
         kind=_text(info.get(IFLA_INFO_KIND, b"")),
         altnames=tuple(_text(value) for kind, value in properties if kind == IFLA_ALT_IFNAME),
@@ -261,25 +265,30 @@ def delete_altnames(ifindex: int, altnames: tuple[str, ...]) -> Request:
 
 def add_address(ifindex: int, address: str) -> Request:
     """Add *address*, written with its prefix length; an IPv4 one brings its broadcast address along."""
-    interface: IPv4Interface | IPv6Interface = ip_interface(address)
-    prefix = interface.network.prefixlen
-    parts = [pack_attribute(IFA_LOCAL, interface.ip.packed), pack_attribute(IFA_ADDRESS, interface.ip.packed)]
-    if interface.version == 4 and prefix < 31:
-        parts.append(pack_attribute(IFA_BROADCAST, interface.network.broadcast_address.packed))
-    family, flags = (AF_INET, 0) if interface.version == 4 else (AF_INET6, IFA_F_NODAD)
-    head = _ADDRESS.pack(family, prefix, flags, 0, ifindex)
+    family, packed, prefix = _parse_prefix(address)
+    parts = [pack_attribute(IFA_LOCAL, packed), pack_attribute(IFA_ADDRESS, packed)]
+    if family == AF_INET and prefix < 31:
+        broadcast = int.from_bytes(packed) | (1 << 32 - prefix) - 1
+        parts.append(pack_attribute(IFA_BROADCAST, broadcast.to_bytes(4)))
+    head = _ADDRESS.pack(family, prefix, IFA_F_NODAD if family == AF_INET6 else 0, 0, ifindex)
     return Request(RTM_NEWADDR, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
 
 
 def add_route(ifindex: int, dst: str, gateway: str) -> Request:
     """Add a route to the main table; one to the same destination that is there already is an error."""
-    network = ip_network(dst)
-    family = AF_INET if network.version == 4 else AF_INET6
-    head = _ROUTE.pack(family, network.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0)
-    parts = [pack_attribute(RTA_GATEWAY, ip_address(gateway).packed), pack_attribute(RTA_OIF, _U32.pack(ifindex))]
-    if network.prefixlen:
-        parts.append(pack_attribute(RTA_DST, network.network_address.packed))
+    family, packed, prefix = _parse_prefix(dst)
+    head = _ROUTE.pack(family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0)
+    parts = [pack_attribute(RTA_GATEWAY, inet_pton(family, gateway)), pack_attribute(RTA_OIF, _U32.pack(ifindex))]
+    if prefix:
+        parts.append(pack_attribute(RTA_DST, packed))
     return Request(RTM_NEWROUTE, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
+
+
+def _parse_prefix(text: str) -> tuple[int, bytes, int]:
+    """Family, bytes and prefix length of "172.16.3.7/24" (`ipaddress` takes ten times as long)."""
+    address, _, prefix = text.partition("/")
+    family = AF_INET6 if ":" in address else AF_INET
+    return family, inet_pton(family, address), int(prefix)
 
 
 # --- scalars -----------------------------------------------------------------------------------------

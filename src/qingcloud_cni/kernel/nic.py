@@ -19,7 +19,7 @@ NIC_KINDS: Final = frozenset({"", "veth"})  # hardware has no kind; the simulato
 USUAL_MTU: Final = 1500
 ALIAS_BYTES: Final = 255  # IFALIASZ less its final zero byte
 SPARE_NAME: Final = "qnic%d"  # the kernel counts; for a link whose own parking name is taken
-_MARK: Final = re.compile(r"(?P<alias>.*) mtu=(?P<mtu>[0-9]{1,10})", re.DOTALL)
+_MARK: Final = re.compile(r"(?P<alias>.*) mtu=(?P<mtu>[1-9][0-9]{0,8})", re.DOTALL)
 
 
 def is_candidate(link: LinkInfo) -> bool:
@@ -104,18 +104,27 @@ class Sought:
 # --- how it is parked --------------------------------------------------------------------------------
 
 
-def resetting(link: LinkInfo, mac: str) -> LinkChange:
+def resetting(link: LinkInfo, mac: str, mtu: int | None = None) -> LinkChange:
     """What must change for *link* to look as a parked NIC does: down, nameless to others, as it came.
 
-    Altnames take a message of their own; addresses, routes and qdiscs go with the move.
+    *mtu* is the one it came with, if that is known; else the alias tells. Altnames take a message of their own;
+    addresses, routes and qdiscs go with the move.
     """
-    mtu = read_mark(link.alias)[1]
+    if mtu is None:
+        mtu = _noted_mtu(link)
     name = parked_name(mac)
     return LinkChange(
         mac=mac if link.mac != mac else None,
-        mtu=mtu if mtu not in (None, link.mtu) else None,
+        mtu=mtu if mtu != link.mtu else None,
         name=name if link.name != name else None,
         alias="" if link.alias else None,
         is_up=False if link.is_up else None,
         is_calm=bool(link.flags & (IFF_PROMISC | IFF_ALLMULTI)),
     )
+
+
+def _noted_mtu(link: LinkInfo) -> int:
+    """The MTU its alias tells of, as far as the device can have it: a container may have written anything there."""
+    noted = read_mark(link.alias)[1]
+    low, high = link.mtu_range
+    return link.mtu if noted is None or noted < low or (high and noted > high) else noted

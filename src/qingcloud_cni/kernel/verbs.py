@@ -17,17 +17,17 @@ from qingcloud_cni.core.model import Netns
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
 from qingcloud_cni.kernel import parking
 from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, add_address, add_route, delete_altnames, set_link
-from qingcloud_cni.kernel.namespaces import Identity, Namespace, Traveller, find, open_if, reachable
+from qingcloud_cni.kernel.namespaces import Identity, Namespace, Traveller, find, open_if, reachable, write_setting
 from qingcloud_cni.kernel.netlink import Netlink, NetlinkRefused
 from qingcloud_cni.kernel.nic import SPARE_NAME, Sought, candidates, mark, parked_name, resetting
 from qingcloud_cni.kernel.watch import open_monitor
 
 LOOPBACK: Final = 1  # its index in every namespace
-SETTINGS: Final = (  # below /proc/sys/net, for each interface given to a container
+SETTINGS: Final = (  # for each interface given to a container
     # Announce the address when the link comes up: neighbours may remember it with the MAC of another NIC.
-    ("ipv4/conf/{}/arp_notify", "1"),
+    ("/proc/sys/net/ipv4/conf/{}/arp_notify", b"1"),
     # Nothing ever waits for an IPv6 address to be proved unique; absent where IPv6 is off.
-    ("ipv6/conf/{}/accept_dad", "0"),
+    ("/proc/sys/net/ipv6/conf/{}/accept_dad", b"0"),
 )
 
 
@@ -37,6 +37,7 @@ class Verbs:
     def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None) -> None:
         self._netns_dir = netns_dir
         self._parking_path = parking.parking_path(instance_id, netns_dir)
+        self._mtus: dict[str, int] = {}  # of the NICs this process has given away, as they came
         with ExitStack() as undo:
             self._traveller = Traveller(host_netns)
             undo.callback(self._traveller.close)
@@ -106,7 +107,10 @@ class Verbs:
                 return True
             if self._bring_from_anywhere(sought, recorded):
                 return True
-            return inside is not None and self._bring_unsure(inside, sought)
+            if inside is not None and self._bring_unsure(inside, sought):
+                return True
+        self._mtus.pop(mac, None)
+        return False
 
     # --- into a container ----------------------------------------------------------------------------
 
@@ -117,8 +121,8 @@ class Verbs:
         if inside.link(name=ifname):
             raise InvalidConfig(f"ifname {ifname}: taken in {path}")
         self._strip_altnames(place, link, order.mac)
-        change = resetting(link, order.mac)
-        mtu = link.mtu if change.mtu is None else change.mtu
+        change = self._resetting(link, order.mac)
+        mtu = self._mtus[order.mac] = link.mtu if change.mtu is None else change.mtu
         change = replace(change, netns_fd=namespace.fd, name=ifname, alias=mark(order.alias, mtu))
         try:
             place.do(set_link(link.ifindex, change), f"{nic}: move to {path} as {ifname}")
@@ -140,13 +144,13 @@ class Verbs:
     def _apply_settings(self, namespace: Namespace, order: LinkOrder) -> None:
         with self._traveller.inside(namespace):  # /proc/sys/net is that of the thread's namespace
             for template, value in SETTINGS:
-                setting = Path("/proc/sys/net", template.format(order.ifname))
+                setting = template.format(order.ifname)
                 try:
-                    setting.write_text(value, encoding="ascii")
+                    write_setting(setting, value)
                 except FileNotFoundError:
                     continue
                 except OSError as err:
-                    raise KernelRefused(f"nic {order.mac}: write {value} to {setting}: {err.strerror}") from err
+                    raise KernelRefused(f"nic {order.mac}: write {value!r} to {setting}: {err.strerror}") from err
 
     def _undo(self, mac: str, places: Sequence[Netlink], cause: BaseException) -> None:
         """Park the NIC from whichever of *places* it is in now; a failure of that is told together with its cause."""
@@ -195,10 +199,14 @@ class Verbs:
         """Move *link* from *place* to the parking namespace, reset; there already, it is only reset."""
         if place is self._parking:
             self._tidy(link, mac)
-            return
+        else:
+            self._move_home(place, link, mac)
+        self._mtus.pop(mac, None)  # from now on the link itself tells
+
+    def _move_home(self, place: Netlink, link: LinkInfo, mac: str) -> None:
         wish = f"nic {mac}: park {link.name}"
         self._strip_altnames(place, link, mac)
-        change = replace(resetting(link, mac), netns_fd=self._parking_ns.fd, name=parked_name(mac))
+        change = replace(self._resetting(link, mac), netns_fd=self._parking_ns.fd, name=parked_name(mac))
         try:
             place.do(set_link(link.ifindex, change), wish)
         except NetlinkRefused as err:
@@ -215,7 +223,7 @@ class Verbs:
         """Give a link in the parking namespace the looks of a parked NIC, as far as it has not got them."""
         wish = f"nic {mac}: reset {link.name}"
         self._strip_altnames(self._parking, link, mac)
-        change = resetting(link, mac)
+        change = self._resetting(link, mac)
         if change.is_up is False:  # name and MAC change only while it is down
             self._parking.do(set_link(link.ifindex, LinkChange(is_up=False)), wish)
         if not change:
@@ -226,6 +234,9 @@ class Verbs:
             if err.errno != errno.EEXIST:
                 raise
             self._parking.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), wish)
+
+    def _resetting(self, link: LinkInfo, mac: str) -> LinkChange:
+        return resetting(link, mac, self._mtus.get(mac))
 
     def _strip_altnames(self, place: Netlink, link: LinkInfo, mac: str) -> None:
         """Take the altnames off: they cross with the link, and one that is taken on the other side stops it."""
