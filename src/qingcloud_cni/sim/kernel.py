@@ -90,8 +90,12 @@ class FakeKernel:
 
     # --- the hardware -----------------------------------------------------------------------------
 
-    def apply(self, effect: Effect) -> None:
-        """Carry out what the cloud asks of this host's hardware."""
+    def apply(self, *effects: Effect) -> None:
+        """Carry out what the cloud asks of this host's hardware, in order."""
+        for effect in effects:
+            self._apply(effect)
+
+    def _apply(self, effect: Effect) -> None:
         match effect:
             case PlugNic(nic_id=nic_id, instance_id=self.instance_id) if self._find(nic_id) is None:
                 self._last_ifindex += 1

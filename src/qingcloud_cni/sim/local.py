@@ -2,12 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
+from qingcloud_cni.core.errors import OutcomeUnknown
 from qingcloud_cni.sim.api import Api
 from qingcloud_cni.sim.effects import Effect
 from qingcloud_cni.sim.model import Model
 
-Sink = Callable[[Effect], Awaitable[None] | None]
+
+class Sink(Protocol):
+    """What carries out effects: `FakeKernel.apply`, the fabric, or a function that passes them to several."""
+
+    def __call__(self, *effects: Effect) -> Awaitable[None] | None: ...
 
 
 class LocalTransport:
@@ -19,20 +25,25 @@ class LocalTransport:
     async def send(self, method: str, target: str, body: bytes, timeout: float) -> tuple[int, str, bytes]:  # noqa: ASYNC109  # the client's transport has this shape
         """Status, content type and body of the reply.
 
-        ConnectionResetError if the reply is lost, TimeoutError after *timeout* seconds of the loop's time; the call
-        may have taken effect in both cases.
+        OutcomeUnknown if the reply is lost, or has not come after *timeout* seconds of the loop's time.
         """
-        async with asyncio.timeout(timeout):
-            reply = await self._api.respond(method, target, body)
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await self._api.respond(method, target, body)
+        except TimeoutError as err:
+            raise OutcomeUnknown(f"no answer within {timeout:g} s", action="") from err
         if reply is None:
-            raise ConnectionResetError("connection closed by the simulated cloud before its reply")
+            raise OutcomeUnknown("the connection was closed before an answer", action="")
         return reply.status, reply.content_type, reply.body
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
 
 async def run_jobs(
     model: Model, sink: Sink, sleep: Callable[[float], Awaitable[None]], now: Callable[[], float]
 ) -> None:
-    """Let jobs end when they are due and hand effects to *sink*, one by one, until cancelled.
+    """Let jobs end when they are due and hand effects to *sink*, in order, until cancelled.
 
     The links of a job are plugged before its end shows. Takes over *model.on_work*.
     """
@@ -40,10 +51,10 @@ async def run_jobs(
     model.on_work = work.set
     while True:
         work.clear()
-        for effect in model.take_effects():
-            done = sink(effect)
-            if done is not None:
-                await done
+        effects = model.take_effects()
+        done = sink(*effects) if effects else None
+        if done is not None:
+            await done
         due = model.next_due()
         if due is not None and due <= now():
             model.advance()

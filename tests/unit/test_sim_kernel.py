@@ -1,0 +1,253 @@
+"""The kernel in memory, on a virtual clock: it keeps the contract of core.seams.Kernel and plays its trouble."""
+
+import asyncio
+import random
+import selectors
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
+from qingcloud_cni.core.model import Netns, Route
+from qingcloud_cni.core.seams import Kernel, LinkOrder
+from qingcloud_cni.sim.effects import FilterNic, PlugNic, UnplugNic
+from qingcloud_cni.sim.kernel import HOST_PATH, MOVE, FakeKernel
+from qingcloud_cni.sim.topology import Latencies
+
+PRIMARY, NIC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"
+PATH = "/run/netns/pod"
+
+
+class JumpSelector(selectors.DefaultSelector):
+    """Turns waiting into moving the clock; a wait without end is a deadlock."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise RuntimeError("simulation stuck: no task can ever run again")
+        self.now += max(timeout, 0.0)
+        return super().select(0)
+
+
+def simulated(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run a test on a loop whose time is that of a JumpSelector."""
+
+    def run() -> None:
+        selector = JumpSelector()
+
+        def factory() -> asyncio.AbstractEventLoop:
+            loop = asyncio.SelectorEventLoop(selector)
+            loop.time = lambda: selector.now  # type: ignore[method-assign]
+            return loop
+
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(test())
+
+    run.__doc__ = test.__doc__
+    return run
+
+
+def plug(nic_id: str, instance_id: str = "i-1") -> PlugNic:
+    return PlugNic(nic_id, instance_id, "vxnet-p", "10.0.1.2", enable_aspoof=True)
+
+
+def make_kernel(*nics: str) -> FakeKernel:
+    kernel = FakeKernel("i-1", rng=random.Random(1), sleep=asyncio.sleep, latencies=Latencies(replug=(0.2, 0.2)))
+    kernel.apply(*(plug(nic) for nic in (PRIMARY, *nics)))
+    return kernel
+
+
+def order(netns: Netns, mac: str = NIC, **changes: Any) -> LinkOrder:
+    parts: dict[str, Any] = {
+        "ifname": "eth0",
+        "address": "10.0.1.2/24",
+        "routes": (Route("0.0.0.0/0", "10.0.1.1"),),
+        "alias": "net/abc/eth0",
+    }
+    return LinkOrder(mac=mac, netns=netns, **{**parts, **changes})
+
+
+def names(kernel: FakeKernel, path: str = HOST_PATH) -> dict[str, str]:
+    return {link.mac: link.name for link in kernel.links_in(path)}
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def raises(error: type[Exception], awaitable: Awaitable[object]) -> None:
+    with pytest.raises(error):
+        await awaitable
+
+
+def test_it_is_a_kernel() -> None:
+    kernel: Kernel = make_kernel()
+    assert "eth0" in repr(kernel)
+
+
+@simulated
+async def test_plugged_nics_appear_up_under_the_next_free_name() -> None:
+    kernel = make_kernel(NIC)
+    kernel.apply(plug(OTHER, "i-2"), plug(NIC), FilterNic(NIC, "10.0.1.2", enable_aspoof=False))
+    survey = await kernel.survey()
+    assert [(link.mac, link.name, link.is_up) for link in survey.host] == [
+        (PRIMARY, "eth0", True),
+        (NIC, "eth1", True),
+    ]
+    assert survey.parked == ()
+    kernel.apply(UnplugNic(NIC), plug(OTHER))
+    assert names(kernel) == {PRIMARY: "eth0", OTHER: "eth1"}
+
+
+@simulated
+async def test_parking_takes_a_move_and_is_idempotent() -> None:
+    kernel = make_kernel(NIC)
+    await kernel.park(NIC)
+    assert now() == pytest.approx(MOVE)
+    await kernel.park(NIC)
+    assert now() == pytest.approx(MOVE)
+    (parked,) = (await kernel.survey()).parked
+    assert (parked.mac, parked.is_up, parked.alias) == (NIC, False, "")
+    assert names(kernel) == {PRIMARY: "eth0"}
+    await raises(LinkNotFound, kernel.park(OTHER))
+
+
+@simulated
+async def test_a_link_is_placed_and_brought_back() -> None:
+    kernel = make_kernel(NIC)
+    netns = kernel.make_netns(PATH)
+    assert await kernel.identify(PATH) == netns
+    await kernel.park(NIC)
+    placed = await kernel.attach(order(netns))
+    assert now() == pytest.approx(2 * MOVE)
+    (link,) = kernel.links_in(PATH)
+    assert (link.mac, link.name, link.ifindex, link.is_up) == (NIC, "eth0", placed.ifindex, True)
+    assert link.alias == "net/abc/eth0"
+    assert kernel.addresses_in(PATH) == {"eth0": ("10.0.1.2/24", (Route("0.0.0.0/0", "10.0.1.1"),))}
+    assert await kernel.attach(order(netns)) == placed  # again: there already
+    assert await kernel.detach(NIC, netns, placed.ifindex, link.alias)
+    assert await kernel.detach(NIC, netns, placed.ifindex, link.alias)
+    assert kernel.links_in(PATH) == ()
+    assert kernel.addresses_in(kernel.parking_path) == {}
+
+
+@simulated
+async def test_moves_are_made_one_at_a_time() -> None:
+    nics = [f"52:54:00:00:01:{n:02x}" for n in range(10)]
+    kernel = make_kernel(*nics)
+    await asyncio.gather(*(kernel.park(nic) for nic in nics))
+    assert now() == pytest.approx(10 * MOVE)
+    assert len((await kernel.survey()).parked) == 10
+
+
+@simulated
+async def test_identify_refuses_what_is_no_container() -> None:
+    kernel = make_kernel()
+    for path in ("/run/netns/none", HOST_PATH, kernel.parking_path):
+        await raises(InvalidNetns, kernel.identify(path))
+
+
+@simulated
+async def test_a_failed_attach_leaves_the_link_parked() -> None:
+    kernel = make_kernel(NIC, OTHER)
+    netns = kernel.make_netns(PATH)
+    await kernel.attach(order(netns, OTHER))
+    await raises(InvalidConfig, kernel.attach(order(netns)))
+    assert NIC in names(kernel, kernel.parking_path)
+    bad_route = (Route("10.96.0.0/12", "10.0.2.1"),)
+    await raises(KernelRefused, kernel.attach(order(netns, ifname="eth1", routes=bad_route)))
+    await raises(LinkNotFound, kernel.attach(order(netns, "52:54:ff:ff:ff:ff", ifname="eth1")))
+    assert names(kernel, PATH) == {OTHER: "eth0"}
+    assert names(kernel, kernel.parking_path).keys() == {NIC}
+
+
+@simulated
+async def test_a_namespace_made_anew_at_the_same_path_is_another() -> None:
+    kernel = make_kernel(NIC)
+    old = kernel.make_netns(PATH)
+    kernel.kill_netns(PATH)
+    new = kernel.make_netns(PATH)
+    assert old != new
+    await raises(InvalidNetns, kernel.attach(order(old)))
+    await kernel.attach(order(new))
+    assert await kernel.detach(NIC, old, 0, "")  # found though recorded elsewhere
+
+
+@simulated
+async def test_a_dead_namespace_gives_its_nics_back_late_and_down() -> None:
+    kernel = make_kernel(NIC)
+    netns = kernel.make_netns(PATH)
+    placed = await kernel.attach(order(netns))
+    died = now()
+    kernel.kill_netns(PATH)
+    assert not await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
+    await asyncio.sleep(0.19)
+    assert names(kernel) == {PRIMARY: "eth0"}
+    await asyncio.sleep(0.02)
+    back = next(link for link in kernel.links_in(HOST_PATH) if link.mac == NIC)
+    assert (back.name, back.is_up, back.alias) == (f"dev{back.ifindex}", False, "")
+    assert now() - died == pytest.approx(0.21)
+    assert await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
+    assert names(kernel, kernel.parking_path).keys() == {NIC}
+
+
+@simulated
+async def test_a_nic_unplugged_on_its_way_back_does_not_come() -> None:
+    kernel = make_kernel(NIC)
+    await kernel.attach(order(kernel.make_netns(PATH)))
+    kernel.kill_netns(PATH)
+    kernel.apply(UnplugNic(NIC))
+    await asyncio.sleep(1)
+    assert names(kernel) == {PRIMARY: "eth0"}
+
+
+@simulated
+async def test_unplugging_reaches_into_containers() -> None:
+    kernel = make_kernel(NIC)
+    netns = kernel.make_netns(PATH)
+    placed = await kernel.attach(order(netns))
+    kernel.apply(UnplugNic(NIC))
+    assert kernel.links_in(PATH) == ()
+    assert not await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
+
+
+@simulated
+async def test_what_dies_during_a_move_is_noticed() -> None:
+    kernel = make_kernel(NIC, OTHER)
+    netns = kernel.make_netns(PATH)
+    parking = asyncio.create_task(kernel.park(NIC))
+    attaching = asyncio.create_task(kernel.attach(order(netns, OTHER)))
+    await asyncio.sleep(MOVE / 2)
+    kernel.apply(UnplugNic(NIC))
+    await raises(LinkNotFound, parking)
+    await asyncio.sleep(MOVE / 2)
+    kernel.kill_netns(PATH)
+    await raises(InvalidNetns, attaching)
+    assert names(kernel, kernel.parking_path).keys() == {OTHER}
+
+
+@simulated
+async def test_changes_are_told_to_every_watcher_and_none_is_missed() -> None:
+    kernel = make_kernel()
+
+    async def count(changes: AsyncIterator[None], seen: list[int]) -> None:
+        async for _ in changes:
+            links = kernel.links_in(HOST_PATH)
+            seen.append(len(links))
+
+    early, late = kernel.changes(), kernel.changes()
+    kernel.apply(plug(NIC), plug(OTHER))  # before anyone listens
+    seen: tuple[list[int], list[int]] = ([], [])
+    watchers = [asyncio.create_task(count(*pair)) for pair in zip((early, late), seen, strict=True)]
+    await asyncio.sleep(1)
+    kernel.apply(UnplugNic(OTHER))
+    await asyncio.sleep(1)
+    await kernel.park(NIC)
+    await asyncio.sleep(1)
+    assert seen == ([3, 2, 1], [3, 2, 1])
+    for watcher in watchers:
+        watcher.cancel()
+    await asyncio.gather(*watchers, return_exceptions=True)
+    await kernel.close()
