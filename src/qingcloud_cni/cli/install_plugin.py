@@ -100,7 +100,7 @@ def _compose(python: Path, source: str) -> str:
     version = ".".join(map(str, facts["version"]))
     if facts["implementation"] != "cpython" or tuple(facts["version"]) < OLDEST:
         raise StartRefused(
-            f"{python} is {facts['implementation']} {version}: the plugin needs CPython {OLDEST[0]}.{OLDEST[1]} or later"
+            f"{python} is {facts['implementation']} {version}: it must be CPython {OLDEST[0]}.{OLDEST[1]} or later"
         )
     if facts["is_virtual"]:
         raise StartRefused(

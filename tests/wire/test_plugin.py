@@ -1,0 +1,644 @@
+"""The installed plugin as a runtime sees it: a process with an environment, stdin, stdout and an exit status."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qingcloud_cni.cli.install_plugin import install_plugin
+
+SUPPORTED = ["0.1.0", "0.2.0", "0.3.0", "0.3.1"]
+RESULT = b'{"cniVersion":"0.3.1","interfaces":[],"ips":[]}\n'
+ADD = {
+    "CNI_COMMAND": "ADD",
+    "CNI_CONTAINERID": "c1",
+    "CNI_NETNS": "/var/run/netns/c1",
+    "CNI_IFNAME": "eth0",
+    "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=p",
+    "CNI_PATH": "/opt/cni/bin",
+}
+DEL = ADD | {"CNI_COMMAND": "DEL"}
+
+BAD_SECONDS: tuple[object, ...] = (0, -1, "5", True, [], {})
+IMPORTS = [  # besides those of an empty script
+    "_frozen_importlib_external", "_socket", "_json", "marshal", "posix", "time"
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object; fails unless it is one, alone on stdout, with exit status 1."""
+        document = json.loads(self.stdout)
+        assert self.status == 1
+        assert self.stderr == b""
+        assert isinstance(document["cniVersion"], str)
+        assert isinstance(document["code"], int)
+        assert document["code"] > 0
+        assert document["msg"]
+        assert set(document) <= {"cniVersion", "code", "msg", "details"}
+        assert "not found" not in str(document)
+        assert "no such file" not in str(document).lower()
+        return dict(document)
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install_plugin(tmp_path_factory.mktemp("bin"), None)
+
+
+@pytest.fixture(scope="session")
+def run(plugin: Path) -> Run:
+    def start(environment: dict[str, str], stdin: bytes | dict[str, Any] = b"") -> Outcome:
+        given = stdin if isinstance(stdin, bytes) else json.dumps(stdin).encode()
+        started = time.monotonic()
+        done = subprocess.run([plugin], env=environment, input=given, capture_output=True, timeout=30, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+    return start
+
+
+def config(bind: str = "unix:///nowhere/agent.sock", version: str | None = "0.3.1", **args: Any) -> dict[str, Any]:
+    """The seed's configuration, with *bind* as the agent's address."""
+    document: dict[str, Any] = {
+        "name": "mynet",
+        "type": "qingcni",
+        "isGateway": True,
+        "args": {"BindAddr": bind, **args},
+        "ipMasq": True,
+        "ipam": {"routes": [{"dst": "kubernetes service cidr", "gw": "hostip or 0.0.0.0"}]},
+    }
+    return document if version is None else {"cniVersion": version, **document}
+
+
+# --- an agent ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Agent:
+    """Plays the agent: keeps every request and answers each with *reply*; None keeps silent."""
+
+    listener: socket.socket
+    address: str
+    reply: bytes | None = b""
+    resets: bool = False
+    heads: list[bytes] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            with connection:
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        connection.settimeout(20)
+        data = b""
+        while b"\r\n\r\n" not in data:
+            chunk = connection.recv(65536)
+            if not chunk:
+                return
+            data += chunk
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split()[0])
+        while len(body) < length:
+            body += connection.recv(65536)
+        self.heads.append(head)
+        self.bodies.append(json.loads(body))
+        if self.reply is None:
+            assert connection.recv(1) == b""  # the plugin goes away first
+        elif self.resets:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        else:
+            with contextlib.suppress(ConnectionError):  # the plugin may have heard enough
+                connection.sendall(self.reply)
+
+
+def answer(status: int, body: bytes) -> bytes:
+    return (
+        f"HTTP/1.1 {status} Some Words\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    ).encode() + body
+
+
+def played(listener: socket.socket, address: str) -> Iterator[Agent]:
+    listener.listen(64)
+    agent = Agent(listener, address, answer(200, RESULT))
+    thread = threading.Thread(target=agent.serve, name="agent")
+    thread.start()
+    yield agent
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    """An agent on a unix socket."""
+    path = tmp_path / "agent.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    yield from played(listener, f"unix://{path}")
+
+
+@pytest.fixture
+def tcp_agent() -> Iterator[Agent]:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    yield from played(listener, f"127.0.0.1:{listener.getsockname()[1]}")
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_text("some-token\n")
+    return path
+
+
+# --- VERSION -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stdin", "spoken"),
+    [
+        (b"", "0.3.1"),
+        (b"{}", "0.3.1"),
+        (b'{"cniVersion":"0.1.0"}', "0.1.0"),
+        (b'{"CNIVERSION":"0.2.0"}', "0.2.0"),
+        (b'{"cniVersion":"1.1.0"}', "0.3.1"),
+        (b'{"cniVersion":3}', "0.3.1"),
+        (b"rubbish", "0.3.1"),
+    ],
+)
+def test_version_needs_neither_agent_nor_configuration(run: Run, stdin: bytes, spoken: str) -> None:
+    dummies = {f"CNI_{name}": "dummy" for name in ("NETNS", "IFNAME", "PATH")} | {"CNI_CONTAINERID": ""}
+    done = run({"CNI_COMMAND": "VERSION", **dummies}, stdin)
+    assert json.loads(done.stdout) == {"cniVersion": spoken, "supportedVersions": SUPPORTED}
+    assert (done.status, done.stderr) == (0, b"")
+
+
+def test_the_imports_are_these_and_no_more(plugin: Path, agent: Agent) -> None:
+    def imported(script: Path, environment: dict[str, str], stdin: bytes) -> set[str]:
+        done = subprocess.run(
+            [_interpreter(plugin), "-IS", "-X", "importtime", script],
+            env=environment, input=stdin, capture_output=True, check=True,
+        )  # fmt: skip
+        lines = done.stderr.decode().splitlines()[1:]
+        return {line.split("|")[-1].strip() for line in lines}
+
+    empty = plugin.parent / "empty.py"
+    empty.touch()
+    always = imported(empty, {}, b"")
+    stdin = json.dumps(config(agent.address)).encode()
+    assert imported(plugin, ADD, stdin) - always <= set(IMPORTS)
+    assert imported(plugin, {"CNI_COMMAND": "VERSION"}, b'{"cniVersion":"0.3.1"}') - always <= set(IMPORTS)
+    assert not {"os", "site", "json", "socket", "re", "enum"} & always
+
+
+# --- refusals ------------------------------------------------------------------------------------------
+
+
+def without(environment: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "[CNI_COMMAND] missing"),
+        (ADD | {"CNI_COMMAND": ""}, "[CNI_COMMAND] missing"),
+        ({"CNI_COMMAND": "ADD"}, "[CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME] missing"),
+        (ADD | {"CNI_NETNS": ""}, "[CNI_NETNS] missing"),
+        (without(DEL, "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), "[CNI_CONTAINERID,CNI_IFNAME] missing"),
+        (without(ADD, "CNI_NETNS") | {"CNI_COMMAND": "CHECK"}, "[CNI_NETNS] missing"),
+        *[
+            (ADD | {"CNI_CONTAINERID": bad}, "invalid characters in containerID")
+            for bad in ("-a", "a/b", "a b", "é", "a\n", ".", "_x")
+        ],
+        (ADD | {"CNI_IFNAME": "a" * 16}, "too long"),
+        (ADD | {"CNI_IFNAME": "é" * 8}, "too long"),
+        *[(ADD | {"CNI_IFNAME": bad}, "interface name") for bad in (".", "..", "a/b", "a:b", "a b", "eth%d", "a\t")],
+        (ADD | {"CNI_COMMAND": "add"}, "unknown CNI_COMMAND: add"),
+        (ADD | {"CNI_COMMAND": "FOO"}, "unknown CNI_COMMAND: FOO"),
+    ],
+)
+def test_a_bad_environment_is_code_4(run: Run, environment: dict[str, str], says: str) -> None:
+    error = run(environment, config()).error
+    assert error["code"] == 4
+    assert says in error["msg"]
+
+
+def test_a_variable_that_is_not_utf8_is_code_4(plugin: Path) -> None:
+    environment = {os.fsencode(name): os.fsencode(value) for name, value in ADD.items()} | {b"CNI_NETNS": b"/\xff"}
+    done = subprocess.run([plugin], env=environment, input=b"{}", capture_output=True, check=False)
+    assert (json.loads(done.stdout)["code"], done.returncode) == (4, 1)
+
+
+@pytest.mark.parametrize("value", ["a.b_c-D9", "x" * 200, "0"])
+def test_every_allowed_container_id_is_carried(run: Run, agent: Agent, value: str) -> None:
+    assert run(ADD | {"CNI_CONTAINERID": value}, config(agent.address)).status == 0
+    assert agent.bodies[0]["containerID"] == value
+
+
+@pytest.mark.parametrize(
+    "stdin",
+    [
+        b"", b" ", b"[]", b"x", b"{} x", b'{"a":1', b'{"a":}', b"\xff", b"\xef\xbb\xbf{}", b'"text"', b"null", b"1",
+        b'{"name":NaN}', b"[" * 100_000, b'{"name":"\x01"}', b'{"n":' + b"1" * 5000 + b"}", b"{}" + b" " * 9_000_000,
+        json.dumps(config(version="")).encode()[:-1], b'{"cniVersion":3,"name":"n"}', b'{"cniVersion":[],"name":"n"}',
+    ],
+)  # fmt: skip
+def test_what_cannot_be_decoded_is_code_6(run: Run, stdin: bytes) -> None:
+    assert run(ADD, stdin).error["code"] == 6
+
+
+def test_a_closed_stdin_is_code_5(plugin: Path) -> None:
+    done = subprocess.run(["/bin/sh", "-c", f"exec {plugin} <&-"], env=ADD, capture_output=True, check=False)
+    assert json.loads(done.stdout)["code"] == 5
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("name", [None, "", "a/b", "-a", "a\n", 3, ["a"]])
+def test_a_bad_network_name_is_code_7_before_anything_later(run: Run, name: object) -> None:
+    document = {"cniVersion": "9.9.9", "name": name}
+    assert run(ADD | {"CNI_COMMAND": "FOO"}, document).error["code"] == 7
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "1.0", "0.5.0", "v0.3.1", "0.4.0", "1.0.0", "1.1.0", "0.3.1 "])
+def test_an_unsupported_version_is_code_1(run: Run, version: str) -> None:
+    error = run(ADD, config(version=version)).error
+    assert (error["code"], error["cniVersion"]) == (1, "0.3.1")
+    assert repr(version) in error["details"]
+    assert "0.1.0, 0.2.0, 0.3.0, 0.3.1" in error["details"]
+
+
+@pytest.mark.parametrize("verb", ["CHECK", "GC", "STATUS"])
+@pytest.mark.parametrize("version", ["0.3.1", "0.1.0"])
+def test_verbs_of_later_versions_are_code_1(run: Run, verb: str, version: str) -> None:
+    error = run(ADD | {"CNI_COMMAND": verb}, config(version=version)).error
+    assert (error["code"], error["msg"]) == (1, f"config version does not allow {verb}")
+    assert error["cniVersion"] == version
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"args": "x"}, "args must be an object"),
+        ({"args": []}, "args must be an object"),
+        ({"args": {"BindAddr": 31080}}, "BindAddr must be text"),
+        ({"bindaddr": {}}, "bindaddr must be text"),
+        *[
+            ({"args": {"BindAddr": bad}}, "BindAddr")
+            for bad in (
+                "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:x", "127.0.0.1:-1", "::1",
+                "example.org:80", "[127.0.0.1]:80", "[::1:80", "http://127.0.0.1:80", "unix://run/x", "unix:/run/x",
+                "unix:///" + "x" * 120, "127.0.0.1:٣", "\x00:80",
+            )
+        ],
+        *[({"args": {"TimeoutSeconds": bad}}, "TimeoutSeconds") for bad in BAD_SECONDS],
+    ],
+)  # fmt: skip
+def test_bad_settings_are_code_7(run: Run, document: dict[str, Any], says: str) -> None:
+    error = run(ADD, {"cniVersion": "0.3.1", "name": "mynet", **document}).error
+    assert error["code"] == 7
+    assert says in error["msg"]
+
+
+# --- what is carried -----------------------------------------------------------------------------------
+
+
+def test_add_carries_everything_and_prints_the_answer_as_it_is(run: Run, agent: Agent) -> None:
+    document = config(agent.address)
+    done = run(ADD, document)
+    assert (done.status, done.stdout, done.stderr) == (0, RESULT, b"")
+    body = agent.bodies[0]
+    timeout = body.pop("timeout")
+    assert 100 < timeout <= 108
+    assert body == {
+        "command": "ADD",
+        "containerID": "c1",
+        "netns": "/var/run/netns/c1",
+        "ifname": "eth0",
+        "args": "IgnoreUnknown=1;K8S_POD_NAME=p",
+        "path": "/opt/cni/bin",
+        "config": document,
+    }
+    lines = agent.heads[0].split(b"\r\n")
+    assert lines[0] == b"POST /v1/cni HTTP/1.1"
+    assert b"Connection: close" in lines
+    assert not any(line.startswith(b"Authorization") for line in lines)
+
+
+def test_del_prints_nothing_and_needs_no_netns(run: Run, agent: Agent) -> None:
+    agent.reply = answer(200, b"")
+    done = run(without(DEL, "CNI_NETNS", "CNI_ARGS", "CNI_PATH"), config(agent.address))
+    assert (done.status, done.stdout, done.stderr) == (0, b"", b"")
+    body = agent.bodies[0]
+    assert (body["command"], body["netns"], body["args"], body["path"]) == ("DEL", "", "", "")
+    assert 40 < body["timeout"] <= 48
+
+
+def test_odd_texts_arrive_as_they_are(run: Run, agent: Agent) -> None:
+    environment = ADD | {"CNI_NETNS": '/n/"\\é中😀\x7f', "CNI_IFNAME": "é" * 7}
+    stdin = (
+        b' \n{ "name":"n","args":{"BindAddr":%s}, "x":[1e3,"\xc3\xa9\\u00e9"]}\r\n'
+        % json.dumps(agent.address).encode()
+    )
+    assert run(environment, stdin).status == 0
+    body = agent.bodies[0]
+    assert (body["netns"], body["ifname"]) == ('/n/"\\é中😀\x7f', "é" * 7)
+    assert body["config"]["x"] == [1000.0, "éé"]
+
+
+@pytest.mark.parametrize("version", [None, "", *SUPPORTED])
+def test_every_supported_version_is_carried(run: Run, agent: Agent, version: str | None) -> None:
+    assert run(ADD, config(agent.address, version)).status == 0
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda address: {"ARGS": {"bindADDR": address}},
+        lambda address: {"bindaddr": address},
+        lambda address: {"BindAddr": address, "args": None},
+        lambda address: {"bindaddr": "unix:///elsewhere", "args": {"BindAddr": address}},
+        lambda address: {"bindaddr": address, "args": {"BindAddr": ""}},
+    ],
+)
+def test_the_address_is_found_without_regard_to_case(
+    run: Run, agent: Agent, place: Callable[[str], dict[str, Any]]
+) -> None:
+    assert run(ADD, {"NAME": "mynet", "CNIVersion": "0.3.1", **place(agent.address)}).stdout == RESULT
+
+
+@pytest.mark.parametrize(("limit", "least", "most"), [(10, 7, 8), (1, 0.3, 0.5), (1000, 100, 108), (0.8, 0.2, 0.4)])
+def test_the_deadline_is_lowered_and_handed_on(
+    run: Run, agent: Agent, limit: float, least: float, most: float
+) -> None:
+    assert run(ADD, config(agent.address, TimeoutSeconds=limit)).status == 0
+    assert least < agent.bodies[0]["timeout"] <= most
+
+
+def test_the_agents_error_object_is_printed_as_it_is(run: Run, agent: Agent) -> None:
+    body = b'{"cniVersion":"0.3.1","code":11,"msg":"vxnet-1: quota of 252 reached","details":""}\n'
+    agent.reply = answer(503, body)
+    done = run(ADD, config(agent.address))
+    assert (done.status, done.stdout) == (1, body)
+
+
+# --- the agent over TCP --------------------------------------------------------------------------------
+
+
+def test_over_tcp_the_token_is_shown(run: Run, tcp_agent: Agent, token: Path) -> None:
+    assert run(ADD, config(tcp_agent.address, TokenFile=str(token))).stdout == RESULT
+    assert b"Authorization: Bearer some-token" in tcp_agent.heads[0].split(b"\r\n")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "localhost", ""])
+def test_every_name_of_this_host_is_reached(run: Run, tcp_agent: Agent, token: Path, host: str) -> None:
+    address = host + ":" + tcp_agent.address.rpartition(":")[2]
+    assert run(ADD, config(address, TokenFile=str(token))).stdout == RESULT
+
+
+@pytest.mark.parametrize("host", ["[::1]", "[::]"])
+def test_ipv6_is_reached(run: Run, token: Path, host: str) -> None:
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    for agent in played(listener, f"{host}:{listener.getsockname()[1]}"):
+        assert run(ADD, config(agent.address, TokenFile=str(token))).stdout == RESULT
+
+
+def refuse_mode(path: Path) -> None:
+    path.chmod(0o640)
+
+
+def refuse_owner(path: Path) -> None:
+    os.chown(path, 1, 0)
+
+
+def refuse_absence(path: Path) -> None:
+    path.unlink()
+
+
+def refuse_emptiness(path: Path) -> None:
+    path.write_text(" \n")
+
+
+def refuse_lines(path: Path) -> None:
+    path.write_text("a\r\nX: b")
+
+
+def refuse_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir(mode=0o700)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the token belongs to root")
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (refuse_mode, "others than root may use it (mode 0640)"),
+        (refuse_owner, "belongs to user 1"),
+        (refuse_absence, "cannot be read"),
+        (refuse_emptiness, "holds no token"),
+        (refuse_lines, "holds no token"),
+        (refuse_directory, "cannot be read"),
+    ],
+)
+def test_a_token_that_cannot_be_trusted_is_code_7(
+    run: Run, tcp_agent: Agent, token: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    spoil(token)
+    error = run(ADD, config(tcp_agent.address, TokenFile=str(token))).error
+    assert error["code"] == 7
+    assert str(token) in error["msg"]
+    assert says in error["msg"]
+    assert tcp_agent.heads == []
+    assert "some-token" not in str(error)
+
+
+# --- an agent that does not do its part ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("environment", [ADD, DEL])
+@pytest.mark.parametrize("kind", ["no file", "no listener", "no port"])
+def test_an_absent_agent_is_code_11_at_once(run: Run, tmp_path: Path, environment: dict[str, str], kind: str) -> None:
+    path = tmp_path / "agent.sock"
+    address = f"unix://{path}"
+    if kind == "no listener":
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+    elif kind == "no port":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+    done = run(environment, config(address))
+    assert done.error["code"] == 11
+    assert done.error["msg"].startswith(f"agent at {address} cannot be reached: ")
+    assert done.error["msg"].endswith("; is qingagent running?")
+    assert done.error["cniVersion"] == "0.3.1"
+    assert done.seconds < 5
+
+
+@pytest.mark.skipif(Path("/run/qingcloud-cni").exists(), reason="an agent lives on this host")
+def test_the_default_address_is_the_agents_socket(run: Run) -> None:
+    error = run(ADD, {"name": "mynet"}).error
+    assert "unix:///run/qingcloud-cni/agent.sock cannot be reached" in error["msg"]
+    assert error["cniVersion"] == "0.1.0"
+
+
+def test_a_silent_agent_is_code_11_when_the_time_is_over(run: Run, agent: Agent) -> None:
+    agent.reply = None
+    done = run(ADD, config(agent.address, TimeoutSeconds=0.7))
+    assert done.error["code"] == 11
+    assert done.error["msg"] == f"agent at {agent.address} gave no answer within 0.7 s"
+    assert 0.6 < done.seconds < 5
+
+
+def test_a_full_queue_is_waited_for_until_the_time_is_over(run: Run, tmp_path: Path) -> None:
+    path = str(tmp_path / "agent.sock")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(path)
+        listener.listen(0)
+        waiting.connect(path)
+        done = run(ADD, config(f"unix://{path}", TimeoutSeconds=0.5))
+    assert done.error["msg"].endswith("gave no answer within 0.5 s")
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "says"),
+    [
+        (b"", 11, "closed the connection unanswered"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 11, "does not answer in HTTP"),
+        (b"\x00\xff" * 50, 11, "does not answer in HTTP"),
+        (b"HTTP", 11, "broke off its answer after 4 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", 11, "broke off its answer after 27 bytes"),
+        (answer(200, RESULT)[:-5], 11, "broke off its answer"),
+        (b"HTTP/1.1 abc\r\nContent-Length: 0\r\n\r\n", 11, "does not answer as qingagent does"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 11, "does not answer as qingagent does"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 9_000_000, 11, "answers more than"),
+        (answer(200, b""), 999, "answered HTTP 200 with something else"),
+        (answer(200, b"{}"), 999, "answered HTTP 200 with something else"),
+        (answer(200, b"hello"), 999, "answered HTTP 200 with something else"),
+        (answer(200, b"\xff"), 999, "answered HTTP 200 with something else"),
+        (answer(404, b"404: Not Found"), 999, "answered HTTP 404 with something else"),
+        (answer(500, b'{"code":"7","msg":"x"}'), 999, "answered HTTP 500 with something else"),
+        (answer(500, b'{"code":0,"msg":"x"}'), 999, "answered HTTP 500 with something else"),
+        (answer(500, b'{"code":7}'), 999, "answered HTTP 500 with something else"),
+    ],
+)
+def test_what_is_no_answer_of_an_agent_is_told(run: Run, agent: Agent, reply: bytes, code: int, says: str) -> None:
+    agent.reply = reply
+    error = run(ADD, config(agent.address)).error
+    assert error["code"] == code
+    assert error["msg"].startswith(f"agent at {agent.address} ")
+    assert says in error["msg"]
+
+
+def test_a_page_is_no_answer_to_a_del(run: Run, agent: Agent) -> None:
+    agent.reply = answer(200, b"<html>")
+    assert run(DEL, config(agent.address)).error["code"] == 999
+
+
+def test_a_reset_connection_is_code_11(run: Run, tcp_agent: Agent, token: Path) -> None:
+    tcp_agent.resets = True
+    error = run(ADD, config(tcp_agent.address, TokenFile=str(token))).error
+    assert error["code"] == 11
+    assert "broke off" in error["msg"]
+
+
+def test_stdout_that_cannot_be_written_is_a_failure(plugin: Path) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {plugin} >&-"], env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL, check=False
+    )
+    assert done.returncode == 1
+
+
+# --- whatever comes ------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["cniVersion", "name", "args", "bindaddr", "ipam", "Name", "ARGS"])
+CONFIGS = st.dictionaries(KEYS, JSON | st.sampled_from(["mynet", "0.3.1"]), max_size=6).map(
+    lambda document: json.dumps(document).encode()
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stdin=st.binary(max_size=64) | CONFIGS, verb=st.sampled_from(["ADD", "DEL", "CHECK", "x"]))
+def test_any_stdin_ends_in_one_error_object(run: Run, stdin: bytes, verb: str) -> None:
+    document = run(ADD | {"CNI_COMMAND": verb}, stdin).error
+    assert document["code"] in {1, 4, 6, 7, 11}
+
+
+# --- the file ------------------------------------------------------------------------------------------
+
+
+def _interpreter(plugin: Path) -> str:
+    return plugin.read_text().split("\n", 1)[0].removeprefix("#!").removesuffix(" -IS")
+
+
+def test_the_interpreter_is_no_virtual_environments(plugin: Path) -> None:
+    assert Path(_interpreter(plugin)).parent == Path(sys.base_prefix) / "bin"
+    assert plugin.stat().st_mode & 0o7777 == 0o755
+    assert [path.name for path in plugin.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_another_interpreter_runs_the_source(plugin: Path, tmp_path: Path) -> None:
+    """The compiled program fits one version of Python; after an upgrade the source in the file is run."""
+    head, compiled, rest = plugin.read_text().partition('MAGIC_NUMBER.hex() == "')
+    upgraded = tmp_path / "qingcni"
+    upgraded.write_text(head + compiled + "f" + rest)
+    upgraded.chmod(0o755)
+    done = subprocess.run(
+        [upgraded], env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL, capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["supportedVersions"] == SUPPORTED
+
+
+def test_parallel_calls_survive_an_upgrade_of_the_file(tmp_path: Path) -> None:
+    path = install_plugin(tmp_path, None)
+    content = path.read_bytes()
+    calls = [
+        subprocess.Popen([path], env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        for _ in range(5)
+        if install_plugin(tmp_path, None) == path
+    ]
+    for call in calls:
+        output, _ = call.communicate(timeout=30)
+        assert json.loads(output)["supportedVersions"] == SUPPORTED
+    assert path.read_bytes() == content
+    assert shutil.which("qingcni", path=str(tmp_path)) == str(path)
