@@ -110,7 +110,8 @@ def cloud_drift(
     cures: list[CloudCure] = []
     for seen in cloud.values():
         is_here = seen.instance_id == instance_id
-        if seen.nic_id not in table.nics and is_ours(seen.name) and (is_here or not seen.instance_id):
+        is_wanted = seen.role == 0 and is_ours(seen.name) and (is_here or not seen.instance_id)
+        if is_wanted and seen.nic_id not in table.nics:
             cures.append(Adopt(seen, is_here))
     for nic in table.nics.values():
         if nic.nic_id in table.busy or nic.state is NicState.ASSIGNED or nic.nic_id in links:

@@ -32,6 +32,10 @@ class InvalidNetns(AgentError):
     """CNI_NETNS is absent on disk, no network namespace, or one that must not be touched."""
 
 
+class AccessDenied(AgentError):
+    """Who asks may not: no token, a wrong one, or a peer that is not this host."""
+
+
 # --- try again later ---------------------------------------------------------------------------------
 
 
@@ -141,6 +145,7 @@ WIRE: dict[type[BaseException], tuple[int, int]] = {  # CNI code (spec 1.1.0 sec
     Unavailable: (11, 503),
     KernelRefused: (101, 500),  # from 100 on codes are the plugin's own
     CloudError: (102, 502),
+    AccessDenied: (103, 403),
     Exception: (999, 500),
 }
 

@@ -36,3 +36,8 @@ def is_ours(name: str, prefix: str, instance_id: str) -> bool:
     """Whether a NIC's name says that this host's agent made it; compared exactly, never by the cloud's filter."""
     parsed = parse_nic_name(name)
     return parsed is not None and parsed.prefix == prefix and parsed.instance_id == instance_id
+
+
+def link_alias(instance_id: str, nic_id: str) -> str:
+    """What is written on a NIC's link, so that it is known inside a container even if its MAC was changed there."""
+    return f"qingcni/{instance_id}/{nic_id}"

@@ -170,8 +170,8 @@ def _surplus(state: PoolState, policy: PoolPolicy, now: float, rested: int) -> t
 def _plan_drain(state: PoolState) -> tuple[Action, ...]:
     free = [n for n in state.nics if n.nic_id not in state.busy]
     spare = tuple(n.nic_id for n in free if n.state is NicState.CREATING)
-    parked = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED)
-    held = tuple(n.nic_id for n in free if n.state in parked)
+    unused = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.MISSING)
+    held = tuple(n.nic_id for n in free if n.state in unused)
     actions: list[Action] = []
     if spare:
         actions.append(DeleteNics(spare))

@@ -228,7 +228,7 @@ class Store(Protocol):
     async def load(self) -> Snapshot: ...
 
     async def save(self, changes: Sequence[Change]) -> None:
-        """Write *changes* as one transaction, in the order of the calls; durable when it returns."""
+        """Write *changes* in one transaction; when it returns they and those of all earlier calls are durable."""
 
     async def events(self, limit: int) -> tuple[Event, ...]:
         """The latest *limit* events, oldest first."""

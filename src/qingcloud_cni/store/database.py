@@ -84,6 +84,8 @@ class Database:
 
     def write(self, changes: Sequence[Change]) -> None:
         """All of *changes* in one transaction, or none."""
+        if not changes:
+            return
         self._db.execute("BEGIN IMMEDIATE")
         try:
             for change in changes:

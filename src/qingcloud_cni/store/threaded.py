@@ -39,10 +39,9 @@ class ThreadedStore:
 
     async def save(self, changes: Sequence[Change]) -> None:
         """See `core.seams.Store`; a cancelled caller's changes are written all the same."""
-        if changes:
-            done: Future[None] = Future()
-            self._work.put(_Write(tuple(changes), done))
-            await asyncio.shield(asyncio.wrap_future(done))
+        done: Future[None] = Future()
+        self._work.put(_Write(tuple(changes), done))
+        await asyncio.shield(asyncio.wrap_future(done))
 
     async def close(self) -> None:
         """Everything saved so far is on disk when this returns; the store cannot be used again."""
@@ -104,8 +103,7 @@ class InlineStore:
         return self._database.events(limit)
 
     async def save(self, changes: Sequence[Change]) -> None:
-        if changes:
-            self._database.write(changes)
+        self._database.write(changes)
         await asyncio.sleep(0)  # others may run here, as they do while the thread writes
 
     async def close(self) -> None:

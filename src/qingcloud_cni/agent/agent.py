@@ -1,0 +1,130 @@
+"""The agent without its interfaces: the parts wired together, and the order in which they begin."""
+
+import random
+from dataclasses import dataclass
+
+from qingcloud_cni.agent.attachments import Attachments
+from qingcloud_cni.agent.clock import delay_after
+from qingcloud_cni.agent.context import Context, Journal, Listener
+from qingcloud_cni.agent.jobs import Jobs
+from qingcloud_cni.agent.links import Links
+from qingcloud_cni.agent.operations import Operations
+from qingcloud_cni.agent.pool import Pool
+from qingcloud_cni.agent.settings import Settings
+from qingcloud_cni.agent.startup import CloudComparison
+from qingcloud_cni.agent.tasks import TaskRecord, Tasks, repeat
+from qingcloud_cni.agent.vxnet_book import VxnetBook
+from qingcloud_cni.core.errors import CloudError, NotInitialised
+from qingcloud_cni.core.model import NicState
+from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
+from qingcloud_cni.core.table import Table
+from qingcloud_cni.core.vxnets import VxnetChooser, VxnetPolicy
+
+LOOK_PERIOD = 30.0  # seconds between looks at the links, whether or not the kernel reported anything
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What an agent is given."""
+
+    cloud: Cloud
+    kernel: Kernel
+    store: Store
+    clock: Clock
+    rng: random.Random
+    listeners: tuple[Listener, ...] = ()
+
+
+class Agent:
+    """The table of NICs and everything that keeps it true."""
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        chooser = VxnetChooser(VxnetPolicy(settings.policy), settings.vxnet, context.rng)
+        vxnets = VxnetBook(context.cloud)
+        self.context = context
+        self.jobs = Jobs(context)
+        self.operations = Operations(context, self.jobs, chooser, vxnets)
+        self.pool = Pool(context, self.operations, chooser, settings.instance_nic_limit)
+        self.links = Links(context, self.pool)
+        self.attachments = Attachments(context, self.pool)
+        self.records: list[TaskRecord] = []
+        self._comparison = CloudComparison(
+            context, self.pool, self.operations, self.links, vxnets, settings.vxnet, settings.iface
+        )
+        self._serves_from_disk = bool(context.table.nics)
+        self._is_kernel_compared = False
+        self.is_cloud_compared = False
+        self.last_cloud_error = ""
+
+    @classmethod
+    async def open(cls, settings: Settings, instance_id: str, world: World, tasks: Tasks) -> "Agent":
+        """Load the table from disk; nothing is compared or begun yet."""
+        table = Table(await world.store.load())
+        journal = Journal(table, world.store, world.listeners)
+        return cls(settings, Context(
+            instance_id=instance_id, nic_name_prefix=settings.nic_name_prefix, policy=settings.pool, table=table,
+            journal=journal, cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=tasks,
+        ))  # fmt: skip
+
+    @property
+    def is_initialised(self) -> bool:
+        """Kernel compared with the table, and the cloud compared once or the table not empty."""
+        return self._is_kernel_compared and (self.is_cloud_compared or self._serves_from_disk)
+
+    def check_initialised(self) -> None:
+        if not self.is_initialised:
+            cause = self.last_cloud_error or "the comparison with the cloud is under way"
+            raise NotInitialised(f"the agent is not ready yet: {cause}")
+
+    def check_kernel_compared(self) -> None:
+        if not self._is_kernel_compared:
+            raise NotInitialised("the agent is not ready yet: it compares its table with the kernel")
+
+    async def compare_kernel(self) -> None:
+        """Table against kernel: before this nothing is served."""
+        await self.attachments.undo_unfinished()
+        await self.links.look()
+        self._is_kernel_compared = True
+
+    def begin(self) -> None:
+        """Start all tasks; `compare_kernel` comes first."""
+        spawn = self.context.tasks.spawn
+        spawn("pool", self.pool.run())
+        spawn("links", self.links.run())
+        spawn("jobs", self.jobs.run())
+        spawn("cloud comparison", self._compare_cloud())
+        record = TaskRecord("orphan containers", LOOK_PERIOD)
+        self.records.append(record)
+        spawn(record.name, repeat(
+            self.links.look, record, backoff=lambda n: delay_after(n, self.context.rng), clock=self.context.clock
+        ))  # fmt: skip
+
+    async def _compare_cloud(self) -> None:
+        """Compare with the cloud once, however long it takes to answer; only then are cloud writes made."""
+        failures = 0
+        while True:
+            try:
+                await self._comparison.run()
+            except CloudError as err:
+                failures += 1
+                self.last_cloud_error = str(err)
+                self.context.note("cloud.unanswered", detail=str(err))
+                await self.context.journal.save()
+                await self.context.clock.sleep(delay_after(failures, self.context.rng))
+            else:
+                break
+        self.is_cloud_compared = True
+        self.last_cloud_error = ""
+        self.pool.is_open = True
+        self.context.note("agent.ready")
+        await self.context.journal.save()
+        self.context.plan_due.notify()
+
+    def is_drained(self) -> bool:
+        """Nothing but NICs that serve containers is left, and no cloud operation is under way."""
+        table = self.context.table
+        return not table.intents and all(n.state is NicState.ASSIGNED for n in table.nics.values())
+
+    def stop(self) -> None:
+        """Accept no ADD any more; those that wait are told so. NICs stay where they are."""
+        self.pool.close("the agent is stopping; try again when it is back")

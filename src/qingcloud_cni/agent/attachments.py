@@ -1,0 +1,125 @@
+"""ADD and DEL: a container's way to a NIC, and the NIC's way back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.pool import Pool
+from qingcloud_cni.core.cni import NetworkConfig, routes_for
+from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
+from qingcloud_cni.core.model import Attachment, AttachmentKey, Netns, Nic, Route
+from qingcloud_cni.core.names import link_alias
+from qingcloud_cni.core.seams import LinkOrder, PlacedLink
+
+TRIES = 3  # NICs tried where the link of the one chosen turns out to be missing
+
+
+class Attachments:
+    """Serves ADD and DEL; requests for the same attachment wait for each other."""
+
+    def __init__(self, context: Context, pool: Pool) -> None:
+        self._context = context
+        self._pool = pool
+        self._locks: dict[AttachmentKey, _Lock] = {}
+
+    async def add(
+        self, key: AttachmentKey, netns_path: str, config: NetworkConfig, seconds: float
+    ) -> tuple[Attachment, Nic]:
+        """Give the container a NIC; *seconds* bounds the wait for one. A repeated ADD gets the first answer.
+
+        Raises InvalidNetns, InvalidConfig, PoolEmpty, Draining, KernelRefused; then nothing is left behind.
+        """
+        netns = await self._context.kernel.identify(netns_path)
+        end = self._context.now() + seconds
+        async with self._alone(key):
+            known = self._context.table.attachments.get(key)
+            if known is not None and (known.netns.dev, known.netns.inode) == (netns.dev, netns.inode):
+                return known, self._context.table.nics[known.nic_id]
+            if known is not None:  # the same container id in a namespace of its own: the first one is over
+                await self._release(known, "ADD in another namespace")
+            for _ in range(TRIES - 1):
+                try:
+                    return await self._attach(key, netns, config, end)
+                except LinkNotFound:
+                    continue
+            return await self._attach(key, netns, config, end)
+
+    async def delete(self, key: AttachmentKey) -> None:
+        """Take the container's NIC back; success where there is none."""
+        async with self._alone(key):
+            attachment = self._context.table.attachments.get(key)
+            if attachment is not None:
+                await self._release(attachment, "DEL")
+
+    async def undo_unfinished(self) -> None:
+        """After a restart: attachments whose ADD was never answered are taken back."""
+        for attachment in tuple(self._context.table.attachments.values()):
+            if not attachment.is_ready:
+                await self._release(attachment, "its ADD was cut off")
+
+    async def _attach(
+        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, end: float
+    ) -> tuple[Attachment, Nic]:
+        context, table = self._context, self._context.table
+        wanted = Attachment(key, "", netns, context.now(), dns=config.dns)
+        nic = await self._pool.take(wanted, max(end - context.now(), 0.0))  # marks it as moving
+        attachment = table.attachments[key]
+        try:
+            routes = routes_for(nic, config)
+            await context.journal.save()
+            placed = await self._place(attachment, nic, routes)
+            attachment = replace(attachment, routes=routes, ifindex=placed.ifindex, mtu=placed.mtu)
+            table.configured(attachment, context.now())
+        except (InvalidConfig, InvalidNetns) as err:  # the link never left the parking namespace for long
+            table.returned_unused(key, context.now(), str(err))
+            raise
+        except LinkNotFound as err:
+            table.released(key, context.now(), is_parked=False, cause=str(err))
+            raise
+        except KernelRefused as err:
+            table.released(key, context.now(), is_parked=True, cause=str(err))
+            raise
+        finally:
+            context.moving.discard(nic.nic_id)
+            await context.journal.save()
+            context.plan_due.notify()
+        return table.attachments[key], nic
+
+    async def _place(self, attachment: Attachment, nic: Nic, routes: tuple[Route, ...]) -> PlacedLink:
+        alias = link_alias(self._context.instance_id, nic.nic_id)
+        order = LinkOrder(nic.nic_id, attachment.netns, attachment.key.ifname, nic.address, routes, alias)
+        return await self._context.kernel.attach(order)
+
+    async def _release(self, attachment: Attachment, cause: str) -> None:
+        """Bring the link home and give the NIC its rest; a link that is nowhere yet is awaited on the host."""
+        context = self._context
+        alias = link_alias(context.instance_id, attachment.nic_id)
+        context.moving.add(attachment.nic_id)
+        try:
+            is_parked = await context.kernel.detach(attachment.nic_id, attachment.netns, attachment.ifindex, alias)
+            context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
+        finally:
+            context.moving.discard(attachment.nic_id)
+        await context.journal.save()
+        context.plan_due.notify()
+
+    @asynccontextmanager
+    async def _alone(self, key: AttachmentKey) -> AsyncIterator[None]:
+        """One request at a time for *key*; the lock goes when nobody holds or awaits it."""
+        lock = self._locks.setdefault(key, _Lock())
+        lock.users += 1
+        try:
+            async with lock.lock:
+                yield
+        finally:
+            lock.users -= 1
+            if not lock.users:
+                del self._locks[key]
+
+
+class _Lock:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0

@@ -1,0 +1,123 @@
+"""POST /v1/cni: the plugin's requests, answered in the shape its version wants."""
+
+import logging
+from collections.abc import Mapping
+
+import msgspec
+from aiohttp import web
+
+from qingcloud_cni.agent import logs
+from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.agent.metrics import Metrics
+from qingcloud_cni.core.cni import (
+    NEWEST_VERSION,
+    VERSIONS,
+    Verb,
+    check_key,
+    network_name,
+    read_config,
+    render,
+    render_error,
+    version_of,
+)
+from qingcloud_cni.core.errors import (
+    AgentError,
+    IncompatibleVersion,
+    InvalidEnvironment,
+    UndecodableRequest,
+    wire,
+)
+
+LONGEST_WAIT = 108.0  # seconds: the plugin's 110 for ADD less 2 (design section 4)
+SPARE = 1.0  # seconds kept of the caller's time for the work after the wait for a NIC
+_LATER_VERBS = frozenset({"CHECK", "GC", "STATUS"})
+
+
+class CniRequest(msgspec.Struct, frozen=True):
+    """What the plugin sends: its variables, the seconds it will wait, and stdin as it came."""
+
+    command: str
+    config: dict[str, object]
+    container_id: str = msgspec.field(name="containerID", default="")
+    netns: str = ""
+    ifname: str = ""
+    args: str = ""
+    path: str = ""
+    timeout: float = LONGEST_WAIT
+
+
+_decoder = msgspec.json.Decoder(CniRequest)
+
+
+class CniApi:
+    def __init__(self, agent: Agent, metrics: Metrics) -> None:
+        self._agent = agent
+        self._metrics = metrics
+
+    async def handle(self, http: web.Request) -> web.Response:
+        """Serve one request; every failure is a CNI error object."""
+        begun = self._agent.context.now()
+        body = await http.read()
+        request: CniRequest | None = None
+        code, status, failure = 0, 200, ""
+        try:
+            request = _decode(body)
+            answer = await self._serve(request)
+            reply = b"" if answer is None else msgspec.json.encode(answer)
+        except Exception as err:  # noqa: BLE001 - a bug in a handler is answered 999 and logged (style.md)
+            code, status = wire(err)
+            failure = str(err) or type(err).__name__
+            if not isinstance(err, AgentError):
+                logs.log.exception("cni.bug")
+                failure = f"internal error: {type(err).__name__}: {failure}"
+            reply = msgspec.json.encode(render_error(code, failure, _answer_version(request)))
+        self._report(request, code, failure, self._agent.context.now() - begun)
+        return web.Response(body=reply, status=status, content_type="application/json")
+
+    async def _serve(self, request: CniRequest) -> dict[str, object] | None:
+        if request.command in _LATER_VERBS:
+            raise IncompatibleVersion(f"CNI_COMMAND {request.command} is not supported yet; ADD, DEL and VERSION are")
+        if request.command not in {Verb.ADD, Verb.DEL}:
+            raise InvalidEnvironment(f"CNI_COMMAND {request.command!r} is unknown; ADD, DEL and VERSION are served")
+        version = version_of(request.config)
+        key = check_key(network_name(request.config), request.container_id, request.ifname)
+        if request.command == Verb.DEL:
+            self._agent.check_kernel_compared()
+            await self._agent.attachments.delete(key)
+            return None
+        if not request.netns:
+            raise InvalidEnvironment("required environment variable CNI_NETNS is missing")
+        self._agent.check_initialised()
+        config = read_config(request.config)
+        seconds = max(min(request.timeout, LONGEST_WAIT) - SPARE, 0.0)
+        attachment, nic = await self._agent.attachments.add(key, request.netns, config, seconds)
+        return render(attachment, nic, version)
+
+    def _report(self, request: CniRequest | None, code: int, failure: str, seconds: float) -> None:
+        """One line and one count per request."""
+        verb = request.command if request is not None and request.command in {Verb.ADD, Verb.DEL} else "other"
+        self._metrics.cni_request(verb, code, seconds)
+        logs.say(
+            logging.WARNING if code else logging.INFO,
+            "cni.request",
+            verb=verb,
+            container=request.container_id if request else "",
+            ifname=request.ifname if request else "",
+            netns=request.netns if request else "",
+            code=code,
+            error=failure,
+            seconds=round(seconds, 4),
+        )
+
+
+def _decode(body: bytes) -> CniRequest:
+    try:
+        return _decoder.decode(body)
+    except msgspec.MsgspecError as err:
+        raise UndecodableRequest(f"the request cannot be read: {err}") from None
+
+
+def _answer_version(request: CniRequest | None) -> str:
+    config: Mapping[str, object] = request.config if request is not None else {}
+    version = next((v for k, v in config.items() if k.lower() == "cniversion"), None)
+    return version if isinstance(version, str) and version in VERSIONS else NEWEST_VERSION

@@ -1,0 +1,82 @@
+"""Cloud jobs under way: all pending ones are asked for in one call, at growing intervals."""
+
+import asyncio
+from dataclasses import dataclass
+
+from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.tasks import Signal
+from qingcloud_cni.core.errors import CloudError, ResourceNotFound
+from qingcloud_cni.core.seams import Job, JobStatus
+
+FIRST_INTERVAL = 2.0  # seconds between looks at a job; hot-plug takes 2-4 s (qingcloud-api.md section 4)
+LONGEST_INTERVAL = 30.0
+GROWTH = 1.5
+
+
+@dataclass(slots=True)
+class _Watched:
+    end: "asyncio.Future[Job | None]"
+    due: float  # seconds since the epoch
+    interval: float = FIRST_INTERVAL
+
+
+class Jobs:
+    """Tells when a job has ended."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._watched: dict[str, _Watched] = {}
+        self._added = Signal()
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        return tuple(self._watched)
+
+    async def end(self, job_id: str, *, first_look: float = FIRST_INTERVAL) -> Job | None:
+        """The job once it has ended, looked at in *first_look* seconds at the earliest; None: it is unknown."""
+        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        self._watched[job_id] = _Watched(future, self._context.now() + first_look)
+        self._added.notify()
+        try:
+            return await future
+        finally:
+            del self._watched[job_id]
+
+    async def run(self) -> None:
+        """Ask whenever a job is due, until cancelled."""
+        while True:
+            due = min((w.due for w in self._watched.values()), default=None)
+            if due is None:
+                await self._added.wait()
+            elif (wait := due - self._context.now()) > 0:
+                await self._added.wait(wait)
+            else:
+                await self._ask(tuple(self._watched))
+
+    async def _ask(self, job_ids: tuple[str, ...]) -> None:
+        """One call for all of them; jobs one by one only where the cloud says that some are unknown."""
+        seen: dict[str, Job] = {}
+        try:
+            seen = {job.job_id: job for job in await self._context.cloud.jobs(job_ids)}
+        except ResourceNotFound:
+            if len(job_ids) == 1:
+                self._settle(job_ids[0], None)
+                return
+            for job_id in job_ids:
+                await self._ask((job_id,))
+            return
+        except CloudError as err:
+            self._context.note("jobs.unanswered", detail=str(err))
+            await self._context.journal.save()
+        for job_id in job_ids:
+            job = seen.get(job_id)
+            if job is not None and job.status is not JobStatus.PENDING:
+                self._settle(job_id, job)
+            elif (watched := self._watched.get(job_id)) is not None:
+                watched.due = self._context.now() + watched.interval
+                watched.interval = min(watched.interval * GROWTH, LONGEST_INTERVAL)
+
+    def _settle(self, job_id: str, job: Job | None) -> None:
+        watched = self._watched.get(job_id)
+        if watched is not None and not watched.end.done():
+            watched.end.set_result(job)

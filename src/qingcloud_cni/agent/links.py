@@ -1,0 +1,86 @@
+"""Links: sees NICs arrive, vanish and return, by looking whenever the kernel says that something changed."""
+
+import asyncio
+
+from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.pool import Pool
+from qingcloud_cni.core.drift import Arrived, Lost, Returned, link_drift
+from qingcloud_cni.core.errors import KernelRefused
+from qingcloud_cni.core.model import NicState
+
+
+class Links:
+    """Keeps the table in step with the links of the host and the parking namespace."""
+
+    def __init__(self, context: Context, pool: Pool) -> None:
+        self._context = context
+        self._pool = pool
+        self._one_at_a_time = asyncio.Lock()
+
+    async def run(self) -> None:
+        async for _ in self._context.kernel.changes():
+            await self.look()
+
+    async def look(self) -> None:
+        """Compare once, and begin the cures; parking goes on in tasks of its own.
+
+        A NIC that a verb moves, or whose state changed since the survey began, is left for the next look: the
+        survey may show it where it was before.
+        """
+        async with self._one_at_a_time:
+            context, table = self._context, self._context.table
+            begun, moving = context.now(), set(context.moving)
+            survey = await context.kernel.survey()
+            still = [
+                n for n in table.nics.values() if n.nic_id not in moving | context.moving and not n.since > begun
+            ]
+            to_park: list[str] = []
+            for cure in link_drift(still, survey, context.now()):
+                match cure:
+                    case Lost(nic_id, detail):
+                        table.lost(nic_id, context.now(), detail)
+                    case Returned(nic_id, is_parked):
+                        self._release(nic_id, is_parked=is_parked)
+                        if not is_parked:
+                            to_park.append(nic_id)
+                    case Arrived(nic_id):
+                        to_park.append(nic_id)
+            for nic_id in to_park:
+                self._receive(nic_id)
+            await context.journal.save()
+            context.arrivals.notify()
+            context.plan_due.notify()
+
+    def _release(self, nic_id: str, *, is_parked: bool) -> None:
+        """An attachment is over without a DEL: its namespace is gone, or the ADD that made it was cut off."""
+        attachment = self._context.table.attachment_of(nic_id)
+        if attachment is not None:
+            self._context.table.released(
+                attachment.key, self._context.now(), is_parked=is_parked, cause="its link has left the container"
+            )
+
+    def _receive(self, nic_id: str) -> None:
+        """A link is here: to a waiting container, else to the parking namespace."""
+        table = self._context.table
+        if table.nics[nic_id].state is not NicState.ARRIVING:
+            table.arrived(nic_id, self._context.now())
+        owes_rest = table.nics[nic_id].released > 0.0
+        if not owes_rest and self._pool.hand_over(nic_id):
+            return
+        self._context.moving.add(nic_id)
+        self._context.tasks.spawn(f"park {nic_id}", self._park(nic_id))
+
+    async def _park(self, nic_id: str) -> None:
+        context = self._context
+        try:
+            await context.kernel.park(nic_id)
+        except KernelRefused as err:
+            context.note("nic.park-failed", nic_id, detail=str(err))  # stays arriving; the next look tries again
+        else:
+            if context.table.nics[nic_id].state is NicState.ARRIVING:
+                context.table.parked(nic_id, context.now())
+        finally:
+            context.moving.discard(nic_id)
+        self._pool.hand_out()
+        await context.journal.save()
+        context.plan_due.notify()

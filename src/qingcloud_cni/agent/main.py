@@ -1,0 +1,130 @@
+"""The agent as a process: lock, kernel, store and cloud are opened, served, and closed again in turn."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+
+from qingcloud_cni.agent import logs
+from qingcloud_cni.agent.access import ensure_directory, ensure_token
+from qingcloud_cni.agent.agent import Agent, World
+from qingcloud_cni.agent.clock import SystemClock
+from qingcloud_cni.agent.lock import take_lock
+from qingcloud_cni.agent.metrics import Metrics
+from qingcloud_cni.agent.server import Server
+from qingcloud_cni.agent.settings import Settings
+from qingcloud_cni.agent.tasks import Tasks
+from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client
+from qingcloud_cni.core.errors import AbilityMissing
+from qingcloud_cni.kernel import HostKernel
+from qingcloud_cni.store.threaded import ThreadedStore
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What one agent process is started with."""
+
+    settings: Settings
+    instance_id: str
+    access: Access
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAgent:
+    """An agent with its kernel compared and its tasks running."""
+
+    agent: Agent
+    kernel: HostKernel
+    metrics: Metrics
+
+
+def check_root() -> None:
+    if os.geteuid() != 0:
+        raise AbilityMissing("qingagent needs root: it moves network interfaces between namespaces")
+
+
+async def serve(host: Host) -> None:
+    """Run the agent until it is told to stop; raises what ended it otherwise."""
+    stop = asyncio.Event()
+    _watch_signals(stop)
+    async with opened(host) as parts:
+        ensure_directory(host.settings.run_dir)
+        server = Server(parts.agent, host.settings, parts.metrics, ensure_token(host.settings.token_file))
+        await server.begin()
+        logs.say(20, "agent.started", instance=host.instance_id, bindaddr=str(host.settings.bindaddr))
+        try:
+            await _first(stop.wait(), parts.agent.context.journal.failure)
+        finally:
+            parts.agent.stop()
+            await server.end()
+    logs.say(20, "agent.stopped", instance=host.instance_id)
+
+
+@asynccontextmanager
+async def opened(host: Host) -> AsyncIterator[OpenAgent]:
+    """An agent that works; on exit its tasks are cancelled and everything is closed. NICs stay where they are."""
+    lock = take_lock()
+    with lock:
+        ensure_directory(host.settings.state_dir)
+        kernel = await HostKernel.open(host.instance_id)
+        metrics, clock, rng = Metrics(), SystemClock(), random.Random()
+        cloud: Client | None = None
+        store: ThreadedStore | None = None
+        try:
+            store = ThreadedStore(host.settings.database)
+            access = replace(host.access, zone=host.settings.zone)
+            cloud = Client(access, AioTransport(access), clock=clock, rng=rng, observe=_observer(metrics))
+            world = World(cloud, kernel, store, clock, rng, (logs.event, metrics.event))
+            async with asyncio.TaskGroup() as group:
+                tasks = Tasks(group)
+                agent = await Agent.open(host.settings, host.instance_id, world, tasks)
+                metrics.watch(agent.context.table, lambda: agent.pool.waiting, lambda: agent.is_initialised)
+                await agent.compare_kernel()
+                agent.begin()
+                yield OpenAgent(agent, kernel, metrics)
+                tasks.cancel()
+            await agent.context.journal.save()
+        finally:
+            if cloud is not None:
+                await cloud.close()
+            if store is not None:
+                await store.close()
+            await kernel.close()
+
+
+def _observer(metrics: Metrics) -> Callable[[CallSeen], None]:
+    def observe(call: CallSeen) -> None:
+        metrics.cloud_call(call)
+        logs.cloud_call(call)
+
+    return observe
+
+
+def _watch_signals(stop: asyncio.Event) -> None:
+    """The first signal stops gracefully, a second one at once: the table is on disk either way."""
+    loop = asyncio.get_running_loop()
+
+    def stopping(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping, number)
+
+
+async def _first(*awaitables: Awaitable[object]) -> None:
+    """Wait for the first of several to end; its exception is raised."""
+    futures = [asyncio.ensure_future(a) for a in awaitables]
+    try:
+        done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        for future in done:
+            future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await future

@@ -1,0 +1,76 @@
+"""Metrics for Prometheus. Labels are closed sets: never pod names, NIC ids or addresses."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from qingcloud_cni.cloud import CallSeen
+from qingcloud_cni.core.model import Event, NicState
+from qingcloud_cni.core.table import Table
+
+_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _TableCollector(Collector):
+    """Gauges read from the table when they are asked for."""
+
+    def __init__(self, table: Table, waiting: Callable[[], int], is_ready: Callable[[], bool]) -> None:
+        self._table = table
+        self._waiting = waiting
+        self._is_ready = is_ready
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        nics = GaugeMetricFamily("qingagent_nics", "NICs of this host by state.", labels=["state"])
+        states = [n.state for n in tuple(self._table.nics.values())]
+        for state in NicState:
+            nics.add_metric([state.value], states.count(state))
+        yield nics
+        yield GaugeMetricFamily("qingagent_nics_asked", "NICs asked of the cloud, unanswered.", self._table.creating)
+        yield GaugeMetricFamily("qingagent_attachments", "Containers that have a NIC.", len(self._table.attachments))
+        yield GaugeMetricFamily("qingagent_adds_waiting", "ADDs that wait for a NIC.", self._waiting())
+        yield GaugeMetricFamily("qingagent_ready", "1 once ADDs are served.", float(self._is_ready()))
+
+
+class Metrics:
+    """One registry per agent, fed by its events."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._cni = Counter(
+            "qingagent_cni_requests", "CNI requests by verb and CNI code (0 is success).", ["verb", "code"],
+            registry=self._registry,
+        )  # fmt: skip
+        self._cni_seconds = Histogram(
+            "qingagent_cni_request_seconds", "Time from a CNI request to its answer.", ["verb"], buckets=_SECONDS,
+            registry=self._registry,
+        )  # fmt: skip
+        self._cloud = Counter(
+            "qingagent_cloud_calls", "Calls of the QingCloud API by action and outcome.", ["action", "outcome"],
+            registry=self._registry,
+        )  # fmt: skip
+        self._cloud_seconds = Histogram(
+            "qingagent_cloud_call_seconds", "Time a call of the QingCloud API took.", ["action"], buckets=_SECONDS,
+            registry=self._registry,
+        )  # fmt: skip
+        self._events = Counter("qingagent_events", "Events by name.", ["name"], registry=self._registry)
+
+    def watch(self, table: Table, waiting: Callable[[], int], is_ready: Callable[[], bool]) -> None:
+        self._registry.register(_TableCollector(table, waiting, is_ready))
+
+    def event(self, event: Event) -> None:
+        self._events.labels(event.name).inc()
+
+    def cloud_call(self, call: CallSeen) -> None:
+        self._cloud.labels(call.action, str(call.outcome)).inc()
+        self._cloud_seconds.labels(call.action).observe(call.seconds)
+
+    def cni_request(self, verb: str, code: int, seconds: float) -> None:
+        self._cni.labels(verb, str(code)).inc()
+        self._cni_seconds.labels(verb).observe(seconds)
+
+    def render(self) -> bytes:
+        """The exposition format; takes some milliseconds, so not for the loop's thread."""
+        return generate_latest(self._registry)

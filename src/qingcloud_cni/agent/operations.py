@@ -1,0 +1,347 @@
+"""The cloud writes, each from its intent to its end: what is asked, what a lost reply means, what comes after.
+
+Every operation can be taken up at any point after its intent was saved; that is what `resume` does after a restart.
+No write is repeated before DescribeNics has told what the first one did.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+from qingcloud_cni.agent.clock import Backoff, delay_after
+from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.jobs import Jobs
+from qingcloud_cni.agent.vxnet_book import VxnetBook, new_nic
+from qingcloud_cni.core.errors import (
+    CloudBusy,
+    CloudError,
+    CloudQuota,
+    CloudUnreachable,
+    CredentialsRefused,
+    OutcomeUnknown,
+)
+from qingcloud_cni.core.model import Intent, NicState, OpKind
+from qingcloud_cni.core.seams import CloudNic, CreatedNic, JobStatus
+from qingcloud_cni.core.vxnets import VxnetChooser
+
+LINK_FIRST = 10.0  # seconds in which an attached link usually shows; only then is the job asked about
+LINK_AFTER_JOB = 20.0  # seconds after a successful attach job in which the link has to show
+LOOK_AGAIN = 5.0  # seconds between two looks at what a write without a reply has done
+LATE_EFFECT = 30.0  # seconds after which a call that was cut off has no effect any more (a call takes at most 20)
+
+
+class Operations:
+    """Creates, attaches, detaches and deletes NICs."""
+
+    def __init__(self, context: Context, jobs: Jobs, chooser: VxnetChooser, vxnets: VxnetBook) -> None:
+        self._context = context
+        self._table = context.table
+        self._jobs = jobs
+        self._chooser = chooser
+        self._vxnets = vxnets
+        self.growth = Backoff(context.rng)  # creating and attaching
+        self.shrinking = Backoff(context.rng)  # detaching
+
+    # --- create and attach ---------------------------------------------------------------------------
+
+    def begin_create(self, vxnet_ids: Sequence[str]) -> tuple[Intent, ...]:
+        """Intents for a NIC in each of *vxnet_ids*, one per distinct vxnet; carry them out with `grow`."""
+        intents = []
+        for vxnet_id in dict.fromkeys(vxnet_ids):
+            op_id = self._context.new_operation()
+            name = self._context.nic_name(op_id)
+            count = sum(v == vxnet_id for v in vxnet_ids)
+            intents.append(self._table.intend_create(op_id, vxnet_id, name, count, self._context.now()))
+        return tuple(intents)
+
+    def begin_attach(self, nic_ids: Sequence[str]) -> Intent:
+        return self._table.intend_attach(self._context.new_operation(), nic_ids, self._context.now())
+
+    async def grow(self, intents: Sequence[Intent]) -> None:
+        """Carry out creates at once, then one attach for all that they brought."""
+        await self._context.journal.save()
+        await asyncio.gather(*(self._create(intent) for intent in intents))
+        await self._attach_created(intents)
+
+    async def _attach_created(self, intents: Sequence[Intent]) -> None:
+        now = self._context.now()
+        made = [n for i in intents for n in self._table.intents[i.op_id].nic_ids if self._is(n, NicState.CREATING)]
+        for intent in intents:
+            self._table.finish(intent.op_id, "create.finished", now)
+        if made:
+            await self.attach(self.begin_attach(made))
+        else:
+            await self._changed()
+
+    async def _create(self, intent: Intent) -> None:
+        try:
+            created = await self._context.cloud.create_nics(intent.vxnet_id, intent.count, intent.name)
+        except OutcomeUnknown as err:
+            self._context.note("create.unanswered", subject=intent.op_id, detail=str(err))
+            await self._context.journal.save()
+            created = await self._look_up_created(intent, _patience(err))
+            if not created:
+                self.growth.failed(self._context.now(), str(err))
+        except CloudError as err:
+            await self._create_refused(intent, err)
+            created = ()
+        else:
+            self.growth.worked()
+        await self._enter(intent, created)
+
+    async def _look_up_created(self, intent: Intent, patience: float = LATE_EFFECT) -> tuple[CreatedNic, ...]:
+        """What a create without a reply has made; nothing is concluded before it can take effect no more."""
+        while True:
+            seen = await self._describe(lambda: self._context.cloud.nics(name=intent.name))
+            found = tuple(CreatedNic(n.nic_id, n.private_ip) for n in seen.values() if n.name == intent.name)
+            if len(found) >= intent.count or self._context.now() - intent.since > patience:
+                return found
+            await self._context.clock.sleep(LOOK_AGAIN)
+
+    async def _enter(self, intent: Intent, created: Sequence[CreatedNic]) -> None:
+        """Bring new NICs into the table; they stay with their operation until they are asked to be attached."""
+        vxnet = await self._vxnets.get(intent.vxnet_id) if created else None
+        now = self._context.now()
+        for made in created:
+            if vxnet is not None and made.nic_id not in self._table.nics:
+                nic = new_nic(vxnet, nic_id=made.nic_id, private_ip=made.private_ip, name=intent.name,
+                              state=NicState.CREATING, now=now)  # fmt: skip
+                self._table.add(nic, "nic.created")
+        self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
+        if created:
+            self._chooser.worked(intent.vxnet_id, len(created))
+        await self._changed()
+
+    async def _create_refused(self, intent: Intent, err: CloudError) -> None:
+        """Learn whether a refusal concerns this vxnet or the cloud as a whole."""
+        cause = str(err)
+        left: int | None = None
+        if isinstance(err, CloudQuota):
+            left = await self._addresses_left(intent.vxnet_id)
+        is_vxnets = left is not None and left < intent.count
+        now = self._context.now()
+        if left is not None and is_vxnets:
+            self._chooser.has_room(intent.vxnet_id, left, now)
+            cause = f"{intent.vxnet_id}: {left} addresses left; {err}"
+        if is_vxnets or not isinstance(err, CloudUnreachable | CloudQuota | CredentialsRefused):
+            self._chooser.failed(intent.vxnet_id)
+        if is_vxnets and self._chooser.next_choice_at(now) <= now:
+            self.growth.cause = cause  # another vxnet may serve at once
+        else:
+            self.growth.failed(now, cause)
+        self._context.note("create.refused", subject=intent.op_id, detail=cause)
+
+    async def _addresses_left(self, vxnet_id: str) -> int | None:
+        """What the cloud says of the vxnet's free addresses; None if it does not answer."""
+        try:
+            found = await self._context.cloud.vxnets([vxnet_id])
+        except CloudError:
+            return None
+        return next((v.available_ips for v in found), None)
+
+    async def attach(self, intent: Intent) -> None:
+        """Ask for the intent's NICs on this instance and see their links arrive."""
+        await self._changed()
+        try:
+            job_id = await self._context.cloud.attach_nics(self._context.instance_id, intent.nic_ids)
+        except OutcomeUnknown as err:
+            self._context.note("attach.unanswered", subject=intent.op_id, detail=str(err))
+        except CloudError as err:
+            now = self._context.now()
+            self.growth.failed(now, str(err))
+            for nic_id in self._in(intent, NicState.ATTACHING):
+                self._table.not_attached(nic_id, now, str(err))
+            self._table.finish(intent.op_id, "attach.refused", now, str(err))
+            await self._changed()
+            return
+        else:
+            self._table.job_started(intent.op_id, job_id)
+        await self._follow_attach(intent.op_id)
+
+    async def _follow_attach(self, op_id: str) -> None:
+        await self._context.journal.save()
+        intent = self._table.intents[op_id]
+        failure = ""
+        if not await self._links_arrive(intent, LINK_FIRST) and intent.job_id:
+            job = await self._jobs.end(intent.job_id, first_look=0.0)
+            if job is not None and job.status is JobStatus.FAILED:
+                failure = f"job {job.job_id} failed: {job.error or 'the cloud gives no reason'}"
+            else:
+                await self._links_arrive(intent, LINK_AFTER_JOB)
+        await self._judge_not_arrived(intent, failure)
+        if not failure:
+            self.growth.worked()
+        self._table.finish(op_id, "attach.finished", self._context.now(), failure)
+        await self._changed()
+
+    async def _links_arrive(self, intent: Intent, seconds: float) -> bool:
+        """Whether all links of the operation have shown within *seconds*."""
+        end = self._context.now() + seconds
+        while self._in(intent, NicState.ATTACHING):
+            left = end - self._context.now()
+            if left <= 0 or not await self._context.arrivals.wait(left):
+                return not self._in(intent, NicState.ATTACHING)
+        return True
+
+    async def _judge_not_arrived(self, intent: Intent, failure: str) -> None:
+        """Ask the cloud about NICs whose links have not shown."""
+        late = self._in(intent, NicState.ATTACHING)
+        if not late:
+            return
+        seen = await self._describe_ids(late)
+        if not intent.job_id and not any(n.instance_id for n in seen.values()):
+            await self._context.clock.sleep(LATE_EFFECT)  # an attach without a reply may still be queued
+            seen = await self._describe_ids(late)
+        now = self._context.now()
+        cause = failure or f"no link within {now - intent.since:.0f} s of asking"
+        self.growth.failed(now, f"attach of {', '.join(late)}: {cause}")
+        for nic_id in self._in(intent, NicState.ATTACHING):
+            nic = seen.get(nic_id)
+            if nic is None or nic.instance_id not in ("", self._context.instance_id):
+                self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more, or has it elsewhere")
+            elif nic.instance_id:
+                self._table.lost(nic_id, now, cause)
+            else:
+                self._table.not_attached(nic_id, now, cause)
+
+    # --- detach and delete ---------------------------------------------------------------------------
+
+    def begin_detach(self, nic_ids: Sequence[str], cause: str) -> Intent:
+        return self._table.intend_detach(self._context.new_operation(), nic_ids, self._context.now(), cause)
+
+    def begin_delete(self, nic_ids: Sequence[str]) -> Intent:
+        return self._table.intend_delete(self._context.new_operation(), nic_ids, self._context.now())
+
+    async def detach(self, intent: Intent) -> None:
+        """Ask for the NICs off this instance; delete them once the cloud confirms."""
+        await self._changed()
+        patience = 0.0
+        try:
+            job_id = await self._context.cloud.detach_nics(intent.nic_ids)
+        except CloudError as err:
+            patience = _patience(err)
+            self._context.note("detach.unanswered", subject=intent.op_id, detail=str(err))
+            self.shrinking.failed(self._context.now(), str(err))
+        else:
+            self._table.job_started(intent.op_id, job_id)
+        await self._follow_detach(intent.op_id, patience)
+
+    async def _follow_detach(self, op_id: str, patience: float = LATE_EFFECT) -> None:
+        await self._context.journal.save()
+        intent = self._table.intents[op_id]
+        job = await self._jobs.end(intent.job_id) if intent.job_id else None
+        if job is not None and job.status is JobStatus.SUCCESSFUL:
+            self.shrinking.worked()
+            free = intent.nic_ids
+        else:
+            free = await self._judge_detach(intent, 0.0 if job is not None else patience)
+        now = self._context.now()
+        self._table.finish(op_id, "detach.finished", now)
+        if free:
+            await self.delete(self.begin_delete(free))
+        else:
+            await self._changed()
+
+    async def _judge_detach(self, intent: Intent, patience: float) -> tuple[str, ...]:
+        """The NICs that are free in spite of all; those still attached go back to the pool."""
+        seen = await self._describe_ids(intent.nic_ids)
+        while any(n.instance_id for n in seen.values()) and self._context.now() - intent.since < patience:
+            await self._context.clock.sleep(LOOK_AGAIN)
+            seen = await self._describe_ids(intent.nic_ids)
+        now = self._context.now()
+        free = []
+        for nic_id in intent.nic_ids:
+            nic = seen.get(nic_id)
+            if nic is None:
+                self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more")
+            elif nic.instance_id:
+                self._table.kept(nic_id, now, "the cloud has not detached it")
+            else:
+                free.append(nic_id)
+        return tuple(free)
+
+    async def delete(self, intent: Intent) -> None:
+        """Delete free NICs, however long it takes; "not found" is success."""
+        await self._changed()
+        await self._delete(intent, intent.nic_ids)
+
+    async def _delete(self, intent: Intent, nic_ids: Sequence[str]) -> None:
+        failures = 0
+        left = tuple(nic_ids)
+        while left:
+            try:
+                await self._context.cloud.delete_nics(left)
+                gone: Collection[str] = left
+            except CloudError as err:
+                failures += 1
+                self._context.note("delete.unanswered", subject=intent.op_id, detail=str(err))
+                await self._context.journal.save()
+                await self._context.clock.sleep(delay_after(failures, self._context.rng))
+                gone = set(left) - await self._still_free(left)
+            now = self._context.now()
+            for nic_id in gone:
+                if self._is(nic_id, NicState.DELETING):
+                    self._table.drop(nic_id, "nic.deleted", now)
+            left = tuple(n for n in left if n not in gone)
+            await self._context.journal.save()
+        self._table.finish(intent.op_id, "delete.finished", self._context.now())
+        await self._changed()
+
+    async def _still_free(self, nic_ids: Sequence[str]) -> set[str]:
+        """Those of *nic_ids* that wait to be deleted; one that somebody attached again is theirs."""
+        seen = await self._describe_ids(nic_ids)
+        return {n.nic_id for n in seen.values() if not n.instance_id}
+
+    # --- after a restart -----------------------------------------------------------------------------
+
+    async def resume(self, intent: Intent) -> None:
+        """Take up an operation that was under way when the agent ended."""
+        match intent.kind:
+            case OpKind.CREATE:
+                if intent.count:
+                    await self._enter(intent, await self._look_up_created(intent))
+                await self._attach_created([intent])
+            case OpKind.ATTACH:
+                await self._follow_attach(intent.op_id)
+            case OpKind.DETACH:
+                await self._follow_detach(intent.op_id)
+            case OpKind.DELETE:
+                left = await self._still_free(intent.nic_ids)
+                now = self._context.now()
+                for nic_id in set(intent.nic_ids) - left:
+                    if self._is(nic_id, NicState.DELETING):
+                        self._table.drop(nic_id, "nic.deleted", now)
+                await self._delete(intent, tuple(sorted(left)))
+
+    # --- shared --------------------------------------------------------------------------------------
+
+    def _is(self, nic_id: str, state: NicState) -> bool:
+        nic = self._table.nics.get(nic_id)
+        return nic is not None and nic.state is state
+
+    def _in(self, intent: Intent, state: NicState) -> tuple[str, ...]:
+        return tuple(n for n in intent.nic_ids if self._is(n, state))
+
+    async def _changed(self) -> None:
+        await self._context.journal.save()
+        self._context.plan_due.notify()
+
+    async def _describe_ids(self, nic_ids: Sequence[str]) -> dict[str, CloudNic]:
+        return await self._describe(lambda: self._context.cloud.nics(nic_ids=nic_ids))
+
+    async def _describe(self, read: Callable[[], Awaitable[tuple[CloudNic, ...]]]) -> dict[str, CloudNic]:
+        """Ask until the cloud answers."""
+        failures = 0
+        while True:
+            try:
+                return {n.nic_id: n for n in await read()}
+            except CloudError as err:
+                failures += 1
+                self._context.note("nics.unanswered", detail=str(err))
+                await self._context.journal.save()
+                await self._context.clock.sleep(delay_after(failures, self._context.rng))
+
+
+def _patience(err: CloudError) -> float:
+    """Seconds for which a failed write may still take effect: none where the cloud answered or was not reached."""
+    is_open = isinstance(err, OutcomeUnknown) and not isinstance(err, CloudBusy)
+    return LATE_EFFECT if is_open else 0.0

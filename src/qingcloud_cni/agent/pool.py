@@ -1,0 +1,184 @@
+"""The pool: ADDs wait here in a queue, idle NICs are handed to them, and the planner's actions are carried out."""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, replace
+
+from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.operations import Operations
+from qingcloud_cni.core.errors import Draining, PoolEmpty
+from qingcloud_cni.core.model import Attachment, Nic, NicState
+from qingcloud_cni.core.plan import (
+    Action,
+    AttachNics,
+    CreateNics,
+    DeleteNics,
+    DetachNics,
+    PoolState,
+    Rest,
+    explain_wait,
+    next_due,
+    plan,
+)
+from qingcloud_cni.core.vxnets import VxnetChooser
+
+PERIOD = 30.0  # seconds between plans at the most
+SILENCE = 0.1  # a burst of ADDs is over after this many seconds without one …
+GATHER = 1.0  # … and is not gathered for longer than this
+
+
+@dataclass(slots=True)
+class _Waiter:
+    attachment: Attachment  # its NIC is filled in when it gets one
+    nic: "asyncio.Future[Nic]"
+
+
+class Pool:
+    """Hands out NICs, fairly, and keeps the pool between its marks."""
+
+    def __init__(
+        self, context: Context, operations: Operations, chooser: VxnetChooser, instance_nic_limit: int
+    ) -> None:
+        self._context = context
+        self._operations = operations
+        self._chooser = chooser
+        self._instance_nic_limit = instance_nic_limit
+        self._waiters: deque[_Waiter] = deque()
+        self.others = 0  # secondary NICs of the instance that are not ours
+        self.is_open = False  # cloud writes wait for the comparison with the cloud
+        self.is_draining = False
+        self._refusal = ""  # why no ADD is served any more
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+    def state(self) -> PoolState:
+        """The facts for the planner, as they are now."""
+        table, now = self._context.table, self._context.now()
+        return PoolState(
+            nics=tuple(table.nics.values()),
+            creating=table.creating,
+            waiting=self.waiting,
+            instance_room=max(self._instance_nic_limit - self.others, 0),
+            may_grow=self._operations.growth.until <= now and self._chooser.next_choice_at(now) <= now,
+            is_draining=self.is_draining,
+            busy=table.busy,
+        )
+
+    def plan(self) -> tuple[Action, ...]:
+        return plan(self.state(), self._context.policy, self._context.now())
+
+    # --- handing out ---------------------------------------------------------------------------------
+
+    async def take(self, attachment: Attachment, seconds: float) -> Nic:
+        """A NIC for this attachment, assigned to it in the table; PoolEmpty with the true cause after *seconds*."""
+        if self._refusal:
+            raise Draining(self._refusal)
+        waiter = _Waiter(attachment, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        self.hand_out()
+        self._context.plan_due.notify()
+        await asyncio.wait({waiter.nic}, timeout=seconds)
+        if not waiter.nic.done():
+            cause = self._cause()
+            self._waiters.remove(waiter)
+            raise PoolEmpty(f"no NIC became ready within {seconds:.0f} s: {cause}")
+        return waiter.nic.result()
+
+    def hand_out(self) -> None:
+        """Idle NICs to waiting ADDs: the first come gets the longest idle."""
+        for nic in sorted(self._context.table.in_state(NicState.IDLE), key=lambda n: (n.since, n.nic_id)):
+            if nic.nic_id not in self._context.moving and not self._give(nic):
+                return
+
+    def hand_over(self, nic_id: str) -> bool:
+        """An arriving NIC straight to a waiting ADD, if there is one."""
+        return self._give(self._context.table.nics[nic_id])
+
+    def _give(self, nic: Nic) -> bool:
+        if not self._waiters:
+            return False
+        waiter = self._waiters.popleft()
+        attachment = replace(waiter.attachment, nic_id=nic.nic_id, since=self._context.now())
+        self._context.table.assign(attachment)
+        self._context.moving.add(nic.nic_id)
+        waiter.nic.set_result(self._context.table.nics[nic.nic_id])
+        return True
+
+    def close(self, refusal: str) -> None:
+        """No ADD gets a NIC from now on; those that wait are told so."""
+        self._refusal = refusal
+        while self._waiters:
+            self._waiters.popleft().nic.set_exception(Draining(refusal))
+
+    def drain(self) -> None:
+        """As `close`; besides, whatever is free is given back and nothing is created any more."""
+        self.close("this host is being drained: it accepts no new container")
+        self.is_draining = True
+        self._context.plan_due.notify()
+
+    def _cause(self) -> str:
+        growth = self._operations.growth
+        resting = self._chooser.resting(self._context.now())
+        wait = explain_wait(self.state(), self._context.policy, self._context.now())
+        if not self.is_open:
+            return "the cloud has not answered since the agent started"
+        if wait:
+            return wait
+        if resting and not growth.cause:
+            return f"no addresses left in {', '.join(resting)}"
+        return growth.cause or "the cloud has not attached one yet"
+
+    # --- keeping the marks ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Plan on every change, and every 30 s, until cancelled."""
+        while True:
+            self._rest()
+            self.hand_out()
+            if self.is_open and any(not isinstance(a, Rest) for a in self.plan()):
+                await self._gather()
+                self._carry_out()
+            await self._context.journal.save()
+            await self._context.plan_due.wait(self._pause())
+
+    async def _gather(self) -> None:
+        """Let a burst come together, so that it costs one create and one attach."""
+        end = self._context.now() + GATHER
+        while (left := end - self._context.now()) > 0 and await self._context.plan_due.wait(min(SILENCE, left)):
+            self.hand_out()
+
+    def _pause(self) -> float:
+        """Seconds until time alone may change the plan."""
+        now = self._context.now()
+        times = [now + PERIOD, next_due(self.state(), self._context.policy, now)]
+        times += [self._operations.growth.until, self._operations.shrinking.until, self._chooser.next_choice_at(now)]
+        return min(t for t in times if t is not None and t > now) - now + 0.001
+
+    def _rest(self) -> None:
+        for action in self.plan():
+            if isinstance(action, Rest):
+                self._context.table.rested(action.nic_id, self._context.now())
+
+    def _carry_out(self) -> None:
+        """Begin what the plan says; intents are in the table before this returns, so the next plan counts them."""
+        spawn = self._context.tasks.spawn
+        for action in self.plan():
+            match action:
+                case CreateNics(count):
+                    intents = self._operations.begin_create(self._chooser.choose(count, self._context.now()))
+                    if intents:
+                        spawn(f"create {intents[0].op_id}", self._operations.grow(intents))
+                case AttachNics(nic_ids):
+                    attach = self._operations.begin_attach(nic_ids)
+                    spawn(f"attach {attach.op_id}", self._operations.attach(attach))
+                case DetachNics(nic_ids) if self._operations.shrinking.until <= self._context.now():
+                    cause = "drain" if self.is_draining else "unused"
+                    detach = self._operations.begin_detach(nic_ids, cause)
+                    spawn(f"detach {detach.op_id}", self._operations.detach(detach))
+                case DeleteNics(nic_ids):
+                    delete = self._operations.begin_delete(nic_ids)
+                    spawn(f"delete {delete.op_id}", self._operations.delete(delete))
+                case _:
+                    pass

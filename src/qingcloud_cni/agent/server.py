@@ -1,0 +1,147 @@
+"""The agent's HTTP API, on its unix socket and on TCP."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+
+import msgspec
+from aiohttp import web
+
+from qingcloud_cni import __version__
+from qingcloud_cni.agent.access import Guard
+from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.agent.cni_api import CniApi
+from qingcloud_cni.agent.metrics import CONTENT_TYPE, Metrics
+from qingcloud_cni.agent.settings import Settings
+from qingcloud_cni.core.cni import render_error
+from qingcloud_cni.core.errors import AccessDenied, StartRefused, wire
+from qingcloud_cni.core.model import Attachment, NicState
+
+LARGEST_REQUEST = 1024 * 1024  # bytes; a network configuration has some hundred
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """Serves one agent."""
+
+    def __init__(self, agent: Agent, settings: Settings, metrics: Metrics, token: str) -> None:
+        self._agent = agent
+        self._settings = settings
+        self._metrics = metrics
+        self._runner = web.AppRunner(self._application(Guard(token)), access_log=None, shutdown_timeout=5.0)
+
+    def _application(self, guard: Guard) -> web.Application:
+        @web.middleware
+        async def guarded(request: web.Request, handler: _Handler) -> web.StreamResponse:
+            try:
+                guard.check(request)
+            except AccessDenied as err:
+                code, status = wire(err)
+                return _json(render_error(code, str(err)), status)
+            return await handler(request)
+
+        application = web.Application(middlewares=[guarded], client_max_size=LARGEST_REQUEST)
+        application.add_routes(
+            [
+                web.post("/v1/cni", CniApi(self._agent, self._metrics).handle),
+                web.get("/v1/status", self._status),
+                web.get("/v1/nics", self._nics),
+                web.get("/v1/attachments", self._attachments),
+                web.post("/v1/drain", self._drain),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._render_metrics),
+            ]
+        )
+        return application
+
+    async def begin(self) -> None:
+        """Listen; StartRefused where an address cannot be had."""
+        await self._runner.setup()
+        path = self._settings.socket
+        umask = os.umask(0o177)  # the socket is made with it: for root only from its first moment
+        try:
+            await web.UnixSite(self._runner, str(path)).start()
+        except OSError as err:
+            raise StartRefused(f"socket {path} cannot be made: {err.strerror or err}") from err
+        finally:
+            os.umask(umask)
+        address = self._settings.bindaddr
+        try:
+            await web.TCPSite(self._runner, address.host, address.port).start()
+        except OSError as err:
+            raise StartRefused(
+                f"bindaddr {address} cannot be had: {err.strerror or err}; free it or choose another --bindaddr"
+            ) from err
+
+    async def end(self) -> None:
+        """Accept nothing new, let what is under way finish, remove the socket."""
+        await self._runner.cleanup()
+        self._settings.socket.unlink(missing_ok=True)
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        agent, pool = self._agent, self._agent.pool
+        states = [n.state for n in agent.context.table.nics.values()]
+        return _json(
+            {
+                "version": __version__,
+                "instance_id": agent.context.instance_id,
+                "pid": os.getpid(),
+                "ready": agent.is_initialised,
+                "cloud_compared": agent.is_cloud_compared,
+                "cloud_error": agent.last_cloud_error or agent.operations.growth.cause,
+                "draining": pool.is_draining,
+                "drained": agent.is_drained(),
+                "nics": {state.value: states.count(state) for state in NicState if state in states},
+                "asked": agent.context.table.creating,
+                "attachments": len(agent.context.table.attachments),
+                "waiting": pool.waiting,
+                "operations": [f"{i.kind} {i.op_id}" for i in agent.context.table.intents.values()],
+            }
+        )
+
+    async def _nics(self, _request: web.Request) -> web.Response:
+        table = self._agent.context.table
+        served = {a.nic_id: str(a.key) for a in table.attachments.values()}
+        return _json([asdict(n) | {"attachment": served.get(n.nic_id, "")} for n in table.nics.values()])
+
+    async def _attachments(self, _request: web.Request) -> web.Response:
+        return _json([self._attachment(a) for a in self._agent.context.table.attachments.values()])
+
+    def _attachment(self, attachment: Attachment) -> dict[str, object]:
+        nic = self._agent.context.table.nics[attachment.nic_id]
+        return {
+            "network": attachment.key.network,
+            "container_id": attachment.key.container_id,
+            "ifname": attachment.key.ifname,
+            "netns": attachment.netns.path,
+            "nic_id": nic.nic_id,
+            "address": nic.address,
+            "vxnet_id": nic.vxnet_id,
+            "routes": [asdict(r) for r in attachment.routes],
+            "since": attachment.since,
+            "is_ready": attachment.is_ready,
+        }
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        self._agent.pool.drain()
+        return await self._status(request)
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        """Ready says that ADDs are served; an empty pool or a silent cloud later on does not change it."""
+        if self._agent.is_initialised:
+            return web.Response(text="ready\n")
+        cause = self._agent.last_cloud_error or "the comparison at start is under way"
+        return web.Response(text=f"not ready: {cause}\n", status=503)
+
+    async def _render_metrics(self, _request: web.Request) -> web.Response:
+        body = await asyncio.to_thread(self._metrics.render)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+
+def _json(content: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(content), status=status, content_type="application/json")

@@ -1,0 +1,107 @@
+"""What is compared before the agent trusts its table: instance and vxnets, then table, kernel and cloud."""
+
+from dataclasses import dataclass
+
+from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.links import Links
+from qingcloud_cni.agent.operations import Operations
+from qingcloud_cni.agent.pool import Pool
+from qingcloud_cni.agent.vxnet_book import VxnetBook, new_nic
+from qingcloud_cni.core.drift import Adopt, Attached, Forget, Unattached, cloud_drift
+from qingcloud_cni.core.errors import StartRefused
+from qingcloud_cni.core.model import NicState
+from qingcloud_cni.core.names import is_ours
+from qingcloud_cni.core.seams import CloudNic, Instance, Vxnet
+
+_MANAGED = 1  # vxnet_type of one that a router gives addresses in
+
+
+@dataclass(slots=True)
+class CloudComparison:
+    """Compares instance, vxnets and NICs with what the agent expects, and takes up what was left undone."""
+
+    context: Context
+    pool: Pool
+    operations: Operations
+    links: Links
+    vxnets: VxnetBook
+    configured: tuple[str, ...]  # --vxnet
+    iface: str  # the host's own link: its NIC is never adopted
+
+    async def run(self) -> None:
+        """Compare once; any CloudError means "again later", StartRefused that the configuration is wrong."""
+        instance = await self.context.cloud.instance(self.context.instance_id)
+        await self._check(instance)
+        cloud = await self._list_nics()
+        survey = await self.context.kernel.survey()
+        reserved = {link.mac for link in survey.host if link.name == self.iface}
+        for nic_id in reserved:
+            cloud.pop(nic_id, None)
+        cures = cloud_drift(self.context.table, cloud, survey, self.context.instance_id, self._is_ours)
+        for vxnet_id in {cure.nic.vxnet_id for cure in cures if isinstance(cure, Adopt)}:
+            await self.vxnets.get(vxnet_id)
+        for cure in cures:
+            await self._cure(cure)
+        here = [n for n in cloud.values() if n.instance_id == self.context.instance_id and n.role == 0]
+        self.pool.others = sum(not self._is_ours(n.name) for n in here)
+        await self.context.journal.save()
+        for intent in tuple(self.context.table.intents.values()):
+            self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
+        await self.links.look()
+
+    def _is_ours(self, name: str) -> bool:
+        return is_ours(name, self.context.nic_name_prefix, self.context.instance_id)
+
+    async def _list_nics(self) -> dict[str, CloudNic]:
+        """All NICs that are free, and all that are attached here: the cloud's own name filter is not relied on."""
+        free = await self.context.cloud.nics(status="available")
+        here = await self.context.cloud.nics(instance_id=self.context.instance_id)
+        return {n.nic_id: n for n in (*free, *here)}
+
+    async def _cure(self, cure: Adopt | Forget | Unattached | Attached) -> None:
+        table, now = self.context.table, self.context.now()
+        match cure:
+            case Adopt(found, is_attached):
+                vxnet = await self.vxnets.get(found.vxnet_id)
+                if vxnet is None:
+                    self.context.note("nic.not-adopted", found.nic_id, detail=f"vxnet {found.vxnet_id} is unknown")
+                    return
+                state = NicState.MISSING if is_attached else NicState.CREATING  # the look that follows finds its link
+                nic = new_nic(vxnet, nic_id=found.nic_id, private_ip=found.private_ip, name=found.name,
+                              state=state, now=now)  # fmt: skip
+                table.add(nic, "nic.adopted", f"{found.status} {nic.address}")
+            case Forget(nic_id):
+                table.drop(nic_id, "nic.gone", now, "neither cloud nor kernel knows it")
+            case Unattached(nic_id):
+                table.not_attached(nic_id, now, "the cloud has it attached nowhere, and its link is gone")
+            case Attached(nic_id):
+                table.lost(nic_id, now, "attached according to the cloud, but its link is nowhere")
+
+    async def _check(self, instance: Instance | None) -> None:
+        """The instance exists and shares one VPC with every configured vxnet."""
+        instance_id = self.context.instance_id
+        if instance is None:
+            raise StartRefused(
+                f"instance {instance_id} is unknown to the cloud in this zone; check --zone, --instance-id and keys"
+            )
+        own = tuple(n.vxnet_id for n in instance.nics if n.role == 1) or tuple(n.vxnet_id for n in instance.nics)
+        found = await self.vxnets.learn(tuple(dict.fromkeys((*self.configured, *own))))
+        routers = {found[v].router_id for v in own if v in found and found[v].router_id}
+        if not routers:
+            raise StartRefused(f"instance {instance_id} is in no VPC; its primary NIC must be in a router's vxnet")
+        for vxnet_id in self.configured:
+            _check_vxnet(vxnet_id, found.get(vxnet_id), instance_id, routers)
+
+
+def _check_vxnet(vxnet_id: str, vxnet: Vxnet | None, instance_id: str, routers: set[str]) -> None:
+    if vxnet is None:
+        raise StartRefused(f"vxnet {vxnet_id} is unknown to the cloud in this zone; check --vxnet and --zone")
+    if vxnet.vxnet_type != _MANAGED or not vxnet.network:
+        raise StartRefused(
+            f"vxnet {vxnet_id} is unmanaged or joined to no router; join it to the VPC of {instance_id}"
+        )
+    if vxnet.router_id not in routers:
+        raise StartRefused(
+            f"vxnet {vxnet_id} belongs to VPC {vxnet.router_id}, instance {instance_id} to"
+            f" {', '.join(sorted(routers))}; choose a vxnet of that VPC"
+        )

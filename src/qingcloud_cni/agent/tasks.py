@@ -1,0 +1,85 @@
+"""Tasks: named, in one group; a bug in any of them ends the agent, and the supervisor starts it again."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from qingcloud_cni.core.errors import AgentError
+from qingcloud_cni.core.seams import Clock
+
+
+class Signal:
+    """Wakes whoever waits; kept for the next one where nobody does. Waiters look again at what they wait for."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._is_kept = False
+
+    def notify(self) -> None:
+        self._is_kept = not self._waiting
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+
+    async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - a timeout is an answer here, no error
+        """True if it was notified within *timeout* seconds, or since the last wait ended."""
+        if self._is_kept:
+            self._is_kept = False
+            return True
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            done, _ = await asyncio.wait({future}, timeout=timeout)
+        finally:
+            self._waiting.discard(future)
+        return bool(done)
+
+
+class Tasks:
+    """Starts tasks in the agent's group."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self._running: set[asyncio.Task[None]] = set()
+
+    def spawn(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._group.create_task(coroutine, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def cancel(self) -> None:
+        """End all of them, so that the group can be left."""
+        for task in tuple(self._running):
+            task.cancel()
+
+
+@dataclass(slots=True)
+class TaskRecord:
+    """What a periodic task did lately, for `qingagent tasks` and the metrics."""
+
+    name: str
+    period: float  # seconds
+    last_success: float = 0.0  # seconds since the epoch
+    duration: float = 0.0  # seconds the last run took
+    failures: int = 0  # in a row
+    last_error: str = ""
+
+
+async def repeat(
+    step: Callable[[], Awaitable[None]], record: TaskRecord, *, backoff: Callable[[int], float], clock: Clock
+) -> None:
+    """Run *step* every `record.period` seconds until cancelled; expected errors back off, any bug ends the agent."""
+    while True:
+        begun = clock.now()
+        try:
+            await step()
+        except AgentError as err:
+            record.failures += 1
+            record.last_error = str(err)
+        else:
+            record.failures, record.last_error, record.last_success = 0, "", clock.now()
+        record.duration = clock.now() - begun
+        await clock.sleep(backoff(record.failures) if record.failures else record.period)

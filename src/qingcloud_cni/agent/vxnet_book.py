@@ -1,0 +1,33 @@
+"""What is known of vxnets, and NICs made of what the cloud says."""
+
+from ipaddress import IPv4Interface, IPv4Network
+
+from qingcloud_cni.core.model import Nic, NicState
+from qingcloud_cni.core.seams import Cloud, Vxnet
+
+
+class VxnetBook:
+    """Vxnets by id, each asked for once."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self._known: dict[str, Vxnet] = {}
+
+    async def get(self, vxnet_id: str) -> Vxnet | None:
+        """None where there is no such vxnet, or none with addresses; raises CloudError if the cloud must be asked."""
+        if vxnet_id not in self._known:
+            await self.learn((vxnet_id,))
+        vxnet = self._known.get(vxnet_id)
+        return vxnet if vxnet is not None and vxnet.network else None
+
+    async def learn(self, vxnet_ids: tuple[str, ...]) -> dict[str, Vxnet]:
+        """Ask for all of *vxnet_ids* anew; those that exist."""
+        found = {v.vxnet_id: v for v in await self._cloud.vxnets(vxnet_ids)}
+        self._known |= found
+        return found
+
+
+def new_nic(vxnet: Vxnet, *, nic_id: str, private_ip: str, name: str, state: NicState, now: float) -> Nic:
+    """A row for the table; *vxnet* has a network."""
+    address = IPv4Interface((private_ip, IPv4Network(vxnet.network).prefixlen))
+    return Nic(nic_id, name, vxnet.vxnet_id, str(address), vxnet.gateway, state, now)
