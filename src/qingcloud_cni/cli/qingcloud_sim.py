@@ -155,6 +155,8 @@ def _show(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 200  # nobody folds a pipe
     console.print(f"{found['name']}: {found['endpoint']} in each host, {found['api_socket']}", highlight=False)
     views: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
         "Instances": (found["instances"], ("instance_id", "status", "nics")),
@@ -167,7 +169,6 @@ def _show(found: dict[str, Any]) -> None:
                 "status",
                 "instance_id",
                 "role",
-                "enable_aspoof",
                 "busy",
                 "link",
                 "name",

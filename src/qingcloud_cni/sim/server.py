@@ -7,7 +7,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
@@ -23,6 +23,8 @@ from qingcloud_cni.sim.fabric_shell import inside
 from qingcloud_cni.sim.http import make_app
 from qingcloud_cni.sim.model import Model
 from qingcloud_cni.sim.status import API_HOST, Options, describe, host_files, tell
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,9 @@ class Simulator:
             raise StartRefused(f"topology: {err}") from err
         self.api = Api(self.model, now=time.time, sleep=asyncio.sleep, rng=random.Random(f"{seed} api"))
         self.fabric = Fabric(options.sim, topology, options.state_dir, rng=random.Random(f"{seed} fabric"))
+        self._work = asyncio.Event()  # a job was queued, or an effect is waiting
+        self._settled = asyncio.Event()  # all effects so far are carried out
+        self.model.on_work = self._begin_work
 
     async def run(self, ready: Callable[[dict[str, Any]], None]) -> None:
         """Build everything, call *ready* with its description, serve until SIGINT or SIGTERM, take everything down.
@@ -79,12 +84,12 @@ class Simulator:
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         """Serve the API at the same address in every host's namespace, and with the status on a unix socket."""
-        inner = web.AppRunner(make_app(self.api), access_log=None, shutdown_timeout=1.0)
+        inner = web.AppRunner(self._make_app(), access_log=None, shutdown_timeout=1.0)
         await inner.setup()
         stack.push_async_callback(inner.cleanup)
         for host in self.fabric.layout.hosts.values():
             await web.SockSite(inner, inside(host.namespace, self._open_socket)).start()
-        app = make_app(self.api)
+        app = self._make_app()
         app.router.add_get(STATUS_PATH, self._answer_status)
         outer = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await outer.setup()
@@ -92,6 +97,22 @@ class Simulator:
         path = self.options.state_dir / API_SOCKET
         await web.UnixSite(outer, str(path)).start()
         os.chmod(path, 0o600)  # noqa: PTH101 - pathlib's would be flagged as blocking
+
+    def _make_app(self) -> web.Application:
+        @web.middleware
+        async def settle(request: web.Request, handler: Handler) -> web.StreamResponse:
+            """Answer when the hardware is as the answer says: ModifyNicAttributes is no job."""
+            response = await handler(request)
+            await self._settled.wait()
+            return response
+
+        app = make_app(self.api)
+        app.middlewares.append(settle)
+        return app
+
+    def _begin_work(self) -> None:
+        self._settled.clear()
+        self._work.set()
 
     def _open_socket(self) -> socket.socket:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -105,21 +126,21 @@ class Simulator:
         Unlike sim.local.run_jobs it hands over all effects of a moment at once: fifty links then cost about as many
         processes as one.
         """
-        work = asyncio.Event()
-        self.model.on_work = work.set
         while True:
-            work.clear()
+            self._work.clear()
             try:
                 await self.fabric.apply(*self.model.take_effects())
             except KernelRefused as err:  # a host's namespace may have been deleted under us
                 log.error("%s", err)  # noqa: TRY400 - the kernel's words say it all
+            if not self._work.is_set():
+                self._settled.set()
             due = self.model.next_due()
             if due is not None and due <= time.time():
                 self.model.advance()
                 continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if due is None else due - time.time()):
-                    await work.wait()
+                    await self._work.wait()
 
     def _write_host_files(self) -> None:
         """Give each host the two files a real one has."""

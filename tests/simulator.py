@@ -1,0 +1,177 @@
+"""A running `qingcloud-sim` for tests: started under a name of its own, called through its API, always taken down."""
+
+import base64
+import hmac
+import http.client
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from qingcloud_cni.sim.signature import canonical
+from qingcloud_cni.sim.topology import default_topology
+
+QINGCLOUD_SIM = str(Path(sys.executable).with_name("qingcloud-sim"))
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
+
+_T = TypeVar("_T")
+
+
+def unique_name() -> str:
+    return f"t{secrets.token_hex(3)}"
+
+
+def eventually(look: Callable[[], _T | None], what: str, seconds: float = 20.0) -> _T:
+    """Look until something truthy is seen, and return it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        seen = look()
+        if seen:
+            return seen
+        assert time.monotonic() < deadline, f"not seen in {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def run(*argv: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program; with *check* a failure shows what it said."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, **kwargs)
+    assert not check or done.returncode == 0, f"{argv}: {done.returncode}: {done.stderr}{done.stdout}"
+    return done
+
+
+def links(netns: str) -> dict[str, dict[str, Any]]:
+    """Links of a namespace (its name) by MAC, as `ip -j link` shows them."""
+    rows = json.loads(run("ip", "-n", netns, "-j", "link", "show").stdout or "[]")
+    return {row["address"]: row for row in rows if row}
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("sim", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(30)
+        self.sock.connect(self._path)
+
+
+@dataclass(frozen=True)
+class Sim:
+    info: dict[str, Any]  # the line it printed when it was ready
+    process: subprocess.Popen[str]
+
+    @property
+    def name(self) -> str:
+        return str(self.info["name"])
+
+    def host(self, name: str = "host1") -> dict[str, str]:
+        """What a host's agent has to know: netns, instance_id, client_yaml, instance_id_file, nic_id, address."""
+        host: dict[str, str] = self.info["namespaces"]["hosts"][name]
+        return host
+
+    def netns(self, host: str = "host1") -> str:
+        """The name of a host's namespace, as `ip -n` takes it."""
+        return Path(self.host(host)["netns"]).name
+
+    def call(self, action: str, **params: object) -> dict[str, Any]:
+        """A signed call of the API; lists are flattened. The call must succeed."""
+        topology = default_topology(self.name)
+        flat = {
+            "action": action,
+            "zone": str(self.info["zone"]),
+            "access_key_id": topology.access_key_id,
+            "signature_method": "HmacSHA256",
+            "signature_version": "1",
+            "time_stamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        for key, value in params.items():
+            if isinstance(value, list | tuple):
+                flat |= {f"{key}.{n}": str(item) for n, item in enumerate(value, 1)}
+            else:
+                flat[key] = str(value)
+        query = canonical(flat)
+        digest = hmac.digest(topology.secret_access_key.encode(), f"GET\n/iaas/\n{query}".encode(), "sha256")
+        signature = canonical({"s": base64.b64encode(digest).decode()})[2:]
+        answer = self.get(f"/iaas/?{query}&signature={signature}")
+        assert answer["ret_code"] == 0, answer
+        return answer
+
+    def get(self, target: str) -> dict[str, Any]:
+        connection = _UnixConnection(self.info["api_socket"])
+        try:
+            connection.request("GET", target)
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+            return answer
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        return self.get("/admin/status")
+
+    def wait_job(self, job_id: str) -> None:
+        def ended() -> bool:
+            (job,) = self.call("DescribeJobs", jobs=[job_id])["job_set"]
+            assert job["status"] != "failed", job
+            return bool(job["status"] == "successful")
+
+        eventually(ended, f"the end of job {job_id}")
+
+    def new_nics(self, host: str, vxnet_id: str, count: int = 1) -> list[dict[str, str]]:
+        """NICs created and attached by hand (nic_id, private_ip); their links are in the host's namespace."""
+        nics = self.call("CreateNics", vxnet=vxnet_id, count=count, nic_name="by-hand")["nics"]
+        nic_ids = [nic["nic_id"] for nic in nics]
+        self.wait_job(self.call("AttachNics", instance=self.host(host)["instance_id"], nics=nic_ids)["job_id"])
+        return list(nics)
+
+    def remove_nics(self, *nic_ids: str) -> None:
+        self.wait_job(self.call("DetachNics", nics=nic_ids)["job_id"])
+        self.call("DeleteNics", nics=nic_ids)
+
+
+@contextmanager
+def running_sim(*args: str, name: str = "") -> Iterator[Sim]:
+    """Start `qingcloud-sim up` with quick attaches and *args*, yield it when it is ready, take it down at the end."""
+    name = name or unique_name()
+    quick = ("--attach-latency", "50ms..100ms", "--detach-latency", "50ms", "--replug-latency", "50ms..100ms")
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            (QINGCLOUD_SIM, "up", "-v", "--name", name, *quick, *args), stdout=subprocess.PIPE, stderr=said, text=True
+        )
+        assert process.stdout is not None
+        late = threading.Timer(60, process.kill)
+        try:
+            late.start()
+            line = process.stdout.readline()
+            late.cancel()
+            if not line:
+                process.wait(timeout=30)
+                said.seek(0)
+                raise AssertionError(f"qingcloud-sim up ended with {process.returncode}: {said.read()}")
+            yield Sim(json.loads(line), process)
+        finally:
+            late.cancel()
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+            run(QINGCLOUD_SIM, "down", "--name", name, check=False)
