@@ -239,3 +239,11 @@ hosts:
         assert ping(sim.netns("a"), sim.host("b")["address"])
         assert not ping(sim.netns("a"), "10.1.0.254")
         assert ping(sim.netns("c"), "10.1.0.254")
+
+
+def test_a_deleted_host_does_not_keep_the_cloud_from_serving_the_others() -> None:
+    with running_sim() as sim:
+        run("ip", "netns", "delete", sim.netns("host1"))
+        sim.new_nics("host1", "vxnet-pods001")
+        (nic,) = sim.new_nics("host2", "vxnet-pods001")
+        assert nic["nic_id"] in links(sim.netns("host2"))

@@ -66,15 +66,26 @@ class Fabric:
             await ip_batch(host.namespace, host.lines(self._mark(instance_id), primary.private_ip))
 
     async def apply(self, *effects: Effect) -> None:
-        """Carry out *effects* in their order, neighbours of one kind together; raises KernelRefused."""
+        """Carry out *effects* in their order, neighbours of one kind and host together.
+
+        A failure does not keep the others from being carried out; the first is raised at the end (KernelRefused). A
+        NIC that could not be plugged is tried again as one whose link died.
+        """
+        failures: list[KernelRefused] = []
         async with self._busy:
-            for kind, batch in itertools.groupby(effects, key=type):
-                if kind is PlugNic:
-                    await self._plug([effect for effect in batch if isinstance(effect, PlugNic)])
-                elif kind is UnplugNic:
-                    await self._unplug([effect.nic_id for effect in batch])
-                else:
-                    await self._filter([effect for effect in batch if isinstance(effect, FilterNic)])
+            for (kind, _), group in itertools.groupby(effects, key=_batch_key):
+                batch = list(group)
+                try:
+                    if kind is PlugNic:
+                        await self._plug([effect for effect in batch if isinstance(effect, PlugNic)])
+                    elif kind is UnplugNic:
+                        await self._unplug([effect.nic_id for effect in batch])
+                    else:
+                        await self._filter([effect for effect in batch if isinstance(effect, FilterNic)])
+                except KernelRefused as err:
+                    failures.append(err)
+        if failures:
+            raise failures[0]
 
     async def watch(self) -> None:
         """Plug NICs back in whose namespace died, until cancelled.
@@ -107,12 +118,12 @@ class Fabric:
         return Mark(self._sim, instance_id, self._state_dir)
 
     async def _plug(self, nics: list[PlugNic]) -> None:
+        """Plug NICs of one host."""
         ports = [place(self.layout, nic) for nic in nics]
         self._ports |= {port.nic.nic_id: port for port in ports}
         await self._write_filters({port.router for port in ports})  # before the links: no frame passes unguarded
-        for host, group in _by_host(ports):
-            await self._link(host, group, is_return=False)
-            log.info("plugged %s into %s", ", ".join(port.nic.nic_id for port in group), host)
+        await self._link(ports[0].host, ports, is_return=False)
+        log.info("plugged %s into %s", ", ".join(port.nic.nic_id for port in ports), ports[0].host)
 
     async def _unplug(self, nic_ids: list[str]) -> None:
         ports = [self._ports.pop(nic_id) for nic_id in nic_ids if nic_id in self._ports]
@@ -206,6 +217,10 @@ class Fabric:
                     for nic_id in nic_ids:
                         del self._due[nic_id]
                     log.info("plugged %s back into %s", ", ".join(nic_ids), host)
+
+
+def _batch_key(effect: Effect) -> tuple[type, str]:
+    return type(effect), effect.instance_id if isinstance(effect, PlugNic) else ""
 
 
 def _by_host(ports: Iterable[Port]) -> list[tuple[str, list[Port]]]:
