@@ -95,7 +95,7 @@ def _address(value: object) -> Address:
 
 
 TEXT = Kind("string", "text", _text)
-PATH = Kind("path", "a path", _path)
+PATH = Kind("string", "a path", _path)
 WHOLE = Kind("int", "a whole number, 0 or more", _whole)
 SECONDS = Kind("duration", "a duration such as 30s, 10m, 500ms or a number of seconds", _seconds)
 FLAG = Kind("bool", "true or false", _flag)

@@ -1,0 +1,49 @@
+"""`qingagent cleanup`: the host as it was before the first start."""
+
+import shutil
+from collections.abc import Callable
+
+from qingcloud_cni.agent.main import Host, OpenAgent, opened
+from qingcloud_cni.core.errors import AgentError
+
+PROGRESS = 5.0  # seconds between lines while the cloud works
+
+
+async def clean_up(host: Host, *, force: bool, say: Callable[[str], object]) -> None:
+    """Give back every NIC of ours, then remove parking namespace, run and state files.
+
+    AgentError, and nothing removed, while containers have NICs and *force* is not given; AlreadyRunning while the
+    agent runs. Waits as long as the cloud does not answer.
+    """
+    async with opened(host) as parts:
+        await _release_attachments(parts, force=force)
+        parts.agent.pool.drain()
+        told = ""
+        while not (parts.agent.is_cloud_compared and not parts.agent.context.table.nics and parts.agent.is_drained()):
+            text = _progress(parts)
+            if text != told:
+                say(text)
+                told = text
+            await parts.agent.context.plan_due.wait(PROGRESS)
+        await parts.kernel.remove()
+    for directory in (host.settings.state_dir, host.settings.run_dir):
+        shutil.rmtree(directory, ignore_errors=True)
+    say("removed: NICs, parking namespace, run and state files")
+
+
+async def _release_attachments(parts: OpenAgent, *, force: bool) -> None:
+    held = tuple(parts.agent.context.table.attachments)
+    if held and not force:
+        names = ", ".join(str(key) for key in held[:5]) + (" …" if len(held) > 5 else "")
+        raise AgentError(
+            f"{len(held)} containers still have NICs ({names}); remove them first, or take their NICs with --force"
+        )
+    for key in held:
+        await parts.agent.attachments.delete(key)
+
+
+def _progress(parts: OpenAgent) -> str:
+    agent = parts.agent
+    if not agent.is_cloud_compared:
+        return f"waiting for the cloud: {agent.last_cloud_error or 'comparing'}"
+    return f"{len(agent.context.table.nics)} NICs left to give back"

@@ -1,0 +1,62 @@
+"""The agent's API from a command's side: plain calls over its unix socket."""
+
+import http.client
+import json
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+from qingcloud_cni.core.errors import AgentError, Unavailable
+
+_PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+TIMEOUT = 30.0  # seconds for one call
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("agent", timeout=TIMEOUT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = connect(self._path)
+
+
+def connect(path: Path) -> socket.socket:
+    """A connection to the agent; Unavailable where none listens."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(TIMEOUT)
+    try:
+        connection.connect(str(path))
+    except OSError as err:
+        connection.close()
+        raise Unavailable(f"no agent answers at {path} ({err.strerror or err}); is qingagent running?") from err
+    return connection
+
+
+def call(path: Path, method: str, target: str) -> Any:
+    """The decoded answer; AgentError with the agent's own words where it refuses."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request(method, target)
+        reply = connection.getresponse()
+        body = reply.read()
+    except (OSError, http.client.HTTPException) as err:
+        raise Unavailable(f"the agent at {path} broke off: {err}") from err
+    finally:
+        connection.close()
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        raise AgentError(f"{method} {target}: the agent answered {reply.status} and no JSON") from None
+    if reply.status != http.client.OK:
+        raise AgentError(f"{method} {target}: {answer.get('msg', reply.reason)}")
+    return answer
+
+
+def agent_pid(path: Path) -> int:
+    """Who listens on the socket, as the kernel knows it."""
+    with connect(path) as connection:
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    pid: int = _PEER_CREDENTIALS.unpack(raw)[0]
+    return pid

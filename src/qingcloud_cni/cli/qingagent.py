@@ -1,0 +1,224 @@
+"""The command `qingagent`: the agent itself, and the operator's view of it."""
+
+import asyncio
+import os
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qingcloud_cni.cli.failing import told_plainly
+from qingcloud_cni.cli.options import SeedHelp, global_options, resolved, with_settings
+from qingcloud_cni.core.errors import AgentError
+
+_plainly = told_plainly("qingagent")
+_output = click.option("--output", "-o", "output", metavar="string", type=click.Choice(["table", "json"]),
+                       default="table", help="table or json (default \"table\")")  # fmt: skip
+START_HELP = "QingCloud container networking agent is a daemon process which allocates and recollects nics resources."
+STOP_SECONDS = 30.0  # an agent that was told to stop is given this long
+POLL = 0.5  # seconds between looks while a command waits
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, params=list(global_options()))
+def main(**_flags: Any) -> None:
+    """Give every container of this host a QingCloud NIC of its own."""
+
+
+@with_settings()
+@main.command(cls=SeedHelp, help=START_HELP)
+@_plainly
+def start(**_flags: Any) -> None:
+    """Stays in the foreground."""
+    from qingcloud_cni.agent.main import serve
+
+    asyncio.run(serve(_host()))
+
+
+def _host() -> Any:
+    """Everything an agent is started with, checked."""
+    from dataclasses import replace
+
+    from qingcloud_cni.agent import logs
+    from qingcloud_cni.agent.main import Host, check_root
+    from qingcloud_cni.agent.settings import check_vxnets, read_instance_id
+    from qingcloud_cni.cloud import load_access
+
+    check_root()
+    settings = resolved().settings
+    access = load_access(settings.qyaccessfilepath, allow_readable=settings.allow_readable_access_file)
+    settings = resolved(zone_of_access=access.zone).settings
+    check_vxnets(settings)
+    logs.set_up(settings.loglevel)
+    if access.unknown:
+        logs.say(30, "access-file.unknown-keys", keys=", ".join(access.unknown))
+    return Host(settings, read_instance_id(settings), replace(access, zone=settings.zone))
+
+
+@with_settings("run-dir")
+@main.command(cls=SeedHelp, help="Stop the agent of this host; NICs and containers stay as they are.")
+@_plainly
+def stop(**_flags: Any) -> None:
+    from qingcloud_cni.cli.agent_client import agent_pid
+
+    pid = agent_pid(_socket())
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        ended, _, _ = select.select([process], [], [], STOP_SECONDS)
+    finally:
+        os.close(process)
+    if not ended:
+        raise AgentError(
+            f"the agent (pid {pid}) has not ended within {STOP_SECONDS:.0f} s; a second stop ends it at once"
+        )
+
+
+@with_settings("run-dir")
+@main.command(cls=SeedHelp, help="Show whether the agent is ready, and what it holds.")
+@_output
+@_plainly
+def status(output: str, **_flags: Any) -> None:
+    from qingcloud_cni.cli import show
+
+    found = _call("GET", "/v1/status")
+    if output == "json":
+        show.as_json(found)
+        return
+    nics = ", ".join(f"{count} {state}" for state, count in found["nics"].items()) or "none"
+    lines = {
+        "instance": found["instance_id"],
+        "version": found["version"],
+        "pid": found["pid"],
+        "ready": "yes" if found["ready"] else "no",
+        "draining": "yes" if found["draining"] else "",
+        "NICs": nics + (f", {found['asked']} asked for" if found["asked"] else ""),
+        "attachments": found["attachments"],
+        "waiting": found["waiting"],
+        "operations": ", ".join(found["operations"]),
+        "cloud": found["cloud_error"] or "fine",
+    }
+    for name, value in lines.items():
+        if value != "":
+            click.echo(f"{name + ':':13}{value}")
+
+
+@with_settings("run-dir")
+@main.command(cls=SeedHelp, help="List the NICs of this host.")
+@_output
+@_plainly
+def nics(output: str, **_flags: Any) -> None:
+    from qingcloud_cni.cli import show
+
+    found = _call("GET", "/v1/nics")
+    if output == "json":
+        show.as_json(found)
+        return
+    rows = [nic | {"age": show.age(nic["since"])} for nic in found]
+    columns = {"NIC": "nic_id", "STATE": "state", "FOR": "age", "ADDRESS": "address", "VXNET": "vxnet_id",
+               "ATTACHMENT": "attachment"}  # fmt: skip
+    show.as_table(rows, columns, "no NICs")
+
+
+@with_settings("run-dir")
+@main.command(cls=SeedHelp, help="List the containers that have a NIC.")
+@_output
+@_plainly
+def attachments(output: str, **_flags: Any) -> None:
+    from qingcloud_cni.cli import show
+
+    found = _call("GET", "/v1/attachments")
+    if output == "json":
+        show.as_json(found)
+    else:
+        _show_attachments(found)
+
+
+def _show_attachments(found: list[dict[str, Any]]) -> None:
+    from qingcloud_cni.cli import show
+
+    rows = [a | {"age": show.age(a["since"])} for a in found]
+    columns = {"CONTAINER": "container_id", "NETWORK": "network", "IFNAME": "ifname", "ADDRESS": "address",
+               "NIC": "nic_id", "FOR": "age", "NETNS": "netns"}  # fmt: skip
+    show.as_table(rows, columns, "no containers")
+
+
+@with_settings("run-dir")
+@main.command(cls=SeedHelp, help="Accept no new container, give back every free NIC, and wait for the rest. "
+              "A restart of the agent ends it.")  # fmt: skip
+@click.option(
+    "--timeout", metavar="duration", help="give up waiting after this long; the draining goes on (default none)"
+)
+@_plainly
+def drain(timeout: str | None, **_flags: Any) -> None:
+    from qingcloud_cni.agent.values import SECONDS
+    from qingcloud_cni.core.errors import StartRefused
+
+    try:
+        end = time.monotonic() + (SECONDS.parse(timeout) if timeout else float("inf"))
+    except ValueError:
+        raise StartRefused(f"--timeout {timeout!r} is refused: wanted {SECONDS.wanted}") from None
+    _call("POST", "/v1/drain")
+    told = ""
+    while True:
+        found = _call("GET", "/v1/status")
+        if found["drained"] and not found["attachments"]:
+            click.echo("drained: no NIC is left")
+            return
+        text = f"{sum(found['nics'].values())} NICs left, {found['attachments']} of them serve containers"
+        if text != told:
+            click.echo(text)
+            told = text
+            if found["drained"]:
+                _show_attachments(_call("GET", "/v1/attachments"))
+        if time.monotonic() >= end:
+            raise AgentError(f"not drained within {timeout}: {text}")
+        time.sleep(POLL)
+
+
+@with_settings()
+@main.command(
+    cls=SeedHelp, help="With the agent stopped: give back all NICs of this host's agent, and remove what it left."
+)
+@click.option("--force", is_flag=True, help="also take the NICs of containers that still run")
+@_plainly
+def cleanup(*, force: bool, **_flags: Any) -> None:
+    from qingcloud_cni.agent.cleanup import clean_up
+
+    asyncio.run(clean_up(_host(), force=force, say=click.echo))
+
+
+@main.command(
+    "install-plugin", cls=SeedHelp, help="Write the CNI plugin qingcni where the container runtime looks for it."
+)
+@click.option("--bin-dir", "bin_dir", metavar="path", required=True, type=click.Path(path_type=Path, file_okay=False),
+              help="directory of CNI plugins, such as /opt/cni/bin")  # fmt: skip
+@click.option("--python", "python", metavar="path", type=click.Path(path_type=Path, dir_okay=False),
+              help="interpreter that runs the plugin (default: this program's, outside its environment)")  # fmt: skip
+@_plainly
+def install_plugin(bin_dir: Path, python: Path | None) -> None:
+    from qingcloud_cni.cli.install_plugin import install_plugin as install
+
+    click.echo(f"installed {install(bin_dir, python)}")
+
+
+@main.command(cls=SeedHelp, help="Show the version of this program.")
+def version() -> None:
+    from qingcloud_cni import __version__
+
+    click.echo(f"qingagent {__version__}")
+
+
+def _socket() -> Path:
+    return resolved().settings.socket
+
+
+def _call(method: str, target: str) -> Any:
+    from qingcloud_cni.cli.agent_client import call
+
+    return call(_socket(), method, target)
