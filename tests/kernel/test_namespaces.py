@@ -1,0 +1,219 @@
+"""What is and what is not a container's namespace; the parking namespace is made, found, repaired, removed."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns
+from qingcloud_cni.kernel import HostKernel
+from qingcloud_cni.kernel.namespaces import Namespace, Stranded, Traveller, find, reachable
+
+from .nics import NETNS_DIR, Lab, fd_count, ip, kernel, lab
+
+__all__ = ["kernel", "lab"]  # fixtures
+
+OPEN_ONE = """
+import asyncio, sys
+from pathlib import Path
+from qingcloud_cni.core.errors import AbilityMissing
+from qingcloud_cni.kernel import HostKernel
+try:
+    asyncio.run(HostKernel.open("i-unfit", netns_dir=Path(sys.argv[1])))
+except AbilityMissing as err:
+    print(err)
+"""
+
+
+def in_thread(work: threading.Thread) -> None:
+    work.start()
+    work.join()
+
+
+# --- namespaces --------------------------------------------------------------------------------------
+
+
+async def test_namespace_is_known_by_device_and_inode(lab: Lab, kernel: HostKernel) -> None:
+    """Whichever path leads to it: the mounted file, a link to it, or a process in it."""
+    path = lab.path(lab.make_netns("pod"))
+    netns = await kernel.identify(path)
+    info = Path(path).stat()
+    assert (netns.path, netns.dev, netns.inode) == (path, info.st_dev, info.st_ino)
+    with subprocess.Popen(
+        ("nsenter", f"--net={path}", "cat"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        process.stdout.read(1)  # so it has entered
+        by_pid = await kernel.identify(f"/proc/{process.pid}/ns/net")
+        process.stdin.close()
+    assert (by_pid.dev, by_pid.inode) == (netns.dev, netns.inode)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file", "folder", "fifo", "below a file", "nul", "mount namespace"])
+async def test_what_is_no_namespace_is_refused(kernel: HostKernel, tmp_path: Path, kind: str) -> None:
+    """Without waiting: a FIFO has nobody at its other end."""
+    path = str(tmp_path / "netns")
+    match kind:
+        case "file":
+            Path(path).touch()
+        case "folder":
+            Path(path).mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case "below a file":
+            (tmp_path / "file").touch()
+            path = str(tmp_path / "file" / "netns")
+        case "nul":
+            path += "\0"
+        case "mount namespace":
+            path = "/proc/self/ns/mnt"
+    before = fd_count()
+    with pytest.raises(InvalidNetns, match=r"^netns "):
+        await kernel.identify(path)
+    assert fd_count() == before
+
+
+async def test_hosts_and_parking_namespaces_are_refused(lab: Lab, kernel: HostKernel) -> None:
+    for name in (lab.host, lab.parking):
+        with pytest.raises(InvalidNetns, match="belongs to the host"):
+            await kernel.identify(lab.path(name))
+
+
+def test_every_namespace_is_reached_once(lab: Lab) -> None:
+    identities = [identity for identity, _ in reachable(NETNS_DIR)]
+    assert len(identities) == len(set(identities))
+    with Namespace.open(lab.path(lab.host)) as host:
+        assert host.identity in identities
+        with find(host.identity, NETNS_DIR) or pytest.fail("not found") as found:
+            assert found.identity == host.identity
+    assert find((0, 1), NETNS_DIR) is None
+
+
+def test_thread_returns_even_after_an_error(lab: Lab) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look() -> None:
+        with Namespace.open("/proc/thread-self/ns/net") as here:
+            seen.append(here.identity)
+
+    def travel() -> None:
+        traveller = Traveller()
+        with Namespace.open(lab.path(lab.host)) as away:
+            look()
+            with suppress(ZeroDivisionError), traveller.inside(away):
+                look()
+                raise ZeroDivisionError
+            look()
+            seen.append(away.identity)
+        traveller.close()
+
+    in_thread(threading.Thread(target=travel))
+    home, inside, back, away = seen
+    assert (inside, back) == (away, home)
+    assert home != away
+
+
+def test_thread_that_cannot_return_is_never_used_again(lab: Lab) -> None:
+    outcomes: list[bool] = []
+
+    def travel() -> None:
+        traveller = Traveller()
+        with Namespace.open(lab.path(lab.host)) as away, Path("/dev/null").open() as no_namespace:
+            with pytest.raises(Stranded, match="cannot return"), traveller.inside(away):
+                os.dup2(no_namespace.fileno(), traveller.home.fd)
+            with pytest.raises(Stranded, match="lost"), traveller.inside(away):
+                outcomes.append(False)
+        traveller.close()
+        outcomes.append(True)
+
+    in_thread(threading.Thread(target=travel))
+    assert outcomes == [True]
+
+
+# --- the parking namespace ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def netns_dir(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "netns"
+    yield folder
+    while subprocess.run(("umount", "-R", folder), check=False, capture_output=True).returncode == 0:
+        continue
+
+
+async def test_parking_outlives_the_agent(lab: Lab) -> None:
+    """`ip netns` lists it; whoever opens it next finds the same one, and the NICs in it."""
+    inodes = set()
+    mac = lab.plug()
+    for _ in range(2):
+        opened = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+        inodes.add(Path(lab.path(lab.parking)).stat().st_ino)
+        await opened.park(mac)
+        await opened.close()
+        await opened.close()
+    assert len(inodes) == 1
+    assert lab.is_parked(mac)
+    assert lab.parking in ip("netns", "list").split()
+
+
+async def test_left_over_file_is_replaced(lab: Lab) -> None:
+    Path(lab.path(lab.parking)).touch(mode=0)
+    opened = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+    assert lab.links(lab.parking) == {}
+    await opened.close()
+
+
+async def test_parking_is_removed(lab: Lab, kernel: HostKernel) -> None:
+    mac = lab.plug()
+    await kernel.park(mac)
+    await kernel.remove()
+    assert not Path(lab.path(lab.parking)).exists()
+    assert lab.parking not in ip("netns", "list").split()
+
+
+async def test_folder_may_be_elsewhere(lab: Lab, netns_dir: Path) -> None:
+    """It is made, and shared, so that processes with a mount namespace of their own see what is mounted in it."""
+    opened = await HostKernel.open(lab.instance_id, netns_dir=netns_dir, host_netns=lab.path(lab.host))
+    again = await HostKernel.open(f"{lab.instance_id}b", netns_dir=netns_dir, host_netns=lab.path(lab.host))
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    (folder,) = (mount for mount in mounts if mount[4] == str(netns_dir))
+    assert any(option.startswith("shared:") for option in folder)
+    assert sum(mount[4].startswith(f"{netns_dir}/") and "nsfs" in mount for mount in mounts) == 2
+    await again.remove()
+    await opened.remove()
+    assert list(netns_dir.iterdir()) == []
+
+
+async def test_nothing_is_left_open(lab: Lab) -> None:
+    before = fd_count(), threading.active_count()
+    for _ in range(3):
+        await (await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))).close()
+        with pytest.raises(AbilityMissing, match="host's network namespace"):
+            await HostKernel.open(lab.instance_id, host_netns="/nowhere")
+    assert (fd_count(), threading.active_count()) == before
+
+
+@pytest.mark.usefixtures("lab")  # root is needed to have something to lose
+@pytest.mark.parametrize("lost", ["-all", "-sys_admin", "-net_admin"])
+def test_missing_right_is_said_in_a_sentence(netns_dir: Path, lost: str) -> None:
+    command = (
+        "setpriv",
+        f"--bounding-set={lost}",
+        f"--inh-caps={lost}",
+        sys.executable,
+        "-c",
+        OPEN_ONE,
+        str(netns_dir),
+    )
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.endswith("; root is needed\n")
+    assert done.stdout.count("\n") == 1
