@@ -1,0 +1,65 @@
+"""A loop in which waiting moves the clock: simulated days in seconds, the same on every run.
+
+It suits code without threads or sockets: nothing outside the loop can wake it.
+"""
+
+import asyncio
+import selectors
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+EPOCH = 1_700_000_000.0  # what VirtualClock shows when a run begins, in seconds since the epoch
+
+
+class Stuck(RuntimeError):
+    """Every task waits for another: the code under test has a deadlock, or waits for a thread or a socket."""
+
+
+class _JumpSelector(selectors.DefaultSelector):
+    """Turns waiting into moving the clock; a wait without end is a deadlock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0  # seconds since the run began
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            if ready := super().select(0):  # a signal, or a call from another thread
+                return ready
+            raise Stuck(f"after {self.now:.3f} s no task can ever run again")
+        self.now += max(timeout, 0.0)
+        return super().select(0)
+
+
+class _JumpLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._jumps = _JumpSelector()
+        super().__init__(self._jumps)
+
+    def time(self) -> float:
+        return self._jumps.now
+
+
+class VirtualClock:
+    """`core.seams.Clock` of the loop it is used in."""
+
+    def now(self) -> float:
+        return EPOCH + asyncio.get_running_loop().time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run *main* to its end in a loop of its own; fails where it leaves tasks running that nobody has cancelled."""
+    with asyncio.Runner(loop_factory=_JumpLoop) as runner:
+        return runner.run(_alone(main))
+
+
+async def _alone(main: Coroutine[Any, Any, T]) -> T:
+    result = await main
+    left = [t for t in asyncio.all_tasks() - {asyncio.current_task()} if not t.cancelling()]
+    assert not left, f"left running: {left}"
+    return result
