@@ -14,7 +14,7 @@ from qingcloud_cni.sim.effects import PlugNic, UnplugNic
 from qingcloud_cni.sim.model import Model
 from qingcloud_cni.sim.topology import FaultSpec, HostSpec, Limits, RouterSpec, Topology, VxnetSpec
 
-LIMITS = Limits(nics_per_instance=5, nics_per_vxnet=9, nics_per_create=4)
+LIMITS = Limits(nics_per_instance=3, nics_per_vxnet=6, nics_per_create=4)
 TOPOLOGY = Topology(
     routers=(RouterSpec("rtr-1", "10.0.0.0/16"),),
     vxnets=(
@@ -26,7 +26,7 @@ TOPOLOGY = Topology(
     faults=(FaultSpec("AttachNics", "fail-job", nth=4), FaultSpec("DetachNics", "fail-job", nth=3)),
 )
 INSTANCES = ("i-1", "i-2", "i-3")
-PICKS = st.lists(st.integers(0, 30), min_size=1, max_size=5)
+PICKS = st.lists(st.integers(0, 30), min_size=1, max_size=4)
 
 
 class CloudLaws(RuleBasedStateMachine):
@@ -50,8 +50,11 @@ class CloudLaws(RuleBasedStateMachine):
         assert reply["total_count"] == len(reply["nic_set"])
         return list(reply["nic_set"])
 
-    def pick(self, picks: list[int]) -> dict[str, str]:
-        return {f"nics.{n}": self.known[pick % len(self.known)] for n, pick in enumerate(picks)}
+    def pick(self, picks: list[int], status: str = "") -> dict[str, str]:
+        """Choose NICs, of a status if there are any, else of all there ever were."""
+        fitting = [nic["nic_id"] for nic in self.nics() if nic["status"] == status and nic["role"] == 0]
+        pool = fitting or self.known
+        return {f"nics.{n}": pool[pick % len(pool)] for n, pick in enumerate(picks)}
 
     @rule(vxnet=st.sampled_from(("vxnet-a", "vxnet-b")), count=st.integers(0, 5))
     def create(self, vxnet: str, count: int) -> None:
@@ -62,23 +65,28 @@ class CloudLaws(RuleBasedStateMachine):
 
     @rule(instance=st.sampled_from(INSTANCES), picks=PICKS)
     def attach(self, instance: str, picks: list[int]) -> None:
-        self.call("AttachNics", instance=instance, **self.pick(picks))
+        self.call("AttachNics", instance=instance, **self.pick(picks, "available"))
 
     @rule(picks=PICKS)
     def detach(self, picks: list[int]) -> None:
-        self.call("DetachNics", **self.pick(picks))
+        self.call("DetachNics", **self.pick(picks, "in-use"))
 
-    @rule(picks=PICKS)
-    def delete(self, picks: list[int]) -> None:
+    @rule(instance=st.sampled_from(INSTANCES), picks=PICKS, action=st.sampled_from(("AttachNics", "DetachNics")))
+    def ask_wildly(self, instance: str, picks: list[int], action: str) -> None:
+        self.call(action, instance=instance, **self.pick(picks))
+
+    @rule(picks=PICKS, status=st.sampled_from(("available", "")))
+    def delete(self, picks: list[int], status: str) -> None:
         before = {nic["nic_id"] for nic in self.nics()}
-        chosen = set(self.pick(picks).values())
-        reply = self.call("DeleteNics", **self.pick(picks))
+        nics = self.pick(picks, status)
+        chosen = set(nics.values())
+        reply = self.call("DeleteNics", **nics)
         gone = before - {nic["nic_id"] for nic in self.nics()}
         assert gone == (chosen if reply["ret_code"] == 0 else set())
 
     @rule(pick=st.integers(0, 30), vxnet=st.sampled_from(("", "vxnet-a", "vxnet-b")), last=st.integers(0, 12))
     def modify(self, pick: int, vxnet: str, last: int) -> None:
-        nic = self.known[pick % len(self.known)]
+        nic = self.pick([pick], "available")["nics.0"]
         address = f"10.0.{2 if vxnet == 'vxnet-b' else 1}.{last}" if last else ""
         self.call("ModifyNicAttributes", nic=nic, vxnet=vxnet, private_ip=address, enable_aspoof=str(last % 2))
 
@@ -154,7 +162,7 @@ class CloudLaws(RuleBasedStateMachine):
         self.once_all_jobs_are_over_links_are_where_the_cloud_says()
 
 
-CloudLaws.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+CloudLaws.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 TestCloudLaws = CloudLaws.TestCase
 
 

@@ -449,6 +449,14 @@ def test_an_instance_holds_64_nics_those_on_their_way_included(cloud: Cloud) -> 
     assert cloud("AttachNics", nics=more, instance="i-2")["ret_code"] == 0
 
 
+def test_a_position_on_an_instance_is_taken_once(cloud: Cloud) -> None:
+    first, second = cloud.attached(2)
+    cloud("DetachNics", nics=[first])
+    cloud.wait()
+    (third,) = cloud.attached()
+    assert {nic: cloud.nic(nic)["sequence"] for nic in (first, second, third)} == {first: 0, second: 2, third: 1}
+
+
 def test_detach_refused(cloud: Cloud) -> None:
     (free,), (used,) = cloud.create(), cloud.attached()
     assert_refused(cloud("DetachNics"), 1100, "InvalidRequestFormat")
@@ -478,6 +486,14 @@ def test_name_address_and_vxnet_of_a_free_nic_change(cloud: Cloud) -> None:
     assert cloud("ModifyNicAttributes", nic=nic, vxnet="vxnet-s")["ret_code"] == 0
     assert (cloud.nic(nic)["vxnet_id"], cloud.nic(nic)["private_ip"]) == ("vxnet-s", "10.0.2.2")
     assert cloud("CreateNics", vxnet="vxnet-p", private_ips=["10.0.1.77"])["ret_code"] == 0
+
+
+def test_a_nic_does_not_move_into_a_full_vxnet(cloud: Cloud) -> None:
+    cloud.create(4, "vxnet-s")
+    (nic,) = cloud.create()
+    before = cloud.nic(nic)
+    assert_refused(cloud("ModifyNicAttributes", nic=nic, vxnet="vxnet-s"), 2500, "QuotaExceeded")
+    assert cloud.nic(nic) == before
 
 
 def test_attributes_refused(cloud: Cloud) -> None:

@@ -1,4 +1,4 @@
-"""The vendor's own clients, unchanged, on the simulator: the Python SDK, the command line, and requests in Go's style."""
+"""The vendor's own clients, unchanged, on the simulator: Python SDK, command line, and requests in Go's style."""
 
 import asyncio
 import http.client
@@ -304,7 +304,7 @@ def test_a_refusal_comes_with_status_200(server: Server) -> None:
     go.connection.close()
 
 
-def test_a_lost_reply_cuts_the_connection() -> None:
+def test_a_lost_reply_cuts_the_connection_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     with Server(FaultSpec("CreateNics", "lose-reply")) as server:
         go = GoStyle(server)
         with pytest.raises(ConnectionError):
@@ -312,6 +312,7 @@ def test_a_lost_reply_cuts_the_connection() -> None:
         go.connection.close()
         assert go("DescribeNics", status="available")["total_count"] == 1
         go.connection.close()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("aiohttp")] == []
 
 
 @pytest.mark.parametrize(
