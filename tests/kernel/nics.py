@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 from qingcloud_cni.core.model import Netns, Route
-from qingcloud_cni.core.seams import LinkOrder
+from qingcloud_cni.core.seams import Kernel, LinkOrder
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.namespaces import Namespace, enter
 
 NETNS_DIR = Path("/run/netns")
 ADDRESS = "172.16.3.7/24"
 ROUTES = (Route("0.0.0.0/0", "172.16.3.1"), Route("10.96.0.0/12", "172.16.3.254"))
-ALIAS = "mynet/0123456789abcdef/eth0"
 
 
 def need_root() -> None:
@@ -62,6 +61,7 @@ class Lab:
         self.instance_id = f"i-lab{self.tag}"
         self.parking = f"qingcni-{self.instance_id}"
         self.names: list[str] = []
+        self.alias = f"mynet/{secrets.token_hex(16)}/eth0"  # tells a NIC among all namespaces of the machine
         self.host = self.make_netns("host")
         self.vxnet = self.make_netns("vxnet")
 
@@ -76,7 +76,7 @@ class Lab:
 
     def plug(self, number: int = 1, name: str = "", netns: str = "", mtu: int = 1500) -> str:
         """Make a NIC appear on the host, up, and give its MAC; its other end is ``p<number>`` in the vxnet."""
-        mac = f"52:54:00:{self.tag[:2]}:00:{number:02x}"
+        mac = f"52:54:{bytes.fromhex(self.tag).hex(':')}:{number:02x}"
         peer = ("peer", "name", f"p{number}", "netns", self.vxnet, "mtu", str(mtu))
         link = ("link", "add", name or f"eth{number}", "address", mac, "mtu", str(mtu), "type", "veth")
         ip("-n", netns or self.host, *link, *peer)
@@ -93,6 +93,9 @@ class Lab:
         link = self.links(self.parking).get("q" + mac.replace(":", ""), {})
         clean = link.get("address") == mac and "UP" not in link["flags"] and "ifalias" not in link
         return clean and "altnames" not in link and not ip_json("-n", self.parking, "-4", "addr", "show", "up")
+
+    def order(self, mac: str, netns: Netns, ifname: str = "eth0", routes: tuple[Route, ...] = ROUTES) -> LinkOrder:
+        return LinkOrder(mac, netns, ifname, ADDRESS, routes, self.alias)
 
     def close(self) -> None:
         for name in (*reversed(self.names), self.parking):
@@ -115,10 +118,6 @@ def within(lab: Lab, netns: str, read: Callable[[], Any]) -> Any:
     return results[0]
 
 
-def order(mac: str, netns: Netns, ifname: str = "eth0", routes: tuple[Route, ...] = ROUTES) -> LinkOrder:
-    return LinkOrder(mac, netns, ifname, ADDRESS, routes, ALIAS)
-
-
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     need_root()
@@ -132,6 +131,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 async def kernel(lab: Lab) -> AsyncIterator[HostKernel]:
     opened = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+    _: Kernel = opened  # mypy compares them
     try:
         yield opened
     finally:

@@ -87,6 +87,17 @@ async def test_hosts_and_parking_namespaces_are_refused(lab: Lab, kernel: HostKe
             await kernel.identify(lab.path(name))
 
 
+async def test_host_is_where_the_caller_is(lab: Lab) -> None:
+    """Unless another namespace is named."""
+    opened = await HostKernel.open(lab.instance_id)
+    try:
+        with pytest.raises(InvalidNetns, match="belongs to the host"):
+            await opened.identify("/proc/self/ns/net")
+        assert (await opened.identify(lab.path(lab.host))).path == lab.path(lab.host)
+    finally:
+        await opened.close()
+
+
 def test_every_namespace_is_reached_once(lab: Lab) -> None:
     identities = [identity for identity, _ in reachable(NETNS_DIR)]
     assert len(identities) == len(set(identities))

@@ -12,9 +12,11 @@ from pyroute2 import IPRoute
 from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Route
 from qingcloud_cni.kernel import HostKernel
+from qingcloud_cni.kernel.messages import LinkInfo
 from qingcloud_cni.kernel.namespaces import Namespace
+from qingcloud_cni.kernel.netlink import Netlink
 
-from .nics import ADDRESS, ALIAS, ROUTES, Lab, fd_count, ip, ip_json, kernel, lab, order, until, within
+from .nics import ADDRESS, ROUTES, Lab, fd_count, ip, ip_json, kernel, lab, until, within
 
 __all__ = ["kernel", "lab"]  # fixtures
 
@@ -24,7 +26,7 @@ ETH_P_ARP = 0x0806
 async def test_container_gets_its_nic(lab: Lab, kernel: HostKernel) -> None:
     mac, pod = lab.plug(), lab.make_netns("pod")
     await kernel.park(mac)
-    placed = await kernel.attach(order(mac, await kernel.identify(lab.path(pod))))
+    placed = await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
 
     def read() -> tuple[Any, Any, Any]:
         with IPRoute() as ipr:
@@ -37,7 +39,7 @@ async def test_container_gets_its_nic(lab: Lab, kernel: HostKernel) -> None:
 
     link, addresses, routes = within(lab, pod, read)
     assert link.get_attr("IFLA_ADDRESS") == mac
-    assert link.get_attr("IFLA_IFALIAS") == ALIAS
+    assert link.get_attr("IFLA_IFALIAS") == lab.alias
     assert link["flags"] & 1
     assert (placed.ifindex, placed.mtu) == (link["index"], 1500)
     (address,) = addresses
@@ -58,7 +60,7 @@ async def test_nic_goes_straight_from_the_host(lab: Lab, kernel: HostKernel) -> 
     ip("-n", lab.host, "addr", "add", "10.9.9.9/24", "dev", "eth1")
     ip("-n", lab.host, "link", "property", "add", "dev", "eth1", "altname", "enp0s9")
     ip("-n", pod, "link", "add", "enp0s9", "type", "veth", "peer", "name", "x1")  # it would clash
-    placed = await kernel.attach(order(mac, await kernel.identify(lab.path(pod))))
+    placed = await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
     link = lab.links(pod)["eth0"]
     assert (link["address"], link["ifindex"]) == (mac, placed.ifindex)
     assert "altnames" not in link
@@ -85,7 +87,7 @@ async def test_taken_index_is_told(lab: Lab, kernel: HostKernel) -> None:
         "netns",
         lab.vxnet,
     )
-    placed = await kernel.attach(order(mac, await kernel.identify(lab.path(pod))))
+    placed = await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
     assert placed.ifindex != index
     assert lab.links(pod)["eth0"]["ifindex"] == placed.ifindex
 
@@ -93,9 +95,9 @@ async def test_taken_index_is_told(lab: Lab, kernel: HostKernel) -> None:
 async def test_unusual_mtu_is_kept_and_noted(lab: Lab, kernel: HostKernel) -> None:
     mac, pod = lab.plug(mtu=8950), lab.make_netns("pod")
     await kernel.park(mac)
-    placed = await kernel.attach(order(mac, await kernel.identify(lab.path(pod))))
+    placed = await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
     link = lab.links(pod)["eth0"]
-    assert (placed.mtu, link["mtu"], link["ifalias"]) == (8950, 8950, f"{ALIAS} mtu=8950")
+    assert (placed.mtu, link["mtu"], link["ifalias"]) == (8950, 8950, f"{lab.alias} mtu=8950")
 
 
 async def test_neighbours_are_told_at_once(lab: Lab, kernel: HostKernel) -> None:
@@ -106,7 +108,7 @@ async def test_neighbours_are_told_at_once(lab: Lab, kernel: HostKernel) -> None
     with ear:
         ear.bind(("p1", ETH_P_ARP))
         ear.settimeout(5)
-        await kernel.attach(order(mac, await kernel.identify(lab.path(pod))))
+        await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
         frame = await asyncio.to_thread(ear.recv, 2048)
     sender_mac, sender, target = frame[22:28], frame[28:32], frame[38:42]
     assert sender_mac.hex(":") == mac
@@ -122,9 +124,46 @@ async def test_taken_name_is_named_and_nothing_touched(lab: Lab, kernel: HostKer
         ip("-n", pod, "link", "property", "add", "dev", "x0", "altname", "eth0")
     before = lab.links(pod)
     with pytest.raises(InvalidConfig, match=f"ifname eth0: taken in {lab.path(pod)}"):
-        await kernel.attach(order(mac, await kernel.identify(lab.path(pod))))
+        await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
     assert lab.links(pod) == before
     assert lab.is_parked(mac)
+
+
+async def test_name_taken_at_the_last_moment(lab: Lab, kernel: HostKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has moved the link by the time it finds its new name taken."""
+    mac, pod = lab.plug(), lab.make_netns("pod")
+    netns = await kernel.identify(lab.path(pod))
+    look = Netlink.link
+
+    def look_too_early(self: Netlink, *, ifindex: int = 0, name: str = "") -> LinkInfo | None:
+        found = look(self, ifindex=ifindex, name=name)
+        if name == "eth0" and not found:
+            ip("-n", pod, "link", "add", "eth0", "type", "veth", "peer", "name", "x1")
+        return found
+
+    monkeypatch.setattr(Netlink, "link", look_too_early)
+    with pytest.raises(InvalidConfig, match="ifname eth0: taken"):
+        await kernel.attach(lab.order(mac, netns))
+    assert lab.links(pod).keys() == {"eth0", "x1"}
+    assert lab.is_parked(mac)
+
+
+async def test_nic_unplugged_at_the_last_moment(
+    lab: Lab, kernel: HostKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac, pod = lab.plug(), lab.make_netns("pod")
+    netns = await kernel.identify(lab.path(pod))
+    look = Netlink.link
+
+    def unplug(self: Netlink, *, ifindex: int = 0, name: str = "") -> LinkInfo | None:
+        if name == "eth0":
+            ip("-n", lab.vxnet, "link", "del", "p1")
+        return look(self, ifindex=ifindex, name=name)
+
+    monkeypatch.setattr(Netlink, "link", unplug)
+    with pytest.raises(LinkNotFound, match=f"nic {mac}: move to .*ENODEV"):
+        await kernel.attach(lab.order(mac, netns))
+    assert lab.links(pod) == {}
 
 
 @pytest.mark.parametrize("is_parked", [False, True])
@@ -142,7 +181,7 @@ async def test_vanished_container_leaves_the_nic_parked(
         if is_replaced:
             ip("netns", "add", pod)
         with pytest.raises(InvalidNetns, match=lab.path(pod)):
-            await kernel.attach(order(mac, netns))
+            await kernel.attach(lab.order(mac, netns))
     assert lab.is_parked(mac)
     if is_replaced:
         assert lab.links(pod) == {}
@@ -155,12 +194,12 @@ async def test_impossible_route_undoes_everything(lab: Lab, kernel: HostKernel) 
     netns = await kernel.identify(lab.path(pod))
     unreachable = (*ROUTES, Route("10.1.0.0/16", "192.168.77.1"))
     with pytest.raises(KernelRefused) as caught:
-        await kernel.attach(order(mac, netns, routes=unreachable))
+        await kernel.attach(lab.order(mac, netns, routes=unreachable))
     wish = f"nic {mac}: add route 10.1.0.0/16 via 192.168.77.1 in {lab.path(pod)}"
     assert str(caught.value) == f"{wish}: Nexthop has invalid gateway (ENETUNREACH)"
     assert lab.is_parked(mac)
     assert lab.links(pod) == {}
-    await kernel.attach(order(mac, netns))
+    await kernel.attach(lab.order(mac, netns))
     assert lab.links(pod)["eth0"]["address"] == mac
 
 
@@ -168,14 +207,14 @@ async def test_bug_in_an_order_undoes_everything_too(lab: Lab, kernel: HostKerne
     mac, pod = lab.plug(), lab.make_netns("pod")
     netns = await kernel.identify(lab.path(pod))
     with pytest.raises(OSError, match="illegal IP address"):
-        await kernel.attach(replace(order(mac, netns), address="nonsense/24"))
+        await kernel.attach(replace(lab.order(mac, netns), address="nonsense/24"))
     assert lab.is_parked(mac)
 
 
 async def test_unknown_nic_is_not_found(lab: Lab, kernel: HostKernel) -> None:
     netns = await kernel.identify(lab.path(lab.make_netns("pod")))
     with pytest.raises(LinkNotFound, match="52:54:00:00:00:09"):
-        await kernel.attach(order("52:54:00:00:00:09", netns))
+        await kernel.attach(lab.order("52:54:00:00:00:09", netns))
 
 
 async def test_hosts_own_namespace_is_refused(lab: Lab, kernel: HostKernel) -> None:
@@ -185,7 +224,7 @@ async def test_hosts_own_namespace_is_refused(lab: Lab, kernel: HostKernel) -> N
     with Namespace.open(lab.path(lab.host)) as host:
         dev, inode = host.identity
     with pytest.raises(InvalidNetns):
-        await kernel.attach(order(mac, replace(recorded, path=lab.path(lab.host), dev=dev, inode=inode)))
+        await kernel.attach(lab.order(mac, replace(recorded, path=lab.path(lab.host), dev=dev, inode=inode)))
     assert lab.is_parked(mac)
 
 
@@ -195,8 +234,10 @@ async def test_cancelled_attach_is_done_or_undone(lab: Lab, kernel: HostKernel, 
     await kernel.park(first)
     await kernel.park(second)
     netns = await kernel.identify(lab.path(pod))
-    running = asyncio.create_task(kernel.attach(order(first, netns)))
-    queued = asyncio.create_task(kernel.attach(replace(order(second, netns, "eth1", ()), address="172.16.3.8/24")))
+    running = asyncio.create_task(kernel.attach(lab.order(first, netns)))
+    queued = asyncio.create_task(
+        kernel.attach(replace(lab.order(second, netns, "eth1", ()), address="172.16.3.8/24"))
+    )
     await asyncio.sleep(delay)
     running.cancel()
     queued.cancel()
@@ -208,7 +249,7 @@ async def test_cancelled_attach_is_done_or_undone(lab: Lab, kernel: HostKernel, 
             assert lab.is_parked(mac)
         else:
             assert (inside["address"], "UP" in inside["flags"]) == (mac, True)
-        assert await kernel.detach(mac, netns, 0, ALIAS)
+        assert await kernel.detach(mac, netns, 0, "")
         assert lab.is_parked(mac)
 
 
@@ -217,8 +258,8 @@ async def test_hundred_pairs_leave_nothing_behind(lab: Lab, kernel: HostKernel) 
     netns = await kernel.identify(lab.path(pod))
 
     async def pair() -> None:
-        placed = await kernel.attach(order(mac, netns))
-        assert await kernel.detach(mac, netns, placed.ifindex, ALIAS)
+        placed = await kernel.attach(lab.order(mac, netns))
+        assert await kernel.detach(mac, netns, placed.ifindex, lab.alias)
 
     await pair()
     held = (fd_count(), threading.active_count())
@@ -234,9 +275,9 @@ async def test_container_can_die(lab: Lab, kernel: HostKernel, is_detached: bool
     mac, pod = lab.plug(), lab.make_netns("pod")
     ip("-n", pod, "link", "add", "x0", "type", "veth", "peer", "name", "witness", "netns", lab.vxnet)
     netns = await kernel.identify(lab.path(pod))
-    placed = await kernel.attach(order(mac, netns))
+    placed = await kernel.attach(lab.order(mac, netns))
     if is_detached:
-        assert await kernel.detach(mac, netns, placed.ifindex, ALIAS)
+        assert await kernel.detach(mac, netns, placed.ifindex, lab.alias)
     ip("netns", "del", pod)
     until(lambda: "witness" not in lab.links(lab.vxnet), seconds=3)
     assert lab.is_parked(mac) == is_detached
@@ -247,6 +288,6 @@ async def test_address_is_the_orders(lab: Lab, kernel: HostKernel) -> None:
     """An address without neighbours needs no broadcast address; routes may be none."""
     mac, pod = lab.plug(), lab.make_netns("pod")
     netns = await kernel.identify(lab.path(pod))
-    await kernel.attach(replace(order(mac, netns, "net1", ()), address=ADDRESS.replace("/24", "/32")))
+    await kernel.attach(replace(lab.order(mac, netns, "net1", ()), address=ADDRESS.replace("/24", "/32")))
     (info,) = ip_json("-n", pod, "-4", "addr", "show", "net1")[0]["addr_info"]
     assert (info["local"], info["prefixlen"], "broadcast" in info) == ("172.16.3.7", 32, False)

@@ -13,7 +13,7 @@ from qingcloud_cni.core.seams import PlacedLink
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.namespaces import Namespace
 
-from .nics import ALIAS, Lab, ip, ip_json, kernel, lab, order, until
+from .nics import Lab, ip, ip_json, kernel, lab, until
 
 __all__ = ["kernel", "lab"]  # fixtures
 
@@ -46,7 +46,7 @@ def identity(pid: int) -> tuple[int, int]:
 async def placed(lab: Lab, kernel: HostKernel, pod: str, mtu: int = 1500) -> tuple[str, Netns, PlacedLink]:
     mac = lab.plug(mtu=mtu)
     netns = await kernel.identify(lab.path(pod))
-    return mac, netns, await kernel.attach(order(mac, netns))
+    return mac, netns, await kernel.attach(lab.order(mac, netns))
 
 
 DOWN = "link set eth0 down"
@@ -75,7 +75,7 @@ async def test_nic_comes_back_as_it_was(lab: Lab, kernel: HostKernel, pod: str, 
             subprocess.run(("ip", "netns", "exec", pod, "tc", "qdisc", "add", "dev", "eth0", "clsact"), check=True)
         else:
             ip("-n", pod, *(word.strip("'") for word in command.split(" ")))
-    assert await kernel.detach(mac, netns, link.ifindex, ALIAS)
+    assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
     assert lab.is_parked(mac)
     (parked,) = lab.links(lab.parking).values()
     assert parked["mtu"] == 1500
@@ -94,7 +94,7 @@ async def test_unusual_mtu_is_restored(lab: Lab, kernel: HostKernel, pod: str, i
         await kernel.close()
         kernel = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
     try:
-        assert await kernel.detach(mac, netns, link.ifindex, ALIAS)
+        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
     finally:
         await kernel.close()
     assert lab.links(lab.parking)["q" + mac.replace(":", "")]["mtu"] == 8950
@@ -103,7 +103,7 @@ async def test_unusual_mtu_is_restored(lab: Lab, kernel: HostKernel, pod: str, i
 async def test_repeated_detach_is_true(lab: Lab, kernel: HostKernel, pod: str) -> None:
     mac, netns, link = await placed(lab, kernel, pod)
     for _ in range(2):
-        assert await kernel.detach(mac, netns, link.ifindex, ALIAS)
+        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
         assert lab.is_parked(mac)
 
 
@@ -115,7 +115,7 @@ async def test_nic_that_moved_is_found(lab: Lab, kernel: HostKernel, pod: str, p
         ip("-n", pod, "link", "set", "eth0", "address", FOREIGN_MAC)
     target = lab.host if place == "the host" else lab.make_netns("other")
     ip("-n", pod, "link", "set", "eth0", "netns", target)
-    assert await kernel.detach(mac, netns, link.ifindex, ALIAS)
+    assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
     assert lab.is_parked(mac)
 
 
@@ -124,7 +124,7 @@ async def test_process_in_a_nameless_namespace_gives_the_nic_back(lab: Lab, kern
     mac, netns, link = await placed(lab, kernel, pod)
     with process_in(lab, pod):
         ip("netns", "del", pod)
-        assert await kernel.detach(mac, netns, link.ifindex, ALIAS)
+        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
         assert lab.is_parked(mac)
 
 
@@ -134,14 +134,14 @@ async def test_nic_moved_to_a_process_is_found(lab: Lab, kernel: HostKernel, pod
     with process_in(lab, hidden) as pid:
         ip("netns", "del", hidden)
         ip("-n", pod, "link", "set", "eth0", "netns", str(pid))
-        assert await kernel.detach(mac, netns, link.ifindex, ALIAS)
+        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
         assert lab.is_parked(mac)
 
 
 async def test_deleted_link_is_nowhere(lab: Lab, kernel: HostKernel, pod: str) -> None:
     mac, netns, link = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "del", "eth0")
-    assert not await kernel.detach(mac, netns, link.ifindex, ALIAS)
+    assert not await kernel.detach(mac, netns, link.ifindex, lab.alias)
     assert await kernel.survey() == replace(await kernel.survey(), host=(), parked=())
 
 
@@ -149,18 +149,18 @@ async def test_dead_container_took_its_veth_along(lab: Lab, kernel: HostKernel, 
     mac, netns, link = await placed(lab, kernel, pod)
     ip("netns", "del", pod)
     until(lambda: "p1" not in lab.links(lab.vxnet))
-    assert not await kernel.detach(mac, netns, link.ifindex, ALIAS)
+    assert not await kernel.detach(mac, netns, link.ifindex, lab.alias)
 
 
 async def test_other_links_in_the_container_are_left_alone(lab: Lab, kernel: HostKernel, pod: str) -> None:
     mac, netns, link = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "del", "eth0")
     other = lab.plug(2)
-    await kernel.attach(replace(order(other, netns, "eth1"), alias="mynet/another/eth1"))
+    await kernel.attach(replace(lab.order(other, netns, "eth1"), alias="mynet/another/eth1"))
     ip("-n", pod, "link", "add", "lower", "address", mac, "type", "bridge")  # its MAC, but no NIC
     before = lab.links(pod)
     assert before["eth1"]["ifindex"] != link.ifindex
-    assert not await kernel.detach(mac, netns, link.ifindex, ALIAS)
+    assert not await kernel.detach(mac, netns, link.ifindex, lab.alias)
     assert lab.links(pod) == before
 
 
@@ -170,23 +170,24 @@ async def test_recorded_namespace_that_is_the_hosts_is_not_searched(lab: Lab, ke
     index = lab.links(lab.host)["uplink"]["ifindex"]
     with Namespace.open(lab.path(lab.host)) as host:
         netns = Netns(lab.path(lab.host), *host.identity)
-    assert not await kernel.detach("52:54:00:00:00:09", netns, index, ALIAS)
+    assert not await kernel.detach("52:54:00:00:00:09", netns, index, lab.alias)
     assert "uplink" in lab.links(lab.host)
 
 
-async def test_clash_in_parking_does_not_lose_the_nic(lab: Lab, kernel: HostKernel, pod: str) -> None:
+@pytest.mark.parametrize("peer", ["eth0", "other"])  # the name it comes with is taken as well, or is not
+async def test_clash_in_parking_does_not_lose_the_nic(lab: Lab, kernel: HostKernel, pod: str, peer: str) -> None:
     mac, netns, link = await placed(lab, kernel, pod)
     squatter = "q" + mac.replace(":", "")
-    ip("-n", lab.parking, "link", "add", squatter, "address", FOREIGN_MAC, "type", "veth", "peer", "name", "eth0")
+    ip("-n", lab.parking, "link", "add", squatter, "address", FOREIGN_MAC, "type", "veth", "peer", "name", peer)
     for _ in range(2):
-        assert await kernel.detach(mac, netns, link.ifindex, ALIAS)
+        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
         (found,) = (parked for parked in lab.links(lab.parking).values() if parked["address"] == mac)
         assert found["ifname"].startswith("qnic")
         assert "UP" not in found["flags"]
         assert "ifalias" not in found
-    again = await kernel.attach(order(mac, netns))
+    again = await kernel.attach(lab.order(mac, netns))
     ip("-n", lab.parking, "link", "del", squatter)
-    assert await kernel.detach(mac, netns, again.ifindex, ALIAS)
+    assert await kernel.detach(mac, netns, again.ifindex, lab.alias)
     assert lab.is_parked(mac)
 
 
@@ -210,7 +211,7 @@ async def test_nic_of_a_dead_container_is_parked_clean(lab: Lab, kernel: HostKer
     """It comes back to the host under its name and alias of then, with the MTU of then."""
     mac, _netns, _ = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "set", "eth0", "mtu", "1280", "netns", lab.host)
-    assert [(link.name, link.alias) for link in (await kernel.survey()).host] == [("eth0", ALIAS)]
+    assert [(link.name, link.alias) for link in (await kernel.survey()).host] == [("eth0", lab.alias)]
     await kernel.park(mac)
     assert lab.is_parked(mac)
     assert lab.links(lab.parking)["q" + mac.replace(":", "")]["mtu"] == 1500
@@ -230,7 +231,7 @@ async def test_others_are_not_parked(lab: Lab, kernel: HostKernel) -> None:
 
 async def test_refusal_has_the_kernels_words(lab: Lab, kernel: HostKernel, pod: str) -> None:
     mac = lab.plug()
-    bad = replace(order(mac, await kernel.identify(lab.path(pod))), ifname="name-of-sixteen-")
+    bad = replace(lab.order(mac, await kernel.identify(lab.path(pod))), ifname="name-of-sixteen-")
     with pytest.raises(KernelRefused, match=rf"^nic {mac}: move to .*|^find link .* \(\w+\)$"):
         await kernel.attach(bad)
     assert lab.is_parked(mac)

@@ -67,7 +67,7 @@ def read_mark(text: str) -> tuple[str, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """A NIC, by all that may be known of its link."""
+    """A NIC, by all that may be known of its link. *alias* must be no other NIC's, in any namespace."""
 
     mac: str
     alias: str = ""

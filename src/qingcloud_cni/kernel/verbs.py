@@ -79,7 +79,8 @@ class Verbs:
 
     def park(self, mac: str) -> None:
         place, link = self._at_hand(mac)
-        self._bring(place, link, mac)
+        if not self._bring_if_there(place, link, mac):
+            raise LinkNotFound(f"nic {mac}: vanished while it was parked")
 
     def attach(self, order: LinkOrder) -> PlacedLink:
         places = [self._parking, self._host]
@@ -129,6 +130,8 @@ class Verbs:
         except NetlinkRefused as err:
             if err.errno == errno.EEXIST:  # taken since we looked
                 raise InvalidConfig(f"ifname {ifname}: taken in {path}") from err
+            if err.errno == errno.ENODEV:
+                raise LinkNotFound(str(err)) from err
             raise
         placed = inside.link(name=ifname)  # the index is another one where the old one was taken
         if placed is None:
