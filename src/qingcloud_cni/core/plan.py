@@ -81,7 +81,7 @@ def plan(state: PoolState, policy: PoolPolicy, now: float) -> tuple[Action, ...]
     is_growing = bool(state.creating) or any(
         n.state is NicState.ATTACHING or (n.state is NicState.CREATING and n.nic_id in state.busy) for n in state.nics
     )
-    if not (is_growing or short or state.waiting) and (surplus := _surplus(state, policy, now, len(rested))):
+    if not (is_growing or short or state.waiting) and (surplus := _surplus(state, policy, now, rested)):
         actions.append(DetachNics(surplus))
     return tuple(actions)
 
@@ -102,16 +102,17 @@ def due_at(nic: Nic, policy: PoolPolicy, is_awaited: bool) -> float:
 
 def next_due(state: PoolState, policy: PoolPolicy, now: float) -> float | None:
     """The next time at which the passing of time alone may change the plan; None if it cannot."""
-    times = [due_at(n, policy, is_awaited) for n in _cooling(state) for is_awaited in (state.waiting > 0, False)]
+    rests = [due_at(n, policy, is_awaited) for n in _cooling(state) for is_awaited in (state.waiting > 0, False)]
+    times = rests + [t - state.attach_seconds for t in rests]  # from then on it is on its way
     idle = [n for n in state.nics if n.state is NicState.IDLE]
-    if len(idle) > policy.max_idle:
+    if len(idle) + len(_rested(state, policy, now)) > policy.max_idle:
         times += [n.since + policy.idle_ttl for n in idle]
     return min((t for t in times if t > now), default=None)
 
 
 def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
     """Why an ADD waits, for its error message; "" where nothing is amiss but the cloud's own pace."""
-    if room(state, policy) > 0 or _coming(state, policy, now, ()) > 0:
+    if state.creating or any(_comes_from_cloud(n) for n in state.nics) or room(state, policy) > 0:
         return ""
     held = len(state.nics) + state.creating
     limit = f"max-nics {policy.max_nics}"
@@ -122,6 +123,11 @@ def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
     if cooling:
         text += f"; the next one has rested in {max(due_at(cooling[0], policy, True) - now, 0.0):.0f} s"
     return text
+
+
+def _comes_from_cloud(nic: Nic) -> bool:
+    """Whether it has never served; one that comes back from a container has to rest first."""
+    return nic.state in {NicState.CREATING, NicState.ATTACHING, NicState.ARRIVING} and nic.released == 0.0
 
 
 def _cooling(state: PoolState) -> list[Nic]:
@@ -141,9 +147,8 @@ def _rested(state: PoolState, policy: PoolPolicy, now: float) -> list[Nic]:
     return rested
 
 
-def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic] | tuple[()]) -> int:
+def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic]) -> int:
     """NICs on their way: sooner there than one that were created now."""
-    soon = now + state.attach_seconds
     count = state.creating
     for nic in state.nics:
         match nic.state:
@@ -154,17 +159,18 @@ def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic] 
             case NicState.CREATING:
                 count += nic.nic_id in state.busy
             case NicState.COOLING if nic not in rested:
-                count += due_at(nic, policy, state.waiting > 0) <= soon
+                count += due_at(nic, policy, state.waiting > 0) - state.attach_seconds <= now
             case _:
                 pass
     return count
 
 
-def _surplus(state: PoolState, policy: PoolPolicy, now: float, rested: int) -> tuple[str, ...]:
+def _surplus(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic]) -> tuple[str, ...]:
     """Idle NICs to give back, the longest idle first; not asked for while the pool grows, lest it swing."""
-    idle = sorted((n for n in state.nics if n.state is NicState.IDLE), key=lambda n: (n.since, n.nic_id))
-    old = [n.nic_id for n in idle if now - n.since >= policy.idle_ttl]
-    return tuple(old[: max(len(idle) + rested - policy.max_idle, 0)])
+    idle_since = [(n.since, n.nic_id) for n in state.nics if n.state is NicState.IDLE]
+    idle_since += [(now, n.nic_id) for n in rested]
+    old = [i for since, i in sorted(idle_since) if since + policy.idle_ttl <= now and i not in state.busy]
+    return tuple(old[: max(len(idle_since) - policy.max_idle, 0)])
 
 
 def _plan_drain(state: PoolState) -> tuple[Action, ...]:
