@@ -15,6 +15,7 @@ inside() { nsenter --net="/run/netns/$name" "$@"; }
 name=qcprobe-$$
 trap 'ip netns delete "$name" 2>/dev/null' EXIT
 ip netns add "$name" 2>/dev/null || lacking "this machine refuses network namespaces (ip netns add)."
+ip -n "$name" link >/dev/null 2>&1 || lacking "ip -n needs a / that is a mount point: in a plain chroot, bind it to itself."
 inside ip link add left type veth peer name right 2>/dev/null || lacking "this kernel has no veth interfaces."
 inside ip link add bridge0 type bridge 2>/dev/null || lacking "this kernel has no bridges."
 inside nft -f - 2>/dev/null <<'RULES' || lacking "this kernel's nftables has no bridge family."
