@@ -26,19 +26,19 @@ FOLLOWS: Mapping[NicState, frozenset[NicState]] = MappingProxyType(
         _S.CREATING: frozenset({_S.ATTACHING, _S.ARRIVING, _S.DELETING, _S.MISSING}),
         _S.ATTACHING: frozenset({_S.ARRIVING, _S.CREATING, _S.MISSING}),
         _S.ARRIVING: frozenset({_S.IDLE, _S.ASSIGNED, _S.COOLING, _S.MISSING, _S.CREATING}),
-        _S.IDLE: frozenset({_S.ASSIGNED, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.QUARANTINED}),
+        _S.IDLE: frozenset({_S.ASSIGNED, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING, _S.QUARANTINED}),
         _S.ASSIGNED: frozenset({_S.IDLE, _S.COOLING, _S.ARRIVING}),
-        _S.COOLING: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING}),
-        _S.DETACHING: frozenset({_S.DELETING, _S.IDLE, _S.MISSING, _S.CREATING}),
+        _S.COOLING: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
+        _S.DETACHING: frozenset({_S.DELETING, _S.IDLE, _S.COOLING, _S.MISSING, _S.CREATING}),
         _S.DELETING: frozenset({_S.CREATING}),
         _S.MISSING: frozenset({_S.ARRIVING, _S.DETACHING, _S.CREATING}),
-        _S.QUARANTINED: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING}),
+        _S.QUARANTINED: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
     }
 )
 
 
 class IllegalTransition(RuntimeError):
-    """A bug: a NIC was to enter a state that does not follow its own."""
+    """A bug: a NIC was to enter a state that does not follow its own, or something to begin twice."""
 
 
 class Table:
@@ -96,19 +96,16 @@ class Table:
         return self._intend(Intent(op_id, OpKind.CREATE, now, vxnet_id=vxnet_id, name=name, count=count))
 
     def intend_attach(self, op_id: str, nic_ids: Sequence[str], now: float) -> Intent:
-        for nic_id in nic_ids:
-            self._move(nic_id, NicState.ATTACHING, "nic.attaching", now, subject=op_id)
-        return self._intend(Intent(op_id, OpKind.ATTACH, now, nic_ids=tuple(nic_ids)))
+        intent = Intent(op_id, OpKind.ATTACH, now, nic_ids=tuple(nic_ids))
+        return self._intend_for(intent, NicState.ATTACHING, "nic.attaching")
 
     def intend_detach(self, op_id: str, nic_ids: Sequence[str], now: float, cause: str) -> Intent:
-        for nic_id in nic_ids:
-            self._move(nic_id, NicState.DETACHING, "nic.detaching", now, subject=op_id, detail=cause)
-        return self._intend(Intent(op_id, OpKind.DETACH, now, nic_ids=tuple(nic_ids)))
+        intent = Intent(op_id, OpKind.DETACH, now, nic_ids=tuple(nic_ids))
+        return self._intend_for(intent, NicState.DETACHING, "nic.detaching", cause)
 
     def intend_delete(self, op_id: str, nic_ids: Sequence[str], now: float) -> Intent:
-        for nic_id in nic_ids:
-            self._move(nic_id, NicState.DELETING, "nic.deleting", now, subject=op_id)
-        return self._intend(Intent(op_id, OpKind.DELETE, now, nic_ids=tuple(nic_ids)))
+        intent = Intent(op_id, OpKind.DELETE, now, nic_ids=tuple(nic_ids))
+        return self._intend_for(intent, NicState.DELETING, "nic.deleting")
 
     def job_started(self, op_id: str, job_id: str) -> None:
         """The cloud has queued the operation."""
@@ -124,7 +121,23 @@ class Table:
         """NICs that a create brought belong to its operation until they are asked to be attached."""
         self._put_intent(replace(self._intents[op_id], count=0, nic_ids=tuple(nic_ids)))
 
+    def _intend_for(self, intent: Intent, state: NicState, event: str, detail: str = "") -> Intent:
+        """An operation on NICs begins for all of them or for none."""
+        self._check_new(intent)
+        if len(set(intent.nic_ids)) < len(intent.nic_ids):
+            raise IllegalTransition(f"operation {intent.op_id}: a NIC stands twice in {intent.nic_ids}")
+        for nic_id in intent.nic_ids:
+            self._check(nic_id, state, event)
+        for nic_id in intent.nic_ids:
+            self._move(nic_id, state, event, intent.since, subject=intent.op_id, detail=detail)
+        return self._intend(intent)
+
+    def _check_new(self, intent: Intent) -> None:
+        if intent.op_id in self._intents:
+            raise IllegalTransition(f"operation {intent.op_id} exists already: {self._intents[intent.op_id]}")
+
     def _intend(self, intent: Intent) -> Intent:
+        self._check_new(intent)
         self._put_intent(intent)
         self.note(Event(intent.since, f"{intent.kind}.intended", subject=intent.op_id, detail=intent.name))
         return intent
@@ -162,8 +175,7 @@ class Table:
 
     def parked(self, nic_id: str, now: float) -> None:
         """Its link lies in the parking namespace; an address that served a container rests from when it left."""
-        rests = self._nics[nic_id].released > 0.0
-        self._move(nic_id, NicState.COOLING if rests else NicState.IDLE, "nic.parked", now)
+        self._move(nic_id, self._parked_state(nic_id), "nic.parked", now)
 
     def rested(self, nic_id: str, now: float) -> None:
         self._move(nic_id, NicState.IDLE, "nic.rested", now, released=0.0)
@@ -173,8 +185,18 @@ class Table:
         self._move(nic_id, NicState.MISSING, "nic.missing", now, detail=detail)
 
     def kept(self, nic_id: str, now: float, detail: str) -> None:
-        """A detach did not happen: the link is parked as before."""
-        self._move(nic_id, NicState.IDLE, "nic.kept", now, detail=detail)
+        """A detach did not happen: the link is parked as before, and an address that rested goes on resting."""
+        self._move(nic_id, self._parked_state(nic_id), "nic.kept", now, detail=detail)
+
+    def _parked_state(self, nic_id: str) -> NicState:
+        return NicState.COOLING if self._nics[nic_id].released > 0.0 else NicState.IDLE
+
+    def _check(self, nic_id: str, state: NicState, event: str) -> None:
+        nic = self._nics[nic_id]
+        if state not in FOLLOWS[nic.state]:
+            raise IllegalTransition(f"nic {nic_id}: {nic.state} is not followed by {state} ({event})")
+        if nic.state is NicState.ASSIGNED and (attachment := self.attachment_of(nic_id)) is not None:
+            raise IllegalTransition(f"nic {nic_id} still serves {attachment.key} ({event})")
 
     def _move(
         self,
@@ -187,9 +209,8 @@ class Table:
         detail: str = "",
         released: float | None = None,
     ) -> None:
+        self._check(nic_id, state, event)
         nic = self._nics[nic_id]
-        if state not in FOLLOWS[nic.state]:
-            raise IllegalTransition(f"nic {nic_id}: {nic.state} is not followed by {state} ({event})")
         nic = replace(nic, state=state, since=now, released=nic.released if released is None else released)
         self._nics[nic_id] = nic
         self._changes.append(PutNic(nic))
@@ -207,8 +228,9 @@ class Table:
 
     def configured(self, attachment: Attachment, now: float) -> None:
         """The link is as asked; ADD may be answered once this is on disk."""
-        if attachment.key not in self._attachments:
-            raise IllegalTransition(f"attachment {attachment.key} is unknown")
+        known = self._attachments.get(attachment.key)
+        if known is None or known.nic_id != attachment.nic_id:
+            raise IllegalTransition(f"attachment {attachment.key} with NIC {attachment.nic_id} is unknown: {known}")
         self._put_attachment(replace(attachment, is_ready=True))
         self.note(Event(now, "attachment.ready", attachment.nic_id, str(attachment.key)))
 
