@@ -1,9 +1,10 @@
 """`qingagent cleanup`: the host as it was before the first start."""
 
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 
 from qingcloud_cni.agent.main import Host, OpenAgent, opened
+from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.core.errors import AgentError
 
 PROGRESS = 5.0  # seconds between lines while the cloud works
@@ -16,8 +17,15 @@ async def clean_up(host: Host, *, force: bool, say: Callable[[str], object]) -> 
     agent runs. Waits as long as the cloud does not answer.
     """
     async with opened(host) as parts:
-        await _release_attachments(parts, force=force)
+        held = tuple(parts.agent.context.table.attachments)
+        if held and not force:
+            names = ", ".join(str(key) for key in held[:5]) + (" …" if len(held) > 5 else "")
+            raise AgentError(
+                f"{len(held)} containers still have NICs ({names}); remove them first, or take the NICs with --force"
+            )
         parts.agent.pool.drain()
+        for key in held:
+            await parts.agent.attachments.delete(key)
         told = ""
         while not (parts.agent.is_cloud_compared and not parts.agent.context.table.nics and parts.agent.is_drained()):
             text = _progress(parts)
@@ -26,20 +34,18 @@ async def clean_up(host: Host, *, force: bool, say: Callable[[str], object]) -> 
                 told = text
             await parts.agent.context.plan_due.wait(PROGRESS)
         await parts.kernel.remove()
-    for directory in (host.settings.state_dir, host.settings.run_dir):
-        shutil.rmtree(directory, ignore_errors=True)
+    _remove_files(host.settings)
     say("removed: NICs, parking namespace, run and state files")
 
 
-async def _release_attachments(parts: OpenAgent, *, force: bool) -> None:
-    held = tuple(parts.agent.context.table.attachments)
-    if held and not force:
-        names = ", ".join(str(key) for key in held[:5]) + (" …" if len(held) > 5 else "")
-        raise AgentError(
-            f"{len(held)} containers still have NICs ({names}); remove them first, or take their NICs with --force"
-        )
-    for key in held:
-        await parts.agent.attachments.delete(key)
+def _remove_files(settings: Settings) -> None:
+    """Only what the agent made; the directories go if nothing else is in them."""
+    database = settings.database
+    for path in (database, database.with_name(f"{database.name}-wal"), settings.socket, settings.token_file):
+        path.unlink(missing_ok=True)
+    for directory in (settings.state_dir, settings.run_dir):
+        with suppress(OSError):
+            directory.rmdir()
 
 
 def _progress(parts: OpenAgent) -> str:

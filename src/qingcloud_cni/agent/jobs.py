@@ -40,7 +40,7 @@ class Jobs:
         try:
             return await future
         finally:
-            del self._watched[job_id]
+            self._watched.pop(job_id, None)
 
     async def run(self) -> None:
         """Ask whenever a job is due, until cancelled."""
@@ -77,6 +77,6 @@ class Jobs:
                 watched.interval = min(watched.interval * GROWTH, LONGEST_INTERVAL)
 
     def _settle(self, job_id: str, job: Job | None) -> None:
-        watched = self._watched.get(job_id)
+        watched = self._watched.pop(job_id, None)  # at once: whoever awaits it may run only after the next look
         if watched is not None and not watched.end.done():
             watched.end.set_result(job)

@@ -8,6 +8,8 @@ from qingcloud_cni.core.drift import Arrived, Lost, Returned, link_drift
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.model import NicState
 
+UNHURRIED = 0.1  # seconds between looks while nobody waits for a link: a survey takes the kernel thread 3 ms
+
 
 class Links:
     """Keeps the table in step with the links of the host and the parking namespace."""
@@ -18,8 +20,11 @@ class Links:
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self) -> None:
+        """Look after every change, until cancelled; our own moves are changes too, and need no hurry."""
         async for _ in self._context.kernel.changes():
             await self.look()
+            if not self._pool.waiting and not self._context.table.in_state(NicState.ATTACHING):
+                await self._context.clock.sleep(UNHURRIED)
 
     async def look(self) -> None:
         """Compare once, and begin the cures; parking goes on in tasks of its own.

@@ -76,6 +76,7 @@ class Operations:
         try:
             created = await self._context.cloud.create_nics(intent.vxnet_id, intent.count, intent.name)
         except OutcomeUnknown as err:
+            self.growth.cause = str(err)  # what an ADD that waits meanwhile is told
             self._context.note("create.unanswered", subject=intent.op_id, detail=str(err))
             await self._context.journal.save()
             created = await self._look_up_created(intent, _patience(err))
@@ -255,6 +256,7 @@ class Operations:
                 self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more")
             elif nic.instance_id:
                 self._table.kept(nic_id, now, "the cloud has not detached it")
+                self.shrinking.failed(now, f"nic {nic_id} was not detached")
             else:
                 free.append(nic_id)
         return tuple(free)
@@ -336,6 +338,7 @@ class Operations:
                 return {n.nic_id: n for n in await read()}
             except CloudError as err:
                 failures += 1
+                self.growth.cause = str(err)
                 self._context.note("nics.unanswered", detail=str(err))
                 await self._context.journal.save()
                 await self._context.clock.sleep(delay_after(failures, self._context.rng))

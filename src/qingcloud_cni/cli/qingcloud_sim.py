@@ -3,16 +3,13 @@
 import asyncio
 import json
 import logging
-import sys
-from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from qingcloud_cni.core.errors import AgentError, exit_status
+from qingcloud_cni.cli.failing import told_plainly
 
 Range = tuple[float, float]
 
@@ -26,24 +23,7 @@ def _read_range(_ctx: click.Context, param: click.Parameter, value: str | None) 
         raise click.BadParameter(str(err), param=param) from err
 
 
-def _fail(err: AgentError) -> NoReturn:
-    click.echo(f"qingcloud-sim: {err}", err=True)
-    sys.exit(exit_status(err))
-
-
-def _told_plainly(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn an expected failure into one sentence and its exit status."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except AgentError as err:
-            _fail(err)
-
-    return run
-
-
+_told_plainly = told_plainly("qingcloud-sim")
 _name = click.option(
     "--name", default="sim", show_default=True, help="Prefix of every namespace; runs coexist by it."
 )
@@ -151,40 +131,21 @@ def status(name: str, state_dir: Path | None, output: str) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from qingcloud_cni.cli import show
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # nobody folds a pipe
-    console.print(f"{found['name']}: {found['endpoint']} in each host, {found['api_socket']}", highlight=False)
-    views: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
-        "Instances": (found["instances"], ("instance_id", "status", "nics")),
-        "NICs": (
-            found["nics"],
-            (
-                "nic_id",
-                "private_ip",
-                "vxnet_id",
-                "status",
-                "instance_id",
-                "role",
-                "busy",
-                "link",
-                "name",
-            ),
-        ),
-        "Jobs": (
-            [job | {"nics": len(job["nics"])} for job in found["jobs"]],
-            ("job_id", "action", "nics", "status"),
-        ),
-        "Calls": (
-            [{"action": action, "calls": count} for action, count in sorted(found["calls"].items())],
-            ("action", "calls"),
-        ),
-    }
-    for title, (rows, columns) in views.items():
-        table = Table(*columns, title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*(str(row[column]) for column in columns))
-        console.print(table)
+    click.echo(f"{found['name']}: {found['endpoint']} in each host, {found['api_socket']}\n")
+    show.as_table(
+        found["instances"],
+        {"INSTANCE": "instance_id", "STATUS": "status", "NICS": "nics"},
+        "no instances",
+    )
+    columns = {"NIC": "nic_id", "ADDRESS": "private_ip", "VXNET": "vxnet_id", "STATUS": "status",
+               "INSTANCE": "instance_id", "ROLE": "role", "BUSY": "busy", "LINK": "link", "NAME": "name"}  # fmt: skip
+    click.echo()
+    show.as_table(found["nics"], columns, "no NICs")
+    jobs = [job | {"nics": len(job["nics"])} for job in found["jobs"]]
+    click.echo()
+    show.as_table(jobs, {"JOB": "job_id", "ACTION": "action", "NICS": "nics", "STATUS": "status"}, "no jobs")
+    calls = [{"action": action, "calls": count} for action, count in sorted(found["calls"].items())]
+    click.echo()
+    show.as_table(calls, {"CALL": "action", "TIMES": "calls"}, "no calls")

@@ -15,9 +15,10 @@ def as_json(content: Any) -> None:
 
 
 def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empty: str) -> None:
-    """*columns* maps titles to keys of the rows; *empty* is said where there are none."""
+    """*columns* maps headings to keys of the rows; *empty* is said where there are none."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     if not rows:
         click.echo(empty)
@@ -27,7 +28,9 @@ def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empt
         console.width = PIPE_WIDTH
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(row.get(key, "")) for key in columns.values()))
+        table.add_row(
+            *(Text(str(row.get(key, ""))) for key in columns.values())
+        )  # rich reads ":ab:" in a str as emoji
     console.print(table)
 
 

@@ -116,7 +116,9 @@ def folded(mapping: Mapping[str, object]) -> dict[str, object]:
 
 
 def _flag(keys: Mapping[str, object], key: str, *, default: bool) -> bool:
-    value = keys.get(key.lower(), default)
+    value = keys.get(key.lower())
+    if value is None:
+        return default
     if isinstance(value, bool):
         return value
     if value in ("true", "false"):  # 0.4.0 typed booleans as strings
@@ -141,7 +143,8 @@ def _route(where: str, entry: object) -> Route:
     if not isinstance(entry, dict):
         raise InvalidConfig(f'{where} {entry!r} is not an object like {{"dst": "10.96.0.0/12", "gw": "…"}}')
     keys = folded(entry)
-    dst, gw = keys.get("dst"), keys.get("gw", "")
+    dst, gw = keys.get("dst"), keys.get("gw")
+    gw = "" if gw is None else gw
     try:
         network = ipaddress.IPv4Network(dst) if isinstance(dst, str) and "/" in dst else None
     except ValueError as err:

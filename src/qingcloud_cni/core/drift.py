@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from qingcloud_cni.core.model import Nic, NicState
+from qingcloud_cni.core.model import Nic, NicState, OpKind
 from qingcloud_cni.core.seams import CloudNic, Survey
 from qingcloud_cni.core.table import Table
 
@@ -107,11 +107,12 @@ def cloud_drift(
     NICs of operations under way are left to those; assigned ones are never judged here.
     """
     links = {link.mac for link in (*survey.host, *survey.parked)}
+    asked = {intent.name for intent in table.intents.values() if intent.kind is OpKind.CREATE}
     cures: list[CloudCure] = []
     for seen in cloud.values():
         is_here = seen.instance_id == instance_id
         is_wanted = seen.role == 0 and is_ours(seen.name) and (is_here or not seen.instance_id)
-        if is_wanted and seen.nic_id not in table.nics:
+        if is_wanted and seen.name not in asked and seen.nic_id not in table.nics:
             cures.append(Adopt(seen, is_here))
     for nic in table.nics.values():
         if nic.nic_id in table.busy or nic.state is NicState.ASSIGNED or nic.nic_id in links:

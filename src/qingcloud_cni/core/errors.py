@@ -66,7 +66,7 @@ class LinkNotFound(KernelRefused):
     """No link with this MAC where it was looked for."""
 
 
-# --- the cloud ---------------------------------------------------------------------------------------
+# --- the cloud: Unavailable comes first in a class's bases, so that `wire` says "try again later" ------
 
 
 class CloudError(AgentError):
@@ -81,7 +81,7 @@ class CloudError(AgentError):
         self.ret_code = ret_code
 
 
-class CloudUnreachable(CloudError, Unavailable):
+class CloudUnreachable(Unavailable, CloudError):
     """The call certainly had no effect: no connection could be made."""
 
 
@@ -93,11 +93,11 @@ class CloudBusy(OutcomeUnknown):
     """The cloud says it failed or is busy (5000, 5100, 5300): whether a write took effect is not certain."""
 
 
-class CloudQuota(CloudError, Unavailable):
+class CloudQuota(Unavailable, CloudError):
     """2500: a quota is used up, of resources or of API calls. Which one, the caller must find out."""
 
 
-class CloudExhausted(CloudError, Unavailable):
+class CloudExhausted(Unavailable, CloudError):
     """2400 or 5200: the balance or the cloud's resources are used up."""
 
 

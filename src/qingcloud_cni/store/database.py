@@ -24,7 +24,8 @@ from qingcloud_cni.core.seams import (
 )
 
 SCHEMA_VERSION = 1
-EVENTS_KEPT = 10_000  # at open; about 2 MB
+EVENTS_KEPT = 10_000  # about 2 MB
+EVENTS_TRIMMED = 1_000  # older ones go after every so many new ones
 _PRAGMAS = (
     "locking_mode=EXCLUSIVE",
     "journal_mode=WAL",
@@ -70,7 +71,6 @@ class Database:
             )
         if version == 0:
             self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        self._db.execute("DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ?", (EVENTS_KEPT,))
 
     def load(self) -> Snapshot:
         return Snapshot(
@@ -115,7 +115,11 @@ class Database:
                 execute("DELETE FROM intents WHERE op_id = ?", (op_id,))
             case Event():
                 columns = (change.at, change.name, change.nic_id, change.subject, change.detail)
-                execute("INSERT INTO events (at, name, nic_id, subject, detail) VALUES (?, ?, ?, ?, ?)", columns)
+                seq = execute(
+                    "INSERT INTO events (at, name, nic_id, subject, detail) VALUES (?, ?, ?, ?, ?)", columns
+                ).lastrowid
+                if seq is not None and seq % EVENTS_TRIMMED == 0:
+                    execute("DELETE FROM events WHERE seq <= ?", (seq - EVENTS_KEPT,))
 
     def events(self, limit: int) -> tuple[Event, ...]:
         rows = self._db.execute(

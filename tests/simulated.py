@@ -1,0 +1,203 @@
+"""A whole agent on a virtual clock: real planner, operations, store and client; simulated cloud and kernel."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from qingcloud_cni.agent.agent import Agent, World
+from qingcloud_cni.agent.settings import Settings, resolve
+from qingcloud_cni.agent.tasks import Tasks
+from qingcloud_cni.cloud import Access, Client
+from qingcloud_cni.core.cni import NetworkConfig, read_config
+from qingcloud_cni.core.model import Attachment, AttachmentKey, Nic
+from qingcloud_cni.core.names import is_ours
+from qingcloud_cni.core.table import violations
+from qingcloud_cni.sim.api import Api
+from qingcloud_cni.sim.faults import Faults
+from qingcloud_cni.sim.kernel import FakeKernel
+from qingcloud_cni.sim.local import LocalTransport, run_jobs
+from qingcloud_cni.sim.model import Model
+from qingcloud_cni.sim.topology import FaultSpec, Topology, default_topology
+from qingcloud_cni.store.threaded import InlineStore
+from virtual_time import VirtualClock
+
+CONFIG = read_config({"cniVersion": "0.3.1", "name": "net", "type": "qingcni"})
+
+
+class SimulatedHost:
+    """One host of a simulated cloud. The agent on it can be started, stopped and killed; the machine goes on."""
+
+    def __init__(
+        self, tmp_path: Path, topology: Topology | None = None, *, seed: int = 0, **settings: object
+    ) -> None:
+        self.clock = VirtualClock()
+        self.rng = random.Random(seed)
+        self.topology = topology or default_topology("sim", hosts=1)
+        self.instance_id = self.topology.hosts[0].instance_id
+        self.model = Model(self.topology, rng=self.rng, now=self.clock.now)
+        self.api = Api(self.model, now=self.clock.now, sleep=self.clock.sleep, rng=self.rng)
+        self.kernel = FakeKernel(
+            self.instance_id, rng=self.rng, sleep=self.clock.sleep, latencies=self.topology.latencies
+        )
+        self.kernel.apply(*self.model.plugged())
+        self.settings = settings_of(tmp_path, self.topology, **settings)
+        self._running: asyncio.Task[None] | None = None
+        self._agent: Agent | None = None
+
+    @property
+    def agent(self) -> Agent:
+        assert self._agent is not None, "the agent does not run"
+        return self._agent
+
+    @property
+    def nics(self) -> Mapping[str, Nic]:
+        return self.agent.context.table.nics
+
+    @property
+    def calls(self) -> int:
+        return self.model.calls.total()
+
+    def states(self) -> list[str]:
+        return sorted(nic.state.value for nic in self.nics.values())
+
+    # --- the agent's process -------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the agent and wait until its kernel comparison is done."""
+        begun: asyncio.Future[Agent] = asyncio.get_running_loop().create_future()
+        self._running = asyncio.create_task(self._live(begun), name="agent")
+        self._running.add_done_callback(lambda _task: begun.done() or begun.cancel())
+        try:
+            self._agent = await begun
+        except asyncio.CancelledError:
+            await self._running  # shows what ended it before it began
+            raise
+
+    async def _live(self, begun: "asyncio.Future[Agent]") -> None:
+        store = InlineStore(self.settings.database)
+        access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
+        client = Client(access, LocalTransport(self.api), clock=self.clock, rng=self.rng, observe=lambda _call: None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                world = World(client, self.kernel, store, self.clock, self.rng)
+                agent = await Agent.open(self.settings, self.instance_id, world, Tasks(group))
+                await agent.compare_kernel()
+                agent.begin()
+                begun.set_result(agent)
+                await agent.context.journal.failure
+        finally:
+            await store.close()
+
+    async def kill(self) -> None:
+        """End the agent wherever it is: only the disk, the kernel and the cloud keep what they have."""
+        assert self._running is not None
+        self._running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._running
+        self._running, self._agent = None, None
+
+    async def check_alive(self) -> None:
+        """Let a bug that ended the agent show."""
+        if self._running is not None and self._running.done():
+            self._running.result()
+
+    # --- the container runtime -----------------------------------------------------------------------
+
+    async def add(self, container: str, *, config: NetworkConfig = CONFIG, seconds: float = 100.0) -> Attachment:
+        """ADD for a container whose namespace is there, or is made now."""
+        path = netns_of(container)
+        if path not in self.paths():
+            self.kernel.make_netns(path)
+        attachment, _ = await self.agent.attachments.add(key_of(container), path, config, seconds)
+        return attachment
+
+    async def delete(self, container: str) -> None:
+        await self.agent.attachments.delete(key_of(container))
+
+    def paths(self) -> set[str]:
+        return self.kernel._paths()
+
+    # --- what must hold ------------------------------------------------------------------------------
+
+    async def until(self, condition: Any, what: str, seconds: float = 600.0) -> None:
+        """Let virtual time pass until *condition* holds."""
+        end = self.clock.now() + seconds
+        while not condition():
+            await self.check_alive()
+            assert self.clock.now() < end, f"not within {seconds} s: {what}; {self.agent.context.table}"
+            await self.clock.sleep(0.25)
+
+    def ours_in_cloud(self) -> dict[str, str]:
+        """Status by NIC id of the NICs that bear this agent's name."""
+        records = self.model.state.nics.values()
+        prefix = self.settings.nic_name_prefix
+        return {n.nic_id: n.status for n in records if is_ours(n.name, prefix, self.instance_id)}
+
+    def check_invariants(self) -> None:
+        """What design section 3 promises at every moment."""
+        table = self.agent.context.table
+        broken = violations(table.nics.values(), table.attachments.values())
+        assert not broken, broken
+        assert len(table.nics) + table.creating <= self.settings.max_nics
+        assert len(self.ours_in_cloud()) <= self.settings.max_nics
+
+
+def settings_of(tmp_path: Path, topology: Topology, **settings: object) -> Settings:
+    pods = [v.vxnet_id for v in topology.vxnets if v.vxnet_id != topology.hosts[0].vxnet_id]
+    given: dict[str, object] = {"vxnet": pods[:1], "state-dir": str(tmp_path), "run-dir": str(tmp_path)}
+    given |= {name.replace("_", "-"): value for name, value in settings.items()}
+    return resolve(given, {}, {}, "").settings
+
+
+def netns_of(container: str) -> str:
+    return f"/run/netns/{container}"
+
+
+def key_of(container: str) -> AttachmentKey:
+    return AttachmentKey("net", container, "eth0")
+
+
+@asynccontextmanager
+async def simulated(
+    tmp_path: Path, topology: Topology | None = None, *, seed: int = 0, is_warm: bool = True, **settings: object
+) -> AsyncIterator[SimulatedHost]:
+    """A host with a running agent; *is_warm* waits until the pool has its first NICs."""
+    host = SimulatedHost(tmp_path, topology, seed=seed, **settings)
+    pump = asyncio.create_task(
+        run_jobs(host.model, host.kernel.apply, host.clock.sleep, host.clock.now), name="cloud jobs"
+    )
+    try:
+        await host.start()
+        if is_warm:
+            await host.until(lambda: host.states().count("idle") >= host.settings.min_idle, "a warm pool")
+        yield host
+        await host.check_alive()
+    finally:
+        if host._running is not None:
+            await host.kill()
+        pump.cancel()
+        await asyncio.gather(pump, return_exceptions=True)
+
+
+def set_faults(host: SimulatedHost, *specs: FaultSpec) -> None:
+    """Replace the cloud's faults, counting calls anew; none ends them all."""
+    host.model._faults = Faults(specs)
+
+
+class RandomFaults(Faults):
+    """Strikes any call with probability *rate*: refused as busy or throttled, its reply lost, its job failed."""
+
+    def __init__(self, rng: random.Random, rate: float) -> None:
+        super().__init__(())
+        self._rng = rng
+        self._rate = rate
+
+    def strike(self, action: str) -> tuple[FaultSpec, ...]:
+        if self._rng.random() >= self._rate:
+            return ()
+        code = self._rng.choice((5100, 5000, 2500, 1400, 5200))
+        effects = ["refuse", "lose-reply"] + ["fail-job"] * (action in {"AttachNics", "DetachNics"})
+        return (FaultSpec(action, self._rng.choice(effects), code=code, message="InjectedFault"),)
