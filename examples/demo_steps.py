@@ -1,0 +1,186 @@
+"""The steps of the demo, in the order in which they are told; each raises Failed where what it shows is not so."""
+
+import json
+import subprocess
+from dataclasses import dataclass, field
+from itertools import permutations
+from pathlib import Path
+
+from demo_stage import QINGAGENT, QINGCLOUD_SIM, SERVICE_RANGE, Host, Word
+from demo_tools import Process, Tools, expect
+
+VXNETS = {"host1": "vxnet-pods001", "host2": "vxnet-pods002"}
+HOMES = {"a1": "host1", "a2": "host1", "a3": "host1", "b1": "host2", "b2": "host2", "b3": "host2"}
+WARM = 3  # NICs that each host keeps ready
+# Shorter than the defaults (130 s, 30 s, 10 min), which suit a cluster and not a demo.
+POOL: dict[str, str | int] = {
+    "min-idle": WARM, "max-idle": WARM, "cooldown": "6s", "cooldown-min": "3s", "idle-ttl": "5s",
+}  # fmt: skip
+LIMITS: dict[str, dict[str, str | int]] = {"host1": {"max-nics": WARM}, "host2": {}}  # host1 has to recycle
+END_SECONDS = 10.0  # a program that said goodbye has this long to end
+
+
+@dataclass
+class Steps(Tools):
+    agents: dict[str, Process] = field(default_factory=dict)
+    simulator: Process | None = None
+
+    def bring_up_cloud(self) -> None:
+        stage = self.stage
+        words: list[Word] = [QINGCLOUD_SIM, "up", "--name", stage.name, "--state-dir", stage.sim]
+        words += ["--attach-latency", "2s..4s"]
+        self.tell.command(words, {})
+        self.simulator = stage.start(*words, output=stage.sim_ready, log=stage.sim_log)
+        self.wait(
+            lambda: (stage.sim_ready.read_text().endswith("\n"), "making hosts, vxnets and a router"),
+            "a simulator that is ready", self.simulator, stage.sim_log,
+        )  # fmt: skip
+        told = json.loads(stage.sim_ready.read_text())
+        gateways = {vxnet["vxnet_id"]: vxnet["manager_ip"] for vxnet in told["vxnets"]}
+        for name, found in told["namespaces"]["hosts"].items():
+            vxnet_id, directory = VXNETS[name], stage.directory / name
+            self.hosts[name] = Host(name, found["netns"], vxnet_id, gateways[vxnet_id], directory)
+            self.tell.say(f"{name}: instance {found['instance_id']}, {found['address']}, namespace {found['netns']}")
+        self.tell.say(f"On each host the cloud's API is at {told['endpoint']}; to attach NICs takes it 2 to 4 s.")
+
+    def install_plugin(self) -> None:
+        self.shell(QINGAGENT, "install-plugin", "--bin-dir", self.stage.bin_dir)
+        said = self.shell(self.stage.plugin, settings={"CNI_COMMAND": "VERSION"})
+        expect("0.3.1" in json.loads(said)["supportedVersions"], "a plugin that speaks CNI 0.3.1", said)
+
+    def start_agents(self) -> None:
+        for host in self.hosts.values():
+            host.write_files(self.stage.sim / host.name, POOL | LIMITS[host.name])
+        first = self.hosts["host1"]
+        for path, what in ((first.config, "the agent's settings"), (first.network, "for the container runtime")):
+            self.tell.say(f"{path}, {what}:")
+            self.tell.show(path.read_text())
+        for host in self.hosts.values():
+            words = host.inside(QINGAGENT, "start", "--config", host.config)
+            self.tell.command(words, {})
+            self.agents[host.name] = self.stage.start(*words, output=host.log, log=subprocess.STDOUT)
+        for host in self.hosts.values():
+            self.wait_for_agent(host, self.agents[host.name])
+
+    def warm_up(self) -> None:
+        self.wait_for_nics({name: {"idle": WARM} for name in self.hosts})
+        for host in self.hosts.values():
+            self.shell(QINGAGENT, "nics", "--config", host.config)
+
+    def add_containers(self) -> None:
+        for container, home in HOMES.items():
+            self.make_container(container)
+            self.add(container, self.hosts[home], is_shown=container == "a1")
+        nic_ids = [self.nic_of(container) for container in HOMES]
+        expect(len(set(nic_ids)) == len(HOMES), "a NIC of its own for each container", f"they got {nic_ids}")
+
+    def look_inside(self) -> None:
+        netns, host = self.stage.netns_of("a1").name, self.hosts["host1"]
+        self.shell("ip", "-n", netns, "addr", "show", "dev", "eth0")
+        (link,) = json.loads(self.quietly("ip", "-n", netns, "-j", "-4", "addr", "show", "dev", "eth0"))
+        addresses = [f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"]]
+        expect(addresses == [self.address_of("a1")], f"the address {self.address_of('a1')}", f"{addresses}")
+        (link,) = json.loads(self.quietly("ip", "-n", netns, "-j", "link", "show", "dev", "eth0"))
+        expect(link["address"] == self.nic_of("a1"), f"the MAC {self.nic_of('a1')}", link["address"])
+        routes = self.shell("ip", "-n", netns, "route")
+        for wanted in (f"default via {host.gateway} ", f"{SERVICE_RANGE} via {host.gateway} "):
+            expect(wanted in routes, f"the route {wanted}", f"there are\n{routes}")
+        links = self.shell("ip", "-n", Path(host.netns).name, "-brief", "link")
+        expect(not any(nic_id in links for nic_id in self.nic_ids), "no container's NIC on the host", links)
+        self.tell.say(
+            f"The MAC of a1's eth0 is the NIC's id, {self.nic_of('a1')}; the host has only its own eth0 left."
+        )
+
+    def talk(self) -> None:
+        for source, target, where in (
+            ("a1", "a2", "the same host and vxnet"),
+            ("a1", "b1", "another host and another vxnet"),
+            ("b2", "a3", "and back"),
+        ):
+            self.tell.say(f"{source} to {target}, {where}:")
+            self.ping(source, target)
+            self.connect(source, target)
+        pairs = list(permutations(HOMES, 2))
+        for source, target in pairs:
+            self.quietly(*self.stage.inside(source, "ping", "-q", "-c", "1", "-W", "2", self.ip_of(target)))
+        self.tell.say(f"A ping from each container to each other one: {len(pairs)} of {len(pairs)} are answered.")
+
+    def add_again(self) -> None:
+        before = self.results["a1"]
+        self.add("a1", self.hosts["host1"], is_shown=True)
+        expect(self.results["a1"] == before, f"the first answer, {before}", f"{self.results['a1']}")
+
+    def recycle(self) -> None:
+        self.wait_for_nics({"host1": {"assigned": WARM}, "host2": {"idle": WARM, "assigned": WARM}})
+        host, nic_id, calls = self.hosts["host1"], self.nic_of("a1"), self.count_calls()
+        self.delete("a1", host, is_shown=True)
+        self.end_container("a1")
+        self.tell.say("DEL repeated, as runtimes do, has to succeed:")
+        self.delete("a1", host)
+        self.shell(QINGAGENT, "nics", "--config", host.config)
+        self.tell.say(f"host1 may hold {WARM} NICs, so the next container waits until the cooling one has rested.")
+        self.make_container("a4")
+        self.tell.waiting("a4 waits for its NIC")
+        self.add("a4", host)
+        expect(self.nic_of("a4") == nic_id, f"a1's NIC, {nic_id}", self.nic_of("a4"), host.log)
+        after = self.count_calls()
+        expect(after == calls, f"no call of the cloud, still {calls}", f"{after}", host.log)
+        self.tell.say("The same NIC again, and the cloud was not asked: a key has about 2,000 calls an hour.")
+
+    def give_back_unused(self) -> None:
+        host = self.hosts["host2"]
+        for container in ("b1", "b2", "b3"):
+            self.delete(container, host)
+            self.end_container(container)
+        self.shell(QINGAGENT, "nics", "--config", host.config)
+        self.tell.say(
+            f"When they have rested, {2 * WARM} are idle, and max-idle is {WARM}: the longest idle have to go."
+        )
+        self.wait_for_nics({"host2": {"idle": WARM}})
+        self.shell(QINGAGENT, "nics", "--config", host.config)
+        held = {nic["nic_id"] for nic in self.ask("nics", host)}
+        in_cloud = {nic["nic_id"] for nic in self.cloud_status()["nics"] if nic["vxnet_id"] == host.vxnet_id}
+        expect(held == in_cloud, f"in the cloud just {held}", f"{in_cloud}", host.log)
+
+    def drain(self) -> None:
+        for container in ("a2", "a3", "a4"):
+            self.delete(container, self.hosts["host1"])
+            self.end_container(container)
+        drains: list[tuple[Host, Path, Process]] = []
+        for host in self.hosts.values():
+            words: list[Word] = [QINGAGENT, "drain", "--config", host.config]
+            self.tell.command(words, {})
+            output = host.directory / "drain.out"
+            drains.append((host, output, self.stage.start(*words, output=output, log=subprocess.STDOUT)))
+        for host, output, process in drains:
+            self._wait_for_end(process, f"the cloud detaches and deletes the NICs of {host.name}")
+            self.tell.say(f"{host.name} is told:")
+            self.tell.show(output.read_text())
+            expect(process.returncode == 0 and not self.ask("nics", host), f"no NIC on {host.name}", "some", host.log)
+        left = [nic["nic_id"] for nic in self.cloud_status()["nics"] if nic["role"] == 0]
+        expect(not left, "in the cloud no NIC but the hosts' own", f"{left}", self.stage.sim_log)
+        self.tell.say("In the cloud there are only the hosts' own NICs.")
+
+    def stop_agents(self) -> None:
+        for host in self.hosts.values():
+            self.shell(QINGAGENT, "stop", "--config", host.config)
+            status = self.agents[host.name].wait(END_SECONDS)
+            expect(status == 0, f"status 0 of the agent on {host.name}", f"{status}", host.log)
+            self.shell(*host.inside(QINGAGENT, "cleanup", "--config", host.config))
+        parking = [netns for netns in self.stage.namespaces() if netns.startswith("qingcni-")]
+        expect(not parking, "no parking namespace", f"{parking}")
+
+    def take_cloud_down(self) -> None:
+        stage = self.stage
+        self.shell(QINGCLOUD_SIM, "down", "--name", stage.name, "--state-dir", stage.sim)
+        if self.simulator is not None:
+            status = self.simulator.wait(END_SECONDS)
+            expect(status == 0, "status 0 of the simulator", f"{status}", stage.sim_log)
+        left = [thing for thing in stage.left(self.nic_ids) if thing != f"directory {stage.directory}"]
+        expect(not left, "nothing left", ", ".join(left), stage.sim_log)
+        left = stage.take_down()  # now that is its directory
+        expect(not left, "nothing left", ", ".join(left))
+        self.tell.say(f"No process, namespace, link or file of {stage.name} is left on this machine.")
+
+    def _wait_for_end(self, process: Process, what: str) -> None:
+        self.wait(lambda: (process.poll() is not None, what), what)

@@ -1,0 +1,209 @@
+"""What the demo's steps are made of: commands that are shown, waiting that is told, a container runtime's part."""
+
+import ipaddress
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from demo_stage import QINGAGENT, QINGCLOUD_SIM, Done, Failed, Host, Stage, Word
+from demo_teller import Teller
+
+Process = subprocess.Popen[str]
+
+CLOUD_SECONDS = 40.0  # far longer than the simulated cloud takes for anything
+LOOK_SECONDS = 0.3  # between looks while waiting
+ADD_SECONDS = 115.0  # the plugin itself gives up after 110
+
+SERVER = """
+import socket
+server = socket.create_server(("0.0.0.0", 8080))
+print("listening", flush=True)
+connection, peer = server.accept()
+connection.sendall(f"hello {peer[0]}".encode())
+"""
+CLIENT = """
+import socket, sys
+print(socket.create_connection((sys.argv[1], 8080), 5).makefile().read())
+"""
+
+
+def expect(holds: bool, expected: str, came: str, log: Path | None = None) -> None:
+    if not holds:
+        raise Failed(expected, came, log)
+
+
+@dataclass
+class Tools:
+    """The stage, who tells of it, and what is known by now."""
+
+    stage: Stage
+    tell: Teller
+    hosts: dict[str, Host] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # of ADD, by container
+    nic_ids: set[str] = field(default_factory=set)  # of all NICs ever seen
+
+    # --- commands --------------------------------------------------------------------------------------
+
+    def shell(self, *words: Word, settings: dict[str, str] | None = None) -> str:
+        """Run a command that is shown with all it prints, and has to succeed."""
+        self.tell.command(words, settings or {})
+        output = self.quietly(*words, settings=settings)
+        self.tell.show(output)
+        return output
+
+    def quietly(self, *words: Word, settings: dict[str, str] | None = None) -> str:
+        """Run a command that has to succeed; what it printed."""
+        done = self.stage.run(*words, settings=settings)
+        if done.returncode != 0:
+            came = f"it ended with {done.returncode}:\n{done.stderr}{done.stdout}"
+            raise Failed(f"success of: {shlex.join(map(str, words))}", came, self.newest_log())
+        return done.stdout
+
+    def newest_log(self) -> Path | None:
+        """That of the program which had something to say last."""
+        logs = [log for log in (self.stage.sim_log, *(h.log for h in self.hosts.values())) if log.exists()]
+        return max(logs, key=lambda log: log.stat().st_mtime, default=None)
+
+    # --- waiting ---------------------------------------------------------------------------------------
+
+    def wait(self, look: Callable[[], tuple[bool, str]], what: str, process: Process | None = None,
+             log: Path | None = None) -> None:  # fmt: skip
+        """Look until it is so, telling what is seen; Failed after CLOUD_SECONDS, or when *process* has ended."""
+        deadline = time.monotonic() + CLOUD_SECONDS
+        while True:
+            is_so, seen = look()
+            if is_so:
+                return
+            if process is not None and process.poll() is not None:
+                raise Failed(what, f"it ended with {process.returncode}", log)
+            if time.monotonic() > deadline:
+                raise Failed(f"{what} within {CLOUD_SECONDS:.0f} s", seen, log or self.newest_log())
+            self.tell.waiting(seen)
+            time.sleep(LOOK_SECONDS)
+
+    def wait_for_agent(self, host: Host, process: Process) -> None:
+        def look() -> tuple[bool, str]:
+            done = self.stage.run(QINGAGENT, "status", "--config", host.config, "-o", "json")
+            is_ready = done.returncode == 0 and json.loads(done.stdout)["ready"]
+            return is_ready, f"{host.name}: the agent compares its table with kernel and cloud"
+
+        self.wait(look, f"a ready agent on {host.name}", process, host.log)
+
+    def wait_for_nics(self, wanted: dict[str, dict[str, int]]) -> None:
+        """Until these hosts have just these NICs, counted by state, and nothing is under way."""
+
+        def look() -> tuple[bool, str]:
+            found = {name: self.ask("status", self.hosts[name]) for name in wanted}
+            seen = [f"{name}: {states(status['nics'])}" for name, status in found.items()]
+            is_so = all(s["nics"] == wanted[name] and not s["operations"] for name, s in found.items())
+            return is_so, "; ".join(seen)
+
+        self.wait(look, "; ".join(f"{name}: {states(counts)}" for name, counts in wanted.items()))
+        for name in wanted:
+            self.nic_ids |= {nic["nic_id"] for nic in self.ask("nics", self.hosts[name])}
+
+    # --- agents and cloud ------------------------------------------------------------------------------
+
+    def ask(self, what: str, host: Host) -> Any:
+        """An answer of a host's agent, from the command that shows it to people."""
+        return json.loads(self.quietly(QINGAGENT, what, "--config", host.config, "-o", "json"))
+
+    def cloud_status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(
+            self.quietly(QINGCLOUD_SIM, "status", "--name", self.stage.name, "-o", "json")
+        )
+        return status
+
+    def count_calls(self) -> dict[str, int]:
+        calls = dict(sorted(self.cloud_status()["calls"].items()))
+        counts = ", ".join(f"{action} {count}" for action, count in calls.items())
+        self.tell.say(f"cloud calls so far, both hosts together: {sum(calls.values())} ({counts})")
+        return calls
+
+    # --- what a container runtime does -----------------------------------------------------------------
+
+    def make_container(self, container: str) -> None:
+        """A network namespace with its loopback up: to a network, a container is no more than that."""
+        netns = self.stage.netns_of(container).name
+        self.quietly("ip", "netns", "add", netns)
+        self.quietly("ip", "-n", netns, "link", "set", "lo", "up")
+
+    def add(self, container: str, host: Host, *, is_shown: bool = False) -> None:
+        seconds, said = self._cni("ADD", container, host, is_shown=is_shown)
+        result = json.loads(said)
+        (interface,), (address,) = result["interfaces"], result["ips"]
+        network = ipaddress.ip_interface(address["address"]).network
+        expect(interface["sandbox"] == str(self.stage.netns_of(container)), "the container's namespace", said)
+        expect(ipaddress.ip_address(host.gateway) in network, f"an address of {host.vxnet_id}", said)
+        self.results[container] = result
+        self.nic_ids.add(interface["mac"])
+        self.tell.say(
+            f"{container} on {host.name}: {address['address']}, NIC {interface['mac']}, after {shown(seconds)}"
+        )
+
+    def delete(self, container: str, host: Host, *, is_shown: bool = False) -> None:
+        seconds, said = self._cni("DEL", container, host, is_shown=is_shown)
+        expect(not said, "no output of DEL", said, host.log)
+        self.tell.say(f"{container} on {host.name}: deleted after {shown(seconds)}")
+
+    def end_container(self, container: str) -> None:
+        self.quietly("ip", "netns", "delete", self.stage.netns_of(container).name)
+
+    def _cni(self, verb: str, container: str, host: Host, *, is_shown: bool) -> tuple[float, str]:
+        """Exec the plugin on this host: variables, the network's configuration on stdin. Its time and its output."""
+        words, settings = host.inside(self.stage.plugin), self.stage.cni_variables(verb, container)
+        if is_shown:
+            self.tell.command(words, settings, host.network)
+        begun = time.monotonic()
+        done: Done = self.stage.run(*words, settings=settings, stdin=host.network.read_text(), seconds=ADD_SECONDS)
+        seconds = time.monotonic() - begun
+        expect(done.returncode == 0, f"success of {verb} for {container}", done.stdout + done.stderr, host.log)
+        if is_shown:
+            self.tell.show(done.stdout)
+        return seconds, done.stdout
+
+    # --- traffic ---------------------------------------------------------------------------------------
+
+    def ping(self, source: str, target: str) -> None:
+        words = ("ping", "-q", "-c", "2", "-i", "0.2", "-W", "2", self.ip_of(target))
+        self.shell(*self.stage.inside(source, *words))
+
+    def connect(self, source: str, target: str) -> None:
+        """Make a TCP connection; the server answers with the address it sees."""
+        python: list[Word] = [sys.executable, "-IS", "-c"]
+        words = self.stage.inside(target, *python, SERVER)
+        with self.stage.start(*words, output=subprocess.PIPE, log=subprocess.DEVNULL) as server:
+            assert server.stdout is not None
+            try:
+                server.stdout.readline()
+                said = self.quietly(*self.stage.inside(source, *python, CLIENT, self.ip_of(target))).strip()
+            finally:
+                server.kill()
+        wanted = f"hello {self.ip_of(source)}"
+        expect(said == wanted, f"the greeting {wanted!r}", f"it was {said!r}")
+        self.tell.say(f"TCP from {source} to port 8080 of {target} is answered {said!r}: no address was translated")
+
+    # --- what ADD gave ---------------------------------------------------------------------------------
+
+    def nic_of(self, container: str) -> str:
+        return str(self.results[container]["interfaces"][0]["mac"])
+
+    def address_of(self, container: str) -> str:
+        return str(self.results[container]["ips"][0]["address"])
+
+    def ip_of(self, container: str) -> str:
+        return self.address_of(container).partition("/")[0]
+
+
+def states(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) or "no NIC"
+
+
+def shown(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
