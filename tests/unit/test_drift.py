@@ -118,6 +118,11 @@ def test_what_the_table_does_not_know(seen: CloudNic, cures: tuple[CloudCure, ..
     assert drift(table_with(None), seen, place="host") == cures
 
 
+def test_a_nic_of_a_create_under_way_is_left_to_it() -> None:
+    asked = table_with(None, Intent("op", OpKind.CREATE, NOW, vxnet_id="vxnet-1", name="ours", count=1))
+    assert drift(asked, FREE) == ()
+
+
 UNKNOWN_STATES = [s for s in S if s is not S.ASSIGNED]
 
 

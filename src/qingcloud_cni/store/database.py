@@ -47,6 +47,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         """Open or make the file; StartRefused where it is damaged, in use or of a newer version."""
+        self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
         except sqlite3.Error as err:
@@ -73,11 +74,15 @@ class Database:
             self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
     def load(self) -> Snapshot:
-        return Snapshot(
-            nics=tuple(msgspec.json.decode(body, type=Nic) for body in self._bodies("nics")),
-            attachments=tuple(msgspec.json.decode(body, type=Attachment) for body in self._bodies("attachments")),
-            intents=tuple(msgspec.json.decode(body, type=Intent) for body in self._bodies("intents")),
-        )
+        """All rows; StartRefused where one cannot be read."""
+        try:
+            return Snapshot(
+                nics=tuple(msgspec.json.decode(body, type=Nic) for body in self._bodies("nics")),
+                attachments=tuple(msgspec.json.decode(body, type=Attachment) for body in self._bodies("attachments")),
+                intents=tuple(msgspec.json.decode(body, type=Intent) for body in self._bodies("intents")),
+            )
+        except (sqlite3.Error, msgspec.MsgspecError) as err:
+            raise _unusable(self._path, err) from err
 
     def _bodies(self, table: str) -> list[str]:
         return [body for (body,) in self._db.execute(f"SELECT body FROM {table} ORDER BY rowid")]  # noqa: S608 - a literal of ours
@@ -139,5 +144,7 @@ def _body(row: Nic | Attachment | Intent) -> str:
     return msgspec.json.encode(row).decode()
 
 
-def _unusable(path: Path, err: sqlite3.Error) -> StartRefused:
+def _unusable(path: Path, err: sqlite3.Error | msgspec.MsgspecError) -> StartRefused:
+    if getattr(err, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:  # the low byte; above it the finer reason
+        return StartRefused(f"state file {path} is in use by another process; end that one first")
     return StartRefused(f"state file {path} cannot be used: {err}; move it away to begin anew from cloud and kernel")
