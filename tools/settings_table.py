@@ -19,7 +19,7 @@ def rows() -> Iterator[str]:
     yield "| Setting | Environment variable | Value | Default | Meaning |"
     yield "|---|---|---|---|---|"
     for setting in SETTINGS:
-        default = f"`{setting.default}`" if setting.default != "" else "–"
+        default = f"`{setting.default}`" if setting.default != "" else "\u2013"
         cells = (f"`{setting.name}`", f"`{setting.variable}`", setting.kind.wanted, default, setting.help)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -1,0 +1,182 @@
+"""The pages name all that can be set, asked, measured and read, and nothing that is not there."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import click
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pages import ROOT, SOURCE, column, page, source_trees, table
+from qingcloud_cni.agent.metrics import Metrics
+from qingcloud_cni.agent.settings import SETTINGS
+from qingcloud_cni.cli.qingagent import main
+from qingcloud_cni.cloud import CallSeen
+from qingcloud_cni.cloud.access import _KNOWN as ACCESS_KEYS
+from qingcloud_cni.cloud.calls import CallOutcome
+from qingcloud_cni.core.cni import VERSIONS
+from qingcloud_cni.core.errors import EXIT, WIRE
+from qingcloud_cni.core.model import Event, OpKind
+from qingcloud_cni.core.seams import Snapshot
+from qingcloud_cni.core.table import FOLLOWS, Table
+
+CONFIGURATION = page("docs/configuration.md")
+OPERATIONS = page("docs/operations.md")
+ARCHITECTURE = page("docs/architecture.md")
+NONE = "\u2013"  # the dash in a cell that has nothing to say
+NO_EVENTS = {"joinpath"}  # takes file names
+EVENT_NAME = re.compile(r"[a-z][a-z-]*\.[a-z][a-z-]*")
+
+
+def test_table_of_settings_is_the_generated_one() -> None:
+    tool = ROOT / "tools" / "settings_table.py"
+    checked = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert column(CONFIGURATION, "Setting", "Environment variable") == [s.name for s in SETTINGS]
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_is_described_with_its_flags(name: str) -> None:
+    rows = {cells[0].strip("`"): cells[2] for cells in table(CONFIGURATION, "Command", "What it does", "Flags")}
+    flags = rows.pop(f"qingagent {name}")
+    own = {o.opts[0] for o in main.commands[name].params if isinstance(o, click.Option)} - {"--config", "--loglevel"}
+    of_settings = {f"--{s.name}" for s in SETTINGS}
+    if "all settings" in flags:
+        assert of_settings - {"--loglevel"} <= own
+        own -= of_settings
+    described = set(re.findall(r"--[\w-]+", rows["qingagent status"] if flags == "the same" else flags))
+    assert described == own
+
+
+def test_no_command_is_described_that_is_not_there() -> None:
+    named = {text for name in ("README.md", "docs/configuration.md", "docs/operations.md")
+             for text in re.findall(r"`(?:# )?qingagent ([a-z-]+)", page(name))}  # fmt: skip
+    assert named <= set(main.commands)
+
+
+def test_every_metric_is_described_with_its_labels() -> None:
+    metrics = Metrics()
+    metrics.watch(Table(Snapshot()), lambda: 0, lambda: True)
+    metrics.event(Event(0.0, "agent.ready"))
+    metrics.cloud_call(CallSeen("AttachNics", CallOutcome.OK, 0.1, 0))
+    metrics.cni_request("ADD", 0, 0.1)
+    described = {
+        cells[0].strip("`"): (cells[1], set(re.findall(r"`(\w+)`", cells[2])))
+        for cells in table(CONFIGURATION, "Metric", "Kind", "Labels")
+    }
+    families = list(text_string_to_metric_families(metrics.render().decode()))
+    exposed: dict[str, tuple[str, set[str]]] = {}
+    for family in families:
+        if family.name.endswith("_created"):  # the client library's own
+            continue
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        exposed[name] = family.type, {label for sample in family.samples for label in sample.labels} - {"le"}
+    assert described == exposed
+    assert all(f"`{outcome}`" in CONFIGURATION for outcome in CallOutcome)
+
+
+def test_every_cni_code_is_described_with_its_status() -> None:
+    described = {int(cells[0]): cells[1] for cells in table(CONFIGURATION, "Code", "HTTP status")}
+    agents = {code: str(status) for code, status in WIRE.values()}
+    plugins = {
+        call.args[0].value
+        for tree in source_trees("plugin")
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and _name(call.func) == "Refusal" and isinstance(call.args[0], ast.Constant)
+    }
+    assert described == {code: NONE for code in plugins if isinstance(code, int)} | agents
+
+
+def test_every_exit_status_is_described() -> None:
+    described = {int(cells[0]) for cells in table(CONFIGURATION, "Exit status", "Meaning")}
+    assert described == {0, *EXIT.values()}
+
+
+def test_every_path_of_the_api_is_described() -> None:
+    code = (SOURCE / "agent" / "server.py").read_text()
+    served = {f"{method.upper()} {path}" for method, path in re.findall(r'web\.(get|post)\("([^"]+)"', code)}
+    assert set(column(CONFIGURATION, "Request", "Answer")) == served
+    assert len(served) >= 8
+
+
+def test_every_key_of_the_access_file_is_described() -> None:
+    keys = {cells[0].strip("`") for cells in table(CONFIGURATION, "Key", "Default", "Meaning")}
+    assert keys >= ACCESS_KEYS
+
+
+def test_every_key_of_a_network_configuration_is_described() -> None:
+    rows = " ".join(cells[0] + cells[2] for cells in table(CONFIGURATION, "Key", "Default", "Meaning"))
+    described = {key.lower() for text in re.findall(r"`([\w.]+)`", rows) for key in text.split(".")}
+    read = {
+        call.args[1].value.lower()
+        for tree in source_trees("plugin", "core")
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and _name(call.func) in {"pick", "text_arg", "_flag"}
+        and len(call.args) > 1 and isinstance(call.args[1], ast.Constant) and isinstance(call.args[1].value, str)
+    }  # fmt: skip
+    assert {"bindaddr", "tokenfile", "ipmasq"} <= read
+    assert read - {"args"} <= described
+    assert {"dst", "gw", "nameservers", "domain", "search", "options"} <= described
+    versions = next(
+        cells[2] for cells in table(CONFIGURATION, "Key", "Default", "Meaning") if "cniVersion" in cells[0]
+    )
+    assert all(version in versions for version in VERSIONS)
+
+
+def test_every_event_is_described_and_no_other() -> None:
+    kept, logged = _event_names()
+    assert set(column(OPERATIONS, "Event", "Meaning")) == kept
+    assert set(column(OPERATIONS, "Log line", "Meaning")) == logged
+
+
+def test_states_and_what_follows_them_are_described() -> None:
+    described = {
+        cells[0].strip("`"): set(cells[2].split(", "))
+        for cells in table(ARCHITECTURE, "State", "Where its link is", "Followed by")
+    }
+    assert described == {state.value: {s.value for s in after} for state, after in FOLLOWS.items()}
+
+
+def test_quoted_messages_are_the_programs_own() -> None:
+    said = " ".join(_texts("agent", "core", "cli", "cloud", "kernel", "store", "plugin"))
+    quotes = [cells[0] for cells in table(OPERATIONS, "The message says")]
+    pieces = [piece for quote in quotes for text in re.findall(r"`([^`]+)`", quote) for piece in text.split("…")]
+    unsaid = [p for p in pieces if len(p.strip(" :()")) > 3 and p.strip() not in said and "(" not in p]
+    assert len(pieces) > 30
+    assert not unsaid
+
+
+def _event_names() -> tuple[set[str], set[str]]:
+    """Every text shaped as an event's name that is given to a function: those kept as events, those only logged."""
+    kept: set[str] = set()
+    logged: set[str] = set()
+    for tree in source_trees("agent", "core", "cli"):
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and (function := _name(call.func)) not in NO_EVENTS:
+                names = logged if function in {"say", "exception"} else kept
+                arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+                names |= {text for argument in arguments for text in _written(argument) if EVENT_NAME.fullmatch(text)}
+    return kept, logged
+
+
+def _written(argument: ast.expr) -> list[str]:
+    """The text of a literal; of `f"{intent.kind}.intended"` one for each kind."""
+    match argument:
+        case ast.Constant(str(text)):
+            return [text]
+        case ast.JoinedStr([ast.FormattedValue(ast.Attribute(attr="kind")), ast.Constant(str(end))]):
+            return [f"{kind}{end}" for kind in OpKind]
+        case _:
+            return []
+
+
+def _texts(*folders: str) -> list[str]:
+    """All texts in the source; formatted ones in the pieces they have."""
+    nodes = [node for tree in source_trees(*folders) for node in ast.walk(tree)]
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def _name(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
