@@ -203,6 +203,16 @@ async def test_impossible_route_undoes_everything(lab: Lab, kernel: HostKernel) 
     assert lab.links(pod)["eth0"]["address"] == mac
 
 
+async def test_route_that_the_container_has_already_is_left_to_its_first_nic(lab: Lab, kernel: HostKernel) -> None:
+    """What was installed is told, so that nothing else is promised to the runtime."""
+    first, second, pod = lab.plug(), lab.plug(), lab.make_netns("pod")
+    netns = await kernel.identify(lab.path(pod))
+    routes = (await kernel.attach(lab.order(first, netns))).routes
+    assert routes == ROUTES
+    other = replace(lab.order(second, netns), ifname="net1", routes=(*ROUTES, Route("10.2.0.0/16", ROUTES[0].gw)))
+    assert (await kernel.attach(other)).routes == (Route("10.2.0.0/16", ROUTES[0].gw),)
+
+
 async def test_bug_in_an_order_undoes_everything_too(lab: Lab, kernel: HostKernel) -> None:
     mac, pod = lab.plug(), lab.make_netns("pod")
     netns = await kernel.identify(lab.path(pod))

@@ -70,7 +70,7 @@ class Attachments:
             routes = routes_for(nic, config)
             await context.journal.save()
             placed = await self._place(attachment, nic, routes)
-            attachment = replace(attachment, routes=routes, ifindex=placed.ifindex, mtu=placed.mtu)
+            attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now())
         except (InvalidConfig, InvalidNetns) as err:  # the link never left the parking namespace for long
             table.returned_unused(key, context.now(), str(err))

@@ -137,10 +137,11 @@ class LinkOrder:
 
 @dataclass(frozen=True, slots=True)
 class PlacedLink:
-    """What the kernel made of a LinkOrder."""
+    """What the kernel made of a LinkOrder; *routes* are those installed, for a container keeps those it had."""
 
     ifindex: int
     mtu: int
+    routes: tuple[Route, ...]
 
 
 class Kernel(Protocol):

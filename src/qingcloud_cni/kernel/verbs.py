@@ -13,7 +13,7 @@ from socket import socket
 from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
-from qingcloud_cni.core.model import Netns
+from qingcloud_cni.core.model import Netns, Route
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
 from qingcloud_cni.kernel import parking
 from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, add_address, add_route, delete_altnames, set_link
@@ -139,10 +139,8 @@ class Verbs:
         inside.do(add_address(placed.ifindex, order.address), f"{nic}: add address {order.address} in {path}")
         self._apply_settings(namespace, order)
         inside.do(set_link(placed.ifindex, LinkChange(is_up=True)), f"{nic}: set up in {path}")
-        for route in order.routes:
-            wish = f"{nic}: add route {route.dst} via {route.gw} in {path}"
-            inside.do(add_route(placed.ifindex, route.dst, route.gw), wish)
-        return PlacedLink(placed.ifindex, placed.mtu)
+        routes = tuple(r for r in order.routes if _is_added(inside, placed, r, order))
+        return PlacedLink(placed.ifindex, placed.mtu, routes)
 
     def _apply_settings(self, namespace: Namespace, order: LinkOrder) -> None:
         with self._traveller.inside(namespace):  # /proc/sys/net is that of the thread's namespace
@@ -288,3 +286,15 @@ class Verbs:
             self._parking.do(set_link(LOOPBACK, LinkChange(is_up=False)), "change a link")
         except NetlinkRefused as err:
             raise AbilityMissing(f"links cannot be changed: {err}; root is needed") from err
+
+
+def _is_added(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) -> bool:
+    """Add a route; False where the container has one to there already, through another NIC of its own."""
+    wish = f"nic {order.mac}: add route {route.dst} via {route.gw} in {order.netns.path}"
+    try:
+        inside.do(add_route(link.ifindex, route.dst, route.gw), wish)
+    except NetlinkRefused as err:
+        if err.errno != errno.EEXIST:
+            raise
+        return False
+    return True

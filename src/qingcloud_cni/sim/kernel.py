@@ -181,7 +181,7 @@ class FakeKernel:
                     await self._park(order.mac)
                     raise
                 self._announce()
-            return PlacedLink(placed.ifindex, MTU)
+            return PlacedLink(placed.ifindex, MTU, placed.routes)
 
     async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
         async with self._move_lock:
@@ -253,7 +253,9 @@ class FakeKernel:
                 raise KernelRefused(f"nic {order.mac}: route {route.dst} via {route.gw}: network is unreachable")
         self._put(link, space, container)
         link.name, link.alias, link.is_up = order.ifname, order.alias, True
-        link.address, link.routes = order.address, order.routes
+        taken = {route.dst for other in container.links.values() for route in other.routes}
+        link.address = order.address
+        link.routes = tuple(route for route in order.routes if route.dst not in taken)
         return link
 
     def _put(self, link: _Link, source: _Space, target: _Space) -> None:
