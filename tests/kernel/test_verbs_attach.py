@@ -205,7 +205,7 @@ async def test_impossible_route_undoes_everything(lab: Lab, kernel: HostKernel) 
 
 async def test_route_that_the_container_has_already_is_left_to_its_first_nic(lab: Lab, kernel: HostKernel) -> None:
     """What was installed is told, so that nothing else is promised to the runtime."""
-    first, second, pod = lab.plug(), lab.plug(), lab.make_netns("pod")
+    first, second, pod = lab.plug(1), lab.plug(2), lab.make_netns("pod")
     netns = await kernel.identify(lab.path(pod))
     routes = (await kernel.attach(lab.order(first, netns))).routes
     assert routes == ROUTES
