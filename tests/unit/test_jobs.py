@@ -1,0 +1,198 @@
+"""Cloud jobs: one call for all that are pending, at growing intervals, whatever the cloud answers."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
+
+import pytest
+
+import virtual_time
+from qingcloud_cni.agent.context import Context, Journal
+from qingcloud_cni.agent.jobs import FIRST_INTERVAL, LONGEST_INTERVAL, Jobs
+from qingcloud_cni.agent.tasks import Tasks
+from qingcloud_cni.core.errors import CloudUnreachable, ResourceNotFound
+from qingcloud_cni.core.model import Event
+from qingcloud_cni.core.plan import PoolPolicy
+from qingcloud_cni.core.seams import Change, Cloud, Job, JobStatus, Kernel, Snapshot
+from qingcloud_cni.core.table import Table
+from virtual_time import EPOCH, VirtualClock
+
+
+class FakeCloud:
+    """Jobs that end at times of their own; keeps when it was asked about which."""
+
+    def __init__(self, ends: dict[str, float], status: JobStatus = JobStatus.SUCCESSFUL) -> None:
+        self.ends = ends  # seconds from the beginning
+        self.status = status
+        self.asked: list[tuple[float, tuple[str, ...]]] = []
+        self.silent_until = 0.0
+
+    async def jobs(self, job_ids: Sequence[str]) -> tuple[Job, ...]:
+        now = VirtualClock().now() - EPOCH
+        self.asked.append((round(now, 3), tuple(job_ids)))
+        await asyncio.sleep(0.01)
+        if now < self.silent_until:
+            raise CloudUnreachable("DescribeJobs: no connection", action="DescribeJobs")
+        if unknown := set(job_ids) - set(self.ends):
+            raise ResourceNotFound(f"DescribeJobs: the cloud does not know {unknown}", action="DescribeJobs")
+        return tuple(Job(i, self.status if now >= self.ends[i] else JobStatus.PENDING, "") for i in job_ids)
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.saved: list[Change] = []
+
+    async def load(self) -> Snapshot:
+        return Snapshot()
+
+    async def save(self, changes: Sequence[Change]) -> None:
+        self.saved += changes
+
+    async def events(self, limit: int) -> tuple[Event, ...]:
+        return tuple(c for c in self.saved if isinstance(c, Event))[-limit:]
+
+    async def close(self) -> None:
+        self.saved.clear()
+
+
+def with_jobs(cloud: FakeCloud, use: Callable[[Jobs], Coroutine[Any, Any, None]]) -> list[Change]:
+    """Run *use* while jobs are asked about; what was saved meanwhile."""
+    store = FakeStore()
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            table, tasks = Table(Snapshot()), Tasks(group)
+            context = Context(
+                "i-1", "qingcni", PoolPolicy(), table, Journal(table, store, ()), cast("Cloud", cloud),
+                cast("Kernel", None), VirtualClock(), random.Random(1), tasks,
+            )  # fmt: skip
+            jobs = Jobs(context)
+            tasks.spawn("jobs", jobs.run())
+            await use(jobs)
+            assert jobs.pending == ()
+            asked = len(cloud.asked)
+            await asyncio.sleep(3600)
+            assert len(cloud.asked) == asked, "asked about jobs that have ended"
+            tasks.cancel()
+
+    virtual_time.run(main())
+    return store.saved
+
+
+def now() -> float:
+    return VirtualClock().now() - EPOCH
+
+
+def test_a_job_is_asked_about_at_growing_intervals_until_it_ends() -> None:
+    cloud = FakeCloud({"j-1": 200.0})
+
+    async def use(jobs: Jobs) -> None:
+        job = await jobs.end("j-1")
+        assert job == Job("j-1", JobStatus.SUCCESSFUL, "")
+
+    with_jobs(cloud, use)
+    times = [at for at, _ in cloud.asked]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
+    assert times[0] == pytest.approx(FIRST_INTERVAL)
+    assert gaps == pytest.approx(sorted(gaps))
+    assert gaps[0] == pytest.approx(FIRST_INTERVAL, abs=0.02)
+    assert gaps[-1] == pytest.approx(LONGEST_INTERVAL, abs=0.02)
+    assert times[-2] < 200 <= times[-1]
+    assert len(times) < 15
+
+
+def test_one_call_asks_about_all_that_are_pending() -> None:
+    cloud = FakeCloud({f"j-{n}": 1.0 for n in range(40)})
+
+    async def use(jobs: Jobs) -> None:
+        ended = await asyncio.gather(*(jobs.end(job_id) for job_id in cloud.ends))
+        assert [job.job_id for job in ended if job] == list(cloud.ends)
+
+    with_jobs(cloud, use)
+    assert [ids for _, ids in cloud.asked] == [tuple(cloud.ends)]
+
+
+def test_a_job_added_later_shares_the_calls() -> None:
+    cloud = FakeCloud({"j-1": 30.0, "j-2": 30.0})
+
+    async def use(jobs: Jobs) -> None:
+        first = asyncio.create_task(jobs.end("j-1"))
+        await asyncio.sleep(10)
+        second = await jobs.end("j-2")
+        assert second is not None
+        assert await first is not None
+
+    with_jobs(cloud, use)
+    assert all(ids == ("j-1", "j-2") for at, ids in cloud.asked if at > 12)
+    assert cloud.asked[-1][0] < 50
+
+
+def test_the_first_look_may_be_at_once_or_later() -> None:
+    cloud = FakeCloud({"j-1": 0.0, "j-2": 0.0})
+
+    async def use(jobs: Jobs) -> None:
+        await jobs.end("j-1", first_look=0.0)
+        assert now() < 0.1
+        await jobs.end("j-2", first_look=60.0)
+        assert now() == pytest.approx(60, abs=0.1)
+
+    with_jobs(cloud, use)
+    assert len(cloud.asked) == 2
+
+
+def test_a_failed_job_says_so() -> None:
+    cloud = FakeCloud({"j-1": 0.0}, JobStatus.FAILED)
+
+    async def use(jobs: Jobs) -> None:
+        job = await jobs.end("j-1")
+        assert job is not None
+        assert job.status is JobStatus.FAILED
+
+    with_jobs(cloud, use)
+    assert len(cloud.asked) == 1
+
+
+def test_an_unknown_job_is_told_and_the_others_go_on() -> None:
+    cloud = FakeCloud({"j-1": 20.0})
+
+    async def use(jobs: Jobs) -> None:
+        known = asyncio.create_task(jobs.end("j-1"))
+        await asyncio.sleep(0)
+        assert await jobs.end("j-unknown") is None
+        assert now() < 3
+        assert not known.done()
+        assert await known is not None
+
+    with_jobs(cloud, use)
+    assert all(ids == ("j-1",) for at, ids in cloud.asked if at > 3)
+
+
+def test_a_silent_cloud_is_asked_again_ever_more_rarely() -> None:
+    cloud = FakeCloud({"j-1": 0.0})
+    cloud.silent_until = 120.0
+
+    async def use(jobs: Jobs) -> None:
+        assert await jobs.end("j-1") is not None
+        assert 120 < now() < 160
+
+    saved = with_jobs(cloud, use)
+    notes = [c for c in saved if isinstance(c, Event)]
+    assert {n.name for n in notes} == {"jobs.unanswered"}
+    assert len(notes) == len(cloud.asked) - 1 < 12
+
+
+def test_whoever_no_longer_waits_is_forgotten() -> None:
+    cloud = FakeCloud({"j-1": 9e9})
+
+    async def use(jobs: Jobs) -> None:
+        waiting = asyncio.create_task(jobs.end("j-1"))
+        await asyncio.sleep(5)
+        assert jobs.pending == ("j-1",)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    with_jobs(cloud, use)
+    assert cloud.asked
