@@ -1,9 +1,8 @@
-"""Logs to stdout: JSON lines for machines, plain ones on a terminal; events have fixed names."""
+"""Logs: JSON lines for machines, plain ones on a terminal; events have fixed names."""
 
 import logging
-import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -40,10 +39,10 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
-def set_up(level: str) -> None:
+def set_up(level: str, stream: TextIO) -> None:
     """Once per process; *level* as in --loglevel."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(PlainFormatter() if sys.stdout.isatty() else JsonFormatter())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(PlainFormatter() if stream.isatty() else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_LEVELS[level])

@@ -4,9 +4,10 @@ import asyncio
 import os
 import select
 import signal
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -34,10 +35,10 @@ def start(**_flags: Any) -> None:
     """Stays in the foreground."""
     from qingcloud_cni.agent.main import serve
 
-    asyncio.run(serve(_host()))
+    asyncio.run(serve(_host(sys.stdout)))
 
 
-def _host() -> Any:
+def _host(log_stream: TextIO) -> Any:
     """Everything an agent is started with, checked."""
     from dataclasses import replace
 
@@ -51,7 +52,7 @@ def _host() -> Any:
     access = load_access(settings.qyaccessfilepath, allow_readable=settings.allow_readable_access_file)
     settings = resolved(zone_of_access=access.zone).settings
     check_vxnets(settings)
-    logs.set_up(settings.loglevel)
+    logs.set_up(settings.loglevel, log_stream)
     if access.unknown:
         logs.say(30, "access-file.unknown-keys", keys=", ".join(access.unknown))
     return Host(settings, read_instance_id(settings), replace(access, zone=settings.zone))
@@ -190,7 +191,7 @@ def drain(timeout: str | None, **_flags: Any) -> None:
 def cleanup(*, force: bool, **_flags: Any) -> None:
     from qingcloud_cni.agent.cleanup import clean_up
 
-    asyncio.run(clean_up(_host(), force=force, say=click.echo))
+    asyncio.run(clean_up(_host(sys.stderr), force=force, say=click.echo))
 
 
 @main.command(
