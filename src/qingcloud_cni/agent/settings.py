@@ -3,6 +3,7 @@
 Flags, environment, file and documentation all follow SETTINGS; a setting that is not in it does not exist.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -221,15 +222,17 @@ def _check(settings: Settings) -> None:
     """Rules that concern more than one value."""
     if settings.max_idle < settings.min_idle:
         raise StartRefused(f"max-idle {settings.max_idle} is below min-idle {settings.min_idle}; raise it to that")
-    if settings.max_nics < max(settings.min_idle, 1):
+    if settings.max_nics < 1:
+        raise StartRefused("max-nics 0 leaves no NIC for any container; raise it")
+    if settings.max_nics < settings.min_idle:
         raise StartRefused(
-            f"max-nics {settings.max_nics} is below min-idle {settings.min_idle} or 0; raise it or lower min-idle"
+            f"max-nics {settings.max_nics} is below min-idle {settings.min_idle}; raise it or lower min-idle"
         )
     if settings.gatewayns == settings.nic_name_prefix:
         raise StartRefused(
             f"gatewayns and nic-name-prefix are both {settings.gatewayns!r}; they tell NICs apart, so change one"
         )
-    if len(str(settings.socket)) > 107:  # sizeof(sun_path) - 1
+    if len(os.fsencode(settings.socket)) > 107:  # sizeof(sun_path) - 1
         raise StartRefused(f"run-dir {settings.run_dir} is too long for a socket in it; choose a shorter --run-dir")
 
 

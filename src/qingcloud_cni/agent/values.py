@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from math import isfinite
 from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_DIGITS = re.compile(r"[0-9]+")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -45,6 +47,8 @@ def _text(value: object) -> str:
 
 def _path(value: object) -> Path:
     path = Path(_text(value))
+    if "\0" in str(path):
+        raise ValueError
     if not path.is_absolute():
         path = Path.cwd() / path
     return path
@@ -53,10 +57,10 @@ def _path(value: object) -> Path:
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError
-    number = int(str(value).strip())
-    if number < 0:
+    text = str(value).strip()
+    if not _DIGITS.fullmatch(text):
         raise ValueError
-    return number
+    return int(text)
 
 
 def _seconds(value: object) -> float:
@@ -65,7 +69,10 @@ def _seconds(value: object) -> float:
     match = _DURATION.fullmatch(str(value).strip().lower())
     if match is None:
         raise ValueError
-    return float(match[1]) * _UNITS[match[2] or "s"]
+    seconds = float(match[1]) * _UNITS[match[2] or "s"]
+    if not isfinite(seconds):
+        raise ValueError
+    return seconds
 
 
 def _flag(value: object) -> bool:
@@ -89,7 +96,7 @@ def _texts(value: object) -> tuple[str, ...]:
 def _address(value: object) -> Address:
     host, colon, port = _text(value).rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not colon or not _DIGITS.fullmatch(port) or not 0 < int(port) < 65536:
         raise ValueError
     return Address(str(ip_address(host)), int(port))
 
