@@ -126,7 +126,7 @@ def run(stage: Stage, tell: Teller, *, is_kept: bool) -> int:
         tell_what_to_try(stage, tell, steps)
     elif status == 0:
         tell.chapter(
-            f"\nAll {len(story)} steps held, in {time.monotonic() - begun:.0f} s. To leave it up and play: --keep."
+            f"\nAll {len(story)} steps held, in {time.monotonic() - begun:.0f} s. To leave it up: make demo ARGS=--keep"
         )
     return status
 
