@@ -125,9 +125,8 @@ def run(stage: Stage, tell: Teller, *, is_kept: bool) -> int:
     if is_kept and status == 0:
         tell_what_to_try(stage, tell, steps)
     elif status == 0:
-        tell.chapter(
-            f"\nAll {len(story)} steps held, in {time.monotonic() - begun:.0f} s. To leave it up: make demo ARGS=--keep"
-        )
+        tell.chapter(f"\nAll {len(story)} steps held, in {time.monotonic() - begun:.0f} s.")
+        tell.chapter("To leave it up and try things: make demo ARGS=--keep")
     return status
 
 
