@@ -14,6 +14,7 @@ from aiohttp import web
 from qingcloud_cni.core.errors import AccessDenied, StartRefused
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # served to everyone who can connect
+_LONGEST_TOKEN = 4096  # bytes; one of ours has 65
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
@@ -42,15 +43,21 @@ def ensure_token(path: Path) -> str:
 
 
 def _read_token(path: Path) -> str:
-    with path.open(encoding="ascii") as file:
-        status = os.fstat(file.fileno())
-        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-            raise StartRefused(
-                f"token file {path} can be read by others; remove it, and the agent makes a new one, or chmod 600 it"
-            )
-        token = file.read().strip()
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            content = file.read(_LONGEST_TOKEN)
+    except OSError as err:
+        raise StartRefused(f"token file {path} cannot be read: {err.strerror}") from err
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise StartRefused(
+            f"token file {path} can be read by others; remove it, and the agent makes a new one, or chmod 600 it"
+        )
+    token = content.decode("ascii", errors="replace").strip()
     if not token:
         raise StartRefused(f"token file {path} is empty; remove it, and the agent makes a new one")
+    if not token.isascii() or not token.isprintable():
+        raise StartRefused(f"token file {path} holds no token; remove it, and the agent makes a new one")
     return token
 
 
@@ -79,7 +86,7 @@ class Guard:
             raise AccessDenied("the connection is gone") from None
         if not there.is_loopback and there != here:
             raise AccessDenied(f"requests from {there} are not served; only this host may ask")
-        given = request.headers.get("Authorization", "").encode()
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")  # the bytes as they came
         if not hmac.compare_digest(given, self._expected):
             raise AccessDenied("the token is missing or wrong; it is in the agent's run directory, readable by root")
 

@@ -1,10 +1,9 @@
 """Logs: JSON lines for machines, plain ones on a terminal; events have fixed names."""
 
+import json
 import logging
 from datetime import UTC, datetime
 from typing import Any, TextIO
-
-import msgspec
 
 from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.core.model import Event
@@ -25,7 +24,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        return json.dumps(line, default=str)  # plain ASCII: a path that is no UTF-8 costs no line
 
 
 class PlainFormatter(logging.Formatter):
