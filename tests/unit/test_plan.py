@@ -180,10 +180,16 @@ def test_a_drain_gives_back_what_serves_nothing_and_leaves_the_rest() -> None:
     held = nics(*S)
     by_state = {n.state: n.nic_id for n in held}
     unused = tuple(by_state[s] for s in S if s in {S.IDLE, S.COOLING, S.MISSING, S.QUARANTINED})
-    assert plan(PoolState(held, is_draining=True, waiting=9), POLICY, NOW) == (
+    nowhere = frozenset({by_state[S.MISSING]})
+    assert plan(PoolState(held, is_draining=True, waiting=9, nowhere=nowhere), POLICY, NOW) == (
         DeleteNics((by_state[S.CREATING],)),
         DetachNics(unused),
     )
+
+
+def test_a_drain_leaves_a_missing_nic_whose_link_somebody_has() -> None:
+    held = nics(S.MISSING)
+    assert plan(PoolState(held, is_draining=True), POLICY, NOW) == ()
 
 
 def test_a_drain_leaves_nics_to_their_operations() -> None:

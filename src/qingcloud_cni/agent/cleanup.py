@@ -6,8 +6,10 @@ from contextlib import suppress
 from qingcloud_cni.agent.main import Host, OpenAgent, opened
 from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.core.errors import AgentError
+from qingcloud_cni.core.model import Netns, NicState
+from qingcloud_cni.core.names import link_alias
 
-PROGRESS = 5.0  # seconds between lines while the cloud works
+LOOK = 0.5  # seconds between looks at what is left
 
 
 async def clean_up(host: Host, *, force: bool, say: Callable[[str], object]) -> None:
@@ -32,10 +34,30 @@ async def clean_up(host: Host, *, force: bool, say: Callable[[str], object]) -> 
             if text != told:
                 say(text)
                 told = text
-            await parts.agent.context.plan_due.wait(PROGRESS)
+            await parts.agent.context.clock.sleep(LOOK)
+            await _fetch_strays(parts, force=force)
         await parts.kernel.remove()
     _remove_files(host.settings)
     say("removed: NICs, parking namespace, run and state files")
+
+
+async def _fetch_strays(parts: OpenAgent, *, force: bool) -> None:
+    """NICs of containers that the table does not know: left alone, or with *force* taken from them."""
+    agent, context = parts.agent, parts.agent.context
+    strays = [n for n in context.table.in_state(NicState.MISSING) if n.nic_id not in agent.pool.nowhere]
+    if not agent.is_cloud_compared or len(strays) < len(context.table.nics):
+        return
+    for nic in strays:
+        alias = link_alias(context.instance_id, nic.nic_id)
+        where = await context.kernel.whereabouts(nic.nic_id, alias)
+        if where and not force:
+            raise AgentError(
+                f"NIC {nic.nic_id} is in {where}, in use by a container that the agent does not know;"
+                " remove the container first, or take its NIC with --force"
+            )
+        await context.kernel.detach(nic.nic_id, Netns("", 0, 0), 0, alias)
+    if strays:
+        await agent.links.look()
 
 
 def _remove_files(settings: Settings) -> None:

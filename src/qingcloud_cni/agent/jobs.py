@@ -72,7 +72,7 @@ class Jobs:
             job = seen.get(job_id)
             if job is not None and job.status is not JobStatus.PENDING:
                 self._settle(job_id, job)
-            elif (watched := self._watched.get(job_id)) is not None:
+            elif (watched := self._watched.get(job_id)) is not None and watched.due <= self._context.now():
                 watched.due = self._context.now() + watched.interval
                 watched.interval = min(watched.interval * GROWTH, LONGEST_INTERVAL)
 

@@ -7,6 +7,7 @@ from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.core.drift import Arrived, Lost, Returned, link_drift
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.model import NicState
+from qingcloud_cni.core.names import link_alias
 
 UNHURRIED = 0.1  # seconds between looks while nobody waits for a link: a survey takes the kernel thread 3 ms
 
@@ -52,9 +53,19 @@ class Links:
                         to_park.append(nic_id)
             for nic_id in to_park:
                 self._receive(nic_id)
+            await self._seek_missing()
             await context.journal.save()
             context.arrivals.notify()
             context.plan_due.notify()
+
+    async def _seek_missing(self) -> None:
+        """Learn which missing NICs are really nowhere: one that a container unknown to the table has is not taken."""
+        context = self._context
+        nowhere: set[str] = set()
+        for nic in context.table.in_state(NicState.MISSING):
+            if not await context.kernel.whereabouts(nic.nic_id, link_alias(context.instance_id, nic.nic_id)):
+                nowhere.add(nic.nic_id)
+        self._pool.nowhere = nowhere
 
     def _release(self, nic_id: str, *, is_parked: bool) -> None:
         """An attachment is over without a DEL: its namespace is gone, or the ADD that made it was cut off."""

@@ -47,6 +47,7 @@ class Pool:
         self.others = 0  # secondary NICs of the instance that are not ours
         self.is_open = False  # cloud writes wait for the comparison with the cloud
         self.is_draining = False
+        self.nowhere: set[str] = set()  # missing NICs whose link was in no reachable namespace at the last look
         self._refusal = ""  # why no ADD is served any more
 
     @property
@@ -64,6 +65,7 @@ class Pool:
             may_grow=self._operations.growth.until <= now and self._chooser.next_choice_at(now) <= now,
             is_draining=self.is_draining,
             busy=table.busy,
+            nowhere=frozenset(self.nowhere),
         )
 
     def plan(self) -> tuple[Action, ...]:
@@ -139,6 +141,8 @@ class Pool:
             self.hand_out()
             if self.is_open and any(not isinstance(a, Rest) for a in self.plan()):
                 await self._gather()
+                self._rest()  # addresses that rested meanwhile belong to the same plan
+                self.hand_out()
                 self._carry_out()
             await self._context.journal.save()
             await self._context.plan_due.wait(self._pause())

@@ -90,7 +90,9 @@ class Server:
                 "pid": os.getpid(),
                 "ready": agent.is_initialised,
                 "cloud_compared": agent.is_cloud_compared,
-                "cloud_error": agent.last_cloud_error or agent.operations.growth.cause,
+                "cloud_error": agent.last_cloud_error
+                or agent.operations.growth.cause
+                or agent.operations.shrinking.cause,
                 "draining": pool.is_draining,
                 "drained": agent.is_drained(),
                 "nics": {state.value: states.count(state) for state in NicState if state in states},

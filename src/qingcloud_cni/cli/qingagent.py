@@ -102,7 +102,7 @@ def status(output: str, **_flags: Any) -> None:
         "attachments": found["attachments"],
         "waiting": found["waiting"],
         "operations": ", ".join(found["operations"]),
-        "cloud": found["cloud_error"] or "fine",
+        "cloud": found["cloud_error"] or ("fine" if found["cloud_compared"] else "not compared yet"),
     }
     for name, value in lines.items():
         if value != "":

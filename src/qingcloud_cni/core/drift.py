@@ -55,6 +55,9 @@ def link_drift(nics: Iterable[Nic], survey: Survey, now: float) -> tuple[LinkCur
             case NicState.IDLE | NicState.COOLING | NicState.QUARANTINED if not is_parked:
                 lost = Lost(nic.nic_id, "its link is in the parking namespace no longer")
                 cures.append(Arrived(nic.nic_id) if is_seen else lost)
+            case NicState.GATEWAY if nic.nic_id not in on_host:
+                lost = Lost(nic.nic_id, "its link is on the host no longer")
+                cures.append(Arrived(nic.nic_id) if is_parked else lost)
             case NicState.ASSIGNED if is_seen:
                 cures.append(Returned(nic.nic_id, is_parked))
             case _:

@@ -1,7 +1,9 @@
-"""What the agent knows: NICs, attachments and the cloud operations under way. Frozen data, no behaviour."""
+"""What the agent knows: NICs, attachments and the cloud operations under way. Frozen data."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+NO_GATEWAY = -1  # index of NICs that are no gateway
 
 
 class NicState(StrEnum):
@@ -17,6 +19,7 @@ class NicState(StrEnum):
     DELETING = "deleting"  # detached; deletion asked of the cloud
     MISSING = "missing"  # attached says the cloud, but its link is nowhere
     QUARANTINED = "quarantined"  # parked; its address answered a duplicate probe
+    GATEWAY = "gateway"  # on the host, pinned: takes pods' packets to Service addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,11 @@ class Nic:
     state: NicState
     since: float  # seconds since the epoch at which the state was entered
     released: float = 0.0  # when it last left a container; 0 while its address owes no rest
+    gateway_index: int = NO_GATEWAY  # of a gateway NIC: its link's number, mark and routing table follow from it
+
+    @property
+    def is_gateway(self) -> bool:
+        return self.gateway_index != NO_GATEWAY
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -83,6 +91,8 @@ class Attachment:
     ifindex: int = 0  # of the link inside the container
     mtu: int = 0
     is_ready: bool = False
+    services: tuple[str, ...] = ()  # ranges (CIDR) it reaches through this host's gateway
+    ip_masq: bool = False  # its flows to Services are masqueraded
 
 
 class OpKind(StrEnum):

@@ -29,6 +29,7 @@ class PoolState:
     is_draining: bool = False
     attach_seconds: float = 5.0  # how long an attach takes, as seen lately
     busy: frozenset[str] = frozenset()
+    nowhere: frozenset[str] = frozenset()  # missing NICs whose link no reachable namespace holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +177,10 @@ def _surplus(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic]
 def _plan_drain(state: PoolState) -> tuple[Action, ...]:
     free = [n for n in state.nics if n.nic_id not in state.busy]
     spare = tuple(n.nic_id for n in free if n.state is NicState.CREATING)
-    unused = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.MISSING)
-    held = tuple(n.nic_id for n in free if n.state in unused)
+    unused = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED)
+    held = tuple(
+        n.nic_id for n in free if n.state in unused or (n.state is NicState.MISSING and n.nic_id in state.nowhere)
+    )
     actions: list[Action] = []
     if spare:
         actions.append(DeleteNics(spare))

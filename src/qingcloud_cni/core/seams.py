@@ -172,6 +172,9 @@ class Kernel(Protocol):
         that can be reached. True: it is parked now. False: no reachable namespace holds it.
         """
 
+    async def whereabouts(self, mac: str, alias: str) -> str:
+        """The path of a reachable namespace, the host's and the parking one included, that holds it; "" if none."""
+
     def changes(self) -> AsyncIterator[None]:
         """Yield whenever links of the host or the parking namespace may have changed (also after a lost message)."""
 

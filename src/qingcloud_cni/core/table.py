@@ -25,7 +25,7 @@ FOLLOWS: Mapping[NicState, frozenset[NicState]] = MappingProxyType(
     {
         _S.CREATING: frozenset({_S.ATTACHING, _S.ARRIVING, _S.DELETING, _S.MISSING}),
         _S.ATTACHING: frozenset({_S.ARRIVING, _S.CREATING, _S.MISSING}),
-        _S.ARRIVING: frozenset({_S.IDLE, _S.ASSIGNED, _S.COOLING, _S.MISSING, _S.CREATING}),
+        _S.ARRIVING: frozenset({_S.IDLE, _S.ASSIGNED, _S.COOLING, _S.MISSING, _S.CREATING, _S.GATEWAY}),
         _S.IDLE: frozenset({_S.ASSIGNED, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING, _S.QUARANTINED}),
         _S.ASSIGNED: frozenset({_S.IDLE, _S.COOLING, _S.ARRIVING}),
         _S.COOLING: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
@@ -33,6 +33,7 @@ FOLLOWS: Mapping[NicState, frozenset[NicState]] = MappingProxyType(
         _S.DELETING: frozenset({_S.CREATING}),
         _S.MISSING: frozenset({_S.ARRIVING, _S.DETACHING, _S.CREATING}),
         _S.QUARANTINED: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
+        _S.GATEWAY: frozenset({_S.ARRIVING, _S.DETACHING, _S.MISSING}),
     }
 )
 
@@ -176,6 +177,10 @@ class Table:
     def parked(self, nic_id: str, now: float) -> None:
         """Its link lies in the parking namespace; an address that served a container rests from when it left."""
         self._move(nic_id, self._parked_state(nic_id), "nic.parked", now)
+
+    def pinned(self, nic_id: str, now: float) -> None:
+        """Its link is configured as a gateway, and stays on the host."""
+        self._move(nic_id, NicState.GATEWAY, "nic.gateway", now)
 
     def rested(self, nic_id: str, now: float) -> None:
         self._move(nic_id, NicState.IDLE, "nic.rested", now, released=0.0)

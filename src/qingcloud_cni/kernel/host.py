@@ -64,6 +64,9 @@ class HostKernel:
     async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
         return await self._in_thread(self._verbs.detach, mac, netns, ifindex, alias)
 
+    async def whereabouts(self, mac: str, alias: str) -> str:
+        return await self._in_thread(self._verbs.whereabouts, mac, alias)
+
     def changes(self) -> AsyncIterator[None]:
         return self._watch.changes()
 

@@ -113,6 +113,20 @@ class Verbs:
         self._mtus.pop(mac, None)
         return False
 
+    def whereabouts(self, mac: str, alias: str) -> str:
+        sought = Sought(mac, alias)
+        for place, name in ((self._host, "the host"), (self._parking, str(self._parking_path))):
+            if sought.pick(place.links()):
+                return name
+        for identity, path in reachable(self._netns_dir):
+            namespace = None if identity in self._own() else open_if(path, identity)
+            if namespace is None:
+                continue
+            with namespace, self._socket_in(namespace) as place:
+                if sought.pick(place.links()):
+                    return path
+        return ""
+
     # --- into a container ----------------------------------------------------------------------------
 
     def _place(

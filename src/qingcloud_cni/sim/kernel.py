@@ -198,6 +198,10 @@ class FakeKernel:
                 self._announce()
             return True
 
+    async def whereabouts(self, mac: str, alias: str) -> str:
+        found = self._find(mac)
+        return found[0].path if found is not None else ""
+
     def changes(self) -> AsyncIterator[None]:
         """Yields once for any number of changes since the last time, those since this call included."""
         return self._watch(self._generation)
