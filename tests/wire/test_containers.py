@@ -40,7 +40,7 @@ def cloud_address(host: Host, nic_id: str) -> str:
 def host_view(host: Host) -> list[dict[str, Any]]:
     """The host's own interface, addresses and routes, without what merely counts down."""
     rows = []
-    for what in ("addr show dev eth0", "route show", "rule show"):
+    for what in ("-4 addr show dev eth0", "route show", "rule show"):
         rows += json.loads(run("ip", "-n", host.netns, "-j", *what.split()).stdout or "[]")
     return rows
 

@@ -1,0 +1,276 @@
+"""What the agent says when it cannot start, and what it does while the cloud is silent."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hosts import AgentProcess, Host, NewHost
+from qingcloud_cni.sim.fabric_shell import inside
+from simulator import Sim, eventually, needs_root, run, running_sim
+
+pytestmark = needs_root
+
+API_PORT, OTHER_PORT = 7777, 7999
+OWN = "vxnet-own"
+
+
+@pytest.fixture(scope="module")
+def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
+    """Two VPCs, and a vxnet that is joined to none."""
+    topology = {
+        "routers": [
+            {"router_id": "rtr-one", "vpc_network": "172.23.0.0/16"},
+            {"router_id": "rtr-two", "vpc_network": "172.24.0.0/16"},
+        ],
+        "vxnets": [
+            {"vxnet_id": OWN, "network": "172.23.1.0/24", "router_id": "rtr-one"},
+            {"vxnet_id": "vxnet-other", "network": "172.24.1.0/24", "router_id": "rtr-two"},
+            {"vxnet_id": "vxnet-loose", "vxnet_type": 0},
+        ],
+        "hosts": [{"name": f"host{n}", "vxnet_id": OWN} for n in range(1, 40)],
+    }
+    file = tmp_path_factory.mktemp("topology") / "start.yaml"
+    file.write_text(yaml.safe_dump(topology))
+    with running_sim("--topology", str(file)) as running:
+        yield running
+
+
+def access_file(host: Host, **changes: object) -> Path:
+    """A copy of the host's client.yaml with some keys changed."""
+    keys = yaml.safe_load(Path(host.sim.host(host.name)["client_yaml"]).read_text()) | changes
+    path = host.directory / "client.yaml"
+    path.write_text(yaml.safe_dump(keys))
+    path.chmod(0o600)
+    return path
+
+
+def refusal(agent: AgentProcess) -> str:
+    """The one sentence on stderr of an agent that ended with status 2."""
+    assert agent.wait() == 2, agent.stderr
+    assert agent.stderr.startswith("qingagent: "), agent.stderr
+    assert agent.stderr.count("\n") == 1, agent.stderr
+    assert "Traceback" not in agent.log.read_text()
+    return agent.stderr
+
+
+# --- refused -------------------------------------------------------------------------------------------
+
+
+SETTINGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "no vxnet": ({"vxnet": None}, ("vxnet-xxxxxxx", "placeholder", "--vxnet")),
+    "placeholder": ({"vxnet": f"{OWN},vxnet-xxxxxxx"}, ("vxnet-xxxxxxx", "placeholder")),
+    "no vxnet id": ({"vxnet": "pods"}, ("pods",)),
+    "unknown vxnet": ({"vxnet": f"{OWN},vxnet-nowhere"}, ("vxnet-nowhere", "unknown")),
+    "vxnet of another VPC": ({"vxnet": "vxnet-other"}, ("vxnet-other", "rtr-two", "rtr-one")),
+    "unmanaged vxnet": ({"vxnet": "vxnet-loose"}, ("vxnet-loose", "unmanaged")),
+    "no instance id": ({"instance_id": "nonsense"}, ("nonsense", "instance")),
+    "no instance id file": ({"instance_id_file": "/nonexistent/id"}, ("/nonexistent/id", "--instance-id")),
+    "unknown policy": ({"policy": "Best"}, ("policy", "Best", "FailRotate, RoundRotate, Random")),
+    "no duration": ({"cooldown": "soon"}, ("cooldown", "soon", "duration")),
+    "no number": ({"max_nics": "many"}, ("max-nics", "many")),
+    "limits that contradict": ({"min_idle": 9, "max_idle": 2}, ("max-idle 2", "min-idle 9")),
+    "no access file": ({"QYAccessFilePath": "/nonexistent/client.yaml"}, ("/nonexistent/client.yaml",)),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_setting_that_cannot_be_is_refused_in_one_sentence_with_status_2(new_host: NewHost, case: str) -> None:
+    host = new_host()
+    settings, words = SETTINGS[case]
+    said = refusal(host.launch(**{"vxnet": OWN} | settings))
+    assert all(word in said for word in words), said
+    assert host.cloud_nics() == {}
+
+
+def test_an_instance_the_cloud_does_not_know_is_refused_with_status_2(new_host: NewHost) -> None:
+    """And nothing is left of it, the parking namespace of that id included."""
+    host = new_host()
+    nobody = f"i-{host.sim.name}nobody"
+    parking = Path(f"/run/netns/qingcni-{nobody}")
+    try:
+        said = refusal(host.launch(vxnet=OWN, instance_id=nobody))
+        assert all(word in said for word in (nobody, "unknown", "--instance-id")), said
+        assert not parking.exists()
+    finally:
+        run("ip", "netns", "delete", parking.name, check=False)
+
+
+def readable(host: Host) -> Path:
+    path = access_file(host)
+    path.chmod(0o644)
+    return path
+
+
+def broken(host: Host) -> Path:
+    path = access_file(host)
+    path.write_text("qy_access_key_id: [")
+    return path
+
+
+def no_keys(host: Host) -> Path:
+    return access_file(host, qy_access_key_id="", qy_secret_access_key="")
+
+
+ACCESS: dict[str, tuple[Callable[[Host], Path], str]] = {
+    "readable by others": (readable, "--allow-readable-access-file"),
+    "no YAML": (broken, ""),
+    "without keys": (no_keys, "IAM"),
+}
+
+
+@pytest.mark.parametrize("case", ACCESS)
+def test_a_bad_access_file_is_refused_in_one_sentence_with_status_2(new_host: NewHost, case: str) -> None:
+    host = new_host()
+    make, word = ACCESS[case]
+    path = make(host)
+    said = refusal(host.launch(vxnet=OWN, QYAccessFilePath=path))
+    assert str(path) in said
+    assert word in said
+    assert "simulated-secret" not in said
+
+
+def test_a_bindaddr_that_is_taken_is_refused_with_status_2(new_host: NewHost) -> None:
+    host = new_host()
+    with inside(host.netns, lambda: socket.create_server(("127.0.0.1", 31080))):
+        said = refusal(host.launch(vxnet=OWN))
+    assert "0.0.0.0:31080" in said
+
+
+# --- the cloud is silent ---------------------------------------------------------------------------------
+
+
+FORWARD = f"""
+import asyncio
+
+async def copy(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+
+async def forward(reader, writer):
+    far_reader, far_writer = await asyncio.open_connection("127.0.0.1", {API_PORT})
+    await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer), return_exceptions=True)
+
+async def main():
+    async with await asyncio.start_server(forward, "127.0.0.1", {OTHER_PORT}) as server:
+        print("ready", flush=True)
+        await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+class Forwarder:
+    """Answers at OTHER_PORT on a host's loopback by way of the API there, while it is open."""
+
+    def __init__(self, host: Host) -> None:
+        self._command = host.command(sys.executable, "-c", FORWARD)
+        self._process: subprocess.Popen[str] | None = None
+
+    def open(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+Detour = tuple[Host, Forwarder, dict[str, Any]]
+
+
+@pytest.fixture
+def detour(new_host: NewHost) -> Iterator[Detour]:
+    """A host, its way to the API still closed, and the settings that lead that way."""
+    host = new_host()
+    forwarder = Forwarder(host)
+    try:
+        settings = {
+            "vxnet": OWN,
+            "min_idle": 1,
+            "max_idle": 1,
+            "QYAccessFilePath": access_file(host, port=OTHER_PORT),
+        }
+        yield host, forwarder, settings
+    finally:
+        forwarder.close()
+
+
+def test_an_unreachable_api_never_ends_the_agent_which_becomes_ready_when_it_answers(detour: Detour) -> None:
+    """Meanwhile it is alive, not ready, says why, and refuses ADDs with code 11 and that cause."""
+    host, forwarder, settings = detour
+    agent = host.launch(**settings)
+    eventually(lambda: agent.events("cloud.unanswered"), "a call without an answer")
+    assert host.ask("GET", "/healthz").status == 200
+    ready = host.ask("GET", "/readyz")
+    assert ready.status == 503
+    assert b"127.0.0.1" in ready.body
+    assert str(OTHER_PORT).encode() in ready.body
+    answer = host.cni("ADD", host.container())
+    assert answer.code == 11, answer
+    assert str(OTHER_PORT) in answer.message
+    assert host.status()["ready"] is False
+    assert "no" in host.qingagent("status").stdout.split("ready:")[1].splitlines()[0]
+    host.delete("never-added")  # DELs are served: the table and the kernel say all they need
+    forwarder.open()
+    eventually(host.is_ready, "the agent ready")
+    host.wait_idle(1)
+    host.add(host.container())
+    assert agent.is_running
+
+
+def test_nics_on_disk_and_in_the_kernel_are_served_while_the_cloud_is_silent(detour: Detour) -> None:
+    """After a restart with the API away: DELs and ADDs from the pool; cloud writes wait until it has answered."""
+    host, forwarder, settings = detour
+    forwarder.open()
+    settings |= {"min_idle": 2, "max_idle": 2, "max_nics": 2}
+    host.start(**settings)
+    first, second = host.container(), host.container()
+    host.add(first)
+    assert host.agent.stop() == 0
+    forwarder.close()
+    host.start(**settings, idle=1)
+    assert host.status()["cloud_compared"] is False
+    mac = host.add(second)["interfaces"][0]["mac"]
+    assert second.link()["address"] == mac
+    host.delete(first)
+    assert len(host.cloud_nics()) == 2
+    forwarder.open()
+    eventually(lambda: host.status()["cloud_compared"], "the comparison with the cloud")
+    assert [attachment["nic_id"] for attachment in host.attachments()] == [mac]
+
+
+def test_wrong_keys_do_not_end_the_agent_but_are_told(new_host: NewHost) -> None:
+    """They may be mended in the cloud; the cause names the call and the code, never the key."""
+    host = new_host()
+    path = access_file(host, qy_secret_access_key="wrong-but-secret")
+    agent = host.launch(vxnet=OWN, QYAccessFilePath=path)
+    eventually(lambda: agent.events("cloud.unanswered"), "a refused call")
+    ready = host.ask("GET", "/readyz")
+    assert ready.status == 503
+    assert b"1200" in ready.body
+    assert b"wrong-but-secret" not in ready.body + agent.log.read_bytes()
+    assert agent.is_running
+
+
+def test_the_config_file_in_the_working_directory_is_read(new_host: NewHost) -> None:
+    """The seed's way: YAML named QingAgent; flags come before it."""
+    host = new_host()
+    (host.directory / "QingAgent.yaml").write_text(f"vxnet: '{OWN}'\niface: 'eth0'\nloglevel: 'debug'\nmin-idle: 2\n")
+    host.start(vxnet=None, loglevel=None, idle=2)
+    assert {nic["vxnet_id"] for nic in host.nics()} == {OWN}
+    assert host.agent.events("cloud.call")
+    assert host.agent.stop() == 0
+    (host.directory / "QingAgent.yaml").write_text("vxnets: 'vxnet-own'\n")
+    said = refusal(host.launch(vxnet=None))
+    assert "QingAgent.yaml" in said
+    assert "vxnets" in said
