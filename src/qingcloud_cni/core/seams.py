@@ -1,6 +1,6 @@
 """The four seams between the agent and the world, and the plain data that crosses them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -144,6 +144,26 @@ class PlacedLink:
     routes: tuple[Route, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A NIC of this host that takes pods' packets to Service addresses."""
+
+    mac: str
+    link_name: str  # "hostnic", "hostnic1", ...: its link shall have it; "" for a NIC that is used as it is
+    address: str  # "172.20.1.9/24"
+    router: str  # the vxnet's own router: "172.20.1.1"
+    index: int  # 0 to 62 among those with a link name, where it sets mark, routing table and rule preferences
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePath:
+    """All that Services need on this host; empty where no container uses a gateway."""
+
+    gateways: tuple[Gateway, ...] = ()
+    masquerade: tuple[str, ...] = ()  # networks of pods (CIDR) whose translated flows are masqueraded (ipMasq)
+    services: tuple[str, ...] = ()  # CIDR; a flow first sent to one of them counts as translated as well (ipvs)
+
+
 class Kernel(Protocol):
     """Links of this host. Methods may raise KernelRefused; verbs are idempotent and undo themselves on failure."""
 
@@ -174,6 +194,21 @@ class Kernel(Protocol):
 
     async def whereabouts(self, mac: str, alias: str) -> str:
         """The path of a reachable namespace, the host's and the parking one included, that holds it; "" if none."""
+
+    async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
+        """IPv4 addresses, with prefix length, of the host's links that are up, by MAC."""
+
+    async def serve(self, path: ServicePath) -> Mapping[str, str]:
+        """Bring the host to exactly *path*, whatever it was before; nothing changes where all is right already.
+
+        A gateway no longer listed is undone: its link stays on the host, down, under another name, without address,
+        rules and table. The answer: settings of the kernel beyond the gateways' own links that this call changed, and
+        the values they had before; none were changed if it raises. LinkNotFound if a gateway is neither on the host
+        nor parked, or if one used as it is has not its address; KernelRefused naming the link name if that is taken.
+        """
+
+    async def restore(self, settings: Mapping[str, str]) -> None:
+        """Put settings of the kernel back to the values *settings* says; those that exist no longer are left out."""
 
     def changes(self) -> AsyncIterator[None]:
         """Yield whenever links of the host or the parking namespace may have changed (also after a lost message)."""

@@ -1,14 +1,15 @@
 """The `Kernel` of core.seams on a real host: its verbs in one thread, its changes on the loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from socket import socket
 from typing import Final, ParamSpec, Self, TypeVar
 
+from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.model import Netns
-from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
+from qingcloud_cni.core.seams import LinkOrder, PlacedLink, ServicePath, Survey
 from qingcloud_cni.kernel.verbs import Verbs
 from qingcloud_cni.kernel.watch import Watch
 
@@ -66,6 +67,15 @@ class HostKernel:
 
     async def whereabouts(self, mac: str, alias: str) -> str:
         return await self._in_thread(self._verbs.whereabouts, mac, alias)
+
+    async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
+        raise KernelRefused("gateways: not served yet")
+
+    async def serve(self, path: ServicePath) -> Mapping[str, str]:
+        raise KernelRefused("gateways: not served yet")
+
+    async def restore(self, settings: Mapping[str, str]) -> None:
+        raise KernelRefused("gateways: not served yet")
 
     def changes(self) -> AsyncIterator[None]:
         return self._watch.changes()

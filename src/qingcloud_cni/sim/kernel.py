@@ -6,19 +6,20 @@ and indexes change on the way, a namespace that dies gives its NICs back late, d
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
 
 from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Netns, Route
-from qingcloud_cni.core.seams import Link, LinkOrder, PlacedLink, Survey
+from qingcloud_cni.core.seams import Gateway, Link, LinkOrder, PlacedLink, ServicePath, Survey
 from qingcloud_cni.sim.effects import Effect, FilterNic, PlugNic, UnplugNic
 from qingcloud_cni.sim.topology import Latencies
 
 MOVE = 0.019  # seconds; measured, see design section 11
 MTU = 1500
 HOST_PATH = "/proc/1/ns/net"
+SERVING = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/send_redirects": "0"}  # settings, where there are gateways
 NSFS = 4  # device number of namespaces; any number does
 
 
@@ -80,6 +81,9 @@ class FakeKernel:
         self._parking = self._new_space(self.parking_path)
         self._containers: dict[str, _Space] = {}
         self._lost: dict[int, list[_Link]] = {}  # on their way back from dead namespaces, by inode
+        self.path = ServicePath()  # as last served
+        self._gateways: set[str] = set()  # MACs of links configured for it
+        self.settings = {"net/ipv4/ip_forward": "0", "net/ipv4/conf/all/send_redirects": "1"}
         self._move_lock = asyncio.Lock()
         self._generation = 0
         self._watchers: set[asyncio.Future[None]] = set()
@@ -145,6 +149,11 @@ class FakeKernel:
         """Address and routes of each configured link there, by its name."""
         return {link.name: (link.address, link.routes) for link in self._at(path).links.values() if link.address}
 
+    def give_address(self, mac: str, address: str) -> None:
+        """Configure a link of the host, as its image does with the primary NIC."""
+        link = self._on_host(mac)
+        link.address, link.is_up = address, True
+
     def _return(self, inode: int) -> None:
         for link in self._lost.pop(inode):
             link.reset(f"dev{link.ifindex}")
@@ -201,6 +210,25 @@ class FakeKernel:
     async def whereabouts(self, mac: str, alias: str) -> str:
         found = self._find(mac)
         return found[0].path if found is not None else ""
+
+    async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
+        up = [link for link in self._host.links.values() if link.is_up]
+        return {link.mac: (link.address,) if link.address else () for link in up}
+
+    async def serve(self, path: ServicePath) -> Mapping[str, str]:
+        async with self._move_lock:
+            for mac in self._gateways - {gateway.mac for gateway in path.gateways if gateway.link_name}:
+                self._undo_gateway(mac)
+            for gateway in path.gateways:
+                await self._serve_by(gateway)
+            self.path = path
+            wanted = SERVING if path.gateways else {}
+            changed = {name: self.settings[name] for name in wanted if self.settings[name] != wanted[name]}
+            self.settings |= wanted
+            return changed
+
+    async def restore(self, settings: Mapping[str, str]) -> None:
+        self.settings |= {name: value for name, value in settings.items() if name in self.settings}
 
     def changes(self) -> AsyncIterator[None]:
         """Yields once for any number of changes since the last time, those since this call included."""
@@ -261,6 +289,39 @@ class FakeKernel:
         link.address = order.address
         link.routes = tuple(route for route in order.routes if route.dst not in taken)
         return link
+
+    async def _serve_by(self, gateway: Gateway) -> None:
+        """Give a gateway's link the looks it shall have, from the parking namespace too."""
+        if not gateway.link_name:
+            if self._on_host(gateway.mac).address != gateway.address:
+                raise LinkNotFound(f"nic {gateway.mac}: is not up on the host with address {gateway.address}")
+            return
+        self._gateways.add(gateway.mac)
+        space, link = self._find_free(gateway.mac)
+        if any(other.name == gateway.link_name for other in self._host.links.values() if other is not link):
+            raise KernelRefused(f"nic {gateway.mac}: name {gateway.link_name}: taken by another link of the host")
+        if space is not self._host:
+            await self._sleep(MOVE)
+            if link.ifindex not in space.links:
+                raise LinkNotFound(f"nic {gateway.mac}: serve: it vanished on the way")
+            self._put(link, space, self._host)
+        before = (link.name, link.address, link.is_up)
+        link.name, link.address, link.is_up = gateway.link_name, gateway.address, True
+        if (link.name, link.address, link.is_up) != before or space is not self._host:
+            self._announce()
+
+    def _undo_gateway(self, mac: str) -> None:
+        self._gateways.discard(mac)
+        for link in self._host.links.values():
+            if link.mac == mac:
+                link.reset(_parked_name(link))
+                self._announce()
+
+    def _on_host(self, mac: str) -> _Link:
+        for link in self._host.links.values():
+            if link.mac == mac:
+                return link
+        raise LinkNotFound(f"nic {mac}: not on the host")
 
     def _put(self, link: _Link, source: _Space, target: _Space) -> None:
         """Move a link; it keeps its index if that is free there, as in the kernel."""
