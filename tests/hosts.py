@@ -286,7 +286,8 @@ class Host:
         return run(*argv, check=check, cwd=self.directory)
 
     def cleanup(self, *args: str, check: bool = True, **settings: object) -> subprocess.CompletedProcess[str]:
-        argv = self.command(QINGAGENT, "cleanup", *self.flags(**settings), *args)
+        """Its log goes to stderr; what is told here is told at any level."""
+        argv = self.command(QINGAGENT, "cleanup", *self.flags(**{"loglevel": "error"} | settings), *args)
         return run(*argv, check=check, cwd=self.directory)
 
     # --- its API -------------------------------------------------------------------------------------

@@ -93,10 +93,10 @@ def test_the_nic_of_iface_and_foreign_ones_are_never_touched(new_host: NewHost) 
     names = ("by-hand", "qingcni_i-another_0123456789abcdef", f"qingcni_{host.instance_id}", "")
     foreign = [attach_by_hand(host, name)[0] for name in names]
     before = links(host.netns)
-    settings: dict[str, Any] = {"iface": ifname, "min_idle": 1, "max_idle": 1, "instance_nic_limit": len(names) + 2}
+    settings: dict[str, Any] = {"iface": ifname, "min_idle": 1, "max_idle": 1, "instance_nic_limit": 6}
     host.start(**settings)
     host.add(host.container())
-    refused = host.cni("ADD", host.container(), conf=host.conf(TimeoutSeconds=2))
+    refused = host.cni("ADD", host.container(), conf=host.conf(TimeoutSeconds=4))
     assert refused.code == 11, refused
     assert "limit" in refused.message
     (nic,) = host.nics()

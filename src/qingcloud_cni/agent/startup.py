@@ -35,6 +35,8 @@ class CloudComparison:
         cloud = await self._list_nics()
         survey = await self.context.kernel.survey()
         reserved = {link.mac for link in survey.host if link.name == self.iface}
+        here = [n for n in cloud.values() if n.instance_id == self.context.instance_id and n.role == 0]
+        self.pool.others = sum(n.nic_id in reserved or not self._is_ours(n.name) for n in here)
         for nic_id in reserved:
             cloud.pop(nic_id, None)
         cures = cloud_drift(self.context.table, cloud, survey, self.context.instance_id, self._is_ours)
@@ -42,8 +44,6 @@ class CloudComparison:
             await self.vxnets.get(vxnet_id)
         for cure in cures:
             await self._cure(cure)
-        here = [n for n in cloud.values() if n.instance_id == self.context.instance_id and n.role == 0]
-        self.pool.others = sum(not self._is_ours(n.name) for n in here)
         await self.context.journal.save()
         for intent in tuple(self.context.table.intents.values()):
             self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
