@@ -1,18 +1,16 @@
 """Settings: which source decides, what each kind of value accepts, and in which words the rest is refused."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qingcloud_cni.agent import config_file
-from qingcloud_cni.agent.config_file import find_config, read_config
+from qingcloud_cni.agent.config_file import find_config, find_configs, read_config
 from qingcloud_cni.agent.settings import (
     BY_KEY,
     SETTINGS,
@@ -356,60 +354,11 @@ def test_the_seeds_file(tmp_path: Path) -> None:
     assert (given.settings.vxnet, given.settings.loglevel) == (("vxnet-1",), "debug")
 
 
-@each_setting
-def test_yaml_and_json_load_equal(setting: Setting, tmp_path: Path) -> None:
-    content = {setting.name.upper(): SAMPLES[setting.name][0]}
-    loaded = [
-        resolved({}, {}, read_config(written(tmp_path, name, text)))
-        for name, text in (
-            ("a.yaml", yaml.safe_dump(content)), ("a.yml", json.dumps(content)), ("a.json", json.dumps(content))
-        )
-    ]  # fmt: skip
-    assert loaded[0] == loaded[1] == loaded[2] != resolved()
-
-
 def test_numbers_booleans_and_lists_need_no_quotes(tmp_path: Path) -> None:
     text = "min-idle: 2\ncooldown: 1.5\nallow-readable-access-file: yes\nvxnet: [vxnet-1, 'vxnet-2,vxnet-3']\n"
     settings = resolved({}, {}, read_config(written(tmp_path, "a.yaml", text))).settings
     assert (settings.min_idle, settings.cooldown, settings.allow_readable_access_file) == (2, 1.5, True)
     assert settings.vxnet == ("vxnet-1", "vxnet-2", "vxnet-3")
-
-
-@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
-def test_an_empty_file_gives_nothing(text: str, tmp_path: Path) -> None:
-    assert read_config(written(tmp_path, "a.yaml", text)) == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "says"),
-    [
-        ("a.txt", "zone: pek3a", "its name must end in .yaml, .yml, .json"),
-        ("a", "zone: pek3a", "its name must end in .yaml, .yml, .json"),
-        ("a.yaml", "zone: [", "is broken: while parsing"),
-        ("a.yaml", "zone: !!python/object:os.system x", "is broken: could not determine a constructor"),
-        ("a.json", "{", "is broken: "),
-        ("a.json", "", "is broken: "),
-        ("a.yaml", b"zone: \xff", "is broken: "),
-        ("a.json", "[" * 100_000, "is broken: "),
-        ("a.yaml", "- zone", "must hold keys and values, such as `zone: pek3a`"),
-        ("a.yaml", "zone", "must hold keys and values, such as `zone: pek3a`"),
-        ("a.json", "[]", "must hold keys and values, such as `zone: pek3a`"),
-        ("a.yaml", "zone: a\nZone: b", "key 'Zone' stands there twice"),
-        ("a.yaml", "pool:\n  min-idle: 3", "key 'pool' holds further keys; the file is flat"),
-    ],
-)
-def test_refused_files(name: str, text: str | bytes, says: str, tmp_path: Path) -> None:
-    path = written(tmp_path, name, text)
-    with pytest.raises(StartRefused) as refused:
-        read_config(path)
-    assert says in str(refused.value)
-    assert str(path) in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StartRefused, match="cannot be read: No such file or directory"):
-        read_config(tmp_path / "none.yaml")
 
 
 def test_the_file_is_found_in_the_working_directory_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,3 +374,17 @@ def test_the_file_is_found_in_the_working_directory_first(tmp_path: Path, monkey
     assert find_config() == Path("QingAgent.json")
     written(here, "QingAgent.yaml", "zone: b")
     assert find_config() == Path("QingAgent.yaml")
+    assert list(find_configs()) == [Path("QingAgent.yaml"), Path("QingAgent.json"), in_etc]
+
+
+def test_a_link_to_nowhere_is_found_and_refused_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config_file, "DIRECTORIES", (Path(),))
+    Path("QingAgent.yaml").symlink_to("nowhere")
+    written(tmp_path, "QingAgent.yml", "zone: a")
+    found = find_config()
+    assert found is not None
+    with pytest.raises(StartRefused, match=r"QingAgent\.yaml cannot be read: No such file or directory"):
+        read_config(found)

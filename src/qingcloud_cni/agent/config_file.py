@@ -1,27 +1,25 @@
-"""The config file: found by name, read as YAML or JSON into flat keys."""
+"""The config file: found by name, read in the format its name ends in, and checked to be flat."""
 
-import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 
-import yaml
-
+from qingcloud_cni.agent.config_formats import FORMATS, Broken
 from qingcloud_cni.core.errors import StartRefused
 
 NAME = "QingAgent"
 DIRECTORIES = (Path(), Path("/etc/qingcloud"))  # the working directory comes first
+LARGEST = 64 * 1024  # bytes; one with every setting has about 1000
 
 
-FORMATS: Mapping[str, Callable[[str], object]] = MappingProxyType(
-    {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".json": json.loads}
-)
+def find_configs() -> Iterator[Path]:
+    """The QingAgent files that are there; the first one counts."""
+    candidates = (directory / (NAME + suffix) for directory in DIRECTORIES for suffix in FORMATS)
+    return (path for path in candidates if os.path.lexists(path))  # a dangling link is refused, not passed over
 
 
 def find_config() -> Path | None:
-    """The first QingAgent file of a known format, if there is any."""
-    candidates = (directory / (NAME + suffix) for directory in DIRECTORIES for suffix in FORMATS)
-    return next((path for path in candidates if path.is_file()), None)
+    return next(find_configs(), None)
 
 
 def read_config(path: Path) -> dict[str, object]:
@@ -29,22 +27,36 @@ def read_config(path: Path) -> dict[str, object]:
     parse = FORMATS.get(path.suffix.lower())
     if parse is None:
         raise StartRefused(f"config file {path}: its name must end in {', '.join(FORMATS)}")
+    text = _read(path)
     try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise StartRefused(f"config file {path} cannot be read: {err.strerror}") from err
-    except (ValueError, yaml.YAMLError, RecursionError) as err:
+        pairs = parse(text)
+    except Broken as err:
         raise StartRefused(f"config file {path} is broken: {' '.join(str(err).split())}") from err
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise StartRefused(f"config file {path} must hold keys and values, such as `zone: pek3a`")
+    except RecursionError:
+        raise StartRefused(f"config file {path} is broken: it is nested too deep") from None
     keys: dict[str, object] = {}
-    for key, value in content.items():
-        name = str(key).lower()
+    for key, value in pairs:
+        name = key.lower()
         if name in keys:
             raise StartRefused(f"config file {path}: key {key!r} stands there twice")
         if isinstance(value, dict):
             raise StartRefused(f"config file {path}: key {key!r} holds further keys; the file is flat")
         keys[name] = value
     return keys
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as err:
+        raise StartRefused(
+            f"config file {path} cannot be read: {err.strerror}; mend that, or name another with --config"
+        ) from err
+    if len(content) > LARGEST:
+        raise StartRefused(f"config file {path} is larger than {LARGEST} bytes: it is no config file")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        line = content.count(b"\n", 0, err.start) + 1
+        raise StartRefused(f"config file {path} is broken: line {line}: it is not UTF-8") from err
