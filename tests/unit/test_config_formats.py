@@ -51,7 +51,7 @@ def as_xml(content: Content) -> str:
 
 def as_toml(content: Content) -> str:
     """TOML's basic strings and lists have the syntax of JSON's."""
-    return "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in content.items())
+    return "".join(f"{json.dumps(key)} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in content.items())
 
 
 def as_ini(content: Content) -> str:
