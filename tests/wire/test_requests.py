@@ -158,6 +158,7 @@ def test_add_into_the_hosts_own_namespace_is_refused_with_code_8(host: Host) -> 
     before = links(host.netns)
     answer = host.cni("ADD", "c1", CNI_NETNS=f"/run/netns/{host.netns}")
     assert answer.code == 8, answer
+    assert "belongs to the host" in answer.message
     assert links(host.netns).keys() == before.keys()
     assert is_untouched(host)
 
