@@ -7,7 +7,6 @@ from pathlib import Path
 from socket import socket
 from typing import Final, ParamSpec, Self, TypeVar
 
-from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.model import Netns
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink, ServicePath, Survey
 from qingcloud_cni.kernel.verbs import Verbs
@@ -69,13 +68,13 @@ class HostKernel:
         return await self._in_thread(self._verbs.whereabouts, mac, alias)
 
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
-        raise KernelRefused("gateways: not served yet")
+        return await self._in_thread(self._verbs.gateways.addresses)
 
     async def serve(self, path: ServicePath) -> Mapping[str, str]:
-        raise KernelRefused("gateways: not served yet")
+        return await self._in_thread(self._verbs.gateways.serve, path)
 
     async def restore(self, settings: Mapping[str, str]) -> None:
-        raise KernelRefused("gateways: not served yet")
+        await self._in_thread(self._verbs.gateways.restore, settings)
 
     def changes(self) -> AsyncIterator[None]:
         return self._watch.changes()

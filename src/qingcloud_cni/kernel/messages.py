@@ -191,7 +191,7 @@ def parse_error(message: Message) -> tuple[int, str]:
             raise Malformed(f"an error of {len(message.body)} bytes")
         offset = _INT.size + _padded(_HEADER.unpack_from(message.body, _INT.size)[0])
     words = dict(unpack_attributes(message.body, offset)).get(NLMSGERR_ATTR_MSG, b"")
-    return code, _text(words)
+    return code, parse_text(words)
 
 
 def parse_done(message: Message) -> int:
@@ -223,16 +223,16 @@ def parse_link(body: bytes) -> LinkInfo:
     properties = unpack_attributes(fields.get(IFLA_PROP_LIST, b""))
     return LinkInfo(
         ifindex=ifindex,
-        name=_text(fields.get(IFLA_IFNAME, b"")),
+        name=parse_text(fields.get(IFLA_IFNAME, b"")),
         hardware=hardware,
         flags=flags,
         mac=_mac(fields.get(IFLA_ADDRESS, b"")),
         permanent_mac=_mac(fields.get(IFLA_PERM_ADDRESS, b"")),
-        mtu=_u32(fields.get(IFLA_MTU, bytes(4))),
-        mtu_range=(_u32(fields.get(IFLA_MIN_MTU, bytes(4))), _u32(fields.get(IFLA_MAX_MTU, bytes(4)))),
-        alias=_text(fields.get(IFLA_IFALIAS, b"")),
-        kind=_text(info.get(IFLA_INFO_KIND, b"")),
-        altnames=tuple(_text(value) for kind, value in properties if kind == IFLA_ALT_IFNAME),
+        mtu=parse_u32(fields.get(IFLA_MTU, bytes(4))),
+        mtu_range=(parse_u32(fields.get(IFLA_MIN_MTU, bytes(4))), parse_u32(fields.get(IFLA_MAX_MTU, bytes(4)))),
+        alias=parse_text(fields.get(IFLA_IFALIAS, b"")),
+        kind=parse_text(info.get(IFLA_INFO_KIND, b"")),
+        altnames=tuple(parse_text(value) for kind, value in properties if kind == IFLA_ALT_IFNAME),
     )
 
 
@@ -265,7 +265,7 @@ def delete_altnames(ifindex: int, altnames: tuple[str, ...]) -> Request:
 
 def add_address(ifindex: int, address: str) -> Request:
     """Add *address*, written with its prefix length; an IPv4 one brings its broadcast address along."""
-    family, packed, prefix = _parse_prefix(address)
+    family, packed, prefix = parse_prefix(address)
     parts = [pack_attribute(IFA_LOCAL, packed), pack_attribute(IFA_ADDRESS, packed)]
     if family == AF_INET and prefix < 31:
         broadcast = int.from_bytes(packed) | (1 << 32 - prefix) - 1
@@ -276,7 +276,7 @@ def add_address(ifindex: int, address: str) -> Request:
 
 def add_route(ifindex: int, dst: str, gateway: str) -> Request:
     """Add a route to the main table; one to the same destination that is there already is an error."""
-    family, packed, prefix = _parse_prefix(dst)
+    family, packed, prefix = parse_prefix(dst)
     head = _ROUTE.pack(family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0)
     parts = [pack_attribute(RTA_GATEWAY, inet_pton(family, gateway)), pack_attribute(RTA_OIF, _U32.pack(ifindex))]
     if prefix:
@@ -284,7 +284,7 @@ def add_route(ifindex: int, dst: str, gateway: str) -> Request:
     return Request(RTM_NEWROUTE, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
 
 
-def _parse_prefix(text: str) -> tuple[int, bytes, int]:
+def parse_prefix(text: str) -> tuple[int, bytes, int]:
     """Family, bytes and prefix length of "172.16.3.7/24" (`ipaddress` takes ten times as long)."""
     address, _, prefix = text.partition("/")
     family = AF_INET6 if ":" in address else AF_INET
@@ -302,7 +302,7 @@ def _string(kind: int, text: str) -> bytes:
     return pack_attribute(kind, text.encode("utf-8", "surrogateescape") + b"\0")
 
 
-def _text(value: bytes) -> str:
+def parse_text(value: bytes) -> str:
     return value.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
@@ -310,7 +310,7 @@ def _mac(value: bytes) -> str:
     return value.hex(":") if len(value) == 6 else ""
 
 
-def _u32(value: bytes) -> int:
+def parse_u32(value: bytes) -> int:
     if len(value) != _U32.size:
         raise Malformed(f"a number of {len(value)} bytes")
     return int(_U32.unpack(value)[0])

@@ -44,7 +44,7 @@ class NetlinkRefused(KernelRefused):
 
 
 class _Interrupted(Exception):
-    """Links changed while they were being listed."""
+    """What was being listed changed meanwhile."""
 
 
 class Netlink:
@@ -53,10 +53,10 @@ class Netlink:
     While it is open it keeps that namespace alive.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
         self._seq = 0
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         except OSError as err:
             raise NetlinkRefused("open a netlink socket", err.errno or errno.EIO) from err
         try:
@@ -80,10 +80,14 @@ class Netlink:
         """Have *request* carried out; *wish* says what for, in the words of an error message."""
         self._converse(request, NLM_F_ACK, wish)
 
+    def ask(self, request: Request, wish: str) -> list[Message]:
+        """What answers *request*, a question about one thing."""
+        return self._converse(request, NLM_F_ACK, wish)
+
     def link(self, *, ifindex: int = 0, name: str = "") -> LinkInfo | None:
         """The link of this index, or of this name or altname; None if there is none."""
         try:
-            answer = self._converse(get_link(ifindex=ifindex, name=name), NLM_F_ACK, f"find link {name or ifindex}")
+            answer = self.ask(get_link(ifindex=ifindex, name=name), f"find link {name or ifindex}")
         except NetlinkRefused as err:
             if err.errno == errno.ENODEV:
                 return None
@@ -92,13 +96,16 @@ class Netlink:
 
     def links(self) -> tuple[LinkInfo, ...]:
         """All links of the namespace at one moment."""
+        return tuple(parse_link(message.body) for message in self.dump(get_links(), "list links"))
+
+    def dump(self, request: Request, wish: str) -> list[Message]:
+        """All things of a kind at one moment."""
         for _ in range(DUMP_TRIES):
             try:
-                answer = self._converse(get_links(), NLM_F_DUMP, "list links")
+                return self._converse(request, NLM_F_DUMP, wish)
             except _Interrupted:
                 continue
-            return tuple(parse_link(message.body) for message in answer)
-        raise NetlinkRefused("list links", errno.EINTR, f"they changed under each of {DUMP_TRIES} listings")
+        raise NetlinkRefused(wish, errno.EINTR, f"they changed under each of {DUMP_TRIES} listings")
 
     def _converse(self, request: Request, flags: int, wish: str) -> list[Message]:
         self._seq = (self._seq + 1) & 0xFFFFFFFF

@@ -16,6 +16,7 @@ from qingcloud_cni.core.errors import AbilityMissing, InvalidConfig, InvalidNetn
 from qingcloud_cni.core.model import Netns, Route
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
 from qingcloud_cni.kernel import parking
+from qingcloud_cni.kernel.gateway import Gateways
 from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, add_address, add_route, delete_altnames, set_link
 from qingcloud_cni.kernel.namespaces import Identity, Namespace, Traveller, find, open_if, reachable, write_setting
 from qingcloud_cni.kernel.netlink import Netlink, NetlinkRefused
@@ -46,6 +47,7 @@ class Verbs:
             with self._traveller.inside(self._parking_ns):
                 self._parking = undo.enter_context(Netlink())
             self._check_rights()
+            self.gateways = undo.enter_context(Gateways(self._host, self._parking, self._traveller.home))
             self._held = undo.pop_all()
 
     def close(self) -> None:

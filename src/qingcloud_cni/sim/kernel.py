@@ -141,6 +141,10 @@ class FakeKernel:
             asyncio.get_running_loop().call_later(delay, self._return, space.inode)
             self._lost[space.inode] = links
 
+    def set_address(self, mac: str, address: str) -> None:
+        """What the guest's own configuration does: give a link on the host an address with prefix length."""
+        next(link for link in self._host.links.values() if link.mac == mac).address = address
+
     def links_in(self, path: str) -> tuple[Link, ...]:
         """The links in a container, or in the host's or the parking namespace."""
         return tuple(link.shown() for link in self._at(path).links.values())
@@ -148,11 +152,6 @@ class FakeKernel:
     def addresses_in(self, path: str) -> dict[str, tuple[str, tuple[Route, ...]]]:
         """Address and routes of each configured link there, by its name."""
         return {link.name: (link.address, link.routes) for link in self._at(path).links.values() if link.address}
-
-    def give_address(self, mac: str, address: str) -> None:
-        """Configure a link of the host, as its image does with the primary NIC."""
-        link = self._on_host(mac)
-        link.address, link.is_up = address, True
 
     def _return(self, inode: int) -> None:
         for link in self._lost.pop(inode):
@@ -217,7 +216,7 @@ class FakeKernel:
 
     async def serve(self, path: ServicePath) -> Mapping[str, str]:
         async with self._move_lock:
-            for mac in self._gateways - {gateway.mac for gateway in path.gateways if gateway.link_name}:
+            for mac in sorted(self._gateways - {gateway.mac for gateway in path.gateways if gateway.link_name}):
                 self._undo_gateway(mac)
             for gateway in path.gateways:
                 await self._serve_by(gateway)
