@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from qingcloud_cni.cli.qingcloud_sim import main
+from qingcloud_cni.cli.qingcloud_sim import faults, main
 from qingcloud_cni.core.errors import EXIT
 from qingcloud_cni.sim import topology_file
 from qingcloud_cni.sim.faults import EFFECTS
@@ -27,9 +27,10 @@ def test_the_example_is_a_topology_and_shows_every_key(tmp_path: Path) -> None:
 
 
 def test_every_option_effect_and_exit_status_is_described() -> None:
-    for command in main.commands.values():
+    assert isinstance(faults, click.Group)
+    for command in (*main.commands.values(), *faults.commands.values()):
+        assert f"qingcloud-sim {command.name}" in PAGE or f"faults {command.name}" in PAGE, command.name
         for option in command.params:
-            assert isinstance(option, click.Option)
-            assert option.opts[0] in PAGE, f"{command.name} {option.opts[0]}"
+            assert isinstance(option, click.Argument) or option.opts[0] in PAGE, f"{command.name} {option.opts[0]}"
     assert not [effect for effect in EFFECTS if f"| `{effect}` |" not in PAGE]
     assert not [status for status in EXIT.values() if f"\n| {status} |" not in PAGE]

@@ -5,7 +5,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -32,6 +32,7 @@ _state_dir = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the hosts' files and the API's socket go.  [default: /run/qingcloud-sim/NAME]",
 )
+_output = click.option("--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -109,25 +110,94 @@ def down(name: str, state_dir: Path | None) -> None:
     from qingcloud_cni.sim import control
 
     control.check_name(name)
-    was_there = asyncio.run(control.take_down(name, state_dir.absolute() if state_dir else None))
+    was_there = asyncio.run(control.take_down(name, _absolute(state_dir)))
     click.echo(f"{name}: removed" if was_there else f"{name}: there is nothing to remove")
 
 
 @main.command()
 @_name
 @_state_dir
-@click.option("--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@_output
 @_told_plainly
 def status(name: str, state_dir: Path | None, output: str) -> None:
     """Show instances, NICs, jobs and counted API calls of a simulated cloud."""
     from qingcloud_cni.sim import control
 
     control.check_name(name)
-    found = asyncio.run(control.ask_status(name, state_dir.absolute() if state_dir else None))
+    found = asyncio.run(control.ask_status(name, _absolute(state_dir)))
     if output == "json":
         click.echo(json.dumps(found))
     else:
         _show(found)
+
+
+@main.group()
+def faults() -> None:
+    """Choose what goes wrong in a simulated cloud that is up: its list of faults, as in the topology file."""
+
+
+@faults.command("set")
+@click.argument("file", type=click.File("rb"))
+@_name
+@_state_dir
+@_told_plainly
+def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
+    """Replace all faults by the list in FILE (YAML or JSON; - is stdin). Calls are counted anew."""
+    import yaml
+
+    from qingcloud_cni.core.errors import StartRefused
+    from qingcloud_cni.sim import control
+
+    control.check_name(name)
+    try:
+        document = yaml.safe_load(file.read())
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise StartRefused(f"faults in {file.name}: {getattr(err, 'problem', None) or 'no YAML'}") from err
+    try:
+        in_force = asyncio.run(control.set_faults(name, _absolute(state_dir), document))
+    except StartRefused as err:
+        raise StartRefused(f"faults in {file.name}: {err}") from err
+    _show_faults(in_force)
+
+
+@faults.command("list")
+@_name
+@_state_dir
+@_output
+@_told_plainly
+def list_faults(name: str, state_dir: Path | None, output: str) -> None:
+    """Show the faults in force and how many calls each will still strike."""
+    from qingcloud_cni.sim import control
+
+    control.check_name(name)
+    in_force = asyncio.run(control.ask_faults(name, _absolute(state_dir)))
+    if output == "json":
+        click.echo(json.dumps(in_force))
+    else:
+        _show_faults(in_force)
+
+
+@faults.command("clear")
+@_name
+@_state_dir
+@_told_plainly
+def clear_faults(name: str, state_dir: Path | None) -> None:
+    """Let everything go right from now on."""
+    from qingcloud_cni.sim import control
+
+    control.check_name(name)
+    asyncio.run(control.set_faults(name, _absolute(state_dir), []))
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return path.absolute() if path else None
+
+
+def _show_faults(in_force: list[dict[str, Any]]) -> None:
+    from qingcloud_cni.cli import show
+
+    columns = {"ACTION": "action", "EFFECT": "effect", "NTH": "nth", "TIMES": "times", "LEFT": "left"}
+    show.as_table(in_force, columns, "no faults")
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from qingcloud_cni.sim import refusals, signature
+from qingcloud_cni.sim.faults import BAD_GATEWAY, LOSE_REPLY, NOT_JSON, RESET, SILENCE
 from qingcloud_cni.sim.model import Model, Outcome, refused
 from qingcloud_cni.sim.params import Params
 from qingcloud_cni.sim.refusals import Refusal
@@ -14,6 +15,8 @@ from qingcloud_cni.sim.refusals import Refusal
 PATHS = ("/iaas/", "/iaas")
 JSON = "application/json"  # exactly: the old Go SDK refuses it with a charset
 MAX_AGE = 60.0  # seconds after which a time stamp is refused
+LOOK_PERIOD = 1.0  # seconds between looks at whether a client that gets no answer has given up
+GATEWAY_PAGE = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>502 Bad Gateway</body>\r\n</html>\r\n"
 COMMON = ("access_key_id", "signature_method", "signature_version", "signature", "time_stamp")
 
 
@@ -41,10 +44,14 @@ class Api:
         self._sleep = sleep
         self._rng = rng
 
-    async def respond(self, method: str, target: str, body: bytes) -> Reply | None:
+    async def respond(
+        self, method: str, target: str, body: bytes, *, has_gone: Callable[[], bool] = lambda: False
+    ) -> Reply | None:
         """Answer a request; None: the connection shall be cut without a reply.
 
-        A call takes effect at some moment of its latency, so whoever gives up waiting cannot know whether it did.
+        A request that a fault meets with silence is held until *has_gone* says that its client gave up; where it
+        never does, until cancelled. A call takes effect at some moment of its latency, so whoever gives up waiting
+        cannot know whether it did.
         """
         path, _, query = target.partition("?")
         if path not in PATHS:
@@ -59,9 +66,10 @@ class Api:
         outcome = self._handle(method, path, query, body)
         if latency > 0:
             await self._sleep(latency - before)
-        if outcome.is_reply_lost:
-            return None
-        return Reply(200, JSON, json.dumps(outcome.envelope).encode())
+        if outcome.obstacle == SILENCE:
+            while not has_gone():
+                await self._sleep(LOOK_PERIOD)
+        return _reply(outcome)
 
     def _handle(self, method: str, path: str, query: str, body: bytes) -> Outcome:
         try:
@@ -81,14 +89,22 @@ class Api:
         sent = _common(params)
         topology = self._model.topology
         if params["access_key_id"] != topology.access_key_id:
-            raise Refusal(
-                refusals.UNAUTHENTICATED, f"AuthFailure, access key [{params['access_key_id']}] does not exist"
-            )
+            raise refusals.unknown_key(params["access_key_id"])
         if not signature.verify(method, path, encoded, topology.secret_access_key):
             raise Refusal(refusals.UNAUTHENTICATED, "AuthFailure, signature not matched")
         if self._now() - sent > MAX_AGE:
-            raise Refusal(refusals.EXPIRED, f"RequestHasExpired, time_stamp [{params['time_stamp']}] is too old")
+            raise refusals.expired(params["time_stamp"])
         return params
+
+
+def _reply(outcome: Outcome) -> Reply | None:
+    """What arrives of an outcome."""
+    if outcome.obstacle in {SILENCE, RESET, LOSE_REPLY}:
+        return None
+    if outcome.obstacle == BAD_GATEWAY:
+        return Reply(502, "text/html", GATEWAY_PAGE)
+    body = json.dumps(outcome.envelope).encode()
+    return Reply(200, JSON, body[: len(body) // 2] if outcome.obstacle == NOT_JSON else body)
 
 
 def _common(params: Mapping[str, str]) -> float:

@@ -30,6 +30,7 @@ def create_nics(state: CloudState, params: Params) -> dict[str, Any]:
     for n in range(count):
         address = _take(book, addresses[n] if addresses else None)
         made.append(state.add_nic(vxnet, params.text("nic_name"), address))
+    state.exhausted.discard(vxnet.vxnet_id)
     return {"nics": [{"nic_id": nic.nic_id, "private_ip": nic.private_ip} for nic in made]}
 
 

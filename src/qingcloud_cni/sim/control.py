@@ -7,17 +7,18 @@ import signal
 import socket
 import struct
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector
 
 from qingcloud_cni.core.errors import AbilityMissing, AlreadyRunning, StartRefused, Unavailable
+from qingcloud_cni.sim.admin import FAULTS_PATH, STATUS_PATH
 from qingcloud_cni.sim.fabric_names import SIM_NAME
 from qingcloud_cni.sim.fabric_remains import default_state_dir, find_remains, remove
 
 API_SOCKET = "api.sock"  # in the state directory
-STATUS_PATH = "/admin/status"
 STOP_TIMEOUT = 20.0  # seconds that a simulator told to stop has before it is killed
 
 _SUN_PATH_MAX = 107  # bytes of a unix socket's path, the kernel's limit
@@ -103,14 +104,32 @@ async def _end(pid: int) -> None:
 
 async def ask_status(sim: str, state_dir: Path | None) -> dict[str, Any]:
     """The status of the simulator of this name; Unavailable if none answers."""
+    return await _ask(sim, state_dir, "GET", STATUS_PATH)
+
+
+async def ask_faults(sim: str, state_dir: Path | None) -> list[dict[str, Any]]:
+    """The faults in force, each with how many calls it will still strike."""
+    faults: list[dict[str, Any]] = (await _ask(sim, state_dir, "GET", FAULTS_PATH))["faults"]
+    return faults
+
+
+async def set_faults(sim: str, state_dir: Path | None, document: object) -> list[dict[str, Any]]:
+    """Replace all faults by the list in *document*; StartRefused if the simulator does not take it."""
+    faults: list[dict[str, Any]] = (await _ask(sim, state_dir, "POST", FAULTS_PATH, document))["faults"]
+    return faults
+
+
+async def _ask(sim: str, state_dir: Path | None, method: str, path: str, document: object = None) -> dict[str, Any]:
     remains = await find_remains(sim, state_dir)
-    path = (remains.state_dir or default_state_dir(sim)) / API_SOCKET
+    address = (remains.state_dir or default_state_dir(sim)) / API_SOCKET
     try:
         async with (
-            ClientSession(connector=UnixConnector(str(path)), timeout=ClientTimeout(10)) as session,
-            session.get(f"http://sim{STATUS_PATH}", raise_for_status=True) as response,
+            ClientSession(connector=UnixConnector(str(address)), timeout=ClientTimeout(10)) as session,
+            session.request(method, f"http://sim{path}", json=document) as response,
         ):
             found: dict[str, Any] = await response.json()
-            return found
     except (ClientError, OSError, TimeoutError) as err:
-        raise Unavailable(f"no simulator named {sim} answers at {path}") from err
+        raise Unavailable(f"no simulator named {sim} answers at {address}") from err
+    if response.status != HTTPStatus.OK:
+        raise StartRefused(str(found.get("message", response.status)))
+    return found

@@ -9,7 +9,8 @@ def make_app(api: Api) -> web.Application:
     """The application that serves *api*; no state of its own."""
 
     async def serve(request: web.Request) -> web.Response:
-        reply = await api.respond(request.method, request.raw_path, await request.read())
+        body = await request.read()
+        reply = await api.respond(request.method, request.raw_path, body, has_gone=lambda: request.transport is None)
         if reply is None:
             if request.transport is not None:
                 request.transport.abort()  # the client sees its connection reset

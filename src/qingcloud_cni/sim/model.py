@@ -6,18 +6,18 @@ what `take_effects` hands out (sim.local.run_jobs does all three).
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qingcloud_cni.sim import changes, describe, refusals
 from qingcloud_cni.sim.effects import Effect, PlugNic
-from qingcloud_cni.sim.faults import LOSE_REPLY, REFUSE, Faults
+from qingcloud_cni.sim.faults import ADDRESS_QUOTA, AFTERWARDS, IN_STEAD, LOSE_REPLY, Faults, refusal_of
 from qingcloud_cni.sim.jobs import Jobs
 from qingcloud_cni.sim.params import Params
 from qingcloud_cni.sim.refusals import Refusal
 from qingcloud_cni.sim.state import build
-from qingcloud_cni.sim.topology import Topology
+from qingcloud_cni.sim.topology import FaultSpec, Topology
 
 HOUR = 3600.0
 
@@ -36,10 +36,14 @@ NEEDS: dict[str, tuple[str, ...]] = {  # every action there is, and the paramete
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answer to a call, and whether a fault keeps it from arriving."""
+    """The answer to a call, and the fault's effect that keeps it from arriving as it is ("": none)."""
 
     envelope: dict[str, Any]
-    is_reply_lost: bool = False
+    obstacle: str = ""
+
+    @property
+    def is_reply_lost(self) -> bool:
+        return self.obstacle == LOSE_REPLY
 
 
 class Model:
@@ -86,18 +90,32 @@ class Model:
         except Refusal as refusal:
             return Outcome(refused(refusal))
         struck = self._faults.strike(action)
-        effects = frozenset(spec.effect for spec in struck)
-        is_lost = LOSE_REPLY in effects
+        obstacle = _first(struck, AFTERWARDS)
         for spec in struck:
-            if spec.effect == REFUSE:
-                return Outcome(refused(Refusal(spec.code, spec.message)), is_lost)
+            if spec.effect in IN_STEAD:
+                return Outcome({}, spec.effect)
+            said = refusal_of(spec, params)
+            if said:
+                if spec.effect == ADDRESS_QUOTA:
+                    self.state.exhausted.add(params["vxnet"].strip())
+                return Outcome(refused(said), obstacle)
         try:
-            fields = self._act(action, Params(params), effects)
+            fields = self._act(action, Params(params), frozenset(spec.effect for spec in struck))
         except Refusal as refusal:
-            return Outcome(refused(refusal), is_lost)
+            return Outcome(refused(refusal), obstacle)
         if self.state.effects or "job_id" in fields:
             self.on_work()
-        return Outcome({"action": f"{action}Response", **fields, "ret_code": 0}, is_lost)
+        return Outcome({"action": f"{action}Response", **fields, "ret_code": 0}, obstacle)
+
+    @property
+    def faults(self) -> Faults:
+        """The faults in force, and how far they have counted."""
+        return self._faults
+
+    def set_faults(self, specs: Iterable[FaultSpec]) -> None:
+        """Replace all faults; calls are counted anew. ValueError for one that could never strike."""
+        self._faults = Faults(specs)
+        self.state.exhausted.clear()
 
     def next_due(self) -> float | None:
         """When `advance` has something to do; a time that has passed means now, None that nothing is under way."""
@@ -163,6 +181,10 @@ class Model:
 def refused(refusal: Refusal) -> dict[str, Any]:
     """The envelope of an error: a code and a message, no action."""
     return {"message": refusal.message, "ret_code": refusal.ret_code}
+
+
+def _first(struck: Iterable[FaultSpec], effects: frozenset[str]) -> str:
+    return next((spec.effect for spec in struck if spec.effect in effects), "")
 
 
 def _nothing() -> None:

@@ -38,6 +38,14 @@ def not_found(resource_id: str) -> Refusal:
     return Refusal(NOT_FOUND, f"ResourceNotFound, resource [{resource_id}] does not exist")
 
 
+def unknown_key(access_key_id: str) -> Refusal:
+    return Refusal(UNAUTHENTICATED, f"AuthFailure, access key [{access_key_id}] does not exist")
+
+
+def expired(time_stamp: str) -> Refusal:
+    return Refusal(EXPIRED, f"RequestHasExpired, time_stamp [{time_stamp}] is too old")
+
+
 def denied(text: str) -> Refusal:
     return Refusal(DENIED, f"PermissionDenied, {text}")
 

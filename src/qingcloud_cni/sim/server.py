@@ -15,8 +15,9 @@ import yaml
 from aiohttp import web
 
 from qingcloud_cni.core.errors import AbilityMissing, KernelRefused, StartRefused
+from qingcloud_cni.sim.admin import add_admin
 from qingcloud_cni.sim.api import Api
-from qingcloud_cni.sim.control import API_SOCKET, STATUS_PATH, check_root, take_lock
+from qingcloud_cni.sim.control import API_SOCKET, check_root, take_lock
 from qingcloud_cni.sim.fabric import Fabric
 from qingcloud_cni.sim.fabric_remains import Record, find_remains, refuse_taken, remove, write_record
 from qingcloud_cni.sim.fabric_shell import inside
@@ -90,7 +91,7 @@ class Simulator:
         for host in self.fabric.layout.hosts.values():
             await web.SockSite(inner, inside(host.namespace, self._open_socket)).start()
         app = self._make_app()
-        app.router.add_get(STATUS_PATH, self._answer_status)
+        add_admin(app, self.model, self._tell_status)
         outer = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await outer.setup()
         stack.push_async_callback(outer.cleanup)
@@ -163,9 +164,8 @@ class Simulator:
     def _describe(self) -> dict[str, Any]:
         return describe(self.options, self.fabric.layout, self.model.state)
 
-    async def _answer_status(self, _request: web.Request) -> web.Response:
-        found = tell(self.model.state, self.fabric.links(), dict(self.model.calls))
-        return web.json_response(self._describe() | found)
+    def _tell_status(self) -> dict[str, Any]:
+        return self._describe() | tell(self.model.state, self.fabric.links(), dict(self.model.calls))
 
 
 class _Stop:

@@ -87,6 +87,7 @@ class CloudState:
     nics: dict[str, NicRecord] = field(default_factory=dict)
     jobs: dict[str, JobRecord] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
+    exhausted: set[str] = field(default_factory=set)  # vxnets that a fault shows without free addresses
 
     def new_nic_id(self) -> str:
         """Draw a MAC as the cloud gives them: 52:54 and four octets."""
@@ -111,6 +112,8 @@ class CloudState:
 
     def room_in(self, vxnet: VxnetRecord) -> int:
         """NICs that still fit into a vxnet: by its quota, and by its addresses if it has any."""
+        if vxnet.vxnet_id in self.exhausted:
+            return 0
         by_quota = self.topology.limits.nics_per_vxnet - self.count_in(vxnet.vxnet_id)
         return max(min(by_quota, vxnet.book.free) if vxnet.book else by_quota, 0)
 

@@ -51,8 +51,7 @@ class Latencies:
 class FaultSpec:
     """On the *nth* call of *action* (counted from 1, "*" counts every call), and the *times* - 1 after it: *effect*.
 
-    Effects: "lose-reply" (done, but the connection breaks), "refuse" (answers *code* and *message*, does nothing),
-    "fail-job" (the job ends failed), "lose-link" (the job succeeds, no link appears).
+    The effects are those of sim.faults; *code* and *message* are for "refuse".
     """
 
     action: str

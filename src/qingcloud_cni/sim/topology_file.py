@@ -15,10 +15,8 @@ import yaml
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.core.names import INSTANCE_ID
 from qingcloud_cni.sim.fabric_names import HOST_NAME
-from qingcloud_cni.sim.faults import Faults
-from qingcloud_cni.sim.model import NEEDS
+from qingcloud_cni.sim.fault_list import FaultEntry, make_faults, plainly
 from qingcloud_cni.sim.topology import (
-    FaultSpec,
     HostSpec,
     Latencies,
     Limits,
@@ -32,8 +30,6 @@ Range = tuple[float, float]
 
 _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)")
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?")
-_PLACED = re.compile(r"(.*) - at `\$\.?(.*)`")
 
 
 class _Router(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,15 +67,6 @@ class _Latencies(msgspec.Struct, forbid_unknown_fields=True):
     replug: str | float | None = None
 
 
-class _Fault(msgspec.Struct, forbid_unknown_fields=True):
-    action: str
-    effect: str
-    nth: int = 1
-    times: int = 1
-    code: int = 5100
-    message: str = "ServerBusy"
-
-
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     zone: str | None = None
     access_key_id: str | None = None
@@ -89,7 +76,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     hosts: list[_Host] | None = None
     limits: _Limits = msgspec.field(default_factory=_Limits)
     latencies: _Latencies = msgspec.field(default_factory=_Latencies)
-    faults: list[_Fault] = msgspec.field(default_factory=list)
+    faults: list[FaultEntry] = msgspec.field(default_factory=list)
 
 
 def parse_range(text: str | float) -> Range:
@@ -123,20 +110,10 @@ def load_topology(path: Path, sim: str, hosts: int | None = None) -> Topology:
         topology = _topology(file, sim, hosts)
         _check(topology)
     except msgspec.ValidationError as err:
-        raise StartRefused(f"topology file {path}: {_plain(str(err))}") from err
+        raise StartRefused(f"topology file {path}: {plainly(str(err))}") from err
     except ValueError as err:
         raise StartRefused(f"topology file {path}: {err}") from err
     return topology
-
-
-def _plain(message: str) -> str:
-    """Turn msgspec's words into `<key>: <what is wrong>`."""
-    unknown = _UNKNOWN.fullmatch(message)
-    if unknown:
-        field, place = unknown.groups()
-        return f"{place}.{field}: unknown key" if place else f"{field}: unknown key"
-    placed = _PLACED.fullmatch(message)
-    return f"{placed[2]}: {placed[1]}" if placed else message
 
 
 def _topology(file: _File, sim: str, hosts: int | None) -> Topology:
@@ -168,7 +145,7 @@ def _topology(file: _File, sim: str, hosts: int | None) -> Topology:
         secret_access_key=base.secret_access_key if file.secret_access_key is None else file.secret_access_key,
         limits=Limits(**_fields(file.limits)),
         latencies=Latencies(**latencies),
-        faults=tuple(FaultSpec(**_fields(f)) for f in file.faults),
+        faults=make_faults(file.faults),
     )
 
 
@@ -212,15 +189,6 @@ def _check(topology: Topology) -> None:
             raise ValueError(f"hosts[{number}].instance_id: {host.instance_id!r} is not of the form i-abc123")
         if host.vxnet_id not in vxnets:
             raise ValueError(f"hosts[{number}].vxnet_id: there is no vxnet {host.vxnet_id!r}")
-    for number, fault in enumerate(topology.faults):
-        if fault.action != "*" and fault.action not in NEEDS:
-            raise ValueError(
-                f"faults[{number}].action: {fault.action!r} is neither '*' nor any of {', '.join(NEEDS)}"
-            )
-        try:
-            Faults([fault])
-        except ValueError as err:
-            raise ValueError(f"faults[{number}]: {err}") from err
 
 
 def _check_vxnet(key: str, vxnet: VxnetSpec, routers: dict[str, IPv4Network], others: list[IPv4Network]) -> None:
