@@ -118,7 +118,6 @@ def test_booleans_may_be_strings(value: object, meant: bool) -> None:
         (routed({"dst": "10.0.0.0/8"}, {"dst": 7}), "ipam.routes[1].dst 7 is not an IPv4 network"),
         (routed({"dst": "10.0.0.0/8", "gw": 1}), "ipam.routes[0].gw 1 is not an IPv4 address"),
         (routed({"dst": "10.0.0.0/8", "gw": "fd00::1"}), "ipam.routes[0].gw 'fd00::1' is not an IPv4 address"),
-        (routed({"dst": "10.0.0.0/8", "gw": "0.0.0.0"}), "ipam.routes[0].gw '0.0.0.0' asks for a gateway NIC"),
         (conf(dns="1.1.1.1"), "dns '1.1.1.1' is not an object"),
         (conf(dns={"domain": 3}), "dns.domain 3 is not a string"),
         (conf(dns={"search": "a"}), "dns.search 'a' is not a list of strings"),
@@ -134,6 +133,18 @@ def test_refusals_name_key_and_value(config: Mapping[str, object], says: str) ->
         read_config(config)
     assert str(refusal.value).startswith(says)
     assert wire(refusal.value) == (7, 400)
+
+
+def test_a_gateway_of_0_0_0_0_is_this_hosts_and_replaced() -> None:
+    config = read_config(routed({"dst": "10.96.0.0/12", "gw": "0.0.0.0"}, {"dst": "10.0.0.0/16", "gw": "172.16.3.9"}))
+    assert config.services == ("10.96.0.0/12",)
+    nic = Nic("52:54:00:00:00:01", "n", "vxnet-1", "172.16.3.7/24", "172.16.3.1", NicState.IDLE, 0.0)
+    routes = routes_for(nic, config, "172.16.3.253")
+    assert [(r.dst, r.gw) for r in routes] == [
+        ("0.0.0.0/0", "172.16.3.1"),
+        ("10.96.0.0/12", "172.16.3.253"),
+        ("10.0.0.0/16", "172.16.3.9"),
+    ]
 
 
 def test_the_seeds_placeholders_are_refused_by_key_and_value() -> None:

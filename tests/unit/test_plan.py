@@ -179,7 +179,7 @@ def test_a_nic_that_has_just_rested_is_surplus_at_once_where_idle_ttl_is_0() -> 
 def test_a_drain_gives_back_what_serves_nothing_and_leaves_the_rest() -> None:
     held = nics(*S)
     by_state = {n.state: n.nic_id for n in held}
-    unused = tuple(by_state[s] for s in S if s in {S.IDLE, S.COOLING, S.MISSING, S.QUARANTINED})
+    unused = tuple(by_state[s] for s in S if s in {S.IDLE, S.COOLING, S.MISSING, S.QUARANTINED, S.GATEWAY})
     nowhere = frozenset({by_state[S.MISSING]})
     assert plan(PoolState(held, is_draining=True, waiting=9, nowhere=nowhere), POLICY, NOW) == (
         DeleteNics((by_state[S.CREATING],)),
@@ -323,7 +323,7 @@ def test_a_plan_touches_each_nic_once_and_only_from_the_states_it_may(state: Poo
     allowed = {
         AttachNics: {S.CREATING},
         DeleteNics: {S.CREATING},
-        DetachNics: {S.IDLE, S.COOLING, S.MISSING, S.QUARANTINED} if state.is_draining else {S.IDLE},
+        DetachNics: {S.IDLE, S.COOLING, S.MISSING, S.QUARANTINED, S.GATEWAY} if state.is_draining else {S.IDLE},
     }
     touched: list[str] = []
     for action in actions:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from qingcloud_cni.agent.attachments import Attachments
 from qingcloud_cni.agent.clock import delay_after
 from qingcloud_cni.agent.context import Context, Journal, Listener
+from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.jobs import Jobs
 from qingcloud_cni.agent.links import Links
 from qingcloud_cni.agent.operations import Operations
@@ -45,11 +46,12 @@ class Agent:
         self.jobs = Jobs(context)
         self.operations = Operations(context, self.jobs, chooser, vxnets)
         self.pool = Pool(context, self.operations, chooser, settings.instance_nic_limit)
-        self.links = Links(context, self.pool)
-        self.attachments = Attachments(context, self.pool)
+        self.gateways = Gateways(context, self.pool, self.operations, vxnets)
+        self.links = Links(context, self.pool, self.gateways)
+        self.attachments = Attachments(context, self.pool, self.gateways)
         self.records: list[TaskRecord] = []
         self._comparison = CloudComparison(
-            context, self.pool, self.operations, self.links, vxnets, settings.vxnet, settings.iface
+            context, self.pool, self.operations, self.links, self.gateways, vxnets, settings.vxnet, settings.iface
         )
         self._serves_from_disk = bool(context.table.nics)
         self._is_kernel_compared = False
@@ -62,7 +64,8 @@ class Agent:
         table = Table(await world.store.load())
         journal = Journal(table, world.store, world.listeners)
         return cls(settings, Context(
-            instance_id=instance_id, nic_name_prefix=settings.nic_name_prefix, policy=settings.pool, table=table,
+            instance_id=instance_id, nic_name_prefix=settings.nic_name_prefix,
+            gateway_prefix=settings.gatewayns, policy=settings.pool, table=table,
             journal=journal, cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=tasks,
         ))  # fmt: skip
 
@@ -92,6 +95,7 @@ class Agent:
         spawn("pool", self.pool.run())
         spawn("links", self.links.run())
         spawn("jobs", self.jobs.run())
+        spawn("gateway check", self.gateways.run())
         spawn("cloud comparison", self._compare_cloud())
         record = TaskRecord("orphan containers", LOOK_PERIOD)
         self.records.append(record)

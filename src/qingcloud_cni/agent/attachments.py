@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.core.cni import NetworkConfig, routes_for
-from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
+from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound, Unavailable
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Netns, Nic, Route
 from qingcloud_cni.core.names import link_alias
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink
@@ -19,9 +20,10 @@ TRIES = 3  # NICs tried where the link of the one chosen turns out to be missing
 class Attachments:
     """Serves ADD and DEL; requests for the same attachment wait for each other."""
 
-    def __init__(self, context: Context, pool: Pool) -> None:
+    def __init__(self, context: Context, pool: Pool, gateways: Gateways) -> None:
         self._context = context
         self._pool = pool
+        self._gateways = gateways
         self._locks: dict[AttachmentKey, _Lock] = {}
 
     async def add(
@@ -63,16 +65,25 @@ class Attachments:
         self, key: AttachmentKey, netns: Netns, config: NetworkConfig, end: float
     ) -> tuple[Attachment, Nic]:
         context, table = self._context, self._context.table
-        wanted = Attachment(key, "", netns, context.now(), dns=config.dns)
+        wanted = Attachment(
+            key, "", netns, context.now(), dns=config.dns, services=config.services, ip_masq=config.ip_masq
+        )
         nic = await self._pool.take(wanted, max(end - context.now(), 0.0))  # marks it as moving
         attachment = table.attachments[key]
         try:
-            routes = routes_for(nic, config)
+            gateway = ""
+            if config.services:
+                gateway = await self._gateways.address_for(nic, config, max(end - context.now(), 0.0))
+            routes = routes_for(nic, config, gateway)
+            attachment = replace(attachment, routes=routes)
+            table.routed(attachment)
+            if config.services:
+                await self._gateways.prepare()
             await context.journal.save()
             placed = await self._place(attachment, nic, routes)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now())
-        except (InvalidConfig, InvalidNetns) as err:  # the link never left the parking namespace for long
+        except (InvalidConfig, InvalidNetns, Unavailable) as err:  # nothing was sent under its address
             table.returned_unused(key, context.now(), str(err))
             raise
         except LinkNotFound as err:
@@ -104,6 +115,8 @@ class Attachments:
             context.moving.discard(attachment.nic_id)
         await context.journal.save()
         context.plan_due.notify()
+        if attachment.services:
+            context.path_due.notify()
 
     @asynccontextmanager
     async def _alone(self, key: AttachmentKey) -> AsyncIterator[None]:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from contextlib import suppress
 
+from qingcloud_cni.agent.lock import take_lock
 from qingcloud_cni.agent.main import Host, OpenAgent, opened
 from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.model import Netns, NicState
 from qingcloud_cni.core.names import link_alias
+from qingcloud_cni.core.seams import ServicePath
 
 LOOK = 0.5  # seconds between looks at what is left
 
@@ -18,27 +20,34 @@ async def clean_up(host: Host, *, force: bool, say: Callable[[str], object]) -> 
     AgentError, and nothing removed, while containers have NICs and *force* is not given; AlreadyRunning while the
     agent runs. Waits as long as the cloud does not answer.
     """
-    async with opened(host) as parts:
-        held = tuple(parts.agent.context.table.attachments)
-        if held and not force:
-            names = ", ".join(str(key) for key in held[:5]) + (" …" if len(held) > 5 else "")
-            raise AgentError(
-                f"{len(held)} containers still have NICs ({names}); remove them first, or take the NICs with --force"
-            )
-        parts.agent.pool.drain()
-        for key in held:
-            await parts.agent.attachments.delete(key)
-        told = ""
-        while not (parts.agent.is_cloud_compared and not parts.agent.context.table.nics and parts.agent.is_drained()):
-            text = _progress(parts)
-            if text != told:
-                say(text)
-                told = text
-            await parts.agent.context.clock.sleep(LOOK)
-            await _fetch_strays(parts, force=force)
-        await parts.kernel.remove()
-    _remove_files(host.settings)
+    with take_lock():
+        async with opened(host) as parts:
+            await _give_back(parts, force=force, say=say)
+            await parts.kernel.remove()
+        _remove_files(host.settings)
     say("removed: NICs, parking namespace, run and state files")
+
+
+async def _give_back(parts: OpenAgent, *, force: bool, say: Callable[[str], object]) -> None:
+    held = tuple(parts.agent.context.table.attachments)
+    if held and not force:
+        names = ", ".join(str(key) for key in held[:5]) + (" …" if len(held) > 5 else "")
+        raise AgentError(
+            f"{len(held)} containers still have NICs ({names}); remove them first, or take the NICs with --force"
+        )
+    parts.agent.pool.drain()
+    for key in held:
+        await parts.agent.attachments.delete(key)
+    told = ""
+    while not (parts.agent.is_cloud_compared and not parts.agent.context.table.nics and parts.agent.is_drained()):
+        text = _progress(parts)
+        if text != told:
+            say(text)
+            told = text
+        await parts.agent.context.clock.sleep(LOOK)
+        await _fetch_strays(parts, force=force)
+    await parts.kernel.serve(ServicePath())
+    await parts.kernel.restore(parts.agent.context.table.settings)
 
 
 async def _fetch_strays(parts: OpenAgent, *, force: bool) -> None:

@@ -4,11 +4,12 @@ import asyncio
 import random
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qingcloud_cni.agent.tasks import Signal, Tasks
-from qingcloud_cni.core.model import Event
-from qingcloud_cni.core.names import NicName
+from qingcloud_cni.core.gateway import free_index
+from qingcloud_cni.core.model import Event, Nic
+from qingcloud_cni.core.names import NicName, is_ours
 from qingcloud_cni.core.plan import PoolPolicy
 from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
 from qingcloud_cni.core.table import Table
@@ -46,6 +47,7 @@ class Context:
 
     instance_id: str
     nic_name_prefix: str
+    gateway_prefix: str  # of names of gateway NICs, and of their links
     policy: PoolPolicy
     table: Table
     journal: Journal
@@ -56,6 +58,7 @@ class Context:
     tasks: Tasks
     moving: set[str] = field(default_factory=set)  # NICs whose link a verb is moving at this moment
     plan_due: Signal = field(default_factory=Signal)  # something the planner looks at has changed
+    path_due: Signal = field(default_factory=Signal)  # what the kernel has to do for Services may have changed
     arrivals: Signal = field(default_factory=Signal)  # NICs have left ATTACHING
 
     def now(self) -> float:
@@ -65,8 +68,22 @@ class Context:
         """An id that was never used before and sorts anywhere: 64 random bits."""
         return uuid.UUID(int=self.rng.getrandbits(128)).hex[:16]
 
-    def nic_name(self, op_id: str) -> str:
-        return str(NicName(self.nic_name_prefix, self.instance_id, op_id))
+    def nic_name(self, op_id: str, *, is_gateway: bool) -> str:
+        prefix = self.gateway_prefix if is_gateway else self.nic_name_prefix
+        return str(NicName(prefix, self.instance_id, op_id))
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a NIC's name says that this agent made it, for the pool or as a gateway."""
+        return any(is_ours(name, prefix, self.instance_id) for prefix in (self.nic_name_prefix, self.gateway_prefix))
+
+    def names_gateway(self, name: str) -> bool:
+        return is_ours(name, self.gateway_prefix, self.instance_id)
+
+    def enter(self, nic: Nic, event: str, detail: str = "") -> None:
+        """A NIC of ours that the table does not know; one that is named as a gateway gets the lowest free index."""
+        if self.names_gateway(nic.name):
+            nic = replace(nic, gateway_index=free_index(self.table.nics.values()))
+        self.table.add(nic, event, detail)
 
     def note(self, name: str, nic_id: str = "", subject: str = "", detail: str = "") -> None:
         self.table.note(Event(self.now(), name, nic_id, subject, detail))

@@ -3,6 +3,7 @@
 import asyncio
 
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.core.drift import Arrived, Lost, Returned, link_drift
 from qingcloud_cni.core.errors import KernelRefused
@@ -15,9 +16,10 @@ UNHURRIED = 0.1  # seconds between looks while nobody waits for a link: a survey
 class Links:
     """Keeps the table in step with the links of the host and the parking namespace."""
 
-    def __init__(self, context: Context, pool: Pool) -> None:
+    def __init__(self, context: Context, pool: Pool, gateways: Gateways) -> None:
         self._context = context
         self._pool = pool
+        self._gateways = gateways
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self) -> None:
@@ -80,6 +82,9 @@ class Links:
         table = self._context.table
         if table.nics[nic_id].state is not NicState.ARRIVING:
             table.arrived(nic_id, self._context.now())
+        if table.nics[nic_id].is_gateway:
+            self._gateways.receive(nic_id)
+            return
         owes_rest = table.nics[nic_id].released > 0.0
         if not owes_rest and self._pool.hand_over(nic_id):
             return

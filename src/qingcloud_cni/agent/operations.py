@@ -5,21 +5,23 @@ No write is repeated before DescribeNics has told what the first one did.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from qingcloud_cni.agent.clock import Backoff, delay_after
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.jobs import Jobs
-from qingcloud_cni.agent.vxnet_book import VxnetBook, new_nic
+from qingcloud_cni.agent.vxnet_book import VxnetBook, address_in
 from qingcloud_cni.core.errors import (
     CloudBusy,
     CloudError,
     CloudQuota,
+    CloudRefused,
     CloudUnreachable,
     CredentialsRefused,
     OutcomeUnknown,
 )
-from qingcloud_cni.core.model import Intent, NicState, OpKind
+from qingcloud_cni.core.model import Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.seams import CloudNic, CreatedNic, JobStatus
 from qingcloud_cni.core.vxnets import VxnetChooser
 
@@ -27,6 +29,8 @@ LINK_FIRST = 10.0  # seconds in which an attached link usually shows; only then 
 LINK_AFTER_JOB = 20.0  # seconds after a successful attach job in which the link has to show
 LOOK_AGAIN = 5.0  # seconds between two looks at what a write without a reply has done
 LATE_EFFECT = 30.0  # seconds after which a call that was cut off has no effect any more (a call takes at most 20)
+
+_T = TypeVar("_T")
 
 
 class Operations:
@@ -43,12 +47,12 @@ class Operations:
 
     # --- create and attach ---------------------------------------------------------------------------
 
-    def begin_create(self, vxnet_ids: Sequence[str]) -> tuple[Intent, ...]:
+    def begin_create(self, vxnet_ids: Sequence[str], *, is_gateway: bool = False) -> tuple[Intent, ...]:
         """Intents for a NIC in each of *vxnet_ids*, one per distinct vxnet; carry them out with `grow`."""
         intents = []
         for vxnet_id in dict.fromkeys(vxnet_ids):
             op_id = self._context.new_operation()
-            name = self._context.nic_name(op_id)
+            name = self._context.nic_name(op_id, is_gateway=is_gateway)
             count = sum(v == vxnet_id for v in vxnet_ids)
             intents.append(self._table.intend_create(op_id, vxnet_id, name, count, self._context.now()))
         return tuple(intents)
@@ -100,13 +104,13 @@ class Operations:
 
     async def _enter(self, intent: Intent, created: Sequence[CreatedNic]) -> None:
         """Bring new NICs into the table; they stay with their operation until they are asked to be attached."""
-        vxnet = await self._vxnets.get(intent.vxnet_id) if created else None
+        vxnet = await self._answered(lambda: self._vxnets.get(intent.vxnet_id)) if created else None
         now = self._context.now()
         for made in created:
             if vxnet is not None and made.nic_id not in self._table.nics:
-                nic = new_nic(vxnet, nic_id=made.nic_id, private_ip=made.private_ip, name=intent.name,
-                              state=NicState.CREATING, now=now)  # fmt: skip
-                self._table.add(nic, "nic.created")
+                address = address_in(vxnet, made.private_ip)
+                nic = Nic(made.nic_id, intent.name, vxnet.vxnet_id, address, vxnet.gateway, NicState.CREATING, now)
+                self._context.enter(nic, "nic.created")
         self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
         if created:
             self._chooser.worked(intent.vxnet_id, len(created))
@@ -147,16 +151,22 @@ class Operations:
         except OutcomeUnknown as err:
             self._context.note("attach.unanswered", subject=intent.op_id, detail=str(err))
         except CloudError as err:
-            now = self._context.now()
-            self.growth.failed(now, str(err))
-            for nic_id in self._in(intent, NicState.ATTACHING):
-                self._table.not_attached(nic_id, now, str(err))
-            self._table.finish(intent.op_id, "attach.refused", now, str(err))
-            await self._changed()
+            await self._attach_refused(intent, err)
             return
         else:
             self._table.job_started(intent.op_id, job_id)
         await self._follow_attach(intent.op_id)
+
+    async def _attach_refused(self, intent: Intent, err: CloudError) -> None:
+        """None is attached; one that was deleted, or attached by somebody, would have the next attach refused too."""
+        self.growth.failed(self._context.now(), str(err))
+        late = self._in(intent, NicState.ATTACHING)
+        if isinstance(err, CloudRefused):
+            self._move_on(late, await self._describe_ids(late), str(err))
+        for nic_id in self._in(intent, NicState.ATTACHING):
+            self._table.not_attached(nic_id, self._context.now(), str(err))
+        self._table.finish(intent.op_id, "attach.refused", self._context.now(), str(err))
+        await self._changed()
 
     async def _follow_attach(self, op_id: str) -> None:
         await self._context.journal.save()
@@ -169,8 +179,6 @@ class Operations:
             else:
                 await self._links_arrive(intent, LINK_AFTER_JOB)
         await self._judge_not_arrived(intent, failure)
-        if not failure:
-            self.growth.worked()
         self._table.finish(op_id, "attach.finished", self._context.now(), failure)
         await self._changed()
 
@@ -187,19 +195,25 @@ class Operations:
         """Ask the cloud about NICs whose links have not shown."""
         late = self._in(intent, NicState.ATTACHING)
         if not late:
+            self.growth.worked()
             return
         seen = await self._describe_ids(late)
-        if not intent.job_id and not any(n.instance_id for n in seen.values()):
+        if not intent.job_id and not any(map(self._is_here, seen.values())):
             await self._context.clock.sleep(LATE_EFFECT)  # an attach without a reply may still be queued
             seen = await self._describe_ids(late)
         now = self._context.now()
         cause = failure or f"no link within {now - intent.since:.0f} s of asking"
         self.growth.failed(now, f"attach of {', '.join(late)}: {cause}")
-        for nic_id in self._in(intent, NicState.ATTACHING):
+        self._move_on(self._in(intent, NicState.ATTACHING), seen, cause)
+
+    def _move_on(self, nic_ids: Sequence[str], seen: Mapping[str, CloudNic], cause: str) -> None:
+        """NICs whose attach is over and whose links are nowhere, to where the cloud has them."""
+        now = self._context.now()
+        for nic_id in nic_ids:
             nic = seen.get(nic_id)
-            if nic is None or nic.instance_id not in ("", self._context.instance_id):
+            if self._is_gone(nic):
                 self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more, or has it elsewhere")
-            elif nic.instance_id:
+            elif self._is_here(nic):
                 self._table.lost(nic_id, now, cause)
             else:
                 self._table.not_attached(nic_id, now, cause)
@@ -245,16 +259,16 @@ class Operations:
     async def _judge_detach(self, intent: Intent, patience: float) -> tuple[str, ...]:
         """The NICs that are free in spite of all; those still attached go back to the pool."""
         seen = await self._describe_ids(intent.nic_ids)
-        while any(n.instance_id for n in seen.values()) and self._context.now() - intent.since < patience:
+        while any(map(self._is_here, seen.values())) and self._context.now() - intent.since < patience:
             await self._context.clock.sleep(LOOK_AGAIN)
             seen = await self._describe_ids(intent.nic_ids)
         now = self._context.now()
         free = []
         for nic_id in intent.nic_ids:
             nic = seen.get(nic_id)
-            if nic is None:
-                self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more")
-            elif nic.instance_id:
+            if self._is_gone(nic):
+                self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more, or has it elsewhere")
+            elif self._is_here(nic):
                 self._table.kept(nic_id, now, "the cloud has not detached it")
                 self.shrinking.failed(now, f"nic {nic_id} was not detached")
             else:
@@ -272,26 +286,34 @@ class Operations:
         while left:
             try:
                 await self._context.cloud.delete_nics(left)
-                gone: Collection[str] = left
             except CloudError as err:
                 failures += 1
                 self._context.note("delete.unanswered", subject=intent.op_id, detail=str(err))
                 await self._context.journal.save()
                 await self._context.clock.sleep(delay_after(failures, self._context.rng))
-                gone = set(left) - await self._still_free(left)
-            now = self._context.now()
-            for nic_id in gone:
-                if self._is(nic_id, NicState.DELETING):
-                    self._table.drop(nic_id, "nic.deleted", now)
-            left = tuple(n for n in left if n not in gone)
+                left = await self._still_free(left)
+            else:
+                for nic_id in left:
+                    self._table.drop(nic_id, "nic.deleted", self._context.now())
+                left = ()
             await self._context.journal.save()
         self._table.finish(intent.op_id, "delete.finished", self._context.now())
         await self._changed()
 
-    async def _still_free(self, nic_ids: Sequence[str]) -> set[str]:
-        """Those of *nic_ids* that wait to be deleted; one that somebody attached again is theirs."""
+    async def _still_free(self, nic_ids: Sequence[str]) -> tuple[str, ...]:
+        """Those of *nic_ids* that wait to be deleted. The others are moved on: gone, or attached again by somebody."""
         seen = await self._describe_ids(nic_ids)
-        return {n.nic_id for n in seen.values() if not n.instance_id}
+        now = self._context.now()
+        free = []
+        for nic_id in (n for n in nic_ids if self._is(n, NicState.DELETING)):
+            nic = seen.get(nic_id)
+            if self._is_gone(nic):
+                self._table.drop(nic_id, "nic.deleted", now)
+            elif self._is_here(nic):
+                self._table.lost(nic_id, now, "attached again when it was to be deleted")
+            else:
+                free.append(nic_id)
+        return tuple(free)
 
     # --- after a restart -----------------------------------------------------------------------------
 
@@ -307,12 +329,7 @@ class Operations:
             case OpKind.DETACH:
                 await self._follow_detach(intent.op_id)
             case OpKind.DELETE:
-                left = await self._still_free(intent.nic_ids)
-                now = self._context.now()
-                for nic_id in set(intent.nic_ids) - left:
-                    if self._is(nic_id, NicState.DELETING):
-                        self._table.drop(nic_id, "nic.deleted", now)
-                await self._delete(intent, tuple(sorted(left)))
+                await self._delete(intent, await self._still_free(intent.nic_ids))
 
     # --- shared --------------------------------------------------------------------------------------
 
@@ -323,6 +340,13 @@ class Operations:
     def _in(self, intent: Intent, state: NicState) -> tuple[str, ...]:
         return tuple(n for n in intent.nic_ids if self._is(n, state))
 
+    def _is_here(self, nic: CloudNic | None) -> bool:
+        return nic is not None and nic.instance_id == self._context.instance_id
+
+    def _is_gone(self, nic: CloudNic | None) -> bool:
+        """Whether it is ours no more: deleted, or attached to another instance."""
+        return nic is None or nic.instance_id not in ("", self._context.instance_id)
+
     async def _changed(self) -> None:
         await self._context.journal.save()
         self._context.plan_due.notify()
@@ -331,15 +355,18 @@ class Operations:
         return await self._describe(lambda: self._context.cloud.nics(nic_ids=nic_ids))
 
     async def _describe(self, read: Callable[[], Awaitable[tuple[CloudNic, ...]]]) -> dict[str, CloudNic]:
+        return {n.nic_id: n for n in await self._answered(read)}
+
+    async def _answered(self, read: Callable[[], Awaitable[_T]]) -> _T:
         """Ask until the cloud answers."""
         failures = 0
         while True:
             try:
-                return {n.nic_id: n for n in await read()}
+                return await read()
             except CloudError as err:
                 failures += 1
                 self.growth.cause = str(err)
-                self._context.note("nics.unanswered", detail=str(err))
+                self._context.note("cloud.unanswered", detail=str(err))
                 await self._context.journal.save()
                 await self._context.clock.sleep(delay_after(failures, self._context.rng))
 

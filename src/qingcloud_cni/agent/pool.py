@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.core.errors import Draining, PoolEmpty
+from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import Attachment, Nic, NicState
 from qingcloud_cni.core.plan import (
     Action,
@@ -57,9 +58,13 @@ class Pool:
     def state(self) -> PoolState:
         """The facts for the planner, as they are now."""
         table, now = self._context.table, self._context.now()
+        nics = tuple(table.nics.values())
+        idle_gateways = unused(nics, tuple(table.attachments.values())) if self.is_draining else frozenset()
+        asked = table.asked(self._context.gateway_prefix)
         return PoolState(
-            nics=tuple(table.nics.values()),
-            creating=table.creating,
+            nics=tuple(n for n in nics if not n.is_gateway or n.nic_id in idle_gateways),
+            creating=table.creating - asked,
+            gateways=asked + sum(n.is_gateway and n.nic_id not in idle_gateways for n in nics),
             waiting=self.waiting,
             instance_room=max(self._instance_nic_limit - self.others, 0),
             may_grow=self._operations.growth.until <= now and self._chooser.next_choice_at(now) <= now,
@@ -181,6 +186,7 @@ class Pool:
                     cause = "drain" if self.is_draining else "unused"
                     detach = self._operations.begin_detach(nic_ids, cause)
                     spawn(f"detach {detach.op_id}", self._operations.detach(detach))
+                    self._context.path_due.notify()  # gateways may be among them
                 case DeleteNics(nic_ids):
                     delete = self._operations.begin_delete(nic_ids)
                     spawn(f"delete {delete.op_id}", self._operations.delete(delete))

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.links import Links
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
-from qingcloud_cni.agent.vxnet_book import VxnetBook, new_nic
+from qingcloud_cni.agent.vxnet_book import VxnetBook, address_in
 from qingcloud_cni.core.drift import Adopt, Attached, Forget, Unattached, cloud_drift
 from qingcloud_cni.core.errors import StartRefused
-from qingcloud_cni.core.model import NicState
-from qingcloud_cni.core.names import is_ours
+from qingcloud_cni.core.model import Nic, NicState
 from qingcloud_cni.core.seams import CloudNic, Instance, Vxnet
 
 _MANAGED = 1  # vxnet_type of one that a router gives addresses in
@@ -24,6 +24,7 @@ class CloudComparison:
     pool: Pool
     operations: Operations
     links: Links
+    gateways: Gateways
     vxnets: VxnetBook
     configured: tuple[str, ...]  # --vxnet
     iface: str  # the host's own link: its NIC is never adopted
@@ -35,11 +36,13 @@ class CloudComparison:
         cloud = await self._list_nics()
         survey = await self.context.kernel.survey()
         reserved = {link.mac for link in survey.host if link.name == self.iface}
-        here = [n for n in cloud.values() if n.instance_id == self.context.instance_id and n.role == 0]
-        self.pool.others = sum(n.nic_id in reserved or not self._is_ours(n.name) for n in here)
+        here = [n for n in cloud.values() if n.instance_id == self.context.instance_id]
+        others = tuple(n for n in here if n.nic_id in reserved or not self.context.is_ours(n.name))
+        self.pool.others = sum(n.role == 0 for n in others)
+        self.gateways.learn(others)
         for nic_id in reserved:
             cloud.pop(nic_id, None)
-        cures = cloud_drift(self.context.table, cloud, survey, self.context.instance_id, self._is_ours)
+        cures = cloud_drift(self.context.table, cloud, survey, self.context.instance_id, self.context.is_ours)
         for vxnet_id in {cure.nic.vxnet_id for cure in cures if isinstance(cure, Adopt)}:
             await self.vxnets.get(vxnet_id)
         for cure in cures:
@@ -48,9 +51,6 @@ class CloudComparison:
         for intent in tuple(self.context.table.intents.values()):
             self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
         await self.links.look()
-
-    def _is_ours(self, name: str) -> bool:
-        return is_ours(name, self.context.nic_name_prefix, self.context.instance_id)
 
     async def _list_nics(self) -> dict[str, CloudNic]:
         """All NICs that are free, and all that are attached here: the cloud's own name filter is not relied on."""
@@ -67,9 +67,9 @@ class CloudComparison:
                     self.context.note("nic.not-adopted", found.nic_id, detail=f"vxnet {found.vxnet_id} is unknown")
                     return
                 state = NicState.MISSING if is_attached else NicState.CREATING  # the look that follows finds its link
-                nic = new_nic(vxnet, nic_id=found.nic_id, private_ip=found.private_ip, name=found.name,
-                              state=state, now=now)  # fmt: skip
-                table.add(nic, "nic.adopted", f"{found.status} {nic.address}")
+                address = address_in(vxnet, found.private_ip)
+                nic = Nic(found.nic_id, found.name, vxnet.vxnet_id, address, vxnet.gateway, state, now)
+                self.context.enter(nic, "nic.adopted", f"{found.status} {nic.address}")
             case Forget(nic_id):
                 table.drop(nic_id, "nic.gone", now, "neither cloud nor kernel knows it")
             case Unattached(nic_id):

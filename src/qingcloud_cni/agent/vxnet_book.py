@@ -2,7 +2,6 @@
 
 from ipaddress import IPv4Interface, IPv4Network
 
-from qingcloud_cni.core.model import Nic, NicState
 from qingcloud_cni.core.seams import Cloud, Vxnet
 
 
@@ -27,7 +26,6 @@ class VxnetBook:
         return found
 
 
-def new_nic(vxnet: Vxnet, *, nic_id: str, private_ip: str, name: str, state: NicState, now: float) -> Nic:
-    """A row for the table; *vxnet* has a network."""
-    address = IPv4Interface((private_ip, IPv4Network(vxnet.network).prefixlen))
-    return Nic(nic_id, name, vxnet.vxnet_id, str(address), vxnet.gateway, state, now)
+def address_in(vxnet: Vxnet, private_ip: str) -> str:
+    """The address with the prefix length of the vxnet, which has a network: "172.16.3.7/24"."""
+    return str(IPv4Interface((private_ip, IPv4Network(vxnet.network).prefixlen)))

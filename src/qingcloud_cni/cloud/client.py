@@ -127,6 +127,11 @@ class Client:
     async def delete_nics(self, nic_ids: Sequence[str]) -> None:
         await self._caller.write(Call("DeleteNics", _numbered("nics", nic_ids), _several(nic_ids)), Reply)
 
+    async def set_antispoof(self, nic_id: str, *, is_on: bool) -> None:
+        params = {"nic": nic_id, "enable_aspoof": str(int(is_on))}
+        wish = f"anti-spoofing of {nic_id} {'on' if is_on else 'off'}"
+        await self._caller.write(Call("ModifyNicAttributes", params, wish), Reply)
+
     async def close(self) -> None:
         await self._transport.close()
 

@@ -51,10 +51,15 @@ class NetworkConfig:
 
     cni_version: str
     name: str
-    routes: tuple[Route, ...]  # a gateway of "" is the vxnet's own router
+    routes: tuple[Route, ...]  # a gateway of "" is the vxnet's own router, one of 0.0.0.0 this host's gateway
     dns: Dns
     is_gateway: bool
     ip_masq: bool
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """What is to be reached through this host's gateway: the routes via 0.0.0.0."""
+        return tuple(r.dst for r in self.routes if r.gw == UNSPECIFIED)
 
 
 def check_key(network: str, container_id: str, ifname: str) -> AttachmentKey:
@@ -153,11 +158,6 @@ def _route(where: str, entry: object) -> Route:
         raise InvalidConfig(f"{where}.dst {dst!r} is not an IPv4 network; put one there, such as 10.96.0.0/12")
     if not isinstance(gw, str):
         raise InvalidConfig(f"{where}.gw {gw!r} is not an IPv4 address")
-    if gw == UNSPECIFIED:
-        raise InvalidConfig(
-            f"{where}.gw {gw!r} asks for a gateway NIC on the host, which this version does not make yet;"
-            " give the address of a gateway in the pod's vxnet"
-        )
     try:
         return Route(str(network), str(ipaddress.IPv4Address(gw)) if gw else "")
     except ValueError:
@@ -187,23 +187,25 @@ def _strings(where: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def routes_for(nic: Nic, config: NetworkConfig) -> tuple[Route, ...]:
+def routes_for(nic: Nic, config: NetworkConfig, host_gateway: str = "") -> tuple[Route, ...]:
     """The routes to install with this NIC: the default one unless it is given, then those asked for.
+
+    *host_gateway* replaces 0.0.0.0.
 
     InvalidConfig where a given gateway lies outside the NIC's vxnet: the kernel could not reach it.
     """
     network = ipaddress.IPv4Interface(nic.address).network
     own = str(ipaddress.IPv4Interface(nic.address).ip)
-    for route in config.routes:
-        if route.gw and (ipaddress.IPv4Address(route.gw) not in network or route.gw == own):
+    routes = tuple(Route(r.dst, host_gateway if r.gw == UNSPECIFIED else r.gw or nic.gateway) for r in config.routes)
+    for route in routes:
+        if ipaddress.IPv4Address(route.gw) not in network or route.gw == own:
             raise InvalidConfig(
                 f"route to {route.dst}: gateway {route.gw} is not a neighbour in vxnet {nic.vxnet_id} ({network});"
                 " give an address of that vxnet or another --vxnet"
             )
-    given = tuple(Route(r.dst, r.gw or nic.gateway) for r in config.routes)
-    if any(r.dst == "0.0.0.0/0" for r in given):
-        return given
-    return (Route("0.0.0.0/0", nic.gateway), *given)
+    if any(r.dst == "0.0.0.0/0" for r in routes):
+        return routes
+    return (Route("0.0.0.0/0", nic.gateway), *routes)
 
 
 def render(attachment: Attachment, nic: Nic, version: str) -> dict[str, object]:

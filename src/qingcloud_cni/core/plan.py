@@ -19,10 +19,14 @@ class PoolPolicy:
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """The facts. *creating* are NICs asked of the cloud and not answered yet; *busy* NICs belong to an operation."""
+    """The facts. *creating* are NICs asked of the cloud and not answered yet; *busy* NICs belong to an operation.
+
+    While draining *nics* holds the gateways that nobody uses as well.
+    """
 
     nics: tuple[Nic, ...]
     creating: int = 0
+    gateways: int = 0  # NICs held or asked for as gateways: they take room, and are none of the pool's
     waiting: int = 0  # ADDs in the queue
     instance_room: int = 63  # NICs the instance can carry beside those of others
     may_grow: bool = True  # False while creating or attaching backs off
@@ -87,9 +91,14 @@ def plan(state: PoolState, policy: PoolPolicy, now: float) -> tuple[Action, ...]
     return tuple(actions)
 
 
+def held(state: PoolState) -> int:
+    """NICs held or asked for, gateways included."""
+    return len(state.nics) + state.creating + state.gateways
+
+
 def room(state: PoolState, policy: PoolPolicy) -> int:
     """NICs that may still be created; never below 0."""
-    return max(min(policy.max_nics, state.instance_room) - len(state.nics) - state.creating, 0)
+    return max(min(policy.max_nics, state.instance_room) - held(state), 0)
 
 
 def due_at(nic: Nic, policy: PoolPolicy, is_awaited: bool) -> float:
@@ -115,11 +124,10 @@ def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
     """Why an ADD waits, for its error message; "" where nothing is amiss but the cloud's own pace."""
     if state.creating or any(_comes_from_cloud(n) for n in state.nics) or room(state, policy) > 0:
         return ""
-    held = len(state.nics) + state.creating
     limit = f"max-nics {policy.max_nics}"
     if state.instance_room < policy.max_nics:
         limit = f"{state.instance_room} left by the instance's own limit"
-    text = f"all {held} NICs are taken ({limit})"
+    text = f"all {held(state)} NICs are taken ({limit})"
     cooling = _cooling(state)
     if cooling:
         text += f"; the next one has rested in {max(due_at(cooling[0], policy, True) - now, 0.0):.0f} s"
@@ -177,13 +185,13 @@ def _surplus(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic]
 def _plan_drain(state: PoolState) -> tuple[Action, ...]:
     free = [n for n in state.nics if n.nic_id not in state.busy]
     spare = tuple(n.nic_id for n in free if n.state is NicState.CREATING)
-    unused = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED)
-    held = tuple(
+    unused = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.GATEWAY)
+    given_back = tuple(
         n.nic_id for n in free if n.state in unused or (n.state is NicState.MISSING and n.nic_id in state.nowhere)
     )
     actions: list[Action] = []
     if spare:
         actions.append(DeleteNics(spare))
-    if held:
-        actions.append(DetachNics(held))
+    if given_back:
+        actions.append(DetachNics(given_back))
     return tuple(actions)

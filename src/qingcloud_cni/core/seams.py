@@ -1,7 +1,7 @@
 """The four seams between the agent and the world, and the plain data that crosses them."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -94,6 +94,9 @@ class Cloud(Protocol):
         """Ask for the NICs off their instance; the id of the job."""
 
     async def delete_nics(self, nic_ids: Sequence[str]) -> None: ...
+
+    async def set_antispoof(self, nic_id: str, *, is_on: bool) -> None:
+        """Whether the cloud drops what the NIC sends under another address than its own; safe to repeat."""
 
     async def jobs(self, job_ids: Sequence[str]) -> tuple[Job, ...]:
         """The jobs asked for; raises ResourceNotFound where one of them is unknown to the cloud."""
@@ -249,7 +252,15 @@ class DropIntent:
     op_id: str
 
 
-Change = PutNic | DropNic | PutAttachment | DropAttachment | PutIntent | DropIntent | Event
+@dataclass(frozen=True, slots=True)
+class PutSetting:
+    """A kernel setting that was changed, and its value before."""
+
+    name: str
+    before: str
+
+
+Change = PutNic | DropNic | PutAttachment | DropAttachment | PutIntent | DropIntent | PutSetting | Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +270,7 @@ class Snapshot:
     nics: tuple[Nic, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     intents: tuple[Intent, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)  # of the kernel: values before they were changed
 
 
 class Store(Protocol):

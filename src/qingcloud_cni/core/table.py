@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.names import parse_nic_name
 from qingcloud_cni.core.seams import (
     Change,
     DropAttachment,
@@ -17,6 +18,7 @@ from qingcloud_cni.core.seams import (
     PutAttachment,
     PutIntent,
     PutNic,
+    PutSetting,
     Snapshot,
 )
 
@@ -49,6 +51,7 @@ class Table:
         self._nics = {n.nic_id: n for n in snapshot.nics}
         self._attachments = {a.key: a for a in snapshot.attachments}
         self._intents = {i.op_id: i for i in snapshot.intents}
+        self._settings = dict(snapshot.settings)
         self._changes: list[Change] = []
 
     def __repr__(self) -> str:
@@ -71,6 +74,23 @@ class Table:
     def creating(self) -> int:
         """NICs asked of the cloud and not answered yet."""
         return sum(i.count for i in self._intents.values() if i.kind is OpKind.CREATE)
+
+    def asked(self, prefix: str) -> int:
+        """NICs asked of the cloud under names that begin with *prefix*, and not answered yet."""
+        names = {i.op_id: parse_nic_name(i.name) for i in self._intents.values() if i.kind is OpKind.CREATE}
+        return sum(self._intents[op_id].count for op_id, name in names.items() if name and name.prefix == prefix)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Kernel settings that were changed, with the values they had before the first change."""
+        return MappingProxyType(self._settings)
+
+    def remember(self, settings: Mapping[str, str]) -> None:
+        """Keep what kernel settings were, unless an earlier value is kept already."""
+        for name, value in settings.items():
+            if name not in self._settings:
+                self._settings[name] = value
+                self._changes.append(PutSetting(name, value))
 
     @property
     def busy(self) -> frozenset[str]:
@@ -229,6 +249,10 @@ class Table:
         if key in self._attachments:
             raise IllegalTransition(f"attachment {key} exists already")
         self._move(attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key))
+        self._put_attachment(attachment)
+
+    def routed(self, attachment: Attachment) -> None:
+        """Its routes are decided; the link is about to be moved."""
         self._put_attachment(attachment)
 
     def configured(self, attachment: Attachment, now: float) -> None:

@@ -20,6 +20,7 @@ from qingcloud_cni.core.seams import (
     PutAttachment,
     PutIntent,
     PutNic,
+    PutSetting,
     Snapshot,
 )
 
@@ -37,6 +38,7 @@ CREATE TABLE nics (nic_id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
 CREATE TABLE attachments (network TEXT, container_id TEXT, ifname TEXT, body TEXT NOT NULL,
     PRIMARY KEY (network, container_id, ifname)) STRICT;
 CREATE TABLE intents (op_id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+CREATE TABLE settings (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
 CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, name TEXT NOT NULL,
     nic_id TEXT NOT NULL, subject TEXT NOT NULL, detail TEXT NOT NULL) STRICT;
 """
@@ -80,6 +82,7 @@ class Database:
                 nics=tuple(msgspec.json.decode(body, type=Nic) for body in self._bodies("nics")),
                 attachments=tuple(msgspec.json.decode(body, type=Attachment) for body in self._bodies("attachments")),
                 intents=tuple(msgspec.json.decode(body, type=Intent) for body in self._bodies("intents")),
+                settings=dict(self._db.execute("SELECT name, before FROM settings ORDER BY rowid").fetchall()),
             )
         except (sqlite3.Error, msgspec.MsgspecError) as err:
             raise _unusable(self._path, err) from err
@@ -116,6 +119,8 @@ class Database:
                 )
             case PutIntent(intent):
                 execute("INSERT OR REPLACE INTO intents VALUES (?, ?)", (intent.op_id, _body(intent)))
+            case PutSetting(name, before):
+                execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, before))
             case DropIntent(op_id):
                 execute("DELETE FROM intents WHERE op_id = ?", (op_id,))
             case Event():

@@ -1,0 +1,218 @@
+"""Gateway NICs of a whole agent, on a virtual clock."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import virtual_time
+from qingcloud_cni.core.cni import read_config
+from qingcloud_cni.core.errors import InvalidConfig, Unavailable
+from qingcloud_cni.core.model import Nic, NicState
+from qingcloud_cni.core.seams import ServicePath
+from qingcloud_cni.sim.kernel import HOST_PATH
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
+from simulated import SimulatedHost, netns_of, set_faults, simulated
+
+SERVICES = "10.96.0.0/12"
+CONF = {"cniVersion": "0.3.1", "name": "net", "ipam": {"routes": [{"dst": SERVICES, "gw": "0.0.0.0"}]}}
+CONFIG = read_config(CONF)
+
+
+def gateways(host: SimulatedHost) -> list[Nic]:
+    return [n for n in host.nics.values() if n.is_gateway]
+
+
+def gateway_address(host: SimulatedHost, container: str) -> str:
+    _, routes = host.kernel.addresses_in(netns_of(container))["eth0"]
+    return next(r.gw for r in routes if r.dst == SERVICES)
+
+
+def test_the_first_add_makes_one_gateway_and_all_others_share_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            attachments = await asyncio.gather(*(host.add(f"c{n}", config=CONFIG) for n in range(3)))
+            (gateway,) = gateways(host)
+            assert gateway.state is NicState.GATEWAY
+            assert gateway.name.startswith("hostnic_")
+            own = gateway.address.partition("/")[0]
+            assert {gateway_address(host, f"c{n}") for n in range(3)} == {own}
+            assert all(any(r.gw == own for r in a.routes) for a in attachments)  # in the result too
+            assert host.model.state.nics[gateway.nic_id].enable_aspoof is False
+            others = [n for n in host.model.state.nics.values() if n.nic_id != gateway.nic_id]
+            assert all(n.enable_aspoof for n in others)
+            path = host.kernel.path
+            assert [(g.mac, g.link_name, g.address) for g in path.gateways] == [
+                (gateway.nic_id, "hostnic", gateway.address)
+            ]
+            assert (path.masquerade, path.services) == ((), ())
+
+    virtual_time.run(main())
+
+
+def test_ip_masq_follows_the_containers_that_ask_for_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("c0", config=CONFIG)
+            await host.add("c1", config=read_config(CONF | {"ipMasq": True}))
+            assert (host.kernel.path.masquerade, host.kernel.path.services) == (("172.20.1.0/24",), (SERVICES,))
+            await host.delete("c1")
+            await host.clock.sleep(1)
+            assert (host.kernel.path.masquerade, host.kernel.path.services) == ((), ())
+
+    virtual_time.run(main())
+
+
+def test_each_vxnet_has_a_gateway_and_a_link_name_of_its_own(tmp_path: Path) -> None:
+    async def main() -> None:
+        vxnets = ["vxnet-pods001", "vxnet-pods002"]
+        async with simulated(tmp_path, vxnet=vxnets, policy="RoundRotate", min_idle=4, max_idle=4) as host:
+            await asyncio.gather(*(host.add(f"c{n}", config=CONFIG) for n in range(4)))
+            assert sorted(n.vxnet_id for n in gateways(host)) == vxnets
+            assert sorted(g.link_name for g in host.kernel.path.gateways) == ["hostnic", "hostnic1"]
+
+    virtual_time.run(main())
+
+
+def test_is_gateway_false_forbids_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            with pytest.raises(InvalidConfig, match="isGateway is false"):
+                await host.add("c0", config=read_config(CONF | {"isGateway": False}))
+            assert not gateways(host)
+            assert host.states() == ["idle"] * 3
+
+    virtual_time.run(main())
+
+
+def test_a_restarted_agent_finds_its_gateway_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("c0", config=CONFIG)
+            (gateway,) = gateways(host)
+            await host.kill()
+            host.kernel.path = ServicePath()  # whatever the kernel forgot meanwhile
+            await host.start()
+            await host.add("c1", config=CONFIG)
+            await host.until(lambda: len(host.kernel.path.gateways) == 1, "served again")
+            assert [n.nic_id for n in gateways(host)] == [gateway.nic_id]
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("after", [0.05, 0.5, 2.0, 3.5])
+def test_an_agent_killed_while_it_makes_a_gateway_has_one_in_the_end(tmp_path: Path, after: float) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            adding = asyncio.create_task(host.add("c0", config=CONFIG))
+            await host.clock.sleep(after)
+            adding.cancel()
+            await host.kill()
+            await asyncio.gather(adding, return_exceptions=True)
+            await host.start()
+            await host.add("c0", config=CONFIG)
+            assert len(gateways(host)) == 1
+            await host.until(lambda: not host.agent.context.table.intents, "calm")
+            assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
+
+    virtual_time.run(main())
+
+
+def test_a_gateway_that_is_removed_in_the_console_is_made_anew(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("c0", config=CONFIG)
+            (lost,) = gateways(host)
+            call = {"zone": "pek3a", "nics.1": lost.nic_id}
+            host.model.call({"action": "DetachNics"} | call)
+            await host.clock.sleep(10)
+            await host.add("c1", config=CONFIG)
+            assert gateway_address(host, "c1") != lost.address.partition("/")[0]
+            await host.until(lambda: lost.nic_id not in host.nics, "the old one is given back")
+            assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("action", ["CreateNics", "AttachNics", "ModifyNicAttributes"])
+@pytest.mark.parametrize("effect", ["refuse", "lose-reply"])
+def test_a_failed_call_delays_the_gateway_and_leaks_nothing(tmp_path: Path, action: str, effect: str) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, max_nics=5, min_idle=1, max_idle=4) as host:
+            set_faults(host, FaultSpec(action, effect))
+            await host.add("c0", config=CONFIG)
+            await host.until(lambda: not host.agent.context.table.intents, "calm")
+            assert len(gateways(host)) == 1
+            assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
+
+    virtual_time.run(main())
+
+
+def test_an_add_says_why_its_gateway_is_not_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            refusal = FaultSpec("ModifyNicAttributes", "refuse", times=1000, code=1400, message="PermissionDenied")
+            set_faults(host, refusal)
+            with pytest.raises(Unavailable, match=r"vxnet-pods001.*PermissionDenied"):
+                await host.add("c0", config=CONFIG, seconds=30.0)
+            host.check_invariants()
+            set_faults(host)
+            await host.add("c0", config=CONFIG, seconds=100.0)
+
+    virtual_time.run(main())
+
+
+def test_without_room_the_add_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, max_nics=3) as host:
+            with pytest.raises(Unavailable, match="no room"):
+                await host.add("c0", config=CONFIG, seconds=10.0)
+
+    virtual_time.run(main())
+
+
+def test_the_hosts_own_nic_serves_if_its_anti_spoofing_is_off(tmp_path: Path) -> None:
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), latencies=Latencies())
+        hosts = topology.hosts[0].vxnet_id
+        async with simulated(tmp_path, topology, vxnet=[hosts]) as host:
+            primary = next(n for n in host.model.state.nics.values() if n.role == 1)
+            host.kernel.set_address(primary.nic_id, f"{primary.private_ip}/24")
+            with pytest.raises(InvalidConfig, match=f"{primary.nic_id}.*anti-spoofing"):
+                await host.add("c0", config=CONFIG)
+            call = {"action": "ModifyNicAttributes", "zone": "pek3a", "nic": primary.nic_id, "enable_aspoof": "0"}
+            host.model.call(call)
+            await host.kill()
+            await host.start()
+            await host.until(lambda: host.agent.is_cloud_compared, "compared")
+            await host.add("c0", config=read_config(CONF | {"isGateway": False}))
+            assert gateway_address(host, "c0") == primary.private_ip
+            assert [(g.mac, g.link_name) for g in host.kernel.path.gateways] == [(primary.nic_id, "")]
+            assert not gateways(host)
+
+    virtual_time.run(main())
+
+
+def test_draining_gives_the_gateway_back_once_nobody_uses_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("c0", config=CONFIG)
+            host.agent.pool.drain()
+            await host.until(lambda: len(host.nics) == 2, "the container's NIC and its gateway stay")
+            await host.clock.sleep(60)
+            assert {n.state for n in host.nics.values()} == {NicState.ASSIGNED, NicState.GATEWAY}
+            await host.delete("c0")
+            await host.until(lambda: not host.nics, "drained")
+            await host.clock.sleep(1)
+            assert host.kernel.path == ServicePath()
+            assert not host.ours_in_cloud()
+            assert not _gateways_in_cloud(host)
+            assert len(host.kernel.links_in(HOST_PATH)) == 1
+
+    virtual_time.run(main())
+
+
+def _gateways_in_cloud(host: SimulatedHost) -> dict[str, str]:
+    prefix = f"hostnic_{host.instance_id}_"
+    return {n.nic_id: n.status for n in host.model.state.nics.values() if n.name.startswith(prefix)}
