@@ -13,6 +13,7 @@ import yaml
 
 from pages import PAGES, ROOT, Block, anchors, blocks, links, page
 from qingcloud_cni.agent.config_file import read_config as read_config_file
+from qingcloud_cni.agent.config_formats import FORMATS
 from qingcloud_cni.agent.settings import Resolved, check_vxnets, resolve
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.cloud import load_access
@@ -58,12 +59,15 @@ def test_config_file_of_the_readme_is_accepted(tmp_path: Path) -> None:
     assert resolved.sources["iface"].endswith("QingAgent.yaml")
 
 
-def test_both_formats_of_the_config_file_say_the_same(tmp_path: Path) -> None:
-    as_yaml = settings_of(example(CONFIGURATION, "yaml", "QingAgent.yaml"), ".yaml", tmp_path)
-    as_json = settings_of(example(CONFIGURATION, "json", "QYAccessFilePath"), ".json", tmp_path)
-    assert as_yaml.settings == as_json.settings
-    assert as_yaml.settings.vxnet == ("vxnet-1111aaa", "vxnet-2222bbb")
-    assert as_yaml.settings.cooldown == 130.0
+def test_all_formats_of_the_config_file_say_the_same(tmp_path: Path) -> None:
+    languages = list(dict.fromkeys(suffix.removeprefix(".").replace("yml", "yaml") for suffix in FORMATS))
+    found = {
+        language: settings_of(example(CONFIGURATION, language, "RoundRotate"), f".{language}", tmp_path).settings
+        for language in languages
+    }
+    first = found["yaml"]
+    assert all(settings == first for settings in found.values())
+    assert (first.vxnet, first.cooldown) == (("vxnet-1111aaa", "vxnet-2222bbb"), 130.0)
 
 
 def test_access_file_of_the_readme_is_accepted(tmp_path: Path) -> None:

@@ -37,11 +37,19 @@ def test_table_of_settings_is_the_generated_one() -> None:
     assert column(CONFIGURATION, "Setting", "Environment variable") == [s.name for s in SETTINGS]
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+def commands(group: click.Group = main, before: str = "") -> dict[str, click.Command]:
+    """Those that do something, by their name after `qingagent`."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found |= commands(command, f"{name} ") if isinstance(command, click.Group) else {before + name: command}
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
 def test_every_command_is_described_with_its_flags(name: str) -> None:
     rows = {cells[0].strip("`"): cells[2] for cells in table(CONFIGURATION, "Command", "What it does", "Flags")}
     flags = rows.pop(f"qingagent {name}")
-    own = {o.opts[0] for o in main.commands[name].params if isinstance(o, click.Option)} - {"--config", "--loglevel"}
+    own = {o.opts[0] for o in commands()[name].params if isinstance(o, click.Option)} - {"--config", "--loglevel"}
     of_settings = {f"--{s.name}" for s in SETTINGS}
     if "all settings" in flags:
         assert of_settings - {"--loglevel"} <= own

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -12,6 +12,7 @@ from qingcloud_cni.agent import logs
 from qingcloud_cni.agent.access import ensure_directory, ensure_token
 from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.clock import SystemClock
+from qingcloud_cni.agent.listeners import bound, check_iface
 from qingcloud_cni.agent.lock import take_lock
 from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.server import Server
@@ -30,6 +31,7 @@ class Host:
     settings: Settings
     instance_id: str
     access: Access
+    config: Mapping[str, object]  # as config_report tells it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,48 +52,54 @@ async def serve(host: Host) -> None:
     """Run the agent until it is told to stop; raises what ended it otherwise."""
     stop = asyncio.Event()
     _watch_signals(stop)
-    async with opened(host) as parts:
-        ensure_directory(host.settings.run_dir)
-        server = Server(parts.agent, host.settings, parts.metrics, ensure_token(host.settings.token_file))
-        await server.begin()
-        logs.say(20, "agent.started", instance=host.instance_id, bindaddr=str(host.settings.bindaddr))
-        try:
-            await _first(stop.wait(), parts.agent.context.journal.failure)
-        finally:
-            parts.agent.stop()
-            await server.end()
+    settings = host.settings
+    with take_lock():
+        check_iface(settings.iface)
+        ensure_directory(settings.run_dir)
+        token = ensure_token(settings.token_file)
+        with bound(settings) as listeners:
+            async with opened(host) as parts:
+                server = Server(parts.agent, parts.metrics, token, host.config)
+                try:
+                    await server.begin(listeners)
+                    logs.say(20, "agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))
+                    await _first(stop.wait(), parts.agent.context.journal.failure)
+                finally:
+                    parts.agent.stop()
+                    await server.end()
     logs.say(20, "agent.stopped", instance=host.instance_id)
 
 
 @asynccontextmanager
 async def opened(host: Host) -> AsyncIterator[OpenAgent]:
-    """An agent that works; on exit its tasks are cancelled and everything is closed. NICs stay where they are."""
-    lock = take_lock()
-    with lock:
-        ensure_directory(host.settings.state_dir)
+    """An agent that works; on exit its tasks are cancelled and everything is closed. NICs stay where they are.
+
+    The caller holds the lock.
+    """
+    ensure_directory(host.settings.state_dir)
+    metrics, clock, rng = Metrics(), SystemClock(), random.Random()
+    store = ThreadedStore(host.settings.database)
+    kernel: HostKernel | None = None
+    cloud: Client | None = None
+    try:
         kernel = await HostKernel.open(host.instance_id)
-        metrics, clock, rng = Metrics(), SystemClock(), random.Random()
-        cloud: Client | None = None
-        store: ThreadedStore | None = None
-        try:
-            store = ThreadedStore(host.settings.database)
-            access = replace(host.access, zone=host.settings.zone)
-            cloud = Client(access, AioTransport(access), clock=clock, rng=rng, observe=_observer(metrics))
-            world = World(cloud, kernel, store, clock, rng, (logs.event, metrics.event))
-            async with asyncio.TaskGroup() as group:
-                tasks = Tasks(group)
-                agent = await Agent.open(host.settings, host.instance_id, world, tasks)
-                metrics.watch(agent.context.table, lambda: agent.pool.waiting, lambda: agent.is_initialised)
-                await agent.compare_kernel()
-                agent.begin()
-                yield OpenAgent(agent, kernel, metrics)
-                tasks.cancel()
-            await agent.context.journal.save()
-        finally:
-            if cloud is not None:
-                await cloud.close()
-            if store is not None:
-                await store.close()
+        access = replace(host.access, zone=host.settings.zone)
+        cloud = Client(access, AioTransport(access), clock=clock, rng=rng, observe=_observer(metrics))
+        world = World(cloud, kernel, store, clock, rng, (logs.event, metrics.event))
+        async with asyncio.TaskGroup() as group:
+            tasks = Tasks(group)
+            agent = await Agent.open(host.settings, host.instance_id, world, tasks)
+            metrics.watch(agent.context.table, lambda: agent.pool.waiting, lambda: agent.is_initialised)
+            await agent.compare_kernel()
+            agent.begin()
+            yield OpenAgent(agent, kernel, metrics)
+            tasks.cancel()
+        await agent.context.journal.save()
+    finally:
+        if cloud is not None:
+            await cloud.close()
+        await store.close()
+        if kernel is not None:
             await kernel.close()
 
 

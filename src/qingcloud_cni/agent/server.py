@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 
 import msgspec
@@ -12,10 +12,10 @@ from qingcloud_cni import __version__
 from qingcloud_cni.agent.access import Guard
 from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.agent.cni_api import CniApi
+from qingcloud_cni.agent.listeners import Listeners
 from qingcloud_cni.agent.metrics import CONTENT_TYPE, Metrics
-from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.core.cni import render_error
-from qingcloud_cni.core.errors import AccessDenied, StartRefused, wire
+from qingcloud_cni.core.errors import AccessDenied, wire
 from qingcloud_cni.core.model import Attachment, NicState
 
 LARGEST_REQUEST = 1024 * 1024  # bytes; a network configuration has some hundred
@@ -23,12 +23,12 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """Serves one agent."""
+    """Serves one agent; *config* is what it is set to, as `config_report` tells it."""
 
-    def __init__(self, agent: Agent, settings: Settings, metrics: Metrics, token: str) -> None:
+    def __init__(self, agent: Agent, metrics: Metrics, token: str, config: Mapping[str, object]) -> None:
         self._agent = agent
-        self._settings = settings
         self._metrics = metrics
+        self._config = config
         self._runner = web.AppRunner(self._application(Guard(token)), access_log=None, shutdown_timeout=5.0)
 
     def _application(self, guard: Guard) -> web.Application:
@@ -48,6 +48,7 @@ class Server:
                 web.get("/v1/status", self._status),
                 web.get("/v1/nics", self._nics),
                 web.get("/v1/attachments", self._attachments),
+                web.get("/v1/config", self._show_config),
                 web.post("/v1/drain", self._drain),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
@@ -56,29 +57,14 @@ class Server:
         )
         return application
 
-    async def begin(self) -> None:
-        """Listen; StartRefused where an address cannot be had."""
+    async def begin(self, listeners: Listeners) -> None:
         await self._runner.setup()
-        path = self._settings.socket
-        umask = os.umask(0o177)  # the socket is made with it: for root only from its first moment
-        try:
-            await web.UnixSite(self._runner, str(path)).start()
-        except OSError as err:
-            raise StartRefused(f"socket {path} cannot be made: {err.strerror or err}") from err
-        finally:
-            os.umask(umask)
-        address = self._settings.bindaddr
-        try:
-            await web.TCPSite(self._runner, address.host, address.port).start()
-        except OSError as err:
-            raise StartRefused(
-                f"bindaddr {address} cannot be had: {err.strerror or err}; free it or choose another --bindaddr"
-            ) from err
+        for listener in (listeners.unix, listeners.tcp):
+            await web.SockSite(self._runner, listener).start()
 
     async def end(self) -> None:
-        """Accept nothing new, let what is under way finish, remove the socket."""
+        """Accept nothing new, let what is under way finish."""
         await self._runner.cleanup()
-        self._settings.socket.unlink(missing_ok=True)
 
     async def _status(self, _request: web.Request) -> web.Response:
         agent, pool = self._agent, self._agent.pool
@@ -125,6 +111,9 @@ class Server:
             "since": attachment.since,
             "is_ready": attachment.is_ready,
         }
+
+    async def _show_config(self, _request: web.Request) -> web.Response:
+        return _json(self._config)
 
     async def _drain(self, request: web.Request) -> web.Response:
         self._agent.pool.drain()

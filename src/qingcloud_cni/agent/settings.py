@@ -29,6 +29,7 @@ from qingcloud_cni.core.vxnets import VxnetPolicy
 
 ENVIRONMENT_PREFIX = "QINGAGENT_"
 VXNET_PLACEHOLDER = "vxnet-xxxxxxx"
+LONGEST_SHOWN = 100  # characters of a refused value; it may be a whole file
 _ZONE = re.compile(r"[a-z][a-z0-9-]*")
 _VXNET_ID = re.compile(r"vxnet-[0-9a-z]+")
 _LINK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
@@ -155,6 +156,7 @@ class Resolved:
 
     settings: Settings
     sources: Mapping[str, str]
+    file: str = ""  # the config file that was read, if any
 
 
 def resolve(
@@ -184,7 +186,7 @@ def resolve(
         values[setting.field] = _parsed(setting, given)
     settings = Settings(**values)
     _check(settings)
-    return Resolved(settings, sources)
+    return Resolved(settings, sources, file_name)
 
 
 def _given(
@@ -215,7 +217,12 @@ def _parsed(setting: Setting, given: Given) -> object:
             if given.source in (f"--{setting.name}", setting.variable)
             else (f"{given.source}: {setting.name}")
         )
-        raise StartRefused(f"{where} {given.value!r} is refused: wanted {setting.kind.wanted}") from None
+        raise StartRefused(f"{where} {_shown(given.value)} is refused: wanted {setting.kind.wanted}") from None
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}…"
 
 
 def _check(settings: Settings) -> None:

@@ -1,14 +1,18 @@
 """Flags made from the agent's table of settings, and a help page in the seed's layout."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qingcloud_cni.agent.config_file import find_config, read_config
 from qingcloud_cni.agent.settings import BY_KEY, SETTINGS, Resolved, Setting, resolve
 from qingcloud_cni.agent.values import FLAG, TEXTS
+
+if TYPE_CHECKING:
+    from qingcloud_cni.cloud import Access
 
 _GLOBAL = ("config", "loglevel")
 _CONFIG_HELP = "config file (default is ./QingAgent.yaml)"
@@ -18,20 +22,46 @@ class SeedHelp(click.Command):
     """Shows help as "Usage", "Flags" and "Global Flags"."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.help:
-            formatter.write(f"{self.help}\n\n")
-        formatter.write("Usage:\n")
         arguments = "".join(f" {p.make_metavar(ctx)}" for p in self.params if isinstance(p, click.Argument))
-        formatter.write(f"  {ctx.command_path}{arguments} [flags]\n")
-        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
-        _write_flags(formatter, "Flags", [o for o in options if o.name not in _GLOBAL])
-        _write_flags(formatter, "Global Flags", [o for o in options if o.name in _GLOBAL])
+        _write_head(self, formatter, f"{ctx.command_path}{arguments} [flags]")
+        _write_all_flags(self, ctx, formatter)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.help = f"help for {ctx.info_name}"
-        return option
+        return _named(super().get_help_option(ctx), ctx)
+
+
+class SeedGroupHelp(click.Group):
+    """The same for a command that has commands."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_head(self, formatter, f"{ctx.command_path} [command]")
+        formatter.write("\nAvailable Commands:\n")
+        width = max(map(len, self.commands))
+        for name in self.list_commands(ctx):
+            formatter.write(f"  {name.ljust(width)}   {self.commands[name].help}\n")
+        _write_all_flags(self, ctx, formatter)
+        formatter.write(f'\nUse "{ctx.command_path} [command] --help" for more about a command.\n')
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        return _named(super().get_help_option(ctx), ctx)
+
+
+def _named(option: click.Option | None, ctx: click.Context) -> click.Option | None:
+    if option is not None:
+        option.help = f"help for {ctx.info_name}"
+    return option
+
+
+def _write_head(command: click.Command, formatter: click.HelpFormatter, usage: str) -> None:
+    if command.help:
+        formatter.write(f"{command.help}\n\n")
+    formatter.write(f"Usage:\n  {usage}\n")
+
+
+def _write_all_flags(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    options = [p for p in command.get_params(ctx) if isinstance(p, click.Option)]
+    _write_flags(formatter, "Flags", [o for o in options if o.name not in _GLOBAL])
+    _write_flags(formatter, "Global Flags", [o for o in options if o.name in _GLOBAL])
 
 
 def _write_flags(formatter: click.HelpFormatter, title: str, options: list[click.Option]) -> None:
@@ -91,12 +121,39 @@ def resolved(*, zone_of_access: str = "") -> Resolved:
     """The settings of this call: its flags, the environment, the config file, the defaults."""
     import os
 
-    ctx = click.get_current_context()
     given: dict[str, Any] = {}
-    for level in (ctx.parent, ctx):
-        given |= {k: v for k, v in (level.params if level else {}).items() if v is not None and v != ()}
+    level: click.Context | None = click.get_current_context()
+    while level is not None:  # the nearest comes first: a flag after the command beats the one before it
+        given = {k: v for k, v in level.params.items() if v is not None and v != ()} | given
+        level = level.parent
     config = given.pop("config", None)
-    path = Path(config) if config else find_config()
+    path = find_config() if config is None else Path(config)
     file = read_config(path) if path else {}
-    flags = {s.name.lower(): given[s.field] for s in SETTINGS if s.field in given}
-    return resolve(flags, os.environ, file, str(path or ""), zone_of_access=zone_of_access)
+    flags = {s.name.lower(): _joined(given[s.field]) for s in SETTINGS if s.field in given}
+    return resolve(flags, os.environ, file, str(path.absolute()) if path else "", zone_of_access=zone_of_access)
+
+
+def _joined(value: object) -> object:
+    """A flag that was repeated, as if its values had been given at once."""
+    return ",".join(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What an agent is started with, as far as it can be checked without becoming one."""
+
+    resolved: Resolved
+    instance_id: str
+    access: "Access"
+
+
+def checked() -> Checked:
+    """StartRefused where settings, access file, vxnet ids or the instance id will not do."""
+    from qingcloud_cni.agent.settings import check_vxnets, read_instance_id
+    from qingcloud_cni.cloud import load_access
+
+    settings = resolved().settings
+    access = load_access(settings.qyaccessfilepath, allow_readable=settings.allow_readable_access_file)
+    merged = resolved(zone_of_access=access.zone)
+    check_vxnets(merged.settings)
+    return Checked(merged, read_instance_id(merged.settings), replace(access, zone=merged.settings.zone))

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import click
 
 from qingcloud_cni.cli.failing import told_plainly
-from qingcloud_cni.cli.options import SeedHelp, global_options, resolved, with_settings
+from qingcloud_cni.cli.options import SeedGroupHelp, SeedHelp, checked, global_options, resolved, with_settings
 from qingcloud_cni.core.errors import AgentError
 
 _plainly = told_plainly("qingagent")
@@ -23,7 +23,9 @@ STOP_SECONDS = 30.0  # an agent that was told to stop is given this long
 POLL = 0.5  # seconds between looks while a command waits
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, params=list(global_options()))
+@click.group(
+    cls=SeedGroupHelp, context_settings={"help_option_names": ["-h", "--help"]}, params=list(global_options())
+)
 def main(**_flags: Any) -> None:
     """Give every container of this host a QingCloud NIC of its own."""
 
@@ -40,22 +42,18 @@ def start(**_flags: Any) -> None:
 
 def _host(log_stream: TextIO) -> Any:
     """Everything an agent is started with, checked."""
-    from dataclasses import replace
-
     from qingcloud_cni.agent import logs
+    from qingcloud_cni.agent.config_report import config_report
     from qingcloud_cni.agent.main import Host, check_root
-    from qingcloud_cni.agent.settings import check_vxnets, read_instance_id
-    from qingcloud_cni.cloud import load_access
 
     check_root()
-    settings = resolved().settings
-    access = load_access(settings.qyaccessfilepath, allow_readable=settings.allow_readable_access_file)
-    settings = resolved(zone_of_access=access.zone).settings
-    check_vxnets(settings)
+    found = checked()
+    settings, access = found.resolved.settings, found.access
     logs.set_up(settings.loglevel, log_stream)
     if access.unknown:
         logs.say(30, "access-file.unknown-keys", keys=", ".join(access.unknown))
-    return Host(settings, read_instance_id(settings), replace(access, zone=settings.zone))
+    report = config_report(found.resolved, found.instance_id, access)
+    return Host(settings, found.instance_id, access, report)
 
 
 @with_settings("run-dir")
@@ -192,6 +190,26 @@ def cleanup(*, force: bool, **_flags: Any) -> None:
     from qingcloud_cni.agent.cleanup import clean_up
 
     asyncio.run(clean_up(_host(sys.stderr), force=force, say=click.echo))
+
+
+@main.group(cls=SeedGroupHelp, help="Look at what the agent is set to.")
+def config() -> None: ...
+
+
+@with_settings()
+@config.command("check", cls=SeedHelp, help="Check settings and access file as a start would, and show who set what.")
+@_output
+@_plainly
+def config_check(output: str, **_flags: Any) -> None:
+    from qingcloud_cni.agent.config_report import CHECKED_AT_START, config_report
+    from qingcloud_cni.cli import show
+
+    found = checked()
+    report = config_report(found.resolved, found.instance_id, found.access)
+    if output == "json":
+        show.as_json({**report, "checked_at_start": CHECKED_AT_START})
+    else:
+        show.as_config(report, CHECKED_AT_START)
 
 
 @main.command(

@@ -34,6 +34,33 @@ def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empt
     console.print(table)
 
 
+def as_config(report: Mapping[str, Any], checked_at_start: Sequence[str]) -> None:
+    """What `config_report` found, and what only a start can tell."""
+    cloud = report["cloud"]
+    click.echo(f"config file: {report['file'] or 'none'}")
+    click.echo(f"cloud:       {cloud['endpoint']}{cloud['uri']}")
+    if cloud["unknown_keys"]:
+        click.echo(f"ignored in the access file: {', '.join(cloud['unknown_keys'])}")
+    click.echo()
+    rows = [row | {"value": _setting(row["value"])} for row in report["settings"]]
+    as_table(rows, {"SETTING": "name", "VALUE": "value", "FROM": "source"}, "")
+    click.echo("\nWhat only a start can tell:")
+    for sentence in checked_at_start:
+        click.echo(f"  - {sentence}")
+
+
+def _setting(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}s"  # the durations
+        case list() | tuple():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
+
+
 def age(since: float) -> str:
     """How long ago, in the largest unit that fits twice."""
     seconds = max(time.time() - since, 0.0)

@@ -1,0 +1,42 @@
+"""What the agent is set to, and by whom: for `qingagent config check` and `GET /v1/config`. No key, no token."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qingcloud_cni.agent.settings import SETTINGS, Resolved
+from qingcloud_cni.agent.values import Address
+from qingcloud_cni.cloud import Access
+
+CHECKED_AT_START: Sequence[str] = (
+    "the user is root, and the kernel has what is needed",
+    "no other agent runs in this network namespace",
+    "iface is a link of this host",
+    "bindaddr and run-dir can be had, state-dir can be written",
+    "the cloud answers, and accepts the keys and this host's clock",
+    "the cloud knows the instance, and it is in a VPC",
+    "every vxnet is managed and of that VPC",
+)
+
+
+def config_report(resolved: Resolved, instance_id: str, access: Access) -> dict[str, object]:
+    """The merged settings, each with its source; durations in seconds."""
+    values = {s.name: _plain(getattr(resolved.settings, s.field)) for s in SETTINGS}
+    sources: Mapping[str, str] = resolved.sources
+    if not resolved.settings.instance_id:
+        values["instance-id"] = instance_id
+        sources = {**sources, "instance-id": str(resolved.settings.instance_id_file)}
+    return {
+        "file": resolved.file,
+        "settings": [{"name": name, "value": value, "source": sources[name]} for name, value in values.items()],
+        "cloud": {
+            "endpoint": access.endpoint,
+            "uri": access.uri,
+            "connection_retries": access.connection_retries,
+            "connection_timeout": access.connection_timeout,
+            "unknown_keys": access.unknown,
+        },
+    }
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path | Address) else value
