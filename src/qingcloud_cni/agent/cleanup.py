@@ -9,6 +9,7 @@ from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.model import Netns, NicState
 from qingcloud_cni.core.names import link_alias
+from qingcloud_cni.core.seams import ServicePath
 
 LOOK = 0.5  # seconds between looks at what is left
 
@@ -45,6 +46,8 @@ async def _give_back(parts: OpenAgent, *, force: bool, say: Callable[[str], obje
             told = text
         await parts.agent.context.clock.sleep(LOOK)
         await _fetch_strays(parts, force=force)
+    await parts.kernel.serve(ServicePath())
+    await parts.kernel.restore(parts.agent.context.table.settings)
 
 
 async def _fetch_strays(parts: OpenAgent, *, force: bool) -> None:
