@@ -120,6 +120,13 @@ class SimulatedHost:
     def paths(self) -> set[str]:
         return self.kernel._paths()
 
+    # --- the operator at the cloud's console ---------------------------------------------------------
+
+    def console(self, action: str, *nic_ids: str, **params: str) -> dict[str, Any]:
+        """A call that the agent knows nothing of; the cloud's answer, whatever it is."""
+        ids = {f"nics.{n}": nic_id for n, nic_id in enumerate(nic_ids, 1)}
+        return self.model.call({"action": action, "zone": self.topology.zone} | ids | params)
+
     # --- what must hold ------------------------------------------------------------------------------
 
     async def until(self, condition: Any, what: str, seconds: float = 600.0) -> None:

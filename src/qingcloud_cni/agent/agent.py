@@ -15,7 +15,7 @@ from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.agent.startup import CloudComparison
 from qingcloud_cni.agent.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.agent.vxnet_book import VxnetBook
-from qingcloud_cni.core.errors import CloudError, NotInitialised
+from qingcloud_cni.core.errors import CloudError, KernelRefused, NotInitialised
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
 from qingcloud_cni.core.table import Table
@@ -109,7 +109,7 @@ class Agent:
         while True:
             try:
                 await self._comparison.run()
-            except CloudError as err:
+            except (CloudError, KernelRefused) as err:
                 failures += 1
                 self.last_cloud_error = str(err)
                 self.context.note("cloud.unanswered", detail=str(err))

@@ -37,10 +37,10 @@ class Attachments:
         end = self._context.now() + seconds
         async with self._alone(key):
             known = self._context.table.attachments.get(key)
-            if known is not None and (known.netns.dev, known.netns.inode) == (netns.dev, netns.inode):
+            if known is not None and known.is_ready and _is_same(known.netns, netns):
                 return known, self._context.table.nics[known.nic_id]
-            if known is not None:  # the same container id in a namespace of its own: the first one is over
-                await self._release(known, "ADD in another namespace")
+            if known is not None:  # cut off and not undone, or the same container id in a namespace of its own
+                await self._release(known, "ADD anew")
             for _ in range(TRIES - 1):
                 try:
                     return await self._attach(key, netns, config, end)
@@ -56,10 +56,17 @@ class Attachments:
                 await self._release(attachment, "DEL")
 
     async def undo_unfinished(self) -> None:
-        """After a restart: attachments whose ADD was never answered are taken back."""
+        """After a restart: attachments whose ADD was never answered are taken back.
+
+        Where the kernel refuses, the next ADD or DEL of the container tries again.
+        """
         for attachment in tuple(self._context.table.attachments.values()):
-            if not attachment.is_ready:
+            if attachment.is_ready:
+                continue
+            try:
                 await self._release(attachment, "its ADD was cut off")
+            except KernelRefused as err:
+                self._context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
 
     async def _attach(
         self, key: AttachmentKey, netns: Netns, config: NetworkConfig, end: float
@@ -130,6 +137,11 @@ class Attachments:
             lock.users -= 1
             if not lock.users:
                 del self._locks[key]
+
+
+def _is_same(one: Netns, other: Netns) -> bool:
+    """Whether both are one namespace, by whichever paths."""
+    return (one.dev, one.inode) == (other.dev, other.inode)
 
 
 class _Lock:

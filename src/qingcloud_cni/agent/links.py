@@ -25,23 +25,26 @@ class Links:
     async def run(self) -> None:
         """Look after every change, until cancelled; our own moves are changes too, and need no hurry."""
         async for _ in self._context.kernel.changes():
-            await self.look()
+            try:
+                await self.look()
+            except KernelRefused as err:  # the periodic look comes in any case
+                self._context.note("links.unseen", detail=str(err))
+                await self._context.journal.save()
             if not self._pool.waiting and not self._context.table.in_state(NicState.ATTACHING):
                 await self._context.clock.sleep(UNHURRIED)
 
     async def look(self) -> None:
         """Compare once, and begin the cures; parking goes on in tasks of its own.
 
-        A NIC that a verb moves, or whose state changed since the survey began, is left for the next look: the
-        survey may show it where it was before.
+        A NIC that a verb moves, or whose row changed since the survey began, is left for the next look: the survey
+        may show it where it was before.
         """
         async with self._one_at_a_time:
             context, table = self._context, self._context.table
-            begun, moving = context.now(), set(context.moving)
+            before, moving = dict(table.nics), set(context.moving)
             survey = await context.kernel.survey()
-            still = [
-                n for n in table.nics.values() if n.nic_id not in moving | context.moving and not n.since > begun
-            ]
+            moving |= context.moving
+            still = [n for n in table.nics.values() if n.nic_id not in moving and before.get(n.nic_id) is n]
             to_park: list[str] = []
             for cure in link_drift(still, survey, context.now()):
                 match cure:
@@ -55,19 +58,26 @@ class Links:
                         to_park.append(nic_id)
             for nic_id in to_park:
                 self._receive(nic_id)
-            await self._seek_missing()
             await context.journal.save()
             context.arrivals.notify()
             context.plan_due.notify()
+            await self._seek_missing()
 
     async def _seek_missing(self) -> None:
-        """Learn which missing NICs are really nowhere: one that a container unknown to the table has is not taken."""
+        """Learn which missing NICs are really nowhere: one that a container unknown to the table has is not taken.
+
+        Only of those that may be detached: the search goes through every namespace.
+        """
         context = self._context
         nowhere: set[str] = set()
         for nic in context.table.in_state(NicState.MISSING):
+            if not (self._pool.is_draining or nic.is_gateway):
+                continue
             if not await context.kernel.whereabouts(nic.nic_id, link_alias(context.instance_id, nic.nic_id)):
                 nowhere.add(nic.nic_id)
-        self._pool.nowhere = nowhere
+        if nowhere != self._pool.nowhere:
+            self._pool.nowhere = nowhere
+            context.plan_due.notify()
 
     def _release(self, nic_id: str, *, is_parked: bool) -> None:
         """An attachment is over without a DEL: its namespace is gone, or the ADD that made it was cut off."""

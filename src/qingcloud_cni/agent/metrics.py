@@ -7,7 +7,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from qingcloud_cni.cloud import CallSeen
-from qingcloud_cni.core.model import Event, NicState
+from qingcloud_cni.core.model import Event, NicState, OpKind
 from qingcloud_cni.core.table import Table
 
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -15,7 +15,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class _TableCollector(Collector):
-    """Gauges read from the table when they are asked for."""
+    """Gauges read when they are asked for, in another thread than changes the table: rows are copied at once."""
 
     def __init__(self, table: Table, waiting: Callable[[], int], is_ready: Callable[[], bool]) -> None:
         self._table = table
@@ -28,7 +28,8 @@ class _TableCollector(Collector):
         for state in NicState:
             nics.add_metric([state.value], states.count(state))
         yield nics
-        yield GaugeMetricFamily("qingagent_nics_asked", "NICs asked of the cloud, unanswered.", self._table.creating)
+        asked = sum(i.count for i in tuple(self._table.intents.values()) if i.kind is OpKind.CREATE)
+        yield GaugeMetricFamily("qingagent_nics_asked", "NICs asked of the cloud, unanswered.", asked)
         yield GaugeMetricFamily("qingagent_attachments", "Containers that have a NIC.", len(self._table.attachments))
         yield GaugeMetricFamily("qingagent_adds_waiting", "ADDs that wait for a NIC.", self._waiting())
         yield GaugeMetricFamily("qingagent_ready", "1 once ADDs are served.", float(self._is_ready()))

@@ -89,8 +89,6 @@ class Operations:
         except CloudError as err:
             await self._create_refused(intent, err)
             created = ()
-        else:
-            self.growth.worked()
         await self._enter(intent, created)
 
     async def _look_up_created(self, intent: Intent, patience: float = LATE_EFFECT) -> tuple[CreatedNic, ...]:
@@ -195,7 +193,7 @@ class Operations:
         """Ask the cloud about NICs whose links have not shown."""
         late = self._in(intent, NicState.ATTACHING)
         if not late:
-            self.growth.worked()
+            self.growth.worked()  # only now: a NIC that can be created but not attached is no success
             return
         seen = await self._describe_ids(late)
         if not intent.job_id and not any(map(self._is_here, seen.values())):
@@ -301,7 +299,7 @@ class Operations:
         await self._changed()
 
     async def _still_free(self, nic_ids: Sequence[str]) -> tuple[str, ...]:
-        """Those of *nic_ids* that wait to be deleted. The others are moved on: gone, or attached again by somebody."""
+        """Those of *nic_ids* that wait to be deleted; the others are moved on: gone, or attached by somebody."""
         seen = await self._describe_ids(nic_ids)
         now = self._context.now()
         free = []
@@ -366,7 +364,7 @@ class Operations:
             except CloudError as err:
                 failures += 1
                 self.growth.cause = str(err)
-                self._context.note("cloud.unanswered", detail=str(err))
+                self._context.note("nics.unanswered", detail=str(err))
                 await self._context.journal.save()
                 await self._context.clock.sleep(delay_after(failures, self._context.rng))
 

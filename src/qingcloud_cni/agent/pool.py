@@ -86,11 +86,13 @@ class Pool:
         self._waiters.append(waiter)
         self.hand_out()
         self._context.plan_due.notify()
-        await asyncio.wait({waiter.nic}, timeout=seconds)
+        try:
+            await asyncio.wait({waiter.nic}, timeout=seconds)
+        finally:
+            if not waiter.nic.done():  # also where the one who asked is gone
+                self._waiters.remove(waiter)
         if not waiter.nic.done():
-            cause = self._cause()
-            self._waiters.remove(waiter)
-            raise PoolEmpty(f"no NIC became ready within {seconds:.0f} s: {cause}")
+            raise PoolEmpty(f"no NIC became ready within {seconds:.0f} s: {self._cause()}")
         return waiter.nic.result()
 
     def hand_out(self) -> None:

@@ -34,6 +34,8 @@ class CloudComparison:
         instance = await self.context.cloud.instance(self.context.instance_id)
         await self._check(instance)
         cloud = await self._list_nics()
+        for vxnet_id in sorted({n.vxnet_id for n in cloud.values() if self.context.is_ours(n.name)}):
+            await self.vxnets.get(vxnet_id)  # now: nothing may change between the survey and the cures
         survey = await self.context.kernel.survey()
         reserved = {link.mac for link in survey.host if link.name == self.iface}
         here = [n for n in cloud.values() if n.instance_id == self.context.instance_id]
@@ -43,14 +45,12 @@ class CloudComparison:
         for nic_id in reserved:
             cloud.pop(nic_id, None)
         cures = cloud_drift(self.context.table, cloud, survey, self.context.instance_id, self.context.is_ours)
-        for vxnet_id in {cure.nic.vxnet_id for cure in cures if isinstance(cure, Adopt)}:
-            await self.vxnets.get(vxnet_id)
         for cure in cures:
-            await self._cure(cure)
+            self._cure(cure)
         await self.context.journal.save()
+        await self.links.look()
         for intent in tuple(self.context.table.intents.values()):
             self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
-        await self.links.look()
 
     async def _list_nics(self) -> dict[str, CloudNic]:
         """All NICs that are free, and all that are attached here: the cloud's own name filter is not relied on."""
@@ -58,13 +58,14 @@ class CloudComparison:
         here = await self.context.cloud.nics(instance_id=self.context.instance_id)
         return {n.nic_id: n for n in (*free, *here)}
 
-    async def _cure(self, cure: Adopt | Forget | Unattached | Attached) -> None:
+    def _cure(self, cure: Adopt | Forget | Unattached | Attached) -> None:
         table, now = self.context.table, self.context.now()
         match cure:
             case Adopt(found, is_attached):
-                vxnet = await self.vxnets.get(found.vxnet_id)
-                if vxnet is None:
-                    self.context.note("nic.not-adopted", found.nic_id, detail=f"vxnet {found.vxnet_id} is unknown")
+                vxnet = self.vxnets.known(found.vxnet_id)
+                if vxnet is None or not found.private_ip:
+                    detail = f"it has no address, or its vxnet {found.vxnet_id} none"
+                    self.context.note("nic.not-adopted", found.nic_id, detail=detail)
                     return
                 state = NicState.MISSING if is_attached else NicState.CREATING  # the look that follows finds its link
                 address = address_in(vxnet, found.private_ip)

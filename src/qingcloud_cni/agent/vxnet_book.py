@@ -16,6 +16,10 @@ class VxnetBook:
         """None where there is no such vxnet, or none with addresses; raises CloudError if the cloud must be asked."""
         if vxnet_id not in self._known:
             await self.learn((vxnet_id,))
+        return self.known(vxnet_id)
+
+    def known(self, vxnet_id: str) -> Vxnet | None:
+        """The same without asking."""
         vxnet = self._known.get(vxnet_id)
         return vxnet if vxnet is not None and vxnet.network else None
 

@@ -32,7 +32,7 @@ FOLLOWS: Mapping[NicState, frozenset[NicState]] = MappingProxyType(
         _S.ASSIGNED: frozenset({_S.IDLE, _S.COOLING, _S.ARRIVING}),
         _S.COOLING: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
         _S.DETACHING: frozenset({_S.DELETING, _S.IDLE, _S.COOLING, _S.MISSING, _S.CREATING}),
-        _S.DELETING: frozenset({_S.CREATING}),
+        _S.DELETING: frozenset({_S.MISSING}),
         _S.MISSING: frozenset({_S.ARRIVING, _S.DETACHING, _S.CREATING}),
         _S.QUARANTINED: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
         _S.GATEWAY: frozenset({_S.ARRIVING, _S.DETACHING, _S.MISSING}),
