@@ -14,7 +14,7 @@ from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.settings import SETTINGS
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.cloud import CallSeen
-from qingcloud_cni.cloud.access import _KNOWN as ACCESS_KEYS
+from qingcloud_cni.cloud.access import IGNORED, USED
 from qingcloud_cni.cloud.calls import CallOutcome
 from qingcloud_cni.core.cni import VERSIONS
 from qingcloud_cni.core.errors import EXIT, WIRE
@@ -111,7 +111,9 @@ def test_every_path_of_the_api_is_described() -> None:
 
 def test_every_key_of_the_access_file_is_described() -> None:
     keys = {cells[0].strip("`") for cells in table(CONFIGURATION, "Key", "Default", "Meaning")}
-    assert keys >= ACCESS_KEYS
+    assert keys >= USED
+    ignored = CONFIGURATION.split("known and ignored")[1].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", ignored)) == IGNORED
 
 
 def test_every_key_of_a_network_configuration_is_described() -> None:

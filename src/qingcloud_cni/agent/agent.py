@@ -53,6 +53,7 @@ class Agent:
         self._comparison = CloudComparison(
             context, self.pool, self.operations, self.links, self.gateways, vxnets, settings.vxnet, settings.iface
         )
+        self._access_file = settings.qyaccessfilepath
         self._serves_from_disk = bool(context.table.nics)
         self._is_kernel_compared = False
         self.is_cloud_compared = False
@@ -104,7 +105,10 @@ class Agent:
         ))  # fmt: skip
 
     async def _compare_cloud(self) -> None:
-        """Compare with the cloud once, however long it takes to answer; only then are cloud writes made."""
+        """Compare with the cloud once, however long it takes to answer; only then are cloud writes made.
+
+        Keys that are not accepted end an agent that has nothing to serve yet; one with NICs goes on serving them.
+        """
         failures = 0
         while True:
             try:

@@ -19,7 +19,7 @@ from qingcloud_cni.agent.server import Server
 from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.agent.tasks import Tasks
 from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client
-from qingcloud_cni.core.errors import AbilityMissing
+from qingcloud_cni.core.errors import AbilityMissing, StartRefused
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.store.threaded import ThreadedStore
 
@@ -95,12 +95,22 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
             yield OpenAgent(agent, kernel, metrics)
             tasks.cancel()
         await agent.context.journal.save()
+    except* StartRefused:
+        if kernel is not None:
+            await _leave_nothing(kernel)
+        raise
     finally:
         if cloud is not None:
             await cloud.close()
         await store.close()
         if kernel is not None:
             await kernel.close()
+
+
+async def _leave_nothing(kernel: HostKernel) -> None:
+    """A start that is refused takes its parking namespace along, if there is nothing in it."""
+    if not (await kernel.survey()).parked:
+        await kernel.remove()
 
 
 def _observer(metrics: Metrics) -> Callable[[CallSeen], None]:

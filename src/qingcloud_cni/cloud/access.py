@@ -7,20 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-import yaml
-
 from qingcloud_cni.core.errors import StartRefused
-
-_Loader: type[yaml.CSafeLoader | yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from qingcloud_cni.core.flat_yaml import YamlFault, read_flat_yaml
 
 _MAX_SIZE = 64 * 1024  # bytes; a real one has about 300
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _URI = re.compile(r"[A-Za-z0-9/._~-]+")
 _SIGNATURE = re.compile(r"(signature=)[^&\s\"'<>]+")
-_KNOWN = frozenset(
+USED = frozenset(
     {
         "qy_access_key_id", "qy_secret_access_key", "zone", "host", "port", "protocol", "uri",
         "connection_retries", "connection_timeout",
+    }
+)  # fmt: skip
+IGNORED = frozenset(  # of the official clients, and without meaning here: passed over without a word
+    {
+        "log_level", "debug", "expires", "retry_time", "http_socket_timeout",
+        "credential_proxy_protocol", "credential_proxy_host", "credential_proxy_port", "credential_proxy_uri",
     }
 )  # fmt: skip
 
@@ -38,7 +42,7 @@ class Access:
     uri: str = "/iaas"
     connection_retries: int = 3  # further tries of reads; writes are never repeated
     connection_timeout: float = 30.0  # seconds to make a connection
-    unknown: tuple[str, ...] = ()  # keys of the file that mean nothing here
+    unknown: tuple[str, ...] = ()  # keys of the file that no client knows
 
     @property
     def endpoint(self) -> str:
@@ -87,7 +91,7 @@ def load_access(path: Path, *, allow_readable: bool) -> Access:
         uri=uri,
         connection_retries=_number(path, mapping, "connection_retries", 3),
         connection_timeout=float(timeout),
-        unknown=tuple(sorted(str(key) for key in mapping if key not in _KNOWN)),
+        unknown=tuple(sorted(mapping.keys() - USED - IGNORED)),
     )
 
 
@@ -116,48 +120,51 @@ def _read(path: Path, *, allow_readable: bool) -> bytes:
     return text
 
 
-def _mapping(path: Path, text: bytes) -> dict[object, object]:
-    where = ""
+def _mapping(path: Path, content: bytes) -> dict[str, object]:
+    """Every value as the text that stands there, as the official clients take a key that is all digits."""
+    fault = ""
+    pairs: list[tuple[str, object]] | None = None
     try:
-        content = yaml.load(text.decode(), Loader=_Loader)  # noqa: S506 - the safe loader, in C where it is built
+        pairs = read_flat_yaml(content.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        where = "it is not UTF-8"
-    except yaml.MarkedYAMLError as err:  # the parser's own words quote the file
-        mark = err.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1} cannot be understood" if mark else "it is malformed"
-    except (yaml.YAMLError, ValueError, RecursionError):
-        where = "it is malformed"
-    if where:
-        raise StartRefused(f"access file {path} is not YAML: {where}")
-    if not isinstance(content, dict):
+        fault = "it is not UTF-8"
+    except YamlFault as err:  # the problem's words may quote the file
+        fault = f"{err.place or 'some line'} cannot be understood"
+    if fault:
+        raise StartRefused(f"access file {path} is not YAML: {fault}")
+    if not pairs:
         raise StartRefused(f"access file {path} holds no keys: it must have lines like `zone: pek3a`")
-    return content
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next((key for key in USED if names.count(key) > 1), "")
+        if twice:
+            raise StartRefused(f"access file {path}: {twice} stands there twice; remove the one that is not meant")
+    return mapping
 
 
-def _text(path: Path, mapping: dict[object, object], key: str, default: str) -> str:
+def _text(path: Path, mapping: dict[str, object], key: str, default: str) -> str:
     value = mapping.get(key)
     if value is None:
         return default
     if not isinstance(value, str):
-        raise StartRefused(f"access file {path}: {key} must be text: put it in quotes")
+        raise StartRefused(f"access file {path}: {key} must be a single text")
     return value.strip() or default
 
 
-def _key(path: Path, mapping: dict[object, object], key: str) -> str:
+def _key(path: Path, mapping: dict[str, object], key: str) -> str:
     value = _text(path, mapping, key, "")
     if not value:
         raise StartRefused(
             f"access file {path}: {key} is missing or empty: write the key there (IAM roles are not supported)"
         )
+    if not value.isascii() or not value.isprintable():
+        raise StartRefused(f"access file {path}: {key} holds characters that no key has: copy it anew")
     return value
 
 
-def _number(path: Path, mapping: dict[object, object], key: str, default: int) -> int:
-    value = mapping.get(key)
-    if value is None:
-        return default
-    if isinstance(value, str) and value.strip().isdecimal() and value.isascii():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+def _number(path: Path, mapping: dict[str, object], key: str, default: int) -> int:
+    text = _text(path, mapping, key, str(default))
+    if not _NUMBER.fullmatch(text):
         raise StartRefused(f"access file {path}: {key} must be a whole number of 0 or more")
-    return value
+    return int(text)

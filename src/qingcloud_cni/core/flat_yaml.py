@@ -8,7 +8,8 @@ import yaml
 
 _PREFIX = "tag:yaml.org,2002:"
 _NULL = f"{_PREFIX}null"
-_TAGS = {_PREFIX + name for name in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value")}
+_KINDS = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")
+_TAGS = {_PREFIX + name for name in _KINDS}
 
 
 class YamlFault(ValueError):
@@ -48,13 +49,14 @@ def read_flat_yaml(text: str) -> list[tuple[str, object]] | None:
 def _value(node: yaml.Node) -> object:
     if not isinstance(node, yaml.SequenceNode):
         return _scalar(node)
+    _check_tag(node)
     return [_scalar(item) for item in node.value]
 
 
 def _scalar(node: yaml.Node) -> object:
+    _check_tag(node)
     if not isinstance(node, yaml.ScalarNode):
         return {}
-    _check_tag(node)
     return None if node.tag == _NULL else node.value
 
 
