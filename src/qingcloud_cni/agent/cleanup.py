@@ -82,5 +82,6 @@ def _remove_files(settings: Settings) -> None:
 def _progress(parts: OpenAgent) -> str:
     agent = parts.agent
     if not agent.is_cloud_compared:
-        return f"waiting for the cloud: {agent.last_cloud_error or 'comparing'}"
+        error = agent.last_cloud_error
+        return f"waiting for the cloud: {error}" if error else "comparing with the cloud"
     return f"{len(agent.context.table.nics)} NICs left to give back"
