@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qingcloud_cni.agent.agent import Agent, World
+from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings, resolve
 from qingcloud_cni.agent.tasks import Tasks
 from qingcloud_cni.cloud import Access, Client
@@ -111,11 +112,11 @@ class SimulatedHost:
         path = netns_of(container)
         if path not in self.paths():
             self.kernel.make_netns(path)
-        attachment, _ = await self.agent.attachments.add(key_of(container), path, config, seconds)
+        attachment, _ = await self.agent.attachments.add(key_of(container), path, config, seconds, Phases())
         return attachment
 
     async def delete(self, container: str) -> None:
-        await self.agent.attachments.delete(key_of(container))
+        await self.agent.attachments.delete(key_of(container), Phases())
 
     def paths(self) -> set[str]:
         return self.kernel._paths()

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pages import ROOT, SOURCE, column, page, source_trees, table
 from qingcloud_cni.agent.metrics import Metrics
+from qingcloud_cni.agent.phases import Phase
 from qingcloud_cni.agent.settings import SETTINGS
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.cloud import CallSeen
@@ -69,7 +70,7 @@ def test_every_metric_is_described_with_its_labels() -> None:
     metrics.watch(Table(Snapshot()), lambda: 0, lambda: True)
     metrics.event(Event(0.0, "agent.ready"))
     metrics.cloud_call(CallSeen("AttachNics", CallOutcome.OK, 0.1, 0))
-    metrics.cni_request("ADD", 0, 0.1)
+    metrics.cni_request("ADD", 0, 0.1, dict.fromkeys(Phase, 0.02))
     described = {
         cells[0].strip("`"): (cells[1], set(re.findall(r"`(\w+)`", cells[2])))
         for cells in table(CONFIGURATION, "Metric", "Kind", "Labels")
@@ -82,7 +83,7 @@ def test_every_metric_is_described_with_its_labels() -> None:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         exposed[name] = family.type, {label for sample in family.samples for label in sample.labels} - {"le"}
     assert described == exposed
-    assert all(f"`{outcome}`" in CONFIGURATION for outcome in CallOutcome)
+    assert all(f"`{word}`" in CONFIGURATION for word in (*CallOutcome, *Phase))
 
 
 def test_every_cni_code_is_described_with_its_status() -> None:

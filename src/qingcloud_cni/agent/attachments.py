@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.gateways import Gateways
+from qingcloud_cni.agent.phases import Phase, Phases
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.core.cni import NetworkConfig, routes_for
 from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound, Unavailable
@@ -27,33 +28,34 @@ class Attachments:
         self._locks: dict[AttachmentKey, _Lock] = {}
 
     async def add(
-        self, key: AttachmentKey, netns_path: str, config: NetworkConfig, seconds: float
+        self, key: AttachmentKey, netns_path: str, config: NetworkConfig, seconds: float, phases: Phases
     ) -> tuple[Attachment, Nic]:
         """Give the container a NIC; *seconds* bounds the wait for one. A repeated ADD gets the first answer.
 
         Raises InvalidNetns, InvalidConfig, PoolEmpty, Draining, KernelRefused; then nothing is left behind.
         """
-        netns = await self._context.kernel.identify(netns_path)
+        with phases.waiting(Phase.KERNEL):
+            netns = await self._context.kernel.identify(netns_path)
         end = self._context.now() + seconds
         async with self._alone(key):
             known = self._context.table.attachments.get(key)
             if known is not None and known.is_ready and _is_same(known.netns, netns):
                 return known, self._context.table.nics[known.nic_id]
             if known is not None:  # cut off and not undone, or the same container id in a namespace of its own
-                await self._release(known, "ADD anew")
+                await self._release(known, "ADD anew", phases)
             for _ in range(TRIES - 1):
                 try:
-                    return await self._attach(key, netns, config, end)
+                    return await self._attach(key, netns, config, end, phases)
                 except LinkNotFound:
                     continue
-            return await self._attach(key, netns, config, end)
+            return await self._attach(key, netns, config, end, phases)
 
-    async def delete(self, key: AttachmentKey) -> None:
+    async def delete(self, key: AttachmentKey, phases: Phases) -> None:
         """Take the container's NIC back; success where there is none."""
         async with self._alone(key):
             attachment = self._context.table.attachments.get(key)
             if attachment is not None:
-                await self._release(attachment, "DEL")
+                await self._release(attachment, "DEL", phases)
 
     async def undo_unfinished(self) -> None:
         """After a restart: attachments whose ADD was never answered are taken back.
@@ -64,30 +66,35 @@ class Attachments:
             if attachment.is_ready:
                 continue
             try:
-                await self._release(attachment, "its ADD was cut off")
+                await self._release(attachment, "its ADD was cut off", Phases())
             except KernelRefused as err:
                 self._context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
 
     async def _attach(
-        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, end: float
+        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, end: float, phases: Phases
     ) -> tuple[Attachment, Nic]:
         context, table = self._context, self._context.table
         wanted = Attachment(
             key, "", netns, context.now(), dns=config.dns, services=config.services, ip_masq=config.ip_masq
         )
-        nic = await self._pool.take(wanted, max(end - context.now(), 0.0))  # marks it as moving
+        with phases.waiting(Phase.QUEUE):
+            nic = await self._pool.take(wanted, max(end - context.now(), 0.0))  # marks it as moving
         attachment = table.attachments[key]
         try:
             gateway = ""
             if config.services:
-                gateway = await self._gateways.address_for(nic, config, max(end - context.now(), 0.0))
+                with phases.waiting(Phase.CLOUD):
+                    gateway = await self._gateways.address_for(nic, config, max(end - context.now(), 0.0))
             routes = routes_for(nic, config, gateway)
             attachment = replace(attachment, routes=routes)
             table.routed(attachment)
             if config.services:
-                await self._gateways.prepare()
-            await context.journal.save()
-            placed = await self._place(attachment, nic, routes)
+                with phases.waiting(Phase.KERNEL):
+                    await self._gateways.prepare()
+            with phases.waiting(Phase.STORE):
+                await context.journal.save()
+            with phases.waiting(Phase.KERNEL):
+                placed = await self._place(attachment, nic, routes)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now())
         except (InvalidConfig, InvalidNetns, Unavailable) as err:  # nothing was sent under its address
@@ -101,7 +108,8 @@ class Attachments:
             raise
         finally:
             context.moving.discard(nic.nic_id)
-            await context.journal.save()
+            with phases.waiting(Phase.STORE):
+                await context.journal.save()
             context.plan_due.notify()
         return table.attachments[key], nic
 
@@ -110,17 +118,21 @@ class Attachments:
         order = LinkOrder(nic.nic_id, attachment.netns, attachment.key.ifname, nic.address, routes, alias)
         return await self._context.kernel.attach(order)
 
-    async def _release(self, attachment: Attachment, cause: str) -> None:
+    async def _release(self, attachment: Attachment, cause: str, phases: Phases) -> None:
         """Bring the link home and give the NIC its rest; a link that is nowhere yet is awaited on the host."""
         context = self._context
         alias = link_alias(context.instance_id, attachment.nic_id)
         context.moving.add(attachment.nic_id)
         try:
-            is_parked = await context.kernel.detach(attachment.nic_id, attachment.netns, attachment.ifindex, alias)
+            with phases.waiting(Phase.KERNEL):
+                is_parked = await context.kernel.detach(
+                    attachment.nic_id, attachment.netns, attachment.ifindex, alias
+                )
             context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
         finally:
             context.moving.discard(attachment.nic_id)
-        await context.journal.save()
+        with phases.waiting(Phase.STORE):
+            await context.journal.save()
         context.plan_due.notify()
         if attachment.services:
             context.path_due.notify()

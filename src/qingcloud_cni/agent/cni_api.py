@@ -9,6 +9,7 @@ from aiohttp import web
 from qingcloud_cni.agent import logs
 from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.agent.metrics import Metrics
+from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.core.cni import (
     NEWEST_VERSION,
     VERSIONS,
@@ -56,13 +57,13 @@ class CniApi:
 
     async def handle(self, http: web.Request) -> web.Response:
         """Serve one request; every failure is a CNI error object."""
-        begun = self._agent.context.now()
+        phases = Phases()
         body = await http.read()
         request: CniRequest | None = None
         code, status, failure = 0, 200, ""
         try:
             request = _decode(body)
-            answer = await self._serve(request)
+            answer = await self._serve(request, phases)
             reply = b"" if answer is None else msgspec.json.encode(answer)
         except Exception as err:  # noqa: BLE001 - a bug in a handler is answered 999 and logged (style.md)
             code, status = wire(err)
@@ -71,10 +72,10 @@ class CniApi:
                 logs.log.exception("cni.bug")
                 failure = f"internal error: {type(err).__name__}: {failure}"
             reply = msgspec.json.encode(render_error(code, failure, _answer_version(request)))
-        self._report(request, code, failure, self._agent.context.now() - begun)
+        self._report(request, code, failure, phases)
         return web.Response(body=reply, status=status, content_type="application/json")
 
-    async def _serve(self, request: CniRequest) -> dict[str, object] | None:
+    async def _serve(self, request: CniRequest, phases: Phases) -> dict[str, object] | None:
         if request.command in _LATER_VERBS:
             raise IncompatibleVersion(f"CNI_COMMAND {request.command} is not supported yet; ADD, DEL and VERSION are")
         if request.command not in {Verb.ADD, Verb.DEL}:
@@ -83,20 +84,21 @@ class CniApi:
         key = check_key(network_name(request.config), request.container_id, request.ifname)
         if request.command == Verb.DEL:
             self._agent.check_kernel_compared()
-            await self._agent.attachments.delete(key)
+            await self._agent.attachments.delete(key, phases)
             return None
         if not request.netns:
             raise InvalidEnvironment("required environment variable CNI_NETNS is missing")
         self._agent.check_initialised()
         config = read_config(request.config)
         seconds = max(min(request.timeout, LONGEST_WAIT) - SPARE, 0.0)
-        attachment, nic = await self._agent.attachments.add(key, request.netns, config, seconds)
+        attachment, nic = await self._agent.attachments.add(key, request.netns, config, seconds, phases)
         return render(attachment, nic, version)
 
-    def _report(self, request: CniRequest | None, code: int, failure: str, seconds: float) -> None:
+    def _report(self, request: CniRequest | None, code: int, failure: str, phases: Phases) -> None:
         """One line and one count per request."""
         verb = request.command if request is not None and request.command in {Verb.ADD, Verb.DEL} else "other"
-        self._metrics.cni_request(verb, code, seconds)
+        total, waits = phases.total, phases.seconds()
+        self._metrics.cni_request(verb, code, total, waits)
         logs.say(
             logging.WARNING if code else logging.INFO,
             "cni.request",
@@ -106,7 +108,8 @@ class CniApi:
             netns=request.netns if request else "",
             code=code,
             error=failure,
-            seconds=round(seconds, 4),
+            seconds=round(total, 4),
+            **{phase: round(seconds, 4) for phase, seconds in waits.items() if seconds},
         )
 
 

@@ -1,15 +1,17 @@
 """Metrics for Prometheus. Labels are closed sets: never pod names, NIC ids or addresses."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from qingcloud_cni.agent.phases import Phase
 from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.core.model import Event, NicState, OpKind
 from qingcloud_cni.core.table import Table
 
+_FINE = (0.0005, 0.001, 0.002, 0.003)  # what a phase takes in good times
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -48,6 +50,10 @@ class Metrics:
             "qingagent_cni_request_seconds", "Time from a CNI request to its answer.", ["verb"], buckets=_SECONDS,
             registry=self._registry,
         )  # fmt: skip
+        self._phases = Histogram(
+            "qingagent_cni_phase_seconds", "What the time of a CNI request went to.", ["verb", "phase"],
+            buckets=_FINE + _SECONDS, registry=self._registry,
+        )  # fmt: skip
         self._cloud = Counter(
             "qingagent_cloud_calls", "Calls of the QingCloud API by action and outcome.", ["action", "outcome"],
             registry=self._registry,
@@ -68,9 +74,11 @@ class Metrics:
         self._cloud.labels(call.action, str(call.outcome)).inc()
         self._cloud_seconds.labels(call.action).observe(call.seconds)
 
-    def cni_request(self, verb: str, code: int, seconds: float) -> None:
+    def cni_request(self, verb: str, code: int, seconds: float, phases: Mapping[Phase, float]) -> None:
         self._cni.labels(verb, str(code)).inc()
         self._cni_seconds.labels(verb).observe(seconds)
+        for phase, spent in phases.items():
+            self._phases.labels(verb, phase).observe(spent)
 
     def render(self) -> bytes:
         """The exposition format; takes some milliseconds, so not for the loop's thread."""

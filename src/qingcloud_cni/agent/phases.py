@@ -1,0 +1,45 @@
+"""Where the time of one CNI request goes: told in its log line and in the metrics."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What a request waits for; phases never overlap."""
+
+    QUEUE = "queue"  # for a NIC
+    CLOUD = "cloud"  # for a gateway NIC of its vxnet: found, or made
+    KERNEL = "kernel"
+    STORE = "store"
+    OWN = "own"  # everything else: the agent's own work, and requests for the same attachment
+
+
+class Phases:
+    """A stopwatch that begins when it is made."""
+
+    def __init__(self) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._begun = self._now()
+        self._waits: dict[Phase, float] = {}
+
+    @contextmanager
+    def waiting(self, phase: Phase) -> Iterator[None]:
+        """The block's time belongs to *phase*."""
+        begun = self._now()
+        try:
+            yield
+        finally:
+            self._waits[phase] = self._waits.get(phase, 0.0) + self._now() - begun
+
+    @property
+    def total(self) -> float:
+        """Seconds since the beginning."""
+        return self._now() - self._begun
+
+    def seconds(self) -> Mapping[Phase, float]:
+        """Seconds of every phase until now; together the total."""
+        waits = {phase: self._waits.get(phase, 0.0) for phase in Phase}
+        waits[Phase.OWN] = max(self.total - sum(waits.values()), 0.0)
+        return waits
