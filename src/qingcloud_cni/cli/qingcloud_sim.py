@@ -60,6 +60,9 @@ def main() -> None:
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=7777, show_default=True, help="The API's, on each host."
 )
+@click.option(
+    "--keep", is_flag=True, help="At the end leave everything there, for an `up` with the same --state-dir."
+)
 @click.option("--verbose", "-v", is_flag=True, help="Tell on stderr what happens to NICs.")
 @_told_plainly
 def up(
@@ -70,17 +73,20 @@ def up(
     hosts: int | None,
     seed: int | None,
     port: int,
+    keep: bool,
     verbose: bool,
     **latencies: Range | None,
 ) -> None:
     """Bring a simulated cloud up and serve it in the foreground.
 
     Prints one JSON line when it is ready: namespaces, endpoint, paths. SIGINT and SIGTERM take all of it down again.
+    With a --state-dir in which an earlier simulator of this name kept its cloud, it goes on with that.
     """
     import random
 
     from qingcloud_cni.sim.control import check_name, check_state_dir
     from qingcloud_cni.sim.fabric_remains import default_state_dir
+    from qingcloud_cni.sim.records import read_kept
     from qingcloud_cni.sim.server import Simulator
     from qingcloud_cni.sim.status import Options
     from qingcloud_cni.sim.topology import default_topology
@@ -88,16 +94,25 @@ def up(
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="qingcloud-sim: %(message)s")
     check_name(name)
-    topology = load_topology(file, name, hosts) if file else default_topology(name, 2 if hosts is None else hosts)
+    directory = state_dir.absolute() if state_dir else default_state_dir(name)
+    check_state_dir(directory)
+    kept = read_kept(directory, name) if state_dir else None
+    if file:
+        topology = load_topology(file, name, hosts)
+    elif kept and hosts is None:
+        topology = kept.records.topology
+    else:
+        topology = default_topology(name, 2 if hosts is None else hosts)
     given = {key.removesuffix("_latency"): value for key, value in latencies.items() if value is not None}
     options = Options(
         sim=name,
         topology=replace(topology, latencies=replace(topology.latencies, **given)),
-        state_dir=state_dir.absolute() if state_dir else default_state_dir(name),
+        state_dir=directory,
         seed=random.SystemRandom().randrange(2**32) if seed is None else seed,
         port=port,
+        kept=kept,
+        is_left=keep,
     )
-    check_state_dir(options.state_dir)
     asyncio.run(Simulator(options).run(lambda description: print(json.dumps(description), flush=True)))
 
 

@@ -1,6 +1,16 @@
 """The addresses of one vxnet: which are reserved, taken or free, and which comes next."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+
+
+@dataclass(frozen=True, slots=True)
+class BookRecord:
+    """What an address book knows besides the addresses that are taken."""
+
+    fresh: int
+    rested: tuple[str, ...]  # the longest ago first
 
 
 class AddressBook:
@@ -48,6 +58,15 @@ class AddressBook:
         assert self.is_free(address), address
         self._rested.pop(address, None)
         self._taken.add(address)
+
+    def record(self) -> BookRecord:
+        return BookRecord(self._fresh, tuple(map(str, self._rested)))
+
+    def restore(self, record: BookRecord, taken: Iterable[IPv4Address]) -> None:
+        """Go on from *record*, with exactly *taken* in use."""
+        self._fresh = record.fresh
+        self._rested = dict.fromkeys(map(IPv4Address, record.rested))
+        self._taken = set(taken)
 
     def give_back(self, address: IPv4Address) -> None:
         self._taken.remove(address)

@@ -65,6 +65,22 @@ class Fabric:
             primary = next(nic for nic in nics if nic.instance_id == instance_id)
             await ip_batch(host.namespace, host.lines(self._mark(instance_id), primary.private_ip))
 
+    async def adopt(self, nics: Sequence[PlugNic]) -> None:
+        """Take over what an earlier simulator built: links of other NICs than *nics* go. Raises KernelRefused.
+
+        What is missing of *nics* is left to `apply` and, as links that died meanwhile, to `watch`.
+        """
+        async with self._busy:
+            self._ports = {nic.nic_id: place(self.layout, nic) for nic in nics}
+            for router in self.layout.routers:
+                ports = {port.name: port for port in self._ports.values() if port.router == router.namespace}
+                present = await self._present([router.namespace])
+                # either end of a pair may have been all that was done with it
+                lines = [f"link set {name} group {LEAVING_GROUP}" for name in present - ports.keys()]
+                lines += [f"link set {name} master {ports[name].bridge} up" for name in present & ports.keys()]
+                await ip_batch(router.namespace, [*lines, f"link delete group {LEAVING_GROUP}"], tolerate=_GONE)
+            await self._write_filters(router.namespace for router in self.layout.routers)
+
     async def apply(self, *effects: Effect) -> None:
         """Carry out *effects* in their order, neighbours of one kind and host together.
 

@@ -71,8 +71,30 @@ def refuse_taken(sim: str, record: Record) -> None:
         if (NETNS_DIR / namespace).exists():
             raise AlreadyRunning(
                 f"namespace {namespace} exists already: if an earlier simulator left it,"
-                f" `qingcloud-sim down --name {sim}` removes it; else choose another --name"
+                f" `qingcloud-sim down --name {sim}` removes it, and `up` with its --state-dir takes it over;"
+                " else choose another --name"
             )
+
+
+async def is_standing(sim: str, record: Record) -> bool:
+    """Whether all namespaces of *record* are there, made by the simulator of this name, and none is not.
+
+    StartRefused where only some are: nothing could go on with those.
+    """
+    missing = [namespace for namespace in record.namespaces if not await _is_own(namespace, sim)]
+    if not missing:
+        return True
+    if len(missing) == len(record.namespaces):
+        return False
+    raise StartRefused(
+        f"namespace {missing[0]} of the simulator {sim} is gone: what is left cannot be taken over,"
+        f" `qingcloud-sim down --name {sim}` removes it"
+    )
+
+
+async def _is_own(namespace: str, sim: str) -> bool:
+    mark = await _mark_of(namespace)
+    return mark is not None and mark.sim == sim
 
 
 async def find_remains(sim: str, state_dir: Path | None) -> Remains:

@@ -48,9 +48,22 @@ class Jobs:
         self._open.append(job)
         return job
 
+    def resume(self) -> None:
+        """Go on with the jobs of the state that are not over."""
+        self._open = [job for job in self._state.jobs.values() if not job.end]
+
     def coming(self, instance_id: str) -> int:
         """NICs on their way to an instance."""
         return sum(len(job.nic_ids) for job in self._open if job.action == ATTACH and instance_id in job.instance_ids)
+
+    def arriving(self) -> list[tuple[NicRecord, str]]:
+        """NICs of attach jobs that are not over, with their instances."""
+        return [
+            (self._state.find_nic(nic_id), job.instance_ids[0])
+            for job in self._open
+            if job.action == ATTACH
+            for nic_id in job.nic_ids
+        ]
 
     def next_due(self) -> float | None:
         """When the next step of any job is due; None if no job is open."""

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Any
 
 from qingcloud_cni.sim import changes, describe, refusals
@@ -15,6 +16,7 @@ from qingcloud_cni.sim.effects import Effect, PlugNic
 from qingcloud_cni.sim.faults import ADDRESS_QUOTA, AFTERWARDS, IN_STEAD, LOSE_REPLY, Faults, refusal_of
 from qingcloud_cni.sim.jobs import Jobs
 from qingcloud_cni.sim.params import Params
+from qingcloud_cni.sim.records import Records, worth_keeping
 from qingcloud_cni.sim.refusals import Refusal
 from qingcloud_cni.sim.state import build
 from qingcloud_cni.sim.topology import FaultSpec, Topology
@@ -57,7 +59,8 @@ class Model:
         self.on_work: Callable[[], None] = _nothing  # told when a job was queued or an effect is waiting
         self._jobs = Jobs(self.state)
         self._faults = Faults(topology.faults)
-        self._hour_began = float("-inf")
+        self._began = now()
+        self._hour_began: float | None = None
         self._calls_this_hour = 0
 
     def check(self, params: Mapping[str, str]) -> None:
@@ -135,12 +138,59 @@ class Model:
 
     def plugged(self) -> tuple[PlugNic, ...]:
         """The NICs whose links are on hosts, each host's primary first: how hardware is built up from nothing."""
-        return tuple(
+        there = tuple(
             self.state.plug(nic, host_id)
             for host_id in self.state.hosts
             for nic in self.state.nics_of(host_id)
             if nic.is_plugged
         )
+        return there + self.arriving()
+
+    def arriving(self) -> tuple[PlugNic, ...]:
+        """The NICs whose links appear before the attach job that brings them shows its end."""
+        return tuple(self.state.plug(nic, host_id) for nic, host_id in self._jobs.arriving() if nic.is_plugged)
+
+    def records(self) -> Records:
+        """The cloud as it is; effects not taken yet are left out, since they follow from the rest."""
+        state = self.state
+        return Records(
+            topology=self.topology,
+            began=self._began,
+            nics=tuple(state.nics.values()),
+            jobs=tuple(worth_keeping(state.jobs)),
+            books={vxnet.vxnet_id: vxnet.book.record() for vxnet in state.vxnets.values() if vxnet.book},
+            exhausted=tuple(sorted(state.exhausted)),
+            calls=dict(self.calls),
+            hour_began=self._hour_began,
+            calls_this_hour=self._calls_this_hour,
+            faults=self._faults.specs,
+            fault_calls=dict(self._faults.calls),
+        )
+
+    def restore(self, records: Records) -> None:
+        """Become the cloud of *records*, whose routers, vxnets and hosts are this model's own.
+
+        Its faults go on too, unless this model was given others than that cloud once was.
+        """
+        state = self.state
+        state.nics = {nic.nic_id: nic for nic in records.nics}
+        state.jobs = {job.job_id: job for job in records.jobs}
+        state.effects = []
+        for host in state.hosts.values():
+            host.create_time = records.began
+        for vxnet in state.vxnets.values():
+            vxnet.create_time = records.began
+            if vxnet.book:
+                here = (nic for nic in records.nics if nic.vxnet_id == vxnet.vxnet_id and nic.private_ip)
+                vxnet.book.restore(records.books[vxnet.vxnet_id], (IPv4Address(nic.private_ip) for nic in here))
+        self._jobs.resume()
+        self.calls = Counter(records.calls)
+        self._began, self._hour_began = records.began, records.hour_began
+        self._calls_this_hour = records.calls_this_hour
+        if records.topology.faults == self.topology.faults:
+            self._faults = Faults(records.faults, records.fault_calls)
+            state.exhausted = set(records.exhausted)
+        self.on_work()
 
     def _spend_call(self) -> None:
         """Count a call against the quota of the hour, which begins with the first call after the last hour's end."""
@@ -148,7 +198,7 @@ class Model:
         if not limit:
             return
         now = self.state.now()
-        if now - self._hour_began >= HOUR:
+        if self._hour_began is None or now - self._hour_began >= HOUR:
             self._hour_began, self._calls_this_hour = now, 0
         if self._calls_this_hour >= limit:
             raise refusals.quota(f"{limit} API calls per hour are used up")

@@ -9,6 +9,8 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,11 +21,20 @@ from qingcloud_cni.sim.admin import add_admin
 from qingcloud_cni.sim.api import Api
 from qingcloud_cni.sim.control import API_SOCKET, check_root, take_lock
 from qingcloud_cni.sim.fabric import Fabric
-from qingcloud_cni.sim.fabric_remains import Record, find_remains, refuse_taken, remove, write_record
+from qingcloud_cni.sim.fabric_remains import (
+    Record,
+    find_remains,
+    is_standing,
+    refuse_taken,
+    remove,
+    write_record,
+)
 from qingcloud_cni.sim.fabric_shell import inside
 from qingcloud_cni.sim.http import make_app
 from qingcloud_cni.sim.model import Model
+from qingcloud_cni.sim.records import Keeper
 from qingcloud_cni.sim.status import API_HOST, Options, describe, host_files, tell
+from qingcloud_cni.sim.topology import Topology
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -34,15 +45,22 @@ class Simulator:
     """One simulated cloud that is up, or about to be."""
 
     def __init__(self, options: Options) -> None:
-        """StartRefused where the topology contradicts itself."""
+        """StartRefused where the topology contradicts itself, or the cloud that is kept."""
         self.options = options
-        topology, seed = options.topology, options.seed
+        topology = options.topology
+        runs = options.kept.runs + 1 if options.kept else 0
+        seed = f"{options.seed} {runs}" if runs else options.seed  # or the ids of before were drawn again
         try:
             self.model = Model(topology, rng=random.Random(seed), now=time.time)
         except ValueError as err:
             raise StartRefused(f"topology: {err}") from err
+        if options.kept:
+            _check_same_shape(options.kept.records.topology, topology, options.state_dir)
+            self.model.restore(options.kept.records)
         self.api = Api(self.model, now=time.time, sleep=asyncio.sleep, rng=random.Random(f"{seed} api"))
         self.fabric = Fabric(options.sim, topology, options.state_dir, rng=random.Random(f"{seed} fabric"))
+        self._keeper = Keeper(options.state_dir, options.sim, runs)
+        self._is_standing = False  # the fabric of an earlier simulator is there
         self._work = asyncio.Event()  # a job was queued, or an effect is waiting
         self._settled = asyncio.Event()  # all effects so far are carried out
         self.model.on_work = self._begin_work
@@ -50,7 +68,8 @@ class Simulator:
     async def run(self, ready: Callable[[dict[str, Any]], None]) -> None:
         """Build everything, call *ready* with its description, serve until SIGINT or SIGTERM, take everything down.
 
-        AlreadyRunning, StartRefused or AbilityMissing if it cannot begin; nothing is left then either.
+        Where an earlier simulator left its fabric and its cloud, they are taken over instead; if that cannot be, they
+        stay. AlreadyRunning, StartRefused or AbilityMissing if it cannot begin; nothing new is left then.
         """
         options = self.options
         check_root()
@@ -58,24 +77,44 @@ class Simulator:
             sim=options.sim, namespaces=self.fabric.layout.namespaces, instance_ids=tuple(self.fabric.layout.hosts)
         )
         with take_lock(options.sim):
-            refuse_taken(options.sim, record)
+            self._is_standing = options.kept is not None and await is_standing(options.sim, record)
+            if not self._is_standing:
+                refuse_taken(options.sim, record)
             stop = _Stop()
-            write_record(options.state_dir, record)
+            if not options.kept:
+                write_record(options.state_dir, record)
+            is_up = False
+
+            def up(description: dict[str, Any]) -> None:
+                nonlocal is_up
+                is_up = True
+                ready(description)
+
             try:
-                await self._serve(ready)
+                await self._serve(up)
             except asyncio.CancelledError:
                 if not stop.is_wanted:
                     raise
             finally:
-                await remove(await find_remains(options.sim, options.state_dir))
+                if not (options.is_left if is_up else self._is_standing):
+                    remains = await find_remains(options.sim, options.state_dir)
+                    if options.kept and not is_up:  # the cloud is older than what failed now
+                        remains = replace(remains, state_dir=None)
+                    await remove(remains)
                 stop.forget()
 
     async def _serve(self, ready: Callable[[dict[str, Any]], None]) -> None:
+        nics = self.model.plugged()
         try:
-            await self.fabric.build(self.model.plugged())
+            if self._is_standing:
+                await self.fabric.adopt(nics)
+                await self.fabric.apply(*self.model.arriving())
+            else:
+                await self.fabric.build(nics)
         except KernelRefused as err:
             raise AbilityMissing(f"this machine refuses a part of the simulated network: {err}") from err
         self._write_host_files()
+        self._save()
         async with AsyncExitStack() as stack:
             await self._listen(stack)
             async with asyncio.TaskGroup() as tasks:
@@ -102,8 +141,9 @@ class Simulator:
     def _make_app(self) -> web.Application:
         @web.middleware
         async def settle(request: web.Request, handler: Handler) -> web.StreamResponse:
-            """Answer when the hardware is as the answer says: ModifyNicAttributes is no job."""
+            """Answer when disk and hardware are as the answer says: ModifyNicAttributes is no job."""
             response = await handler(request)
+            self._save()
             await self._settled.wait()
             return response
 
@@ -138,6 +178,7 @@ class Simulator:
             due = self.model.next_due()
             if due is not None and due <= time.time():
                 self.model.advance()
+                self._save()  # before the links change: what is planned and not done can be done later
                 continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if due is None else due - time.time()):
@@ -156,16 +197,31 @@ class Simulator:
         }
         for host in topology.hosts:
             client_yaml, instance_id_file = host_files(self.options.state_dir, host)
-            client_yaml.parent.mkdir()
+            client_yaml.parent.mkdir(exist_ok=True)
             client_yaml.touch(mode=0o600)
             client_yaml.write_text(yaml.safe_dump(access, sort_keys=False))
             instance_id_file.write_text(host.instance_id)
+
+    def _save(self) -> None:
+        try:
+            self._keeper.save(self.model.records())
+        except OSError as err:  # the cloud goes on; only its next run would not know of this
+            log.error("cannot keep the cloud in %s: %s", self.options.state_dir, err.strerror)  # noqa: TRY400
 
     def _describe(self) -> dict[str, Any]:
         return describe(self.options, self.fabric.layout, self.model.state)
 
     def _tell_status(self) -> dict[str, Any]:
         return self._describe() | tell(self.model.state, self.fabric.links(), dict(self.model.calls))
+
+
+def _check_same_shape(kept: Topology, topology: Topology, state_dir: Path) -> None:
+    for key in ("zone", "routers", "vxnets", "hosts"):
+        if getattr(kept, key) != getattr(topology, key):
+            raise StartRefused(
+                f"state directory {state_dir}: holds a cloud with other {key}: give the topology it had, or none,"
+                " or take it down first"
+            )
 
 
 class _Stop:

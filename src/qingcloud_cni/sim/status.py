@@ -9,6 +9,7 @@ from qingcloud_cni.sim import jobs
 from qingcloud_cni.sim.control import API_SOCKET
 from qingcloud_cni.sim.fabric_layout import Layout, manager_address
 from qingcloud_cni.sim.fabric_shell import NETNS_DIR
+from qingcloud_cni.sim.records import Kept
 from qingcloud_cni.sim.state import CloudState
 from qingcloud_cni.sim.topology import HostSpec, Topology
 
@@ -24,6 +25,8 @@ class Options:
     state_dir: Path
     seed: int
     port: int
+    kept: Kept | None = None  # the cloud to go on with, found in the state directory
+    is_left: bool = False  # when it ends, what it made stays, for a later one to take over
 
 
 def host_files(state_dir: Path, host: HostSpec) -> tuple[Path, Path]:
