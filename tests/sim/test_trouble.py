@@ -187,6 +187,22 @@ def test_a_nic_that_somebody_took_away_does_not_stop_the_others(tmp_path: Path, 
     virtual_time.run(main())
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_link_that_comes_while_its_refused_attach_is_looked_into_serves_at_once(tmp_path: Path, seed: int) -> None:
+    async def main() -> None:
+        latencies = Latencies(attach=(0.5, 2.0), call=(0.0, 2.0))
+        refused = FaultSpec("AttachNics", "refuse", code=1400, message="PermissionDenied")
+        topology = replace(default_topology("sim", 1), faults=(refused,), latencies=latencies)
+        async with simulated(tmp_path, topology, is_warm=False, seed=seed) as host:
+            adding = [asyncio.create_task(host.add(f"c{n}")) for n in range(3)]
+            await host.until(lambda: host.model.calls["AttachNics"] == 1, "refused")
+            host.console("AttachNics", min(host.nics), instance=host.instance_id)
+            await asyncio.gather(*adding)
+            host.check_invariants()
+
+    virtual_time.run(main())
+
+
 def test_a_nic_attached_elsewhere_while_it_is_detached_is_given_up(tmp_path: Path) -> None:
     async def main() -> None:
         topology = replace(default_topology("sim", 2), faults=(FaultSpec("DetachNics", "lose-reply"),))

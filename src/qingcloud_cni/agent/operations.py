@@ -158,9 +158,8 @@ class Operations:
     async def _attach_refused(self, intent: Intent, err: CloudError) -> None:
         """None is attached; one that was deleted, or attached by somebody, would have the next attach refused too."""
         self.growth.failed(self._context.now(), str(err))
-        late = self._in(intent, NicState.ATTACHING)
         if isinstance(err, CloudRefused):
-            self._move_on(late, await self._describe_ids(late), str(err))
+            self._move_on(intent, await self._describe_ids(intent.nic_ids), str(err))
         for nic_id in self._in(intent, NicState.ATTACHING):
             self._table.not_attached(nic_id, self._context.now(), str(err))
         self._table.finish(intent.op_id, "attach.refused", self._context.now(), str(err))
@@ -202,12 +201,12 @@ class Operations:
         now = self._context.now()
         cause = failure or f"no link within {now - intent.since:.0f} s of asking"
         self.growth.failed(now, f"attach of {', '.join(late)}: {cause}")
-        self._move_on(self._in(intent, NicState.ATTACHING), seen, cause)
+        self._move_on(intent, seen, cause)
 
-    def _move_on(self, nic_ids: Sequence[str], seen: Mapping[str, CloudNic], cause: str) -> None:
-        """NICs whose attach is over and whose links are nowhere, to where the cloud has them."""
+    def _move_on(self, intent: Intent, seen: Mapping[str, CloudNic], cause: str) -> None:
+        """NICs whose attach is over and whose links have not come, to where the cloud has them."""
         now = self._context.now()
-        for nic_id in nic_ids:
+        for nic_id in self._in(intent, NicState.ATTACHING):
             nic = seen.get(nic_id)
             if self._is_gone(nic):
                 self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more, or has it elsewhere")
