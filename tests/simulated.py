@@ -15,9 +15,9 @@ from qingcloud_cni.cloud import Access, Client
 from qingcloud_cni.core.cni import NetworkConfig, read_config
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Nic
 from qingcloud_cni.core.names import is_ours
-from qingcloud_cni.core.table import violations
+from qingcloud_cni.core.table import Table, violations
 from qingcloud_cni.sim.api import Api
-from qingcloud_cni.sim.faults import Faults
+from qingcloud_cni.sim.faults import EFFECTS, Faults
 from qingcloud_cni.sim.kernel import FakeKernel
 from qingcloud_cni.sim.local import LocalTransport, run_jobs
 from qingcloud_cni.sim.model import Model
@@ -126,7 +126,11 @@ class SimulatedHost:
     def console(self, action: str, *nic_ids: str, **params: str) -> dict[str, Any]:
         """A call that the agent knows nothing of; the cloud's answer, whatever it is."""
         ids = {f"nics.{n}": nic_id for n, nic_id in enumerate(nic_ids, 1)}
-        return self.model.call({"action": action, "zone": self.topology.zone} | ids | params)
+        faults, self.model._faults = self.model._faults, Faults(())
+        try:
+            return self.model.call({"action": action, "zone": self.topology.zone} | ids | params)
+        finally:
+            self.model._faults = faults
 
     # --- what must hold ------------------------------------------------------------------------------
 
@@ -139,10 +143,13 @@ class SimulatedHost:
             await self.clock.sleep(0.25)
 
     def ours_in_cloud(self) -> dict[str, str]:
-        """Status by NIC id of the NICs that bear this agent's name."""
+        """Status by NIC id of the NICs that bear this agent's name, and are not attached elsewhere."""
         records = self.model.state.nics.values()
         prefix = self.settings.nic_name_prefix
-        return {n.nic_id: n.status for n in records if is_ours(n.name, prefix, self.instance_id)}
+        here = ("", self.instance_id)
+        return {
+            n.nic_id: n.status for n in records if is_ours(n.name, prefix, self.instance_id) and n.instance_id in here
+        }
 
     def check_invariants(self) -> None:
         """What design section 3 promises at every moment."""
@@ -151,6 +158,17 @@ class SimulatedHost:
         assert not broken, broken
         assert len(table.nics) + table.creating <= self.settings.max_nics
         assert len(self.ours_in_cloud()) <= self.settings.max_nics
+        for nic_id, intents in _spoken_of(table).items():
+            assert len(intents) == 1, f"{nic_id} is in several operations at once: {intents}"
+
+
+def _spoken_of(table: Table) -> dict[str, list[str]]:
+    """By NIC id the operations under way that speak of it."""
+    found: dict[str, list[str]] = {}
+    for intent in table.intents.values():
+        for nic_id in intent.nic_ids:
+            found.setdefault(nic_id, []).append(f"{intent.kind} {intent.op_id}")
+    return found
 
 
 def settings_of(tmp_path: Path, topology: Topology, **settings: object) -> Settings:
@@ -196,16 +214,19 @@ def set_faults(host: SimulatedHost, *specs: FaultSpec) -> None:
 
 
 class RandomFaults(Faults):
-    """Strikes any call with probability *rate*: refused as busy or throttled, its reply lost, its job failed."""
+    """Strikes any call with probability *rate*, with one of *effects*."""
 
-    def __init__(self, rng: random.Random, rate: float) -> None:
+    def __init__(
+        self, rng: random.Random, rate: float, effects: tuple[str, ...] = ("refuse", "lose-reply", "fail-job")
+    ) -> None:
         super().__init__(())
+        self.rate = rate
         self._rng = rng
-        self._rate = rate
+        self._effects = effects
 
     def strike(self, action: str) -> tuple[FaultSpec, ...]:
-        if self._rng.random() >= self._rate:
+        if self._rng.random() >= self.rate:
             return ()
         code = self._rng.choice((5100, 5000, 2500, 1400, 5200))
-        effects = ["refuse", "lose-reply"] + ["fail-job"] * (action in {"AttachNics", "DetachNics"})
+        effects = [e for e in self._effects if not EFFECTS[e] or action in EFFECTS[e]]
         return (FaultSpec(action, self._rng.choice(effects), code=code, message="InjectedFault"),)

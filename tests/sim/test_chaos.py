@@ -1,6 +1,7 @@
 """Everything at once: containers come, go and die, calls fail, replies are lost, the agent is killed.
 
-Nothing is lost.
+In the second half somebody is at the console as well, and containers do what they like to their links. Nothing
+is lost.
 
 A failing seed is in the test's id; `pytest "tests/sim/test_chaos.py::...[seed-7]"` replays it exactly.
 """
@@ -18,8 +19,9 @@ import pytest
 import virtual_time
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.model import NicState
-from qingcloud_cni.sim.topology import Latencies, default_topology
-from simulated import RandomFaults, SimulatedHost, netns_of, set_faults, simulated
+from qingcloud_cni.sim.faults import EFFECTS
+from qingcloud_cni.sim.topology import Latencies, Limits, default_topology
+from simulated import RandomFaults, SimulatedHost, key_of, netns_of, set_faults, simulated
 
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "40"))
 STEPS = 120
@@ -34,6 +36,7 @@ class Chaos:
         self.rng = rng
         self.made = 0
         self.alive: dict[str, str] = {}  # containers that got an address, and which NIC
+        self.taken: set[str] = set()  # NICs that somebody has taken away at the console
         self.pending: set[asyncio.Task[None]] = set()
 
     async def step(self) -> None:
@@ -99,6 +102,8 @@ class Chaos:
                 assert link.mac not in seen, f"{link.mac} is in {seen[link.mac]} and {path}"
                 seen[link.mac] = path
         for name, nic_id in self.alive.items():
+            if nic_id in self.taken:
+                continue
             assert seen.get(nic_id) == netns_of(name), f"{name} lost its NIC {nic_id}: it is in {seen.get(nic_id)}"
 
 
@@ -142,3 +147,115 @@ async def converged(host: SimulatedHost) -> None:
     waiting = {n.nic_id for n in host.nics.values() if n.state in {NicState.IDLE, NicState.COOLING}}
     assert parked == waiting
     assert not missing, f"attached, and their links are nowhere: {missing}"
+
+
+class Havoc(Chaos):
+    """Besides: an operator at the console, containers that meddle with links, drains, hours without the cloud."""
+
+    async def step(self) -> None:
+        match self.rng.choices(
+            ("as before", "detach", "delete", "elsewhere", "here", "meddle", "drain", "outage"),
+            (100, 3, 2, 2, 2, 6, 1, 2),
+        )[0]:
+            case "detach":
+                self.console("DetachNics", "in-use")
+            case "delete":
+                self.console("DeleteNics", "available")
+            case "elsewhere":
+                self.console("AttachNics", "available", instance=self.host.topology.hosts[1].instance_id)
+            case "here":
+                self.console("AttachNics", "available", instance=self.host.instance_id)
+            case "meddle" if self.alive:
+                self.meddle(self.rng.choice(sorted(self.alive)))
+            case "drain":
+                self.host.agent.pool.drain()
+                await self.host.clock.sleep(self.rng.uniform(0, 30))
+                await self.kill()
+            case "outage":
+                await self.outage()
+            case _:
+                await super().step()
+
+    def console(self, action: str, status: str, **params: str) -> None:
+        """Somebody does that with a NIC of ours, if it can be done."""
+        candidates = sorted(nic_id for nic_id, now in self.host.ours_in_cloud().items() if now == status)
+        if not candidates:
+            return
+        nic_id = self.rng.choice(candidates)
+        if self.host.console(action, nic_id, **params)["ret_code"] == 0:
+            self.taken.add(nic_id)
+
+    def meddle(self, name: str) -> None:
+        """The container renames its link, changes its MAC, or wipes the alias off it."""
+        space = self.host.kernel._at(netns_of(name))
+        for link in space.links.values():
+            match self.rng.choice(("name", "mac", "alias")):
+                case "name":
+                    link.name = f"net{self.rng.randrange(1000)}"
+                case "mac":
+                    link.mac = f"02:00:00:00:00:{self.rng.randrange(256):02x}"
+                    self.taken.add(link.nic_id)
+                case "alias":
+                    link.alias = ""
+
+    async def outage(self) -> None:
+        """The cloud does not answer for minutes or hours, and life goes on."""
+        faults = self.host.model._faults
+        assert isinstance(faults, RandomFaults)
+        before, faults.rate = faults.rate, 1.0
+        end = self.host.clock.now() + self.rng.choice((60.0, 600.0, 7200.0))
+        while self.host.clock.now() < end:
+            await super().step()
+            await self.check()
+            await self.host.clock.sleep(self.rng.expovariate(1 / 60))
+        faults.rate = before
+
+
+@pytest.mark.parametrize("seed", range(SEEDS), ids=lambda n: f"seed-{n}")
+def test_whatever_anybody_does_nothing_of_ours_is_forgotten(tmp_path: Path, seed: int) -> None:
+    async def main() -> None:
+        rng = random.Random(seed)
+        calls = rng.choice(((0.0, 0.4), (0.0, 0.4), (0.0, 25.0)))  # seconds; a call is given up after 20
+        limits = Limits(nics_per_instance=rng.choice((64, 8)), nics_per_vxnet=rng.choice((252, 5)))
+        latencies = Latencies(attach=(0.5, 12.0), detach=(0.5, 8.0), call=calls, replug=(0.1, 0.6))
+        topology = replace(default_topology("sim", 2), latencies=latencies, limits=limits)
+        pods = ["vxnet-pods001", "vxnet-pods002"]
+        async with simulated(tmp_path, topology, seed=seed, is_warm=False, vxnet=pods, max_nics=12,
+                             policy=rng.choice(("FailRotate", "RoundRotate", "Random")),
+                             cooldown=rng.choice((0, 5, 130)), idle_ttl=rng.choice((5, 600))) as host:  # fmt: skip
+            host.model._faults = RandomFaults(rng, rng.choice(FAULT_RATES), tuple(EFFECTS))
+            havoc = Havoc(host, rng)
+            for _ in range(STEPS):
+                await havoc.step()
+                await havoc.check()
+            set_faults(host)
+            if havoc.pending:
+                await asyncio.wait(havoc.pending, timeout=200)
+            await host.clock.sleep(60.0)
+            for name in havoc.attached() - set(havoc.alive):
+                attachment = host.agent.context.table.attachments[key_of(name)]
+                assert attachment.nic_id in havoc.taken, f"{name} is dead and was not released"
+                await host.delete(name)
+            assert havoc.attached() == set(havoc.alive)
+            await remembered(host)
+            await havoc.check()
+
+    virtual_time.run(main())
+
+
+async def remembered(host: SimulatedHost) -> None:
+    """With the faults off and after a restart, which compares everything, no NIC is unknown or in a wrong place."""
+    table = host.agent.context.table
+    await host.until(lambda: not any(i.kind != "create" for i in table.intents.values()), "operations end", 3600.0)
+    await host.kill()
+    await host.start()
+    await host.until(lambda: host.agent.is_cloud_compared, "compared", 3600.0)
+    await host.clock.sleep(600.0)
+    await host.until(lambda: not host.agent.context.table.intents, "operations end", 3600.0)
+    missing = {n.nic_id for n in host.nics.values() if n.state is NicState.MISSING}
+    assert set(host.ours_in_cloud()) - set(host.nics) == set()
+    assert set(host.nics) - set(host.ours_in_cloud()) <= missing | {
+        a.nic_id for a in host.agent.context.table.attachments.values()
+    }
+    parked = {link.mac for link in host.kernel.links_in(host.kernel.parking_path)}
+    assert parked == {n.nic_id for n in host.nics.values() if n.state in {NicState.IDLE, NicState.COOLING}}
