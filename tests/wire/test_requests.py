@@ -186,7 +186,6 @@ def test_add_where_the_ifname_is_taken_leaves_that_link_alone(host: Host) -> Non
 
 ROUTES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "gateway elsewhere": ({"dst": SERVICES, "gw": "172.20.9.1"}, ("vxnet-pods001", "172.20.1.0/24", "172.20.9.1")),
-    "gateway 0.0.0.0": ({"dst": SERVICES, "gw": "0.0.0.0"}, ("0.0.0.0", "gateway NIC")),
     "placeholder dst": ({"dst": "kubernetes service cidr", "gw": "172.20.1.1"}, ("dst", "kubernetes service cidr")),
     "placeholder gw": ({"dst": SERVICES, "gw": "hostip or 0.0.0.0"}, ("gw", "hostip or 0.0.0.0")),
     "dst of a host": ({"dst": "10.96.0.1/12", "gw": "172.20.1.1"}, ("10.96.0.1/12",)),
@@ -200,6 +199,17 @@ def test_a_route_that_cannot_be_had_is_refused_with_code_7_naming_what_is_wrong(
     answer = host.cni("ADD", container, conf=host.conf(routes=[route]))
     assert answer.code == 7, answer
     assert all(word in answer.message for word in words), answer
+    assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
+    assert is_untouched(host)
+
+
+def test_a_gateway_of_0_0_0_0_is_refused_with_code_7_where_is_gateway_forbids_it(host: Host) -> None:
+    container = host.container()
+    conf = host.conf(routes=[{"dst": SERVICES, "gw": "0.0.0.0"}]) | {"isGateway": False}
+    answer = host.cni("ADD", container, conf=conf)
+    assert answer.code == 7, answer
+    assert "0.0.0.0" in answer.message
+    assert "isGateway" in answer.message
     assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
     assert is_untouched(host)
 
