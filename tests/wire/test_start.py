@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from hosts import AgentProcess, Host, NewHost
 from qingcloud_cni.sim.fabric_shell import inside
-from simulator import Sim, eventually, needs_root, run, running_sim
+from simulator import QINGCLOUD_SIM, Sim, eventually, needs_root, run, running_sim
 
 pytestmark = needs_root
 
@@ -22,7 +23,7 @@ OWN = "vxnet-own"
 
 @pytest.fixture(scope="module")
 def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
-    """Two VPCs, and a vxnet that is joined to none."""
+    """Two VPCs, a vxnet that is joined to none, and every second host a node of an AppCenter cluster."""
     topology = {
         "routers": [
             {"router_id": "rtr-one", "vpc_network": "172.23.0.0/16"},
@@ -33,7 +34,7 @@ def sim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sim]:
             {"vxnet_id": "vxnet-other", "network": "172.24.1.0/24", "router_id": "rtr-two"},
             {"vxnet_id": "vxnet-loose", "vxnet_type": 0},
         ],
-        "hosts": [{"name": f"host{n}", "vxnet_id": OWN} for n in range(1, 40)],
+        "hosts": [{"name": f"host{n}", "vxnet_id": OWN, "is_cluster_node": n % 2 == 0} for n in range(1, 40)],
     }
     file = tmp_path_factory.mktemp("topology") / "start.yaml"
     file.write_text(yaml.safe_dump(topology))
@@ -249,17 +250,77 @@ def test_nics_on_disk_and_in_the_kernel_are_served_while_the_cloud_is_silent(det
     assert [attachment["nic_id"] for attachment in host.attachments()] == [mac]
 
 
-def test_wrong_keys_do_not_end_the_agent_but_are_told(new_host: NewHost) -> None:
-    """They may be mended in the cloud; the cause names the call and the code, never the key."""
+@contextmanager
+def fault(sim: Sim, effect: str) -> Iterator[None]:
+    """While it lasts, this is what every call gets."""
+    faults = yaml.safe_dump([{"action": "*", "effect": effect, "times": 10_000}])
+    run(QINGCLOUD_SIM, "faults", "set", "-", "--name", sim.name, input=faults)
+    try:
+        yield
+    finally:
+        run(QINGCLOUD_SIM, "faults", "clear", "--name", sim.name)
+
+
+def test_wrong_keys_end_a_first_start_and_leave_nothing(new_host: NewHost) -> None:
+    """The sentence names the file, the call and the code, never the key."""
     host = new_host()
     path = access_file(host, qy_secret_access_key="wrong-but-secret")
     agent = host.launch(vxnet=OWN, QYAccessFilePath=path)
-    eventually(lambda: agent.events("cloud.unanswered"), "a refused call")
-    ready = host.ask("GET", "/readyz")
-    assert ready.status == 503
-    assert b"1200" in ready.body
-    assert b"wrong-but-secret" not in ready.body + agent.log.read_bytes()
+    said = refusal(agent)
+    assert f"the cloud does not accept the keys in {path}: DescribeInstances" in said
+    assert "(1200); check qy_access_key_id and qy_secret_access_key" in said
+    assert "wrong-but-secret" not in said + agent.log.read_text()
+    assert not host.parking.exists()
+    assert not host.socket.exists()
+    host.start(vxnet=OWN, min_idle=1, max_idle=1)  # and the next start is none the worse for it
+
+
+def test_keys_that_are_not_accepted_any_more_do_not_end_an_agent_that_serves(new_host: NewHost, sim: Sim) -> None:
+    """A restart while the keys are exchanged: containers come and go from the pool, and the cause is told."""
+    host = new_host()
+    settings: dict[str, Any] = {"vxnet": OWN, "min_idle": 1, "max_idle": 1}
+    host.start(**settings)
+    first = host.container()
+    host.add(first)
+    host.wait_idle(1)
+    assert host.agent.stop() == 0
+    with fault(sim, "wrong-keys"):
+        host.start(**settings)
+        eventually(lambda: host.agent.events("cloud.unanswered"), "a refused call")
+        assert "(1200)" in host.status()["cloud_error"]
+        host.add(host.container())
+        host.delete(first)
+        assert host.status()["cloud_compared"] is False
+    eventually(lambda: host.status()["cloud_compared"], "the comparison with the cloud")
+    assert len(host.attachments()) == 1
+
+
+def test_a_skewed_clock_is_told_and_waited_for(new_host: NewHost, sim: Sim) -> None:
+    """NTP may mend it: alive, not ready, and the cause in /readyz, log and ADD; ready once stamps are accepted."""
+    host = new_host()
+    with fault(sim, "clock-skew"):
+        agent = host.launch(vxnet=OWN, min_idle=1, max_idle=1)
+        eventually(lambda: agent.events("cloud.unanswered"), "a refused call")
+        ready = host.ask("GET", "/readyz")
+        answer = host.cni("ADD", host.container())
+        told = (ready.body.decode(), answer.message, agent.events("cloud.unanswered")[0]["detail"])
+        assert (ready.status, answer.code) == (503, 11)
+        assert [text for text in told if "(1300)" in text and "check the clock" in text] == list(told)
+        assert host.ask("GET", "/healthz").status == 200
+    eventually(host.is_ready, "the agent ready")
+    host.wait_idle(1)
     assert agent.is_running
+
+
+def test_a_node_of_an_appcenter_cluster_is_found(new_host: NewHost, sim: Sim) -> None:
+    """DescribeInstances returns it only when asked with is_cluster_node=1."""
+
+    def is_hidden(host: Host) -> bool:
+        return not sim.call("DescribeInstances", instances=[host.instance_id])["total_count"]
+
+    host = next(host for host in iter(new_host, None) if is_hidden(host))
+    host.start(vxnet=OWN, min_idle=1, max_idle=1)
+    host.add(host.container())
 
 
 def test_the_config_file_in_the_working_directory_is_read(new_host: NewHost) -> None:

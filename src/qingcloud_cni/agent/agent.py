@@ -15,7 +15,7 @@ from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.agent.startup import CloudComparison
 from qingcloud_cni.agent.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.agent.vxnet_book import VxnetBook
-from qingcloud_cni.core.errors import CloudError, KernelRefused, NotInitialised
+from qingcloud_cni.core.errors import CloudError, CredentialsRefused, KernelRefused, NotInitialised, StartRefused
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
 from qingcloud_cni.core.table import Table
@@ -114,6 +114,8 @@ class Agent:
             try:
                 await self._comparison.run()
             except (CloudError, KernelRefused) as err:
+                if isinstance(err, CredentialsRefused) and not self._serves_from_disk:
+                    raise StartRefused(f"the cloud does not accept the keys in {self._access_file}: {err}") from err
                 failures += 1
                 self.last_cloud_error = str(err)
                 self.context.note("cloud.unanswered", detail=str(err))
