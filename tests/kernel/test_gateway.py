@@ -13,7 +13,8 @@ import pytest
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.seams import Gateway, ServicePath
 from qingcloud_cni.kernel import HostKernel
-from qingcloud_cni.kernel.gateway import ALIAS
+from qingcloud_cni.kernel.firewall import ruleset
+from qingcloud_cni.kernel.gateway import ALIAS, GATEWAYS
 
 from .nics import Lab, fd_count, ip, ip_json, kernel, lab, within
 
@@ -220,6 +221,20 @@ async def test_another_agent_finds_all_in_place(lab: Lab, kernel: HostKernel) ->
         assert not ip_json("-n", lab.host, "rule", "show", "table", TABLE)
     finally:
         await other.close()
+
+
+async def test_the_table_reads_as_nft_lists_it(lab: Lab) -> None:
+    """Else an agent that has just started could not tell that all is right."""
+    every = ServicePath(
+        tuple(Gateway("", f"hostnic{n}", f"172.16.{n}.9/24", f"172.16.{n}.1", n) for n in range(GATEWAYS)),
+        tuple(f"172.16.{n}.0/24" for n in range(0, GATEWAYS, 2)),
+        ("10.96.0.0/12", "10.200.1.1/32"),
+    )
+    for path in (every, replace(every, services=()), replace(every, gateways=()), replace(every, masquerade=())):
+        script = f"flush ruleset\n{ruleset(path)}"
+        inside = ("nsenter", f"--net={lab.path(lab.host)}", "nft", "-f", "-")
+        subprocess.run(inside, input=script, text=True, check=True)
+        assert nft(lab, "list", "table", "inet", "qingcni").split() == ruleset(path).split()
 
 
 def harm(*command: str) -> Callable[[Lab], None]:

@@ -133,7 +133,9 @@ def _returning(gateway: Gateway) -> str:
 def _marking(whose: str, gateway: Gateway) -> str:
     """Set our bits of a mark and leave the others as they are, in nft's own spelling."""
     mark = mark_of(gateway)
-    return f"{whose} mark set {whose} mark & {~MARK_MASK & 0xFFFFFFFF | mark:#010x} | {mark:#010x}"
+    kept = ~MARK_MASK & 0xFFFFFFFF | mark
+    others = "" if kept == 0xFFFFFFFF else f" & {kept:#010x}"
+    return f"{whose} mark set {whose} mark{others} | {mark:#010x}"
 
 
 def _masquerading(has_services: bool) -> list[str]:
