@@ -1,9 +1,8 @@
 """What the agent says when it cannot start, and what it does while the cloud is silent."""
 
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 import yaml
 
 from hosts import AgentProcess, Host, NewHost
-from qingcloud_cni.sim.fabric_shell import inside
 from simulator import QINGCLOUD_SIM, Sim, eventually, needs_root, run, running_sim
 
 pytestmark = needs_root
@@ -70,13 +68,6 @@ SETTINGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "unknown vxnet": ({"vxnet": f"{OWN},vxnet-nowhere"}, ("vxnet-nowhere", "unknown")),
     "vxnet of another VPC": ({"vxnet": "vxnet-other"}, ("vxnet-other", "rtr-two", "rtr-one")),
     "unmanaged vxnet": ({"vxnet": "vxnet-loose"}, ("vxnet-loose", "unmanaged")),
-    "no instance id": ({"instance_id": "nonsense"}, ("nonsense", "instance")),
-    "no instance id file": ({"instance_id_file": "/nonexistent/id"}, ("/nonexistent/id", "--instance-id")),
-    "unknown policy": ({"policy": "Best"}, ("policy", "Best", "FailRotate, RoundRotate, Random")),
-    "no duration": ({"cooldown": "soon"}, ("cooldown", "soon", "duration")),
-    "no number": ({"max_nics": "many"}, ("max-nics", "many")),
-    "limits that contradict": ({"min_idle": 9, "max_idle": 2}, ("max-idle 2", "min-idle 9")),
-    "no access file": ({"QYAccessFilePath": "/nonexistent/client.yaml"}, ("/nonexistent/client.yaml",)),
 }
 
 
@@ -100,47 +91,6 @@ def test_an_instance_the_cloud_does_not_know_is_refused_with_status_2(new_host: 
         assert not parking.exists()
     finally:
         run("ip", "netns", "delete", parking.name, check=False)
-
-
-def readable(host: Host) -> Path:
-    path = access_file(host)
-    path.chmod(0o644)
-    return path
-
-
-def broken(host: Host) -> Path:
-    path = access_file(host)
-    path.write_text("qy_access_key_id: [")
-    return path
-
-
-def no_keys(host: Host) -> Path:
-    return access_file(host, qy_access_key_id="", qy_secret_access_key="")
-
-
-ACCESS: dict[str, tuple[Callable[[Host], Path], str]] = {
-    "readable by others": (readable, "--allow-readable-access-file"),
-    "no YAML": (broken, ""),
-    "without keys": (no_keys, "IAM"),
-}
-
-
-@pytest.mark.parametrize("case", ACCESS)
-def test_a_bad_access_file_is_refused_in_one_sentence_with_status_2(new_host: NewHost, case: str) -> None:
-    host = new_host()
-    make, word = ACCESS[case]
-    path = make(host)
-    said = refusal(host.launch(vxnet=OWN, QYAccessFilePath=path))
-    assert str(path) in said
-    assert word in said
-    assert "simulated-secret" not in said
-
-
-def test_a_bindaddr_that_is_taken_is_refused_with_status_2(new_host: NewHost) -> None:
-    host = new_host()
-    with inside(host.netns, lambda: socket.create_server(("127.0.0.1", 31080))):
-        said = refusal(host.launch(vxnet=OWN))
-    assert "0.0.0.0:31080" in said
 
 
 # --- the cloud is silent ---------------------------------------------------------------------------------
