@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from qingcloud_cni.agent.agent import Agent, World
+from qingcloud_cni.agent.agent import FIRST_CALL, Agent, World
 from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings, resolve
 from qingcloud_cni.agent.tasks import Tasks
@@ -17,7 +17,7 @@ from qingcloud_cni.core.model import Attachment, AttachmentKey, Nic
 from qingcloud_cni.core.names import is_ours
 from qingcloud_cni.core.table import Table, violations
 from qingcloud_cni.sim.api import Api
-from qingcloud_cni.sim.faults import EFFECTS, Faults
+from qingcloud_cni.sim.faults import EFFECTS, WRONG_KEYS, Faults
 from qingcloud_cni.sim.kernel import FakeKernel
 from qingcloud_cni.sim.local import LocalTransport, run_jobs
 from qingcloud_cni.sim.model import Model
@@ -214,7 +214,10 @@ def set_faults(host: SimulatedHost, *specs: FaultSpec) -> None:
 
 
 class RandomFaults(Faults):
-    """Strikes any call with probability *rate*, with one of *effects*."""
+    """Strikes any call with probability *rate*, with one of *effects*.
+
+    Wrong keys never meet the first call of a start: that ends an agent which has nothing to serve.
+    """
 
     def __init__(
         self, rng: random.Random, rate: float, effects: tuple[str, ...] = ("refuse", "lose-reply", "fail-job")
@@ -229,4 +232,6 @@ class RandomFaults(Faults):
             return ()
         code = self._rng.choice((5100, 5000, 2500, 1400, 5200))
         effects = [e for e in self._effects if not EFFECTS[e] or action in EFFECTS[e]]
+        if action == FIRST_CALL:
+            effects = [e for e in effects if e != WRONG_KEYS]
         return (FaultSpec(action, self._rng.choice(effects), code=code, message="InjectedFault"),)

@@ -21,6 +21,7 @@ from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
 from qingcloud_cni.core.table import Table
 from qingcloud_cni.core.vxnets import VxnetChooser, VxnetPolicy
 
+FIRST_CALL = "DescribeInstances"  # of a comparison: keys that were good for it are no wrong ones
 LOOK_PERIOD = 30.0  # seconds between looks at the links, whether or not the kernel reported anything
 
 
@@ -114,7 +115,7 @@ class Agent:
             try:
                 await self._comparison.run()
             except (CloudError, KernelRefused) as err:
-                if isinstance(err, CredentialsRefused) and not self._serves_from_disk:
+                if isinstance(err, CredentialsRefused) and err.action == FIRST_CALL and not self._serves_from_disk:
                     raise StartRefused(f"the cloud does not accept the keys in {self._access_file}: {err}") from err
                 failures += 1
                 self.last_cloud_error = str(err)
