@@ -169,7 +169,7 @@ class Operations:
         await self._context.journal.save()
         intent = self._table.intents[op_id]
         failure = ""
-        if not await self._links_arrive(intent, LINK_FIRST) and intent.job_id:
+        if not await self._links_arrive(intent, self._left(intent, LINK_FIRST)) and intent.job_id:
             job = await self._jobs.end(intent.job_id, first_look=0.0)
             if job is not None and job.status is JobStatus.FAILED:
                 failure = f"job {job.job_id} failed: {job.error or 'the cloud gives no reason'}"
@@ -196,7 +196,7 @@ class Operations:
             return
         seen = await self._describe_ids(late)
         if not intent.job_id and not any(map(self._is_here, seen.values())):
-            await self._context.clock.sleep(LATE_EFFECT)  # an attach without a reply may still be queued
+            await self._context.clock.sleep(self._left(intent, LATE_EFFECT))  # it may still be queued
             seen = await self._describe_ids(late)
         now = self._context.now()
         cause = failure or f"no link within {now - intent.since:.0f} s of asking"
@@ -343,6 +343,10 @@ class Operations:
     def _is_gone(self, nic: CloudNic | None) -> bool:
         """Whether it is ours no more: deleted, or attached to another instance."""
         return nic is None or nic.instance_id not in ("", self._context.instance_id)
+
+    def _left(self, intent: Intent, seconds: float) -> float:
+        """What is left of *seconds* since the intent; after a restart much of it may have passed."""
+        return max(intent.since + seconds - self._context.now(), 0.0)
 
     async def _changed(self) -> None:
         await self._context.journal.save()
