@@ -60,6 +60,7 @@ def main() -> None:
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=7777, show_default=True, help="The API's, on each host."
 )
+@click.option("--guest-dhcp", is_flag=True, help="Hosts configure every NIC they see, as NetworkManager does.")
 @click.option(
     "--keep", is_flag=True, help="At the end leave everything there, for an `up` with the same --state-dir."
 )
@@ -73,6 +74,7 @@ def up(
     hosts: int | None,
     seed: int | None,
     port: int,
+    guest_dhcp: bool,
     keep: bool,
     verbose: bool,
     **latencies: Range | None,
@@ -111,6 +113,7 @@ def up(
         seed=random.SystemRandom().randrange(2**32) if seed is None else seed,
         port=port,
         kept=kept,
+        guest_dhcp=guest_dhcp,
         is_left=keep,
     )
     asyncio.run(Simulator(options).run(lambda description: print(json.dumps(description), flush=True)))

@@ -8,8 +8,6 @@ import asyncio
 import itertools
 import logging
 import random
-import socket
-import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +18,7 @@ from qingcloud_cni.sim.effects import Effect, FilterNic, PlugNic, UnplugNic
 from qingcloud_cni.sim.fabric_filter import RULESET, Guard, guard_script
 from qingcloud_cni.sim.fabric_layout import HOST_SYSCTLS, ROUTER_SYSCTLS, Layout, Port, lay_out, place
 from qingcloud_cni.sim.fabric_names import LEAVING_GROUP, PORT_GROUP, Mark
+from qingcloud_cni.sim.fabric_reports import RTM_DELLINK, drain, open_reports
 from qingcloud_cni.sim.fabric_shell import inside, ip_batch, ip_json, nft
 from qingcloud_cni.sim.topology import Topology
 
@@ -27,9 +26,6 @@ LOOK_PERIOD = 2.0  # seconds after which the ports are looked over even if the k
 ATTEMPTS = 3  # to make links whose names or indexes someone else on the host was quicker to take
 
 _GONE = ("Cannot find device", "No such device")
-_RTMGRP_LINK = 1
-_RTM_DELLINK = 17
-_NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +42,7 @@ class Fabric:
         self._state_dir = state_dir
         self._replug = topology.latencies.replug
         self._rng = rng
-        self._ports: dict[str, Port] = {}  # by NIC id: all that should have a link somewhere
+        self.ports: dict[str, Port] = {}  # by NIC id: all that should have a link somewhere; ours to change
         self._due: dict[str, float] = {}  # by NIC id, on the loop's clock: when a link that died comes back
         self._busy = asyncio.Lock()  # held while links change, so that a look never sees half a change
 
@@ -71,9 +67,9 @@ class Fabric:
         What is missing of *nics* is left to `apply` and, as links that died meanwhile, to `watch`.
         """
         async with self._busy:
-            self._ports = {nic.nic_id: place(self.layout, nic) for nic in nics}
+            self.ports |= {nic.nic_id: place(self.layout, nic) for nic in nics}
             for router in self.layout.routers:
-                ports = {port.name: port for port in self._ports.values() if port.router == router.namespace}
+                ports = {port.name: port for port in self.ports.values() if port.router == router.namespace}
                 present = await self._present([router.namespace])
                 # either end of a pair may have been all that was done with it
                 lines = [f"link set {name} group {LEAVING_GROUP}" for name in present - ports.keys()]
@@ -110,10 +106,10 @@ class Fabric:
         """
         loop = asyncio.get_running_loop()
         wake = asyncio.Event()
-        sockets = [inside(router.namespace, _link_reports) for router in self.layout.routers]
+        sockets = [inside(router.namespace, open_reports) for router in self.layout.routers]
         try:
             for reports in sockets:
-                loop.add_reader(reports, _drain, reports, wake)
+                loop.add_reader(reports, drain, reports, wake, {RTM_DELLINK})
             while True:
                 await self._look()
                 pause = min([LOOK_PERIOD, *(due - loop.time() for due in self._due.values())])
@@ -128,7 +124,7 @@ class Fabric:
 
     def links(self) -> dict[str, bool]:
         """The NICs plugged, and whether each has its link (False: its namespace died, it is about to come back)."""
-        return {nic_id: nic_id not in self._due for nic_id in self._ports}
+        return {nic_id: nic_id not in self._due for nic_id in self.ports}
 
     def _mark(self, instance_id: str) -> Mark:
         return Mark(self._sim, instance_id, self._state_dir)
@@ -136,13 +132,13 @@ class Fabric:
     async def _plug(self, nics: list[PlugNic]) -> None:
         """Plug NICs of one host."""
         ports = [place(self.layout, nic) for nic in nics]
-        self._ports |= {port.nic.nic_id: port for port in ports}
+        self.ports |= {port.nic.nic_id: port for port in ports}
         await self._write_filters({port.router for port in ports})  # before the links: no frame passes unguarded
         await self._link(ports[0].host, ports, is_return=False)
         log.info("plugged %s into %s", ", ".join(port.nic.nic_id for port in ports), ports[0].host)
 
     async def _unplug(self, nic_ids: list[str]) -> None:
-        ports = [self._ports.pop(nic_id) for nic_id in nic_ids if nic_id in self._ports]
+        ports = [self.ports.pop(nic_id) for nic_id in nic_ids if nic_id in self.ports]
         for nic_id in nic_ids:
             self._due.pop(nic_id, None)
         for router in {port.router for port in ports}:
@@ -154,17 +150,17 @@ class Fabric:
 
     async def _filter(self, changes: list[FilterNic]) -> None:
         for change in changes:
-            port = self._ports.get(change.nic_id)
+            port = self.ports.get(change.nic_id)
             if port:
                 nic = replace(port.nic, private_ip=change.private_ip, enable_aspoof=change.enable_aspoof)
-                self._ports[change.nic_id] = replace(port, nic=nic)
-        await self._write_filters({self._ports[c.nic_id].router for c in changes if c.nic_id in self._ports})
+                self.ports[change.nic_id] = replace(port, nic=nic)
+        await self._write_filters({self.ports[c.nic_id].router for c in changes if c.nic_id in self.ports})
 
     async def _write_filters(self, routers: Iterable[str]) -> None:
         for router in routers:
             guards = (
                 Guard(port.name, port.nic.nic_id, port.nic.private_ip)
-                for port in self._ports.values()
+                for port in self.ports.values()
                 if port.router == router and port.nic.enable_aspoof and port.nic.private_ip
             )
             await nft(router, guard_script(guards))
@@ -217,11 +213,11 @@ class Fabric:
         now = asyncio.get_running_loop().time
         async with self._busy:
             present = await self._present({router.namespace for router in self.layout.routers})
-            for nic_id, port in self._ports.items():
+            for nic_id, port in self.ports.items():
                 if port.name not in present and nic_id not in self._due:
                     self._due[nic_id] = now() + self._rng.uniform(*self._replug)
                     log.info("link of %s died with its namespace", nic_id)
-            ready = [port for nic_id, port in self._ports.items() if self._due.get(nic_id, now() + 1) <= now()]
+            ready = [port for nic_id, port in self.ports.items() if self._due.get(nic_id, now() + 1) <= now()]
             for host, group in _by_host(ready):
                 nic_ids = [port.nic.nic_id for port in group]
                 try:
@@ -249,28 +245,3 @@ def _set_sysctls(values: dict[str, str]) -> None:
         path = Path("/proc/sys") / name
         if path.exists() or not name.startswith("net/bridge/"):  # br_netfilter need not be loaded
             path.write_text(value)
-
-
-def _link_reports() -> socket.socket:
-    """A socket on which the kernel reports changes of links in the namespace of the calling thread."""
-    reports = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-    reports.bind((0, _RTMGRP_LINK))
-    return reports
-
-
-def _drain(reports: socket.socket, wake: asyncio.Event) -> None:
-    """Read all reports there are; set *wake* if a link was deleted, or if reports were lost."""
-    while True:
-        try:
-            data = reports.recv(65536)
-        except BlockingIOError:
-            return
-        except OSError:  # ENOBUFS: the kernel had more to say than the buffer held
-            wake.set()
-            return
-        offset = 0
-        while offset + _NLMSGHDR.size <= len(data):
-            length, kind, *_ = _NLMSGHDR.unpack_from(data, offset)
-            if kind == _RTM_DELLINK:
-                wake.set()
-            offset += max(length + 3 & ~3, _NLMSGHDR.size)

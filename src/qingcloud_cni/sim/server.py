@@ -30,6 +30,7 @@ from qingcloud_cni.sim.fabric_remains import (
     write_record,
 )
 from qingcloud_cni.sim.fabric_shell import inside
+from qingcloud_cni.sim.guest_dhcp import GuestDhcp
 from qingcloud_cni.sim.http import make_app
 from qingcloud_cni.sim.model import Model
 from qingcloud_cni.sim.records import Keeper
@@ -59,6 +60,13 @@ class Simulator:
             self.model.restore(options.kept.records)
         self.api = Api(self.model, now=time.time, sleep=asyncio.sleep, rng=random.Random(f"{seed} api"))
         self.fabric = Fabric(options.sim, topology, options.state_dir, rng=random.Random(f"{seed} fabric"))
+        self._dhcp = GuestDhcp(
+            self.fabric.layout,
+            self.fabric.ports,
+            frozenset(nic.nic_id for nic in self.model.state.nics.values() if nic.role == 1),
+            delay=topology.latencies.dhcp,
+            rng=random.Random(f"{seed} dhcp"),
+        )
         self._keeper = Keeper(options.state_dir, options.sim, runs)
         self._is_standing = False  # the fabric of an earlier simulator is there
         self._work = asyncio.Event()  # a job was queued, or an effect is waiting
@@ -120,6 +128,8 @@ class Simulator:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._carry_out(), name="carry out effects")
                 tasks.create_task(self.fabric.watch(), name="watch links")
+                if self.options.guest_dhcp:
+                    tasks.create_task(self._dhcp.run(), name="guest DHCP")
                 ready(self._describe())
 
     async def _listen(self, stack: AsyncExitStack) -> None:
@@ -212,7 +222,8 @@ class Simulator:
         return describe(self.options, self.fabric.layout, self.model.state)
 
     def _tell_status(self) -> dict[str, Any]:
-        return self._describe() | tell(self.model.state, self.fabric.links(), dict(self.model.calls))
+        found = tell(self.model.state, self.fabric.links(), dict(self.model.calls))
+        return self._describe() | found | {"leases": self._dhcp.leases}
 
 
 def _check_same_shape(kept: Topology, topology: Topology, state_dir: Path) -> None:

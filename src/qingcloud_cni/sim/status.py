@@ -26,6 +26,7 @@ class Options:
     seed: int
     port: int
     kept: Kept | None = None  # the cloud to go on with, found in the state directory
+    guest_dhcp: bool = False  # hosts configure each NIC they see, as stock images do
     is_left: bool = False  # when it ends, what it made stays, for a later one to take over
 
 

@@ -45,6 +45,7 @@ class Latencies:
     detach: tuple[float, float] = (2.0, 4.0)
     call: tuple[float, float] = (0.0, 0.0)  # before an answer
     replug: tuple[float, float] = (0.2, 0.5)  # from the death of a NIC's namespace to its return
+    dhcp: tuple[float, float] = (0.0, 0.5)  # from a link's appearance on a host to its lease, with --guest-dhcp
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class _Latencies(msgspec.Struct, forbid_unknown_fields=True):
     detach: str | float | None = None
     call: str | float | None = None
     replug: str | float | None = None
+    dhcp: str | float | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
