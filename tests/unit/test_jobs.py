@@ -65,7 +65,7 @@ def with_jobs(cloud: FakeCloud, use: Callable[[Jobs], Coroutine[Any, Any, None]]
         async with asyncio.TaskGroup() as group:
             table, tasks = Table(Snapshot()), Tasks(group)
             context = Context(
-                "i-1", "qingcni", PoolPolicy(), table, Journal(table, store, ()), cast("Cloud", cloud),
+                "i-1", "qingcni", "hostnic", PoolPolicy(), table, Journal(table, store, ()), cast("Cloud", cloud),
                 cast("Kernel", None), VirtualClock(), random.Random(1), tasks,
             )  # fmt: skip
             jobs = Jobs(context)
