@@ -359,6 +359,16 @@ def test_time_alone_changes_the_plan_only_at_the_time_foretold(
     assert plan(state, policy, later) == plan(state, policy, NOW)
 
 
+def test_of_nics_idle_for_equally_long_those_that_have_just_rested_go_last() -> None:
+    rested, waiting = nic(0, S.COOLING, released_ago=0.0), nic(5, S.IDLE)
+    policy = PoolPolicy(min_idle=0, max_idle=0, idle_ttl=0.0, cooldown=0.0, cooldown_min=0.0)
+    for now in (NOW, NOW + 1.0):  # when it is asked does not change the order
+        assert plan(PoolState((rested, waiting)), policy, now) == (
+            Rest(rested.nic_id),
+            DetachNics(ids(waiting, rested)),
+        )
+
+
 def test_the_next_due_times() -> None:
     assert next_due(PoolState(idle(*[1] * 8)), POLICY, NOW) is None
     assert next_due(PoolState(idle(10, *[1] * 8)), POLICY, NOW) == NOW + 590

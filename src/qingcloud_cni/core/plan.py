@@ -176,9 +176,9 @@ def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic])
 
 def _surplus(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic]) -> tuple[str, ...]:
     """Idle NICs to give back, the longest idle first; not asked for while the pool grows, lest it swing."""
-    idle_since = [(n.since, n.nic_id) for n in state.nics if n.state is NicState.IDLE]
+    idle_since = sorted((n.since, n.nic_id) for n in state.nics if n.state is NicState.IDLE)
     idle_since += [(now, n.nic_id) for n in rested]
-    old = [i for since, i in sorted(idle_since) if since + policy.idle_ttl <= now and i not in state.busy]
+    old = [i for since, i in idle_since if since + policy.idle_ttl <= now and i not in state.busy]
     return tuple(old[: max(len(idle_since) - policy.max_idle, 0)])
 
 
