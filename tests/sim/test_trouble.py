@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import virtual_time
-from qingcloud_cni.core.errors import KernelRefused, PoolEmpty
+from qingcloud_cni.core.cni import read_config
+from qingcloud_cni.core.errors import KernelRefused, PoolEmpty, Unavailable
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
 from qingcloud_cni.sim.kernel import HOST_PATH
@@ -286,6 +287,28 @@ def test_a_nic_unplugged_in_the_middle_of_an_add_is_replaced_by_another(
             await host.clock.sleep(60)
             assert host.nics[unplugged[0]].state is NicState.MISSING
             assert key_of("c0") in host.agent.context.table.attachments
+
+    virtual_time.run(main())
+
+
+def test_a_gateway_nic_that_the_cloud_refuses_to_change_costs_few_calls_however_busy_the_host_is(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, min_idle=4, cooldown=0) as host:
+            refused = FaultSpec("ModifyNicAttributes", "refuse", times=10_000, code=1400, message="PermissionDenied")
+            set_faults(host, refused)
+            config = read_config({"name": "net", "ipam": {"routes": [{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}]}})
+            waiting = asyncio.create_task(host.add("wants-services", config=config, seconds=100.0))
+            for _ in range(100):  # each ADD and DEL is a change that the links are looked at for
+                await host.add("c0")
+                await host.clock.sleep(1.0)
+                await host.delete("c0")
+            with pytest.raises(Unavailable, match="PermissionDenied"):
+                await waiting
+            assert 3 <= host.model.calls["ModifyNicAttributes"] <= 10
+            set_faults(host)
+            await host.add("wants-services", config=config, seconds=100.0)
 
     virtual_time.run(main())
 

@@ -164,7 +164,9 @@ class Gateways:
             spawn(f"detach {detach.op_id}", self._operations.detach(detach))
 
     def receive(self, nic_id: str) -> None:
-        """The link of a gateway NIC is on the host: configure it in a task of its own."""
+        """The link of a gateway NIC is on the host: configure it in a task; not at once after a refusal."""
+        if self._backoff.until > self._context.now():
+            return  # a later look finds it again
         self._context.moving.add(nic_id)
         self._context.tasks.spawn(f"gateway {nic_id}", self._settle(nic_id))
 
