@@ -21,7 +21,7 @@ PIP := $(SET_UP) $(BIN)/python -m pip -qq --no-cache-dir --disable-pip-version-c
 SCRATCH := $(PYTHON) tools/scratch.py
 
 .NOTPARALLEL:
-.PHONY: help demo test lint format lock clean base machine
+.PHONY: help demo test bench lint format lock clean base machine peers
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -31,6 +31,9 @@ demo: machine $(INSTALLED)  ## two simulated hosts, six containers, a NIC of its
 
 test: machine $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest)
 	@$(SCRATCH) sh -c 'exec $(BIN)/pytest --basetemp="$$TMPDIR/t" --leftovers=fail "$$@"' pytest $(ARGS)
+
+bench: machine peers $(INSTALLED)  ## what it costs, beside other plugins (ARGS=--quick, --full, --only=serial, --help)
+	@$(SCRATCH) $(BIN)/python -m bench $(ARGS)
 
 lint: base $(INSTALLED)  ## formatting, rules, types and layers
 	$(BIN)/ruff check
@@ -61,6 +64,9 @@ base:
 machine:
 	@PYTHON="$(PYTHON)" tools/packages.sh python3-venv ca-certificates iproute2 nftables iputils-ping procps kmod
 	@$(SCRATCH) tools/abilities.sh
+
+peers:
+	@PYTHON="$(PYTHON)" tools/packages.sh containernetworking-plugins
 
 # Two packages of the official clients come as source only: what builds them is installed first, hashes checked.
 # `--use-pep517` matters: their old `setup.py install` writes into /etc and the home directory.

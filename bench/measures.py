@@ -1,0 +1,311 @@
+"""The measurements. Each takes the stage as it needs it, and leaves samples and figures in a Record."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.contestants import Bridge, Contestant, HostDevice, Ours
+from bench.figures import Figure, Sample, burst_bound, parallel_bound
+from bench.stage import (
+    VXNETS,
+    BenchFailed,
+    Mover,
+    Stage,
+    execute,
+    peers_directory,
+    processor_seconds,
+    resident,
+)
+from hosts import Container, Host
+from qingcloud_cni.agent.phases import Phase
+
+VERBS = ("ADD", "DEL")
+MIB = 1024.0 * 1024.0
+NOISE = 1.0  # MiB by which resident memory may differ without anything having grown
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int  # of each serial thing
+    parallel: int  # ADDs at once
+    volleys: int  # times they are sent
+    burst: int  # pods on a cold pool
+    nics: int  # of the host whose agent does nothing
+    pairs: int  # ADD and DEL while memory is watched
+    idle: float  # seconds of doing nothing
+    starts: int  # of an agent with all NICs
+
+
+@dataclass
+class Record:
+    """What came out."""
+
+    samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    figures: list[Figure] = field(default_factory=list)
+    phases: dict[str, dict[str, float]] = field(default_factory=dict)  # mean seconds by verb and phase
+
+    def add(self, name: str, seconds: float) -> None:
+        self.samples[name].append(seconds)
+
+    def sample(self, name: str) -> Sample:
+        return Sample(name, tuple(self.samples[name]))
+
+    def expect(self, name: str, target: str, measured: float, limit: float, unit: str = "ms") -> None:
+        self.figures.append(Figure(name, target, measured, limit, unit))
+
+    def expect_time(self, name: str, target: str, seconds: float, limit: float) -> None:
+        """A figure in milliseconds, of times in seconds."""
+        self.expect(name, target, seconds * 1000, limit * 1000)
+
+
+def held(idle: int, most: int) -> dict[str, object]:
+    """Settings of an agent that keeps so many NICs idle; it logs as much as one does by default."""
+    return {"min_idle": idle, "max_idle": max(idle, 8), "max_nics": most, "loglevel": "info"}
+
+
+def start(host: Host, idle: int, most: int) -> None:
+    host.start(idle=idle, **held(idle, most))
+
+
+# --- ADD and DEL ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ring:
+    """Three plugins and a bare mover, each with NICs of its own on hosts of one cloud."""
+
+    host: Host
+    ours: Ours
+    host_device: HostDevice
+    bridge: Bridge
+    mover: Mover
+
+    @property
+    def contestants(self) -> tuple[Contestant, ...]:
+        return self.ours, self.host_device, self.bridge
+
+
+@contextmanager
+def ring(stage: Stage, size: Size) -> Iterator[Ring]:
+    with (
+        stage.host("host1", VXNETS[0]) as host,
+        stage.host("host2", VXNETS[1]) as other,
+        stage.place(host, size.parallel) as ours,
+        stage.place(other, size.parallel) as theirs,
+    ):
+        start(host, size.parallel, size.parallel)
+        addresses = stage.nics(other, size.parallel + 1)
+        names = stage.names(other, list(addresses))
+        spare, *macs = addresses
+        away = other.container()
+        mover = theirs.do(Mover, Path(stage.sim.host("host2")["netns"]), spare, away.path)
+        peers = peers_directory()
+        data = stage.directory / "host-local"
+        try:
+            yield Ring(
+                host,
+                Ours(host, ours),
+                HostDevice(peers / "host-device", theirs, [(names[mac], addresses[mac]) for mac in macs]),
+                Bridge(peers / "bridge", theirs, data),
+                mover,
+            )
+        finally:
+            mover.close()
+
+
+def serial(stage: Stage, size: Size, record: Record) -> None:
+    """One thing at a time, all in turn: plugin start, bare moves, ADD and DEL of each plugin; then at once."""
+    with ring(stage, size) as here:
+        containers = [here.host.container() for _ in here.contestants]
+        _round(stage, here, containers, Record())  # what is loaded or made once has been by now
+        calls, phases = stage.calls(), metrics(here.host)
+        for _ in range(size.rounds):
+            _round(stage, here, containers, record)
+        churn = (stage.calls() - calls) / size.rounds
+        record.phases = mean_phases(phases, metrics(here.host))
+        answers = here.host.agent.events("cni.request")[-2 * size.rounds :]
+        for answer in answers:
+            own = answer["seconds"] - answer.get(Phase.KERNEL, 0.0)
+            record.add(f"agent's own share of {answer['verb']}", own)
+        _judge_serial(record, churn)
+        parallel(here, size, record)
+
+
+def _round(stage: Stage, here: Ring, containers: list[Container], record: Record) -> None:
+    place, theirs = here.ours.place, here.host_device.place
+    record.add("python3 -IS, empty", place.do(execute, stage.empty, {}, b""))
+    record.add("qingcni VERSION", place.do(execute, stage.plugin, {"CNI_COMMAND": "VERSION"}, b""))
+    record.add("host-device VERSION", theirs.do(execute, here.host_device.program, {"CNI_COMMAND": "VERSION"}, b""))
+    record.add("kernel move into a container", theirs.do(here.mover.there))
+    record.add("kernel move back", theirs.do(here.mover.back))
+    for verb in VERBS:
+        for contestant, container in zip(here.contestants, containers, strict=True):
+            record.add(f"{contestant.name} {verb}", contestant.timed(verb, container))
+
+
+def _judge_serial(record: Record, churn: float) -> None:
+    p50 = {name: record.sample(name).p50 for name in record.samples}
+    start, move = p50["python3 -IS, empty"], p50["kernel move into a container"]
+    record.expect_time("plugin start", "within 1.2 x of an empty python3 -IS", p50["qingcni VERSION"], 1.2 * start)
+    record.expect_time("warm ADD, p50", "kernel move + 16 ms", p50["qingcni ADD"], move + 0.016)
+    for verb in VERBS:
+        own = p50[f"agent's own share of {verb}"]
+        record.expect_time(f"agent's own share of {verb}, p50", "at most 3 ms besides the kernel", own, 0.003)
+        record.expect_time(
+            f"{verb}, p50", "not slower than host-device", p50[f"qingcni {verb}"], p50[f"host-device {verb}"]
+        )
+    record.expect("cloud calls per pod, steady churn", "0", churn, 0.0, "")
+
+
+def parallel(here: Ring, size: Size, record: Record) -> None:
+    """All at once on a warm pool, ours and host-device in turn."""
+    groups = [
+        (contestant, [here.host.container() for _ in range(size.parallel)])
+        for contestant in (here.ours, here.host_device)
+    ]
+    for _ in range(size.volleys):
+        for verb in VERBS:
+            for contestant, containers in groups:
+                begun = time.perf_counter()
+                running = [
+                    contestant.place.begin(contestant.run, verb, container, slot)
+                    for slot, container in enumerate(containers)
+                ]
+                for each in running:
+                    each.result()
+                record.add(f"{contestant.name} {size.parallel} {verb} at once", time.perf_counter() - begun)
+        here.host.wait_idle(size.parallel)
+    start = record.sample("qingcni VERSION").p50
+    bound = parallel_bound(size.parallel, record.sample("kernel move into a container").p50, start)
+    taken = record.sample(f"qingcni {size.parallel} ADD at once").p50
+    target = f"1.2 x ({size.parallel} kernel moves + one plugin start)"
+    record.expect_time(f"{size.parallel} ADDs at once, warm", target, taken, bound)
+
+
+# --- a cold burst --------------------------------------------------------------------------------------
+
+
+def burst(stage: Stage, size: Size, record: Record) -> None:
+    """More pods at once than there are idle NICs; the cloud's share is measured by hand on another host."""
+    pods = size.burst
+    move = kernel_move(stage, size, record)
+    with stage.host("host4", VXNETS[2]) as other:
+        begun = time.perf_counter()
+        nics = stage.sim.new_nics(other.name, other.vxnet, pods)
+        cloud = time.perf_counter() - begun
+        stage.sim.remove_nics(*(nic["nic_id"] for nic in nics))
+    record.add(f"one create and one attach of {pods} by hand", cloud)
+    with stage.host("host3", VXNETS[2]) as host, stage.place(host, pods) as place:
+        start(host, 3, 60)
+        ours, containers, calls = Ours(host, place), [host.container() for _ in range(pods)], stage.calls()
+        begun = time.perf_counter()
+        running = [place.begin(ours.run, "ADD", container) for container in containers]
+        for each in running:
+            record.add("qingcni ADD in a cold burst", each.result())
+        taken = time.perf_counter() - begun
+        record.add(f"cold burst of {pods}", taken)
+        calls = stage.calls() - calls
+        if len({attachment["nic_id"] for attachment in host.attachments()}) != pods:
+            raise BenchFailed("in the burst not every pod got a NIC of its own")
+    target = f"create + attach job + {pods} moves x 1.3 + 1 s"
+    record.expect(f"cold burst of {pods}, 3 idle", target, taken, burst_bound(pods, move, cloud), "s")
+    record.expect("cloud calls per pod, cold burst", "at most 0.2", calls / pods, 0.2, "")
+
+
+def kernel_move(stage: Stage, size: Size, record: Record) -> float:
+    """Median seconds of a move into a container, measured now if it has not been."""
+    name = "kernel move into a container"
+    if name not in record.samples:
+        with stage.host("host5", VXNETS[1]) as host, stage.place(host) as place:
+            (mac,) = stage.nics(host, 1)
+            mover = place.do(Mover, Path(stage.sim.host("host5")["netns"]), mac, host.container().path)
+            for _ in range(size.rounds):
+                record.add(name, place.do(mover.there))
+                record.add("kernel move back", place.do(mover.back))
+            mover.close()
+            stage.sim.remove_nics(mac)
+    return record.sample(name).p50
+
+
+# --- the agent at rest, and over time --------------------------------------------------------------------
+
+
+def rest(stage: Stage, size: Size, record: Record) -> None:
+    """Memory, processor and start of an agent with all NICs it may have; then memory over many requests."""
+    with stage.host("host5", VXNETS[1]) as host:
+        start(host, size.nics, size.nics)
+        for _ in range(size.starts):
+            host.agent.stop()
+            begun = time.perf_counter()
+            agent = host.launch(**held(size.nics, size.nics))
+            while not host.is_ready(agent):
+                time.sleep(0.01)
+            record.add(f"agent start to ready, {size.nics} NICs", time.perf_counter() - begun)
+        host.wait_idle(size.nics)
+        time.sleep(1.0)  # what the start left to do
+        before, begun = processor_seconds(agent.pid), time.perf_counter()
+        time.sleep(size.idle)
+        share = (processor_seconds(agent.pid) - before) / (time.perf_counter() - begun)
+        ready = record.sample(f"agent start to ready, {size.nics} NICs").p50
+        record.expect(f"start to ready with {size.nics} NICs", "at most 2 s", ready, 2.0, "s")
+        record.expect("processor, idle", "below 0.5 % of a core", share * 100, 0.5, "%")
+        record.expect(f"memory at {size.nics} NICs", "at most 60 MB RSS", resident(agent.pid) / MIB, 60.0, "MiB")
+        growth(host, size, record)
+
+
+def growth(host: Host, size: Size, record: Record) -> None:
+    """Requests straight to the agent's socket, four at a time: it is its memory that is watched."""
+    containers = [host.container() for _ in range(4)]
+
+    def pairs(container: Container, count: int) -> None:
+        body = {"config": host.conf(), "containerID": container.name, "netns": container.path, "ifname": "eth0"}
+        for _ in range(count):
+            for verb in VERBS:
+                reply = host.ask("POST", "/v1/cni", json.dumps(body | {"command": verb}).encode())
+                if reply.status != 200:
+                    raise BenchFailed(f"{verb}: {reply.body.decode()}")
+
+    def all_pairs(count: int) -> None:
+        with ThreadPoolExecutor(len(containers)) as pool:
+            list(pool.map(lambda container: pairs(container, count // len(containers)), containers))
+
+    all_pairs(min(size.pairs, 400))  # what grows once has grown by then
+    before = resident(host.agent.pid)
+    all_pairs(size.pairs)
+    grown = (resident(host.agent.pid) - before) / MIB
+    record.expect(f"memory after {size.pairs} ADD/DEL", f"no growth (within {NOISE:g} MiB)", grown, NOISE, "MiB")
+
+
+# --- the agent's metrics ---------------------------------------------------------------------------------
+
+
+def metrics(host: Host) -> dict[tuple[str, str, str], float]:
+    """Sum and count of each phase, by verb."""
+    text = host.ask("GET", "/metrics").body.decode()
+    return {
+        (sample.labels["verb"], sample.labels["phase"], sample.name.rpartition("_")[2]): sample.value
+        for family in text_string_to_metric_families(text)
+        if family.name == "qingagent_cni_phase_seconds"
+        for sample in family.samples
+        if not sample.name.endswith(("_bucket", "_created"))
+    }
+
+
+def mean_phases(
+    before: dict[tuple[str, str, str], float], after: dict[tuple[str, str, str], float]
+) -> dict[str, dict[str, float]]:
+    """Mean seconds by verb and phase between two readings."""
+    grown = {key: value - before.get(key, 0.0) for key, value in after.items()}
+    return {
+        verb: {phase: grown[verb, phase, "sum"] / max(grown[verb, phase, "count"], 1.0) for phase in Phase}
+        for verb in VERBS
+    }

@@ -1,0 +1,172 @@
+"""The stage: a simulated cloud, agents on its hosts, namespaces to run plugins in, and NICs for the other plugins."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from hosts import QINGAGENT, Host
+from qingcloud_cni.kernel.messages import LinkChange, set_link
+from qingcloud_cni.kernel.namespaces import Namespace, enter
+from qingcloud_cni.kernel.netlink import Netlink
+from simulator import Sim, links, run
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+VXNETS = ("vxnet-pods001", "vxnet-pods002", "vxnet-pods003")
+
+
+class BenchFailed(Exception):
+    """Something did not work at all: there is nothing to measure."""
+
+
+def execute(program: Path, environment: Mapping[str, str], stdin: bytes) -> float:
+    """Seconds from the exec of *program* to its end; it must succeed."""
+    begun = time.perf_counter()
+    done = subprocess.run([program], env=environment, input=stdin, capture_output=True, timeout=150, check=False)
+    seconds = time.perf_counter() - begun
+    if done.returncode:
+        raise BenchFailed(f"{program.name} {environment}: {done.stdout.decode()}{done.stderr.decode()}")
+    return seconds
+
+
+class Place:
+    """Threads that are in a host's namespace; what they run is in it from its first instruction."""
+
+    def __init__(self, netns: str, threads: int) -> None:
+        self._namespace = Namespace.open(netns)
+        self._pool = ThreadPoolExecutor(threads, initializer=enter, initargs=(self._namespace,))
+
+    def begin(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        return self._pool.submit(do, *args, **kwargs)
+
+    def do(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.begin(do, *args, **kwargs).result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._namespace.close()
+
+
+class Mover:
+    """Moves one link into a namespace and back by bare netlink messages: what no plugin can do without."""
+
+    def __init__(self, home: Path, mac: str, away: str) -> None:
+        """To be made in a thread that is in the namespace at *home*."""
+        self._mac = mac
+        self._home_ns, self._away_ns = Namespace.open(str(home)), Namespace.open(away)
+        self._home = Netlink()
+        enter(self._away_ns)
+        try:
+            self._away = Netlink()
+        finally:
+            enter(self._home_ns)
+
+    def there(self) -> float:
+        """Seconds the move of the link took that is down, as in an ADD; it is up afterwards."""
+        seconds = self._move(self._home, self._away_ns, "bench0")
+        link = self._away.link(name="bench0")
+        assert link is not None
+        self._away.do(set_link(link.ifindex, LinkChange(is_up=True)), "set up")
+        return seconds
+
+    def back(self) -> float:
+        """Seconds the move of the link took that is up, as in a DEL."""
+        return self._move(self._away, self._home_ns, "b" + self._mac.replace(":", ""))
+
+    def _move(self, place: Netlink, target: Namespace, name: str) -> float:
+        (link,) = (link for link in place.links() if link.mac == self._mac)
+        change = LinkChange(netns_fd=target.fd, name=name, is_up=False if link.is_up else None)
+        begun = time.perf_counter()
+        place.do(set_link(link.ifindex, change), "move")
+        return time.perf_counter() - begun
+
+    def close(self) -> None:
+        for each in (self._home, self._away, self._home_ns, self._away_ns):
+            each.close()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Hosts of one simulator; each measurement takes those it needs."""
+
+    sim: Sim
+    directory: Path
+    plugin: Path
+    empty: Path  # a script of the plugin's interpreter that does nothing
+
+    @contextmanager
+    def host(self, name: str, vxnet: str) -> Iterator[Host]:
+        home = self.directory / name
+        home.mkdir(mode=0o700)
+        host = Host(self.sim, name, home, self.plugin, vxnet)
+        try:
+            yield host
+        finally:
+            quiet = [agent for agent in host.agents if agent.is_running]
+            for agent in quiet:
+                agent.stop()
+            for container in host.containers:
+                run("ip", "netns", "delete", container.name, check=False)
+
+    @contextmanager
+    def place(self, host: Host, threads: int = 1) -> Iterator[Place]:
+        place = Place(self.sim.host(host.name)["netns"], threads)
+        try:
+            yield place
+        finally:
+            place.close()
+
+    def nics(self, host: Host, count: int) -> dict[str, str]:
+        """NICs of the cloud attached by hand: addresses by MAC. They are down, as ours are while they wait."""
+        nics = self.sim.new_nics(host.name, host.vxnet, count)
+        for name in self.names(host, [nic["nic_id"] for nic in nics]).values():
+            run("ip", "-n", host.netns, "link", "set", name, "down")
+        return {nic["nic_id"]: nic["private_ip"] for nic in nics}
+
+    def names(self, host: Host, macs: list[str]) -> dict[str, str]:
+        """Names of links by MAC."""
+        here = links(host.netns)
+        return {mac: str(here[mac]["ifname"]) for mac in macs}
+
+    def calls(self) -> int:
+        """Calls of the cloud so far."""
+        return sum(self.sim.status()["calls"].values())
+
+
+def install(directory: Path, python: Path | None) -> tuple[Path, Path]:
+    """The plugin, and a script that does nothing, both of one interpreter."""
+    chosen = ("--python", str(python)) if python else ()
+    run(QINGAGENT, "install-plugin", "--bin-dir", str(directory), *chosen)
+    plugin, empty = directory / "qingcni", directory / "empty"
+    with plugin.open() as file:
+        empty.write_text(file.readline())
+    empty.chmod(0o755)
+    return plugin, empty
+
+
+def resident(pid: int) -> int:
+    """Resident memory of a process, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields: dict[str, Any] = dict(line.split(":", 1) for line in lines)
+    return int(fields["VmRSS"].split()[0]) * 1024
+
+
+def processor_seconds(pid: int) -> float:
+    """What all threads of a process have computed so far."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def peers_directory() -> Path:
+    """Where the plugins to compare with are; BenchFailed where they are not."""
+    for directory in map(Path, ("/usr/lib/cni", "/opt/cni/bin")):
+        if os.access(directory / "host-device", os.X_OK) and os.access(directory / "host-local", os.X_OK):
+            return directory
+    raise BenchFailed("the plugins to compare with are missing: install Debian's containernetworking-plugins")
