@@ -68,7 +68,8 @@ def _write_flags(formatter: click.HelpFormatter, title: str, options: list[click
     if not options:
         return
     formatter.write(f"\n{title}:\n")
-    records = [record for o in options if (record := _record(o)) is not None]
+    ordered = sorted(options, key=lambda o: next(opt for opt in o.opts if opt.startswith("--")))
+    records = [record for o in ordered if (record := _record(o)) is not None]
     width = max(len(left) for left, _ in records)
     for left, right in records:
         formatter.write(f"  {left.ljust(width)}   {right}\n")

@@ -1,0 +1,241 @@
+"""The contract, word for word: help text, config file and network configuration, and what they mean."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from hosts import QINGAGENT, Answer, Container, Host, hosts_of, install
+from qingcloud_cni.agent.config_file import find_config, read_config
+from qingcloud_cni.agent.settings import BY_KEY, SETTINGS, check_vxnets, resolve
+from qingcloud_cni.cli.qingagent import main
+from qingcloud_cni.core.cni import read_config as read_network_config
+from qingcloud_cni.core.errors import InvalidConfig, StartRefused, wire
+from qingcloud_cni.core.model import Route
+from simulator import needs_root, run, running_sim
+
+HELP = (
+    "QingCloud container networking agent is a daemon process which allocates and recollects nics resources. Usage:"
+    " qingagent start [flags] Flags: --QYAccessFilePath string QingCloud Access File Path (default"
+    ' "/etc/qingcloud/client.yaml") --bindaddr string bind address of daemon process (default "0.0.0.0:31080")'
+    ' --gatewayns string gateway nic name (default "hostnic") -h, --help help for start --iface string Default nic'
+    ' which is used by host and will not be deleted (default "eth0") --policy string policy of Selecting which vxnet'
+    ' to create nic from.(FailRotate,RoundRotate,Random) (default "FailRotate") --vxnet stringSlice vxnet id list'
+    ' (default [vxnet-xxxxxxx]) --zone string QingCloud zone (default "pek3a") Global Flags: --config string config'
+    " file (default is ./QingAgent.yaml) --loglevel string log level(debug,info,warn,error) (default"
+    ' "info")'
+)
+CONFIG = "QYAccessFilePath: '/etc/qingcloud/client.yaml' vxnet: 'vxnet-xxxxxxx' iface: 'eth0' loglevel: 'debug'"
+MYNET = (
+    '{ "cniVersion": "0.3.1", "name": "mynet", "type": "qingcni", "isGateway": true,'
+    ' "args": { "BindAddr":"127.0.0.1:31080" }, "ipMasq": true,'
+    ' "ipam": { "routes":[{"dst":"kubernetes service cidr","gw":"hostip or 0.0.0.0"}] } }'
+)
+DST, GW = "kubernetes service cidr", "hostip or 0.0.0.0"
+SERVICES = "10.96.0.0/12"
+FLAG = re.compile(r"(?:-\w, )?--(\w+)(?: (string|stringSlice))? (.+?)(?: \(default (?:is )?(.+?)\))?$")
+
+
+def seed_flags(section: str) -> dict[str, tuple[str, str]]:
+    """Type and default of each flag of a section, as the contract writes them."""
+    text = HELP.split(f" {section}: ", maxsplit=1)[1].split(" Global Flags: ", maxsplit=1)[0]
+    words = re.split(r" (?=-h, --|(?<!-h, )--)", text)
+    matches = [FLAG.fullmatch(word) for word in words]
+    return {m[1]: (m[2] or "", (m[4] or "").strip('"[]')) for m in matches if m}
+
+
+def shown_help() -> str:
+    return run(QINGAGENT, "start", "-h").stdout
+
+
+def config_file(directory: Path) -> Path:
+    """The contract's file, each key in a line of its own."""
+    path = directory / "QingAgent.yaml"
+    path.write_text(re.sub(r" (?=\w+: )", "\n", CONFIG) + "\n")
+    return path
+
+
+def filled(dst: str = SERVICES, gw: str = "0.0.0.0") -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(MYNET.replace(DST, dst).replace(GW, gw))
+    return document
+
+
+# --- help ----------------------------------------------------------------------------------------------
+
+
+def test_the_help_is_the_contracts_word_for_word_but_for_flags_that_were_added() -> None:
+    added = {f"--{s.name}" for s in SETTINGS} - {
+        f"--{name}" for s in ("Flags", "Global Flags") for name in seed_flags(s)
+    }
+    lines = [line for line in shown_help().splitlines() if not line.split() or line.split()[0] not in added]
+    assert " ".join(" ".join(lines).split()) == HELP
+    assert all(re.fullmatch(r"--[a-z]+(-[a-z]+)*", flag) for flag in added)
+    assert len(added) == len(SETTINGS) - 8
+
+
+def test_sections_names_types_and_defaults_are_the_contracts() -> None:
+    flags, global_flags = seed_flags("Flags"), seed_flags("Global Flags")
+    assert list(flags) == ["QYAccessFilePath", "bindaddr", "gatewayns", "help", "iface", "policy", "vxnet", "zone"]
+    assert list(global_flags) == ["config", "loglevel"]
+    assert global_flags["config"] == ("string", "./QingAgent.yaml")
+    for name, (kind, default) in (flags | global_flags).items():
+        if name not in {"help", "config"}:
+            setting = BY_KEY[name.lower()]
+            assert (setting.name, setting.kind.metavar, str(setting.default)) == (name, kind, default)
+
+
+def test_the_defaults_are_those_that_hold() -> None:
+    settings = resolve({}, {}, {}, "").settings
+    assert str(settings.qyaccessfilepath) == "/etc/qingcloud/client.yaml"
+    assert (str(settings.bindaddr), settings.gatewayns, settings.iface) == ("0.0.0.0:31080", "hostnic", "eth0")
+    assert (settings.policy, settings.vxnet, settings.zone) == ("FailRotate", ("vxnet-xxxxxxx",), "pek3a")
+    assert settings.loglevel == "info"
+
+
+# --- flags ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with an access file; the settings that lead there come from the environment."""
+    access = tmp_path / "client.yaml"
+    access.touch(mode=0o600)
+    access.write_text("qy_access_key_id: a\nqy_secret_access_key: b\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QINGAGENT_QYACCESSFILEPATH", str(access))
+    monkeypatch.setenv("QINGAGENT_INSTANCE_ID", "i-1")
+    return tmp_path
+
+
+def checked(*words: str) -> dict[str, tuple[Any, str]]:
+    """Value and source of every setting under this command line; the words `config check` stand for `start`."""
+    result = CliRunner().invoke(main, [*words, "-o", "json"])
+    assert result.exit_code == 0, result.output
+    return {row["name"]: (row["value"], row["source"]) for row in json.loads(result.stdout)["settings"]}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--vxnet", "vxnet-1,vxnet-2", "--vxnet", "vxnet-3"), ("--vxnet=vxnet-1", "--vxnet=vxnet-2,vxnet-3"),
+     ("--vxnet", "vxnet-1, vxnet-2 ,vxnet-3")],
+)  # fmt: skip
+@pytest.mark.usefixtures("place")
+def test_vxnet_repeats_and_splits_on_commas(flags: tuple[str, ...]) -> None:
+    assert checked("config", "check", *flags)["vxnet"] == (["vxnet-1", "vxnet-2", "vxnet-3"], "--vxnet")
+
+
+def test_global_flags_stand_before_or_after_the_command_and_the_later_one_counts(place: Path) -> None:
+    (place / "a.json").write_text('{"vxnet": "vxnet-a"}')
+    (place / "b.ini").write_text("vxnet = vxnet-b")
+    given = ("--config", "a.json", "--loglevel", "debug")
+    for words in ((*given, "config", "check"), ("config", "check", *given)):
+        found = checked(*words)
+        assert found["vxnet"] == (["vxnet-a"], str(place / "a.json"))
+        assert found["loglevel"] == ("debug", "--loglevel")
+    found = checked(*given, "config", "check", "--config", "b.ini", "--loglevel", "warn")
+    assert (found["vxnet"][0], found["loglevel"][0]) == (["vxnet-b"], "warn")
+
+
+# --- the config file -----------------------------------------------------------------------------------
+
+
+def test_the_contracts_config_file_is_found_and_read(place: Path) -> None:
+    path = config_file(place)
+    assert find_config() == Path("QingAgent.yaml")
+    resolved = resolve({}, {}, read_config(path), str(path))
+    given = {name for name, source in resolved.sources.items() if source == str(path)}
+    assert given == {"QYAccessFilePath", "vxnet", "iface", "loglevel"}
+    assert (resolved.settings.iface, resolved.settings.loglevel) == ("eth0", "debug")
+    assert str(resolved.settings.qyaccessfilepath) == "/etc/qingcloud/client.yaml"
+    with pytest.raises(StartRefused, match="vxnet-xxxxxxx is the placeholder of the documentation; name your own"):
+        check_vxnets(resolved.settings)
+
+
+def test_with_its_placeholder_filled_the_config_file_is_accepted(place: Path) -> None:
+    path = config_file(place)
+    path.write_text(path.read_text().replace("vxnet-xxxxxxx", "vxnet-1234abc"))
+    found = checked("config", "check")
+    assert found["vxnet"] == (["vxnet-1234abc"], str(path))
+    assert found["QYAccessFilePath"][1] == "QINGAGENT_QYACCESSFILEPATH"
+
+
+# --- the network configuration -------------------------------------------------------------------------
+
+
+def test_the_contracts_network_configuration_is_refused_by_key_and_value_until_it_is_filled() -> None:
+    for document, key, value in ((json.loads(MYNET), "dst", DST), (filled(gw=GW), "gw", GW)):
+        with pytest.raises(InvalidConfig) as refused:
+            read_network_config(document)
+        assert f"ipam.routes[0].{key} {value!r}" in str(refused.value)
+        assert wire(refused.value)[0] == 7
+    config = read_network_config(filled(gw="172.20.1.9"))
+    assert (config.cni_version, config.name, config.is_gateway, config.ip_masq) == ("0.3.1", "mynet", True, True)
+    assert config.routes == (Route(SERVICES, "172.20.1.9"),)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """One whose agent has nothing set but what a test must: its places, and a vxnet."""
+    plugin = install(tmp_path_factory.mktemp("bin"))
+    with (
+        running_sim("--hosts", "1") as sim,
+        hosts_of(sim, iter(["host1"]), tmp_path_factory.mktemp("seed"), plugin) as take,
+    ):
+        host = take()
+        host.start(min_idle=2, max_idle=2)
+        yield host
+
+
+def cni(host: Host, verb: str, container: Container, document: Mapping[str, Any]) -> Answer:
+    """The plugin with exactly this configuration: what it takes for /run/qingcloud-cni is this agent's."""
+    default_place = 'mount -t tmpfs none /run && ln -s "$1" /run/qingcloud-cni && exec "$2"'
+    argv = ["unshare", "--mount", "sh", "-c", default_place, "sh", str(host.run_dir), str(host.plugin)]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "CNI_COMMAND": verb,
+        "CNI_CONTAINERID": container.name,
+        "CNI_NETNS": container.path,
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": str(host.plugin.parent),
+    }
+    done = subprocess.run(
+        host.command(*argv), env=environment, input=json.dumps(document).encode(), capture_output=True, check=False
+    )
+    assert not done.stderr, done
+    return Answer(done.returncode, done.stdout, 0.0)
+
+
+@needs_root
+def test_with_both_placeholders_filled_the_network_configuration_works(host: Host) -> None:
+    """By 0.0.0.0, which is replaced by the address of a gateway NIC, and then by that address itself."""
+    first, second = host.container(), host.container()
+    result = cni(host, "ADD", first, filled()).result
+    (gateway,) = [route["gw"] for route in result["routes"] if route["dst"] == SERVICES]
+    assert gateway != "0.0.0.0"
+    assert first.routes()[SERVICES] == gateway
+    assert [nic["address"].partition("/")[0] for nic in host.nics("gateway")] == [gateway]
+    again = cni(host, "ADD", second, filled(gw=gateway)).result
+    assert [route["gw"] for route in again["routes"] if route["dst"] == SERVICES] == [gateway]
+    assert first.reaches(again["ips"][0]["address"].partition("/")[0])
+    for container in (first, second):
+        assert cni(host, "DEL", container, filled()).succeeded().stdout == b""
+    assert host.attachments() == []
+
+
+@needs_root
+@pytest.mark.parametrize(("document", "key", "value"), [(json.loads(MYNET), "dst", DST), (filled(gw=GW), "gw", GW)])
+def test_a_placeholder_left_in_is_code_7_naming_key_and_value(
+    document: dict[str, Any], key: str, value: str, host: Host
+) -> None:
+    container = host.container()
+    answer = cni(host, "ADD", container, document)
+    assert answer.code == 7
+    assert f"ipam.routes[0].{key} {value!r}" in answer.message
+    assert host.attachments() == []
+    assert cni(host, "DEL", container, document).succeeded()
