@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
@@ -11,6 +12,8 @@ from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.core.cni import (
+    CONTAINER_ID,
+    IFNAME_BYTES,
     NEWEST_VERSION,
     VERSIONS,
     Verb,
@@ -32,19 +35,38 @@ from qingcloud_cni.core.errors import (
 LONGEST_WAIT = 108.0  # seconds: the plugin's 110 for ADD less 2 (design section 4)
 SPARE = 1.0  # seconds kept of the caller's time for the work after the wait for a NIC
 _LATER_VERBS = frozenset({"CHECK", "GC", "STATUS"})
+_NAME = f"^{CONTAINER_ID.pattern}$"
+_IFNAME = r"^[^/:%\s]+$"
+_CONFIG_SCHEMA = {
+    "description": "the network configuration, as the runtime gave it to the plugin",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": _NAME},
+        "cniVersion": {"enum": list(VERSIONS)},
+        "isGateway": {"type": "boolean"},
+        "ipMasq": {"type": "boolean"},
+        "ipam": {"type": "object"},
+        "dns": {"type": "object"},
+    },
+}
+
+
+def _described(**schema: Any) -> msgspec.Meta:
+    return msgspec.Meta(extra_json_schema=schema)
 
 
 class CniRequest(msgspec.Struct, frozen=True):
     """What the plugin sends: its variables, the seconds it will wait, and stdin as it came."""
 
-    command: str
-    config: dict[str, object]
-    container_id: str = msgspec.field(name="containerID", default="")
-    netns: str = ""
-    ifname: str = ""
-    args: str = ""
-    path: str = ""
-    timeout: float = LONGEST_WAIT
+    # The schemas describe the API only: what they say is checked, with better words, when the request is served.
+    command: Annotated[str, _described(enum=list(Verb))]
+    container_id: Annotated[str, _described(pattern=_NAME)] = msgspec.field(name="containerID")
+    ifname: Annotated[str, _described(pattern=_IFNAME, maxLength=IFNAME_BYTES)]
+    config: Annotated[dict[str, object], _described(**_CONFIG_SCHEMA)]
+    netns: Annotated[str, _described(description="CNI_NETNS; needed for ADD")] = ""
+    args: Annotated[str, _described(description="CNI_ARGS")] = ""
+    path: Annotated[str, _described(description="CNI_PATH")] = ""
+    timeout: Annotated[float, _described(description="seconds the plugin waits for the answer")] = LONGEST_WAIT
 
 
 _decoder = msgspec.json.Decoder(CniRequest)
@@ -58,11 +80,10 @@ class CniApi:
     async def handle(self, http: web.Request) -> web.Response:
         """Serve one request; every failure is a CNI error object."""
         phases = Phases()
-        body = await http.read()
         request: CniRequest | None = None
         code, status, failure = 0, 200, ""
         try:
-            request = _decode(body)
+            request = _decode(await _body(http))
             answer = await self._serve(request, phases)
             reply = b"" if answer is None else msgspec.json.encode(answer)
         except Exception as err:  # noqa: BLE001 - a bug in a handler is answered 999 and logged (style.md)
@@ -111,6 +132,13 @@ class CniApi:
             seconds=round(total, 4),
             **{phase: round(seconds, 4) for phase, seconds in waits.items() if seconds},
         )
+
+
+async def _body(http: web.Request) -> bytes:
+    try:
+        return await http.read()
+    except web.HTTPRequestEntityTooLarge as err:
+        raise UndecodableRequest("the request is too large: no network configuration needs 1 MiB") from err
 
 
 def _decode(body: bytes) -> CniRequest:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qingcloud_cni.agent.settings import SETTINGS, Resolved
 from qingcloud_cni.agent.values import Address
+from qingcloud_cni.agent.views import CloudView, ConfigView, SettingValue, SettingView
 from qingcloud_cni.cloud import Access
 
 CHECKED_AT_START: Sequence[str] = (
@@ -18,25 +19,28 @@ CHECKED_AT_START: Sequence[str] = (
 )
 
 
-def config_report(resolved: Resolved, instance_id: str, access: Access) -> dict[str, object]:
+def config_report(resolved: Resolved, instance_id: str, access: Access) -> ConfigView:
     """The merged settings, each with its source; durations in seconds."""
     values = {s.name: _plain(getattr(resolved.settings, s.field)) for s in SETTINGS}
     sources: Mapping[str, str] = resolved.sources
     if not resolved.settings.instance_id:
         values["instance-id"] = instance_id
         sources = {**sources, "instance-id": str(resolved.settings.instance_id_file)}
-    return {
-        "file": resolved.file,
-        "settings": [{"name": name, "value": value, "source": sources[name]} for name, value in values.items()],
-        "cloud": {
-            "endpoint": access.endpoint,
-            "uri": access.uri,
-            "connection_retries": access.connection_retries,
-            "connection_timeout": access.connection_timeout,
-            "unknown_keys": access.unknown,
-        },
-    }
+    cloud = CloudView(
+        endpoint=access.endpoint,
+        uri=access.uri,
+        connection_retries=access.connection_retries,
+        connection_timeout=access.connection_timeout,
+        unknown_keys=list(access.unknown),
+    )
+    return ConfigView(
+        file=resolved.file,
+        settings=[SettingView(name, value, sources[name]) for name, value in values.items()],
+        cloud=cloud,
+    )
 
 
-def _plain(value: object) -> object:
+def _plain(value: SettingValue | Path | Address | tuple[str, ...]) -> SettingValue:
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path | Address) else value

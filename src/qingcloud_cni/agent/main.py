@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -18,6 +18,7 @@ from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.server import Server
 from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.agent.tasks import Tasks
+from qingcloud_cni.agent.views import ConfigView
 from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client
 from qingcloud_cni.core.errors import AbilityMissing, StartRefused
 from qingcloud_cni.kernel import HostKernel
@@ -31,7 +32,7 @@ class Host:
     settings: Settings
     instance_id: str
     access: Access
-    config: Mapping[str, object]  # as config_report tells it
+    config: ConfigView  # as config_report tells it
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
@@ -14,9 +13,10 @@ from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.agent.cni_api import CniApi
 from qingcloud_cni.agent.listeners import Listeners
 from qingcloud_cni.agent.metrics import CONTENT_TYPE, Metrics
+from qingcloud_cni.agent.openapi import document
+from qingcloud_cni.agent.views import ConfigView, attachment_views, nic_views, status_view
 from qingcloud_cni.core.cni import render_error
 from qingcloud_cni.core.errors import AccessDenied, wire
-from qingcloud_cni.core.model import Attachment, NicState
 
 LARGEST_REQUEST = 1024 * 1024  # bytes; a network configuration has some hundred
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -25,7 +25,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Server:
     """Serves one agent; *config* is what it is set to, as `config_report` tells it."""
 
-    def __init__(self, agent: Agent, metrics: Metrics, token: str, config: Mapping[str, object]) -> None:
+    def __init__(self, agent: Agent, metrics: Metrics, token: str, config: ConfigView) -> None:
         self._agent = agent
         self._metrics = metrics
         self._config = config
@@ -49,6 +49,7 @@ class Server:
                 web.get("/v1/nics", self._nics),
                 web.get("/v1/attachments", self._attachments),
                 web.get("/v1/config", self._show_config),
+                web.get("/v1/openapi.json", self._describe),
                 web.post("/v1/drain", self._drain),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
@@ -67,53 +68,19 @@ class Server:
         await self._runner.cleanup()
 
     async def _status(self, _request: web.Request) -> web.Response:
-        agent, pool = self._agent, self._agent.pool
-        states = [n.state for n in agent.context.table.nics.values()]
-        return _json(
-            {
-                "version": __version__,
-                "instance_id": agent.context.instance_id,
-                "pid": os.getpid(),
-                "ready": agent.is_initialised,
-                "cloud_compared": agent.is_cloud_compared,
-                "cloud_error": agent.last_cloud_error
-                or agent.operations.growth.cause
-                or agent.operations.shrinking.cause,
-                "draining": pool.is_draining,
-                "drained": agent.is_drained(),
-                "nics": {state.value: states.count(state) for state in NicState if state in states},
-                "asked": agent.context.table.creating,
-                "attachments": len(agent.context.table.attachments),
-                "waiting": pool.waiting,
-                "operations": [f"{i.kind} {i.op_id}" for i in agent.context.table.intents.values()],
-            }
-        )
+        return _json(status_view(self._agent, __version__, os.getpid()))
 
     async def _nics(self, _request: web.Request) -> web.Response:
-        table = self._agent.context.table
-        served = {a.nic_id: str(a.key) for a in table.attachments.values()}
-        return _json([asdict(n) | {"attachment": served.get(n.nic_id, "")} for n in table.nics.values()])
+        return _json(nic_views(self._agent))
 
     async def _attachments(self, _request: web.Request) -> web.Response:
-        return _json([self._attachment(a) for a in self._agent.context.table.attachments.values()])
-
-    def _attachment(self, attachment: Attachment) -> dict[str, object]:
-        nic = self._agent.context.table.nics[attachment.nic_id]
-        return {
-            "network": attachment.key.network,
-            "container_id": attachment.key.container_id,
-            "ifname": attachment.key.ifname,
-            "netns": attachment.netns.path,
-            "nic_id": nic.nic_id,
-            "address": nic.address,
-            "vxnet_id": nic.vxnet_id,
-            "routes": [asdict(r) for r in attachment.routes],
-            "since": attachment.since,
-            "is_ready": attachment.is_ready,
-        }
+        return _json(attachment_views(self._agent))
 
     async def _show_config(self, _request: web.Request) -> web.Response:
         return _json(self._config)
+
+    async def _describe(self, _request: web.Request) -> web.Response:
+        return _json(document())
 
     async def _drain(self, request: web.Request) -> web.Response:
         self._agent.pool.drain()

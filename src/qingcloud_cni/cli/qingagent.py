@@ -201,11 +201,13 @@ def config() -> None: ...
 @_output
 @_plainly
 def config_check(output: str, **_flags: Any) -> None:
+    import msgspec
+
     from qingcloud_cni.agent.config_report import CHECKED_AT_START, config_report
     from qingcloud_cni.cli import show
 
     found = checked()
-    report = config_report(found.resolved, found.instance_id, found.access)
+    report = msgspec.to_builtins(config_report(found.resolved, found.instance_id, found.access))
     if output == "json":
         show.as_json({**report, "checked_at_start": CHECKED_AT_START})
     else:

@@ -1,0 +1,161 @@
+"""What the agent's API answers, as typed structs: rendered by the server, described by `openapi`.
+
+Times are in seconds since the epoch, durations in seconds. A NIC's id is its MAC address.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.core.model import Attachment, Nic, NicState
+
+Count = Annotated[int, Meta(ge=0)]
+SettingValue = str | bool | int | float | list[str]
+
+
+class RouteView(msgspec.Struct, frozen=True):
+    """A route that was installed in a container."""
+
+    dst: Annotated[str, Meta(description="a network", examples=["10.96.0.0/12"])]
+    gw: str
+
+
+class NicView(msgspec.Struct, frozen=True):
+    """A NIC of this host's agent."""
+
+    nic_id: Annotated[str, Meta(examples=["52:54:9f:01:02:03"])]
+    name: Annotated[str, Meta(description="its name in the cloud, unique")]
+    vxnet_id: str
+    address: Annotated[str, Meta(description="with the prefix length", examples=["172.16.3.7/24"])]
+    gateway: Annotated[str, Meta(description="the vxnet's router")]
+    state: NicState
+    since: Annotated[float, Meta(description="when it entered this state")]
+    released: Annotated[float, Meta(description="when it last left a container; 0 while its address owes no rest")]
+    gateway_index: Annotated[int, Meta(ge=-1, description="number of a gateway NIC; -1 for all others")]
+    attachment: Annotated[str, Meta(description="network/container/ifname it serves; empty if none")]
+
+
+class AttachmentView(msgspec.Struct, frozen=True):
+    """A container's use of a NIC."""
+
+    network: str
+    container_id: str
+    ifname: str
+    netns: Annotated[str, Meta(description="CNI_NETNS as the runtime gave it")]
+    nic_id: str
+    address: Annotated[str, Meta(description="with the prefix length")]
+    vxnet_id: str
+    routes: list[RouteView]
+    since: float
+    is_ready: Annotated[bool, Meta(description="false until the link is configured")]
+
+
+class StatusView(msgspec.Struct, frozen=True):
+    """Whether the agent is ready, and what it holds."""
+
+    version: str
+    instance_id: str
+    pid: Annotated[int, Meta(gt=0)]
+    ready: Annotated[bool, Meta(description="ADDs are served")]
+    cloud_compared: Annotated[bool, Meta(description="the table was compared with the cloud since the start")]
+    cloud_error: Annotated[str, Meta(description="the latest trouble with the cloud; empty if there is none")]
+    draining: bool
+    drained: Annotated[bool, Meta(description="no NIC is left but those that serve containers")]
+    nics: Annotated[
+        dict[NicState, Count], Meta(description="how many are in each state; states without are left out")
+    ]
+    asked: Annotated[Count, Meta(description="NICs asked of the cloud and not answered yet")]
+    attachments: Count
+    waiting: Annotated[Count, Meta(description="ADDs that wait for a NIC")]
+    operations: Annotated[list[str], Meta(description="cloud writes under way: kind and id")]
+
+
+class SettingView(msgspec.Struct, frozen=True):
+    """A setting, and who set it."""
+
+    name: str
+    value: SettingValue
+    source: Annotated[str, Meta(description="a flag, a variable, a file, or the default")]
+
+
+class CloudView(msgspec.Struct, frozen=True):
+    """How the cloud is reached; never with keys."""
+
+    endpoint: str
+    uri: str
+    connection_retries: Count
+    connection_timeout: float
+    unknown_keys: Annotated[list[str], Meta(description="keys of the access file that mean nothing here")]
+
+
+class ConfigView(msgspec.Struct, frozen=True):
+    """What the agent is set to."""
+
+    file: Annotated[str, Meta(description="the config file; empty if there is none")]
+    settings: list[SettingView]
+    cloud: CloudView
+
+
+def status_view(agent: Agent, version: str, pid: int) -> StatusView:
+    table = agent.context.table
+    states = [n.state for n in table.nics.values()]
+    return StatusView(
+        version=version,
+        instance_id=agent.context.instance_id,
+        pid=pid,
+        ready=agent.is_initialised,
+        cloud_compared=agent.is_cloud_compared,
+        cloud_error=agent.last_cloud_error or agent.operations.growth.cause or agent.operations.shrinking.cause,
+        draining=agent.pool.is_draining,
+        drained=agent.is_drained(),
+        nics={state: states.count(state) for state in NicState if state in states},
+        asked=table.creating,
+        attachments=len(table.attachments),
+        waiting=agent.pool.waiting,
+        operations=[f"{i.kind} {i.op_id}" for i in table.intents.values()],
+    )
+
+
+def nic_views(agent: Agent) -> list[NicView]:
+    table = agent.context.table
+    served = {a.nic_id: str(a.key) for a in table.attachments.values()}
+    return [_nic_view(n, served.get(n.nic_id, "")) for n in table.nics.values()]
+
+
+def _nic_view(nic: Nic, attachment: str) -> NicView:
+    return NicView(
+        nic_id=nic.nic_id,
+        name=nic.name,
+        vxnet_id=nic.vxnet_id,
+        address=nic.address,
+        gateway=nic.gateway,
+        state=nic.state,
+        since=nic.since,
+        released=nic.released,
+        gateway_index=nic.gateway_index,
+        attachment=attachment,
+    )
+
+
+def attachment_views(agent: Agent) -> list[AttachmentView]:
+    table = agent.context.table
+    return [_attachment_view(a, table.nics) for a in table.attachments.values()]
+
+
+def _attachment_view(attachment: Attachment, nics: Mapping[str, Nic]) -> AttachmentView:
+    nic = nics[attachment.nic_id]
+    return AttachmentView(
+        network=attachment.key.network,
+        container_id=attachment.key.container_id,
+        ifname=attachment.key.ifname,
+        netns=attachment.netns.path,
+        nic_id=nic.nic_id,
+        address=nic.address,
+        vxnet_id=nic.vxnet_id,
+        routes=[RouteView(r.dst, r.gw) for r in attachment.routes],
+        since=attachment.since,
+        is_ready=attachment.is_ready,
+    )
