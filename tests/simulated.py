@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from qingcloud_cni.cloud import Access, Client
 from qingcloud_cni.core.cni import NetworkConfig, read_config
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Nic
 from qingcloud_cni.core.names import is_ours
+from qingcloud_cni.core.seams import Change, Snapshot
 from qingcloud_cni.core.table import Table, violations
 from qingcloud_cni.sim.api import Api
 from qingcloud_cni.sim.faults import EFFECTS, WRONG_KEYS, Faults
@@ -28,12 +29,39 @@ from virtual_time import VirtualClock
 CONFIG = read_config({"cniVersion": "0.3.1", "name": "net", "type": "qingcni"})
 
 
+class SlowStore(InlineStore):
+    """As a disk: what is saved is there after a while, in order; a kill in between loses it."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__(path)
+        self._seconds = seconds
+        self._order = asyncio.Lock()
+
+    def on_disk(self) -> Snapshot:
+        return self._database.load()
+
+    async def save(self, changes: Sequence[Change]) -> None:
+        if self._seconds:
+            async with self._order:
+                await asyncio.sleep(self._seconds)
+                await super().save(changes)
+        else:
+            await super().save(changes)
+
+
 class SimulatedHost:
     """One host of a simulated cloud. The agent on it can be started, stopped and killed; the machine goes on."""
 
     def __init__(
-        self, tmp_path: Path, topology: Topology | None = None, *, seed: int = 0, **settings: object
+        self,
+        tmp_path: Path,
+        topology: Topology | None = None,
+        *,
+        seed: int = 0,
+        disk_seconds: float = 0.0,
+        **settings: object,
     ) -> None:
+        self.disk_seconds = disk_seconds  # what a save takes
         self.clock = VirtualClock()
         self.rng = random.Random(seed)
         self.topology = topology or default_topology("sim", hosts=1)
@@ -78,7 +106,7 @@ class SimulatedHost:
             raise
 
     async def _live(self, begun: "asyncio.Future[Agent]") -> None:
-        store = InlineStore(self.settings.database)
+        store = self.store = SlowStore(self.settings.database, self.disk_seconds)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         client = Client(access, LocalTransport(self.api), clock=self.clock, rng=self.rng, observe=lambda _call: None)
         try:
@@ -188,10 +216,16 @@ def key_of(container: str) -> AttachmentKey:
 
 @asynccontextmanager
 async def simulated(
-    tmp_path: Path, topology: Topology | None = None, *, seed: int = 0, is_warm: bool = True, **settings: object
+    tmp_path: Path,
+    topology: Topology | None = None,
+    *,
+    seed: int = 0,
+    is_warm: bool = True,
+    disk_seconds: float = 0.0,
+    **settings: object,
 ) -> AsyncIterator[SimulatedHost]:
     """A host with a running agent; *is_warm* waits until the pool has its first NICs."""
-    host = SimulatedHost(tmp_path, topology, seed=seed, **settings)
+    host = SimulatedHost(tmp_path, topology, seed=seed, disk_seconds=disk_seconds, **settings)
     pump = asyncio.create_task(
         run_jobs(host.model, host.kernel.apply, host.clock.sleep, host.clock.now), name="cloud jobs"
     )

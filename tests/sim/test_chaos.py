@@ -26,9 +26,8 @@ from simulated import RandomFaults, SimulatedHost, key_of, netns_of, set_faults,
 SEEDS = int(os.environ.get("CHAOS_SEEDS", "40"))
 STEPS = 120
 FAULT_RATES = (0.0, 0.1, 0.3)
-EVERYTHING = tuple(
-    e for e in EFFECTS if e != WRONG_KEYS
-)  # with wrong keys an agent that holds nothing ends, as it should
+DISK_SECONDS = (0.0, 0.004, 0.3)
+EVERYTHING = tuple(e for e in EFFECTS if e != WRONG_KEYS)  # those may end a first start, as they should
 
 
 class Chaos:
@@ -118,7 +117,8 @@ def test_whatever_happens_nothing_is_lost(tmp_path: Path, seed: int) -> None:
         topology = replace(default_topology("sim", 1), latencies=latencies)
         pods = ["vxnet-pods001", "vxnet-pods002"]
         async with simulated(tmp_path, topology, seed=seed, vxnet=pods, policy="RoundRotate", max_nics=12,
-                             cooldown=rng.choice((0, 5, 130)), idle_ttl=rng.choice((5, 600))) as host:  # fmt: skip
+                             disk_seconds=rng.choice(DISK_SECONDS), cooldown=rng.choice((0, 5, 130)),
+                             idle_ttl=rng.choice((5, 600))) as host:  # fmt: skip
             host.model._faults = RandomFaults(rng, rng.choice(FAULT_RATES))
             chaos = Chaos(host, rng)
             for _ in range(STEPS):
@@ -225,7 +225,8 @@ def test_whatever_anybody_does_nothing_of_ours_is_forgotten(tmp_path: Path, seed
         pods = ["vxnet-pods001", "vxnet-pods002"]
         async with simulated(tmp_path, topology, seed=seed, is_warm=False, vxnet=pods, max_nics=12,
                              policy=rng.choice(("FailRotate", "RoundRotate", "Random")),
-                             cooldown=rng.choice((0, 5, 130)), idle_ttl=rng.choice((5, 600))) as host:  # fmt: skip
+                             disk_seconds=rng.choice(DISK_SECONDS), cooldown=rng.choice((0, 5, 130)),
+                             idle_ttl=rng.choice((5, 600))) as host:  # fmt: skip
             host.model._faults = RandomFaults(rng, rng.choice(FAULT_RATES), EVERYTHING)
             havoc = Havoc(host, rng)
             for _ in range(STEPS):
