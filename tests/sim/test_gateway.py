@@ -119,18 +119,76 @@ def test_an_agent_killed_while_it_makes_a_gateway_has_one_in_the_end(tmp_path: P
     virtual_time.run(main())
 
 
-def test_a_gateway_that_is_removed_in_the_console_is_made_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refusals", [0, 2])
+def test_a_gateway_that_is_detached_in_the_console_is_attached_again(tmp_path: Path, refusals: int) -> None:
+    """Without any ADD: containers have its address as their gateway. Refused is what the console still detaches."""
+
     async def main() -> None:
         async with simulated(tmp_path) as host:
             await host.add("c0", config=CONFIG)
             (lost,) = gateways(host)
-            call = {"zone": "pek3a", "nics.1": lost.nic_id}
-            host.model.call({"action": "DetachNics"} | call)
-            await host.clock.sleep(10)
-            await host.add("c1", config=CONFIG)
-            assert gateway_address(host, "c1") != lost.address.partition("/")[0]
-            await host.until(lambda: lost.nic_id not in host.nics, "the old one is given back")
+            before = host.kernel.path
+            set_faults(host, *[FaultSpec("DetachNics", "refuse", nth=n + 1) for n in range(refusals)])
+            host.console("DetachNics", lost.nic_id)
+            await host.until(lambda: not host.kernel.path.gateways, "its link is gone")
+            await host.until(lambda: host.kernel.path == before, "it serves again", seconds=25.0)
+            assert gateway_address(host, "c0") == lost.address.partition("/")[0]
+            await host.until(lambda: not host.agent.context.table.intents, "calm")
             assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.5, 10.0, 60.0])
+def test_a_gateway_that_is_deleted_in_the_console_is_made_anew(tmp_path: Path, pause: float) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("c0", config=CONFIG)
+            (lost,) = gateways(host)
+            set_faults(host, FaultSpec("AttachNics", "refuse", times=2))  # or the agent is quicker with its cure
+            host.console("DetachNics", lost.nic_id)
+            await host.until(lambda: host.console("DeleteNics", lost.nic_id)["ret_code"] == 0, "deleted")
+            await host.clock.sleep(pause)
+            await host.add("c1", config=CONFIG)
+            await host.until(lambda: lost.nic_id not in host.nics, "forgotten")
+            await host.add("c2", config=CONFIG)
+            assert gateway_address(host, "c2") == gateways(host)[0].address.partition("/")[0]
+            await host.until(lambda: not host.agent.context.table.intents, "calm")
+            assert len(gateways(host)) == 1
+            assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.5, 2.0, 5.0])
+def test_an_add_while_the_gateway_is_away_waits_for_it(tmp_path: Path, pause: float) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("c0", config=CONFIG)
+            (lost,) = gateways(host)
+            host.console("DetachNics", lost.nic_id)
+            await host.clock.sleep(pause)
+            await host.add("c1", config=CONFIG)
+            await host.until(lambda: not host.agent.context.table.intents, "calm")
+            assert [n.nic_id for n in gateways(host)] == [lost.nic_id]
+            assert gateway_address(host, "c1") == lost.address.partition("/")[0]
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("effect", ["refuse", "fail-job", "lose-reply", "silence"])
+def test_a_gateway_that_the_cloud_does_not_detach_goes_on_serving_until_it_does(tmp_path: Path, effect: str) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("c0", config=CONFIG)
+            await host.delete("c0")
+            set_faults(host, FaultSpec("DetachNics", effect, times=3))
+            host.agent.pool.drain()
+            await host.until(lambda: not host.nics, "drained")
+            await host.clock.sleep(1)
+            assert host.kernel.path == ServicePath()
+            assert not host.ours_in_cloud()
+            assert not _gateways_in_cloud(host)
 
     virtual_time.run(main())
 
@@ -163,6 +221,44 @@ def test_an_add_says_why_its_gateway_is_not_there(tmp_path: Path) -> None:
     virtual_time.run(main())
 
 
+def test_the_cloud_is_asked_less_and_less_for_what_it_refuses(tmp_path: Path) -> None:
+    """Links that come and go are no reason to ask again at once: calls are scarce."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, max_nics=10) as host:
+            refusal = FaultSpec("ModifyNicAttributes", "refuse", times=1000, code=1400, message="PermissionDenied")
+            set_faults(host, refusal)
+            before = host.model.calls["ModifyNicAttributes"]
+            adding = asyncio.create_task(host.add("c0", config=CONFIG, seconds=100.0))
+            for n in range(1, 90):
+                await host.add(f"c{n}")
+                await host.clock.sleep(1)
+                await host.delete(f"c{n}")
+            assert host.model.calls["ModifyNicAttributes"] - before in range(4, 10)
+            with pytest.raises(Unavailable, match="PermissionDenied"):
+                await adding
+
+    virtual_time.run(main())
+
+
+def test_anti_spoofing_is_off_before_the_nic_is_attached(tmp_path: Path) -> None:
+    """A NIC that the cloud is still attaching cannot be changed, though its link may be there."""
+
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            adding = asyncio.create_task(host.add("c0", config=CONFIG))
+            await host.until(lambda: [n for n in gateways(host) if n.state is NicState.ATTACHING], "attaching")
+            assert host.model.state.nics[gateways(host)[0].nic_id].enable_aspoof is False
+            await adding
+            assert host.model.calls["ModifyNicAttributes"] == 1
+            host.console("DetachNics", gateways(host)[0].nic_id)
+            await host.until(lambda: not host.kernel.path.gateways, "its link is gone")
+            await host.until(lambda: len(host.kernel.path.gateways) == 1, "it serves again")
+            assert host.model.calls["ModifyNicAttributes"] == 1
+
+    virtual_time.run(main())
+
+
 def test_without_room_the_add_says_so(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, max_nics=3) as host:
@@ -183,12 +279,42 @@ def test_the_hosts_own_nic_serves_if_its_anti_spoofing_is_off(tmp_path: Path) ->
                 await host.add("c0", config=CONFIG)
             call = {"action": "ModifyNicAttributes", "zone": "pek3a", "nic": primary.nic_id, "enable_aspoof": "0"}
             host.model.call(call)
-            await host.kill()
-            await host.start()
-            await host.until(lambda: host.agent.is_cloud_compared, "compared")
+            await host.clock.sleep(60)  # the agent sees it without being told, though not at once: calls are scarce
             await host.add("c0", config=read_config(CONF | {"isGateway": False}))
             assert gateway_address(host, "c0") == primary.private_ip
             assert [(g.mac, g.link_name) for g in host.kernel.path.gateways] == [(primary.nic_id, "")]
+            assert not gateways(host)
+
+    virtual_time.run(main())
+
+
+def test_a_restart_while_the_cloud_is_silent_keeps_the_way_by_the_hosts_own_nic(tmp_path: Path) -> None:
+    """What the host's own NICs are only the cloud tells: until then the kernel keeps what it has."""
+
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), latencies=Latencies())
+        hosts = topology.hosts[0].vxnet_id
+        async with simulated(tmp_path, topology, vxnet=[hosts]) as host:
+            primary = next(n for n in host.model.state.nics.values() if n.role == 1)
+            host.kernel.set_address(primary.nic_id, f"{primary.private_ip}/24")
+            host.console("ModifyNicAttributes", nic=primary.nic_id, enable_aspoof="0")
+            await host.kill()
+            await host.start()
+            await host.until(lambda: host.agent.is_cloud_compared, "compared")
+            await host.add("c0", config=CONFIG)
+            before = host.kernel.path
+            assert before.gateways
+            await host.kill()
+            set_faults(host, FaultSpec("*", "refuse", times=1000))
+            await host.start()
+            await host.clock.sleep(120)
+            assert host.kernel.path == before
+            await host.add("c1")
+            with pytest.raises(Unavailable, match="cloud"):
+                await host.add("c2", config=CONFIG, seconds=10.0)
+            set_faults(host)
+            await host.add("c2", config=CONFIG)
+            assert gateway_address(host, "c2") == primary.private_ip
             assert not gateways(host)
 
     virtual_time.run(main())

@@ -130,6 +130,7 @@ class Agent:
         self.context.note("agent.ready")
         await self.context.journal.save()
         self.context.plan_due.notify()
+        self.context.path_due.notify()
 
     def is_drained(self) -> bool:
         """Nothing but NICs that serve containers is left, and no cloud operation is under way."""

@@ -1,6 +1,8 @@
 """Gateway NICs: found or made once per vxnet, configured, checked again and again; the kernel is told the whole."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 
 from qingcloud_cni.agent.clock import Backoff
 from qingcloud_cni.agent.context import Context
@@ -9,14 +11,17 @@ from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.tasks import Signal
 from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.cni import NetworkConfig
-from qingcloud_cni.core.errors import CloudError, InvalidConfig, KernelRefused, Unavailable
-from qingcloud_cni.core.gateway import HostNic, address_of, host_nics, service_path
-from qingcloud_cni.core.model import Nic, NicState, OpKind
+from qingcloud_cni.core.errors import CloudError, InvalidConfig, KernelRefused, ResourceNotFound, Unavailable
+from qingcloud_cni.core.gateway import HostNic, address_of, host_nics, service_path, unused
+from qingcloud_cni.core.model import Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.plan import explain_wait, room
 from qingcloud_cni.core.seams import CloudNic, ServicePath
 
 CHECK_PERIOD = 30.0  # seconds between checks that the host still is as it should be (design section 7)
+SEARCH = 10.0  # seconds within which a lost link has been looked for everywhere
+LOOK_AGAIN = 30.0  # seconds between looks whether somebody turned off the anti-spoofing of the host's own NIC
 _ON_ITS_WAY = (NicState.ATTACHING, NicState.ARRIVING)
+_UNKNOWN = "the cloud has not told since the agent started which NICs this host has"
 
 
 class Gateways:
@@ -27,17 +32,22 @@ class Gateways:
         self._pool = pool
         self._operations = operations
         self._vxnets = vxnets
-        self._ready = Signal()  # a gateway serves
+        self._ready = Signal()  # a gateway serves, or the host's own NICs are known
         self._wanted: dict[str, int] = {}  # ADDs that wait for a gateway, by vxnet
         self._backoff = Backoff(context.rng)
-        self._others: tuple[CloudNic, ...] = ()  # NICs of the instance that are not ours
+        self._others: tuple[CloudNic, ...] | None = None  # NICs of the instance that are not ours
+        self._looked = 0.0  # when the cloud was last asked about one of them
+        self._opened: set[str] = set()  # NICs whose anti-spoofing this process has turned off
+        self._attaching: set[str] = set()  # NICs about to be attached once more
         self._served: ServicePath | None = None
         self._checked = float("-inf")  # when the kernel was last compared with what was served
         self._one_at_a_time = asyncio.Lock()
 
     def learn(self, others: tuple[CloudNic, ...]) -> None:
         """NICs of the instance that are not ours, as the comparison with the cloud found them."""
-        self._others = others
+        self._others, self._looked = others, self._context.now()
+        self._ready.notify()
+        self._context.path_due.notify()
 
     # --- for ADD -------------------------------------------------------------------------------------
 
@@ -47,32 +57,37 @@ class Gateways:
         InvalidConfig where there is none and `isGateway` forbids one, or where the host's own NIC cannot serve;
         Unavailable with the cause where none is ready within *seconds*.
         """
+        end = self._context.now() + seconds
+        while self._others is None and self._serving(nic.vxnet_id) is None:
+            await self._wait(nic.vxnet_id, end, seconds)
         if (gateway := self._serving(nic.vxnet_id)) is not None:
             return address_of(gateway)
         own = next((h for h in await self._host_nics() if h.vxnet_id == nic.vxnet_id), None)
         if own is not None:
-            return self._usable(own)
+            return await self._usable(own)
         if not config.is_gateway:
             raise InvalidConfig(
                 f"ipam.routes asks for gateway 0.0.0.0, the host has no NIC in vxnet {nic.vxnet_id}, and isGateway is"
                 " false; set it to true or leave it out, or give the address of a gateway"
             )
-        end = self._context.now() + seconds
         self._wanted[nic.vxnet_id] = self._wanted.get(nic.vxnet_id, 0) + 1
         try:
             self._context.path_due.notify()
             while (gateway := self._serving(nic.vxnet_id)) is None:
-                left = end - self._context.now()
-                if left <= 0 or not await self._ready.wait(left):
-                    raise Unavailable(
-                        f"no gateway NIC in vxnet {nic.vxnet_id} within {seconds:.0f} s: {self._cause()}"
-                    )
+                await self._wait(nic.vxnet_id, end, seconds)
         finally:
             self._wanted[nic.vxnet_id] -= 1
         return address_of(gateway)
 
-    def _usable(self, own: HostNic) -> str:
+    async def _wait(self, vxnet_id: str, end: float, seconds: float) -> None:
+        left = end - self._context.now()
+        if left <= 0 or not await self._ready.wait(left):
+            raise Unavailable(f"no gateway NIC in vxnet {vxnet_id} within {seconds:.0f} s: {self._cause()}")
+
+    async def _usable(self, own: HostNic) -> str:
         """A NIC that was there already is used as it is; its anti-spoofing is not ours to change."""
+        if own.enable_aspoof and self._context.now() - self._looked >= LOOK_AGAIN:
+            own = await self._seen_again(own)
         if own.enable_aspoof:
             raise InvalidConfig(
                 f"the host's NIC {own.nic_id} in vxnet {own.vxnet_id} cannot be the gateway: its anti-spoofing"
@@ -84,13 +99,27 @@ class Gateways:
             self._context.note("gateway.unsure", own.nic_id, detail=detail)
         return own.address.partition("/")[0]
 
+    async def _seen_again(self, own: HostNic) -> HostNic:
+        """The NIC as the cloud has it now, for somebody may have done as we said; as known where it is silent."""
+        self._looked = self._context.now()
+        try:
+            found = await self._context.cloud.nics(nic_ids=[own.nic_id])
+        except CloudError:
+            return own
+        now = {n.nic_id: n for n in found}
+        self._others = tuple(now.get(n.nic_id, n) for n in self._others or ())
+        return replace(own, enable_aspoof=now[own.nic_id].enable_aspoof) if own.nic_id in now else own
+
     async def _host_nics(self) -> tuple[HostNic, ...]:
+        """Unavailable where the cloud does not tell; to go on without would take their way from containers."""
+        if self._others is None:
+            raise Unavailable(_UNKNOWN)
         routers: dict[str, str] = {}
         for vxnet_id in {n.vxnet_id for n in self._others}:
             try:
                 vxnet = await self._vxnets.get(vxnet_id)
-            except CloudError:
-                continue
+            except CloudError as err:
+                raise Unavailable(str(err)) from err
             if vxnet is not None:
                 routers[vxnet_id] = vxnet.gateway
         return host_nics(self._others, dict(await self._context.kernel.host_addresses()), routers)
@@ -101,6 +130,8 @@ class Gateways:
         return next((n for n in nics if n.vxnet_id == vxnet_id and n.nic_id in served), None)
 
     def _cause(self) -> str:
+        if self._others is None:
+            return _UNKNOWN
         return self._backoff.cause or self._operations.growth.cause or "the cloud has not attached it yet"
 
     # --- making and keeping --------------------------------------------------------------------------
@@ -110,9 +141,13 @@ class Gateways:
         while True:
             if self._pool.is_open and not self._pool.is_draining:
                 wanted = {v for v, count in self._wanted.items() if count and self._serving(v) is None}
+                wanted |= {n.vxnet_id for n in self._unattached() if n.nic_id not in self._unused()}
                 for vxnet_id in wanted:
                     self._make(vxnet_id)
                 self._give_back(wanted)
+            for nic in self._context.table.in_state(NicState.ARRIVING):
+                if nic.is_gateway and nic.nic_id not in self._context.moving:
+                    self.receive(nic.nic_id)
             is_check = self._context.now() - self._checked >= CHECK_PERIOD
             try:
                 await self.refresh(is_check=is_check)
@@ -121,9 +156,16 @@ class Gateways:
             except KernelRefused as err:
                 self._backoff.failed(self._context.now(), str(err))
                 self._context.note("gateway.refused", detail=str(err))
+            except Unavailable as err:
+                self._context.note("gateway.unknown", detail=str(err))
             await self._context.journal.save()
-            left = self._backoff.until - self._context.now()
-            await self._context.path_due.wait(left if 0 < left < CHECK_PERIOD else CHECK_PERIOD)
+            await self._context.path_due.wait(self._pause())
+
+    def _pause(self) -> float:
+        """Seconds until something may be tried again, at most until the next check."""
+        now = self._context.now()
+        times = (self._backoff.until, self._operations.growth.until, self._operations.shrinking.until)
+        return min([CHECK_PERIOD, *(t - now for t in times if t > now)]) + 0.001
 
     def _make(self, vxnet_id: str) -> None:
         """Begin what is missing for a gateway in this vxnet, unless it is under way or backs off."""
@@ -133,29 +175,65 @@ class Gateways:
             i.kind is OpKind.CREATE and i.vxnet_id == vxnet_id and self._context.names_gateway(i.name)
             for i in table.intents.values()
         )
-        if asked or any(n.state in _ON_ITS_WAY or n.nic_id in table.busy for n in here) or self._backoff.until > now:
+        is_coming = any(n.state in _ON_ITS_WAY or self._is_busy(n) or self._is_lost(n) for n in here)
+        if asked or is_coming or self._backoff.until > now:
             return
         if self._operations.growth.until > now:
             self._backoff.failed(now, self._operations.growth.cause)
             return
         spawn = self._context.tasks.spawn
-        spare = [n.nic_id for n in here if n.state is NicState.CREATING]
+        spare = sorted((n.nic_id in self._unused(), n.nic_id) for n in self._unattached() if n.vxnet_id == vxnet_id)
         if spare:
-            attach = self._operations.begin_attach(spare[:1])
-            spawn(f"attach {attach.op_id}", self._operations.attach(attach))
+            nic_id = spare[0][1]
+            self._attaching.add(nic_id)
+            spawn(f"attach gateway {nic_id}", self._attach(nic_id))
         elif room(self._pool.state(), self._context.policy) < 1:
             wait = explain_wait(self._pool.state(), self._context.policy, now)
             self._backoff.failed(now, f"there is no room for one: {wait or 'max-nics is reached'}")
         else:
             intents = self._operations.begin_create([vxnet_id], is_gateway=True)
-            spawn(f"create {intents[0].op_id}", self._operations.grow(intents))
+            spawn(f"create {intents[0].op_id}", self._operations.grow(intents, self._open))
+
+    def _unattached(self) -> list[Nic]:
+        """Gateway NICs that are attached nowhere, and that no operation speaks of."""
+        nics = self._context.table.in_state(NicState.CREATING)
+        return [n for n in nics if n.is_gateway and not self._is_busy(n)]
+
+    def _is_busy(self, nic: Nic) -> bool:
+        return nic.nic_id in self._context.table.busy or nic.nic_id in self._attaching
+
+    def _is_lost(self, nic: Nic) -> bool:
+        """Its link is gone, and `_give_back` brings it back; one that some container has is not waited for."""
+        is_new = self._context.now() - nic.since < SEARCH
+        return nic.state is NicState.MISSING and (is_new or nic.nic_id in self._pool.nowhere)
+
+    def _unused(self) -> frozenset[str]:
+        return unused(self._context.table.nics.values(), tuple(self._context.table.attachments.values()))
+
+    async def _attach(self, nic_id: str) -> None:
+        """Attach a NIC that is there already: containers have its address as their gateway, or an ADD waits."""
+        attach: Intent | None = None
+        try:
+            is_open = await self._open([nic_id])
+            nic = self._context.table.nics.get(nic_id)
+            is_free = nic is not None and nic.state is NicState.CREATING and nic_id not in self._context.table.busy
+            if is_open and is_free and not self._pool.is_draining:
+                attach = self._operations.begin_attach([nic_id])
+        finally:
+            self._attaching.discard(nic_id)
+        if attach is not None:
+            await self._operations.attach(attach)
+        self._context.path_due.notify()
 
     def _give_back(self, wanted: set[str]) -> None:
-        """Gateway NICs that serve nothing: made for an ADD that gave up, or attached while their link is nowhere."""
+        """Gateway NICs that serve nothing: made for an ADD that gave up, or attached while their link is nowhere.
+
+        What containers use is not deleted once it is detached, but attached again.
+        """
         table, spawn = self._context.table, self._context.tasks.spawn
-        free = [n for n in table.nics.values() if n.is_gateway and n.nic_id not in table.busy]
-        spare = [n.nic_id for n in free if n.state is NicState.CREATING and n.vxnet_id not in wanted]
-        lost = [n.nic_id for n in free if n.state is NicState.MISSING and n.nic_id in self._pool.nowhere]
+        spare = [n.nic_id for n in self._unattached() if n.vxnet_id not in wanted]
+        missing = [n for n in table.in_state(NicState.MISSING) if n.is_gateway and not self._is_busy(n)]
+        lost = [n.nic_id for n in missing if n.nic_id in self._pool.nowhere]
         if spare:
             delete = self._operations.begin_delete(spare)
             spawn(f"delete {delete.op_id}", self._operations.delete(delete))
@@ -163,29 +241,47 @@ class Gateways:
             detach = self._operations.begin_detach(lost, "its link is gone")
             spawn(f"detach {detach.op_id}", self._operations.detach(detach))
 
+    async def _open(self, nic_ids: Sequence[str]) -> bool:
+        """Turn anti-spoofing off on these NICs and no others: they answer in the name of Services.
+
+        Best before they are attached: the cloud refuses to change one that it is still attaching. One that it does
+        not know any more is left for the attach to find out.
+        """
+        for nic_id in nic_ids:
+            if nic_id in self._opened:
+                continue
+            try:
+                await self._context.cloud.set_antispoof(nic_id, is_on=False)
+            except ResourceNotFound:
+                continue
+            except CloudError as err:
+                self._backoff.failed(self._context.now(), str(err))
+                self._context.note("gateway.refused", nic_id, detail=str(err))
+                return False
+            self._opened.add(nic_id)
+        return True
+
     def receive(self, nic_id: str) -> None:
-        """The link of a gateway NIC is on the host: configure it in a task; not at once after a refusal."""
-        if self._backoff.until > self._context.now():
-            return  # a later look finds it again
-        self._context.moving.add(nic_id)
-        self._context.tasks.spawn(f"gateway {nic_id}", self._settle(nic_id))
+        """The link of a gateway NIC is on the host: configure it in a task of its own; `run` does so if not now."""
+        if self._pool.is_open and self._backoff.until <= self._context.now():
+            self._context.moving.add(nic_id)
+            self._context.tasks.spawn(f"gateway {nic_id}", self._settle(nic_id))
 
     async def _settle(self, nic_id: str) -> None:
-        """Anti-spoofing off on this NIC and no other: it answers in the name of Services."""
         context = self._context
         try:
-            await context.cloud.set_antispoof(nic_id, is_on=False)
-            if nic_id in context.table.nics and context.table.nics[nic_id].state is NicState.ARRIVING:
+            is_open = await self._open([nic_id])
+            if is_open and nic_id in context.table.nics and context.table.nics[nic_id].state is NicState.ARRIVING:
                 context.table.pinned(nic_id, context.now())
                 await self.refresh()
                 self._backoff.worked()
-        except (CloudError, KernelRefused) as err:
+        except (Unavailable, KernelRefused) as err:
             self._backoff.failed(context.now(), str(err))
             context.note("gateway.refused", nic_id, detail=str(err))
         finally:
             context.moving.discard(nic_id)
         await context.journal.save()
-        self._context.path_due.notify()
+        context.path_due.notify()
         self._ready.notify()
 
     async def prepare(self) -> None:
@@ -196,12 +292,15 @@ class Gateways:
             raise Unavailable(f"the host's way to Services: {err}") from err
 
     async def refresh(self, *, is_check: bool = False) -> None:
-        """Tell the kernel what the host has to be; nothing is done where that is so already, unless *is_check*."""
+        """Tell the kernel what the host has to be; nothing is done where that is so already, unless *is_check*.
+
+        Unavailable, and nothing is done, where containers need one of the host's own NICs that are not known yet.
+        """
         async with self._one_at_a_time:
             table = self._context.table
             nics, attachments = tuple(table.nics.values()), tuple(table.attachments.values())
             own = {address_of(n) for n in nics if n.is_gateway}
-            needs_others = any(a.services and not own & {r.gw for r in a.routes} for a in attachments)
+            needs_others = any(a.services and a.routes and not own & {r.gw for r in a.routes} for a in attachments)
             others = await self._host_nics() if needs_others else ()
             path = service_path(nics, attachments, others, self._context.gateway_prefix)
             if path != self._served or is_check:

@@ -78,6 +78,7 @@ class Links:
         if nowhere != self._pool.nowhere:
             self._pool.nowhere = nowhere
             context.plan_due.notify()
+            context.path_due.notify()
 
     def _release(self, nic_id: str, *, is_parked: bool) -> None:
         """An attachment is over without a DEL: its namespace is gone, or the ADD that made it was cut off."""

@@ -21,6 +21,7 @@ from qingcloud_cni.core.errors import (
     CredentialsRefused,
     OutcomeUnknown,
 )
+from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.seams import CloudNic, CreatedNic, JobStatus
 from qingcloud_cni.core.vxnets import VxnetChooser
@@ -31,6 +32,7 @@ LOOK_AGAIN = 5.0  # seconds between two looks at what a write without a reply ha
 LATE_EFFECT = 30.0  # seconds after which a call that was cut off has no effect any more (a call takes at most 20)
 
 _T = TypeVar("_T")
+Prepare = Callable[[Sequence[str]], Awaitable[bool]]
 
 
 class Operations:
@@ -60,18 +62,23 @@ class Operations:
     def begin_attach(self, nic_ids: Sequence[str]) -> Intent:
         return self._table.intend_attach(self._context.new_operation(), nic_ids, self._context.now())
 
-    async def grow(self, intents: Sequence[Intent]) -> None:
-        """Carry out creates at once, then one attach for all that they brought."""
+    async def grow(self, intents: Sequence[Intent], prepare: Prepare | None = None) -> None:
+        """Carry out creates at once, then one attach for all that they brought, if *prepare* says they are ready."""
         await self._context.journal.save()
         await asyncio.gather(*(self._create(intent) for intent in intents))
-        await self._attach_created(intents)
+        made = [n for i in intents for n in self._made(i)]
+        is_ready = prepare is None or not made or await prepare(made)
+        await self._attach_created(intents, is_ready=is_ready)
 
-    async def _attach_created(self, intents: Sequence[Intent]) -> None:
+    def _made(self, intent: Intent) -> tuple[str, ...]:
+        return self._in(self._table.intents[intent.op_id], NicState.CREATING)
+
+    async def _attach_created(self, intents: Sequence[Intent], *, is_ready: bool = True) -> None:
         now = self._context.now()
-        made = [n for i in intents for n in self._table.intents[i.op_id].nic_ids if self._is(n, NicState.CREATING)]
+        made = [n for i in intents for n in self._made(i)]
         for intent in intents:
             self._table.finish(intent.op_id, "create.finished", now)
-        if made:
+        if made and is_ready:
             await self.attach(self.begin_attach(made))
         else:
             await self._changed()
@@ -248,7 +255,11 @@ class Operations:
             free = await self._judge_detach(intent, 0.0 if job is not None else patience)
         now = self._context.now()
         self._table.finish(op_id, "detach.finished", now)
-        if free:
+        needed = [n for n in free if self._table.nics[n].is_gateway and n not in self._unused_gateways()]
+        for nic_id in needed:
+            self._table.not_attached(nic_id, now, "containers have its address as their gateway")
+            self._context.path_due.notify()
+        if free := tuple(n for n in free if n not in needed):
             await self.delete(self.begin_delete(free))
         else:
             await self._changed()
@@ -351,6 +362,9 @@ class Operations:
     async def _changed(self) -> None:
         await self._context.journal.save()
         self._context.plan_due.notify()
+
+    def _unused_gateways(self) -> frozenset[str]:
+        return unused(self._table.nics.values(), tuple(self._table.attachments.values()))
 
     async def _describe_ids(self, nic_ids: Sequence[str]) -> dict[str, CloudNic]:
         return await self._describe(lambda: self._context.cloud.nics(nic_ids=nic_ids))

@@ -210,8 +210,12 @@ class Table:
         self._move(nic_id, NicState.MISSING, "nic.missing", now, detail=detail)
 
     def kept(self, nic_id: str, now: float, detail: str) -> None:
-        """A detach did not happen: the link is parked as before, and an address that rested goes on resting."""
-        self._move(nic_id, self._parked_state(nic_id), "nic.kept", now, detail=detail)
+        """A detach did not happen: the link is parked as before, and an address that rested goes on resting.
+
+        A gateway's link has to be looked for.
+        """
+        state = NicState.MISSING if self._nics[nic_id].is_gateway else self._parked_state(nic_id)
+        self._move(nic_id, state, "nic.kept", now, detail=detail)
 
     def _parked_state(self, nic_id: str) -> NicState:
         return NicState.COOLING if self._nics[nic_id].released > 0.0 else NicState.IDLE
