@@ -326,10 +326,21 @@ class Host:
 
         eventually(settled, f"{count} idle NICs on {self.name}")
 
-    def cloud_nics(self) -> dict[str, dict[str, Any]]:
-        """NICs in the cloud that bear our name and this instance's id, by id, as the simulator shows them."""
-        mark = f"qingcni_{self.instance_id}_"
-        return {nic["nic_id"]: nic for nic in self.sim.status()["nics"] if nic["name"].startswith(mark)}
+    def cloud_nics(self, *prefixes: str) -> dict[str, dict[str, Any]]:
+        """NICs in the cloud that bear our name and this instance's id, by id, as the simulator shows them.
+
+        Those of the pool, or those named with other *prefixes*: gateways are `hostnic`.
+        """
+        marks = tuple(f"{prefix}_{self.instance_id}_" for prefix in prefixes or ("qingcni",))
+        return {nic["nic_id"]: nic for nic in self.sim.status()["nics"] if nic["name"].startswith(marks)}
+
+    def agrees_with_cloud(self) -> bool:
+        """Whether the agent's table has just the NICs of ours that the cloud has, gateways included."""
+        return {nic["nic_id"] for nic in self.nics()} == set(self.cloud_nics("qingcni", "hostnic"))
+
+    def is_calm(self) -> bool:
+        """As `agrees_with_cloud`, and nothing is under way."""
+        return self.agrees_with_cloud() and not self.status()["operations"]
 
     # --- containers ----------------------------------------------------------------------------------
 
