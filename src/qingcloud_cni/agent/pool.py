@@ -86,6 +86,8 @@ class Pool:
         self._waiters.append(waiter)
         self.hand_out()
         self._context.plan_due.notify()
+        if waiter.nic.done():  # at once: the row goes to disk before the pool plans anew
+            return waiter.nic.result()
         try:
             await asyncio.wait({waiter.nic}, timeout=seconds)
         finally:
@@ -97,6 +99,8 @@ class Pool:
 
     def hand_out(self) -> None:
         """Idle NICs to waiting ADDs: the first come gets the longest idle."""
+        if not self._waiters:
+            return
         for nic in sorted(self._context.table.in_state(NicState.IDLE), key=lambda n: (n.since, n.nic_id)):
             if nic.nic_id not in self._context.moving and not self._give(nic):
                 return
