@@ -15,7 +15,6 @@ from pages import PAGES, ROOT, Block, anchors, blocks, links, page
 from qingcloud_cni.agent.config_file import read_config as read_config_file
 from qingcloud_cni.agent.config_formats import FORMATS
 from qingcloud_cni.agent.settings import Resolved, check_vxnets, resolve
-from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.cloud import load_access
 from qingcloud_cni.core.cni import read_config as read_network_config
 from qingcloud_cni.core.errors import InvalidConfig
@@ -99,14 +98,6 @@ def test_network_configuration_with_all_keys_is_accepted() -> None:
     config = read_network_config(json.loads(example(CONFIGURATION, "json", '"qingcni"')))
     assert config.dns.nameservers == ("10.96.0.10",)
     assert config.ip_masq
-
-
-def test_systemd_unit_starts_a_command_that_is_there() -> None:
-    unit = configparser.ConfigParser()
-    unit.read_string(example(OPERATIONS, "ini", "[Service]"))
-    program, command, *flags = unit["Service"]["ExecStart"].split()
-    assert Path(program).name == "qingagent"
-    main.commands[command].make_context(command, flags)
 
 
 def test_queries_of_the_database_run(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""The unit for systemd: understood by systemd, true to the program, and with rights enough for an agent to work."""
+
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hosts
+from hosts import Host, hosts_of, install
+from pages import ROOT, page
+from qingcloud_cni.cli.qingagent import main
+from qingcloud_cni.core.errors import EXIT
+from qingcloud_cni.kernel.host import NETNS_DIR
+from simulator import needs_root, running_sim
+
+UNIT = ROOT / "deploy" / "systemd" / "qingagent.service"
+# What gives a service a mount namespace of its own, or another network or user (systemd.exec(5)).
+ISOLATING = {
+    "PrivateMounts", "PrivateTmp", "PrivateDevices", "PrivateNetwork", "PrivateUsers", "PrivateIPC", "MountFlags",
+    "ProtectSystem", "ProtectHome", "ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs",
+    "ProtectControlGroups", "ProtectHostname", "ProtectProc", "ProcSubset", "ReadWritePaths", "ReadOnlyPaths",
+    "InaccessiblePaths", "ExecPaths", "NoExecPaths", "BindPaths", "BindReadOnlyPaths", "TemporaryFileSystem",
+    "RootDirectory", "RootImage", "MountImages", "ExtensionImages", "MountAPIVFS", "NetworkNamespacePath",
+    "DynamicUser", "User", "Group",
+}  # fmt: skip
+
+
+def settings(section: str) -> dict[str, str]:
+    """Of one section of the unit; each key stands there once."""
+    (text,) = re.findall(rf"^\[{section}\]$(.*?)(?=^\[|\Z)", UNIT.read_text(), re.DOTALL | re.MULTILINE)
+    pairs = [line.partition("=")[::2] for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def capabilities() -> list[str]:
+    return [word.removeprefix("CAP_").lower() for word in settings("Service")["CapabilityBoundingSet"].split()]
+
+
+def test_it_starts_the_agent_from_where_the_readme_installs_it() -> None:
+    program, command, *flags = settings("Service")["ExecStart"].split()
+    assert f"python3 -m venv {Path(program).parents[1]}" in page("README.md")
+    assert Path(program).name == "qingagent"
+    main.commands[command].make_context(command, flags)
+
+
+def test_it_restarts_the_agent_unless_something_must_be_corrected() -> None:
+    service = settings("Service")
+    assert service["Restart"] == "on-failure"
+    corrected = {status for err, status in EXIT.items() if err is not Exception}
+    assert set(map(int, service["RestartPreventExitStatus"].split())) == corrected
+
+
+def test_it_shares_the_hosts_mounts_and_network() -> None:
+    """Not a word of it gives the agent its own; the comment that says why names what must not be added."""
+    assert not ISOLATING & settings("Service").keys()
+    warning = UNIT.read_text().split("No setting that")[1].split("works without")[0]
+    assert {"PrivateMounts", "PrivateTmp", "ProtectSystem", "ProtectHome", "PrivateNetwork"} <= (
+        ISOLATING & set(re.findall(r"\w+", warning))
+    )
+    assert str(NETNS_DIR) in warning
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_has_nothing_to_say_against_it(tmp_path: Path) -> None:
+    program = str(Path(sys.executable).with_name("qingagent"))
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace(settings("Service")["ExecStart"].split()[0], program))
+    found = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """One whose agent runs with the capabilities of the unit, and can get no others."""
+    program = tmp_path / "qingagent"
+    bounds = ",".join(["-all", *(f"+{name}" for name in capabilities())])
+    program.write_text(f'#!/bin/sh\nexec setpriv --no-new-privs --bounding-set={bounds} {hosts.QINGAGENT} "$@"\n')
+    program.chmod(stat.S_IRWXU)
+    (tmp_path / "bin").mkdir()
+    plugin = install(tmp_path / "bin")
+    monkeypatch.setattr(hosts, "QINGAGENT", str(program))
+    with (
+        running_sim("--hosts", "1") as sim,
+        hosts_of(sim, iter(sim.info["namespaces"]["hosts"]), tmp_path, plugin) as take,
+    ):
+        yield take()
+
+
+@needs_root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
+def test_an_agent_works_with_the_capabilities_of_the_unit(host: Host) -> None:
+    """Through a whole life: parked NICs, a container by a path in /proc too, a gateway, and its end."""
+    few: dict[str, Any] = {"min_idle": 1, "max_idle": 1, "idle_ttl": "0s"}
+    host.start(**few)
+    status = Path(f"/proc/{host.agent.pid}/status").read_text()
+    assert "NoNewPrivs:\t1" in status
+    bits = int(re.findall(r"^CapEff:\s*(\w+)$", status, re.MULTILINE)[0], 16)
+    assert bits.bit_count() == len(capabilities())
+
+    container = host.container()
+    conf = host.conf(routes=[{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}])
+    with subprocess.Popen(
+        ["nsenter", f"--net={container.path}", "setpriv", "--reuid=65534", "sleep", "60"]
+    ) as sleeper:
+        try:
+            path = f"/proc/{sleeper.pid}/ns/net"
+            result = host.cni("ADD", container, conf=conf, CNI_NETNS=path).result
+        finally:
+            sleeper.kill()
+    gateway = {route["dst"]: route["gw"] for route in result["routes"]}["10.96.0.0/12"]
+    assert container.reaches(gateway)
+    assert len(host.nics("gateway")) == 1
+    host.cni("DEL", container, conf=conf).succeeded()
+
+    host.qingagent("drain", "--timeout", "60s")
+    assert host.agent.stop() == 0
+    done = host.cleanup(**few)
+    assert "removed" in done.stdout
