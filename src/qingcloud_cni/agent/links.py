@@ -10,7 +10,7 @@ from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.names import link_alias
 
-UNHURRIED = 0.1  # seconds between looks while nobody waits for a link: a survey takes the kernel thread 3 ms
+UNHURRIED = 0.1  # seconds until a look while nobody waits for a link: a survey takes the kernel thread 3 ms
 
 
 class Links:
@@ -23,15 +23,18 @@ class Links:
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self) -> None:
-        """Look after every change, until cancelled; our own moves are changes too, and need no hurry."""
+        """Look after every change, until cancelled.
+
+        Our own moves are changes too: a look at once would run while their requests are being answered.
+        """
         async for _ in self._context.kernel.changes():
+            if not self._pool.waiting and not self._context.table.in_state(NicState.ATTACHING):
+                await self._context.clock.sleep(UNHURRIED)
             try:
                 await self.look()
             except KernelRefused as err:  # the periodic look comes in any case
                 self._context.note("links.unseen", detail=str(err))
                 await self._context.journal.save()
-            if not self._pool.waiting and not self._context.table.in_state(NicState.ATTACHING):
-                await self._context.clock.sleep(UNHURRIED)
 
     async def look(self) -> None:
         """Compare once, and begin the cures; parking goes on in tasks of its own.
