@@ -324,7 +324,8 @@ class Host:
         def settled() -> bool:
             return len(self.nics("idle")) >= count and not self.status()["operations"]
 
-        eventually(settled, f"{count} idle NICs on {self.name}")
+        # a write that was cut off is given 30 s to take effect before it is judged
+        eventually(settled, f"{count} idle NICs on {self.name}", seconds=60.0)
 
     def cloud_nics(self, *prefixes: str) -> dict[str, dict[str, Any]]:
         """NICs in the cloud that bear our name and this instance's id, by id, as the simulator shows them.

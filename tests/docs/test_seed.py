@@ -194,8 +194,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 def cni(host: Host, verb: str, container: Container, document: Mapping[str, Any]) -> Answer:
     """The plugin with exactly this configuration: what it takes for /run/qingcloud-cni is this agent's."""
-    default_place = 'mount -t tmpfs none /run && ln -s "$1" /run/qingcloud-cni && exec "$2"'
-    argv = ["unshare", "--mount", "sh", "-c", default_place, "sh", str(host.run_dir), str(host.plugin)]
+    default_place = (  # the tests' own directories may lie below /run
+        'mount --bind "$1" /mnt && mount --bind "$2" /media && mount -t tmpfs none /run'
+        ' && ln -s /mnt /run/qingcloud-cni && exec /media/"$3"'
+    )
+    places = [str(host.run_dir), str(host.plugin.parent), host.plugin.name]
+    argv = ["unshare", "--mount", "sh", "-c", default_place, "sh", *places]
     environment = {
         "PATH": os.environ["PATH"],
         "CNI_COMMAND": verb,
