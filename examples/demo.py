@@ -2,8 +2,8 @@
 """The main job of qingcloud-cni on one machine: containers on two hosts talk over cloud NICs of their own.
 
 Run it with `make demo`, or as root with the Python of an environment that has the package installed. This file has
-the story; demo_steps.py what happens in each step, demo_tools.py how a container runtime's part is played,
-demo_stage.py the machine's side of it, and demo_teller.py how it is told.
+the story; demo_steps.py what happens in each step, demo_service.py the rules of a Service, demo_tools.py how a
+container runtime's part is played, demo_stage.py the machine's side of it, and demo_teller.py how it is told.
 """
 
 import argparse
@@ -56,6 +56,9 @@ UNTIL_UP = (
     Step("Containers talk",
          "By ping and TCP, on one host and across hosts and vxnets; between vxnets the VPC's router is the only hop.",
          Steps.talk),
+    Step("A Service",
+         "kube-proxy's rules are the hosts', and containers' packets pass no host: a gateway NIC takes them there.",
+         Steps.reach_service),
     Step("ADD repeated",
          "Runtimes ask twice when they lost an answer: the second answer is the first one.",
          Steps.add_again),

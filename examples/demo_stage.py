@@ -26,7 +26,7 @@ NETNS_DIRECTORY = Path("/run/netns")  # where iproute2 keeps named network names
 NAME = re.compile(r"demo[0-9a-f]{6}")
 MARK = "QINGCNI_DEMO"  # an environment variable of every process: the stage's directory
 PATIENCE = 30.0  # seconds a process may take to end; the simulator and the agents need one or two
-SERVICE_RANGE = "10.96.0.0/12"  # Kubernetes' default, as an example of a route of one's own
+SERVICE_RANGE = "10.96.0.0/12"  # Kubernetes' default
 
 Word = str | Path
 Done = subprocess.CompletedProcess[str]
@@ -85,7 +85,7 @@ class Host:
             "isGateway": True,
             "args": {"BindAddr": "127.0.0.1:31080", "TokenFile": str(self.directory / "run" / "token")},
             "ipMasq": True,
-            "ipam": {"routes": [{"dst": SERVICE_RANGE, "gw": self.gateway}]},
+            "ipam": {"routes": [{"dst": SERVICE_RANGE, "gw": "0.0.0.0"}]},
         }
         self.directory.mkdir()
         self.config.write_text("".join(f"{key}: {value}\n" for key, value in settings.items()))

@@ -2,10 +2,12 @@
 
 import json
 import subprocess
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
+from demo_service import service_rules
 from demo_stage import QINGAGENT, QINGCLOUD_SIM, SERVICE_RANGE, Host, Word
 from demo_tools import Process, Tools, expect
 
@@ -16,7 +18,10 @@ WARM = 3  # NICs that each host keeps ready
 POOL: dict[str, str | int] = {
     "min-idle": WARM, "max-idle": WARM, "cooldown": "6s", "cooldown-min": "3s", "idle-ttl": "5s",
 }  # fmt: skip
-LIMITS: dict[str, dict[str, str | int]] = {"host1": {"max-nics": WARM}, "host2": {}}  # host1 has to recycle
+LIMITS: dict[str, dict[str, str | int]] = {"host1": {"max-nics": WARM + 1}, "host2": {}}  # host1 has to recycle
+GATEWAY = "hostnic"  # the default of --gatewayns
+SERVICE = "10.96.0.10"
+ASKED = 16  # times: that one of two backends is never chosen happens once in 30,000
 END_SECONDS = 10.0  # a program that said goodbye has this long to end
 
 
@@ -68,8 +73,13 @@ class Steps(Tools):
             self.shell(QINGAGENT, "nics", "--config", host.config)
 
     def add_containers(self) -> None:
+        self.tell.say(
+            f"The network's route to {SERVICE_RANGE} asks for a gateway on the host (0.0.0.0), which has none"
+        )
+        self.tell.say("in that vxnet; so the first ADD on each host waits until the agent has made one.")
         for container, home in HOMES.items():
             self.make_container(container)
+            self.tell.waiting(f"{container} is added")
             self.add(container, self.hosts[home], is_shown=container == "a1")
         nic_ids = [self.nic_of(container) for container in HOMES]
         expect(len(set(nic_ids)) == len(HOMES), "a NIC of its own for each container", f"they got {nic_ids}")
@@ -83,12 +93,12 @@ class Steps(Tools):
         (link,) = json.loads(self.quietly("ip", "-n", netns, "-j", "link", "show", "dev", "eth0"))
         expect(link["address"] == self.nic_of("a1"), f"the MAC {self.nic_of('a1')}", link["address"])
         routes = self.shell("ip", "-n", netns, "route")
-        for wanted in (f"default via {host.gateway} ", f"{SERVICE_RANGE} via {host.gateway} "):
+        for wanted in (f"default via {host.gateway} ", f"{SERVICE_RANGE} via {self.service_gateway_of('a1')} "):
             expect(wanted in routes, f"the route {wanted}", f"there are\n{routes}")
         links = self.shell("ip", "-n", Path(host.netns).name, "-brief", "link")
         expect(not any(nic_id in links for nic_id in self.nic_ids), "no container's NIC on the host", links)
         self.tell.say(
-            f"The MAC of a1's eth0 is the NIC's id, {self.nic_of('a1')}; the host has only its own eth0 left."
+            f"The MAC of a1's eth0 is the NIC's id, {self.nic_of('a1')}; the host has its own eth0, and {GATEWAY}."
         )
 
     def talk(self) -> None:
@@ -105,20 +115,54 @@ class Steps(Tools):
             self.quietly(*self.stage.inside(source, "ping", "-q", "-c", "1", "-W", "2", self.ip_of(target)))
         self.tell.say(f"A ping from each container to each other one: {len(pairs)} of {len(pairs)} are answered.")
 
+    def reach_service(self) -> None:
+        backends = {"a2": self.ip_of("a2"), "b2": self.ip_of("b2")}
+        rules = self.stage.directory / "service.nft"
+        rules.write_text(service_rules(SERVICE, backends))
+        self.tell.say(f"The Service {SERVICE}, port 80, has a2 on host1 and b2 on host2 behind it. On each host:")
+        for host in self.hosts.values():
+            self.shell(*host.inside("nft", "-f", rules))
+        self.tell.show(rules.read_text())
+        with self.answering(*backends):
+            for source, proto in product(("a1", "b1"), ("tcp", "udp")):
+                answers = Counter(self.ask_service(source, SERVICE, proto, ASKED))
+                gateway = self.service_gateway_of(source)
+                wanted = {f"{name} {gateway}" for name in backends}
+                expect(set(answers) == wanted, f"answers of both, to {gateway}", f"they were {dict(answers)}")
+                counts = ", ".join(f"{name} {answers[f'{name} {gateway}']} times" for name in backends)
+                self.tell.say(f"{source} asks {ASKED} times by {proto.upper()}: {counts}, all seen from {gateway}")
+        host = self.hosts["host1"]
+        self.shell("ip", "-n", Path(host.netns).name, "-brief", "-4", "addr")
+        self.shell(QINGAGENT, "nics", "--config", host.config)
+        nics = {nic["nic_id"]: nic for nic in self.cloud_status()["nics"]}
+        unguarded = {nic_id for nic_id, nic in nics.items() if not nic["enable_aspoof"]}
+        held = {
+            nic["nic_id"] for h in self.hosts.values() for nic in self.ask("nics", h) if nic["state"] == "gateway"
+        }
+        expect(unguarded == held, f"anti-spoofing off on {held} alone", f"it is off on {unguarded}")
+        self.tell.say(
+            f"{GATEWAY} is a NIC of the agent's, with a routing table of its own; the host's routes are as they were."
+        )
+        self.tell.say("In the cloud, anti-spoofing is off on the two gateways and on nothing else.")
+
     def add_again(self) -> None:
         before = self.results["a1"]
         self.add("a1", self.hosts["host1"], is_shown=True)
         expect(self.results["a1"] == before, f"the first answer, {before}", f"{self.results['a1']}")
 
     def recycle(self) -> None:
-        self.wait_for_nics({"host1": {"assigned": WARM}, "host2": {"idle": WARM, "assigned": WARM}})
+        rest: dict[str, int] = {"assigned": WARM, "gateway": 1}
+        self.wait_for_nics({"host1": rest, "host2": {"idle": WARM} | rest})
         host, nic_id, calls = self.hosts["host1"], self.nic_of("a1"), self.count_calls()
         self.delete("a1", host, is_shown=True)
         self.end_container("a1")
         self.tell.say("DEL repeated, as runtimes do, has to succeed:")
         self.delete("a1", host)
         self.shell(QINGAGENT, "nics", "--config", host.config)
-        self.tell.say(f"host1 may hold {WARM} NICs, so the next container waits until the cooling one has rested.")
+        self.tell.say(
+            f"host1 may hold {WARM + 1} NICs, its gateway included: the next container waits until the cooling"
+        )
+        self.tell.say("one has rested.")
         self.make_container("a4")
         self.tell.waiting("a4 waits for its NIC")
         self.add("a4", host)
@@ -136,7 +180,7 @@ class Steps(Tools):
         self.tell.say(
             f"When they have rested, {2 * WARM} are idle, and max-idle is {WARM}: the longest idle have to go."
         )
-        self.wait_for_nics({"host2": {"idle": WARM}})
+        self.wait_for_nics({"host2": {"idle": WARM, "gateway": 1}})
         self.shell(QINGAGENT, "nics", "--config", host.config)
         held = {nic["nic_id"] for nic in self.ask("nics", host)}
         in_cloud = {nic["nic_id"] for nic in self.cloud_status()["nics"] if nic["vxnet_id"] == host.vxnet_id}
@@ -159,7 +203,13 @@ class Steps(Tools):
             expect(process.returncode == 0 and not self.ask("nics", host), f"no NIC on {host.name}", "some", host.log)
         left = [nic["nic_id"] for nic in self.cloud_status()["nics"] if nic["role"] == 0]
         expect(not left, "in the cloud no NIC but the hosts' own", f"{left}", self.stage.sim_log)
-        self.tell.say("In the cloud there are only the hosts' own NICs.")
+        for host in self.hosts.values():
+            links = self.quietly("ip", "-n", Path(host.netns).name, "-brief", "link")
+            tables = self.quietly(*host.inside("nft", "list", "tables"))
+            expect(GATEWAY not in links and "qingcni" not in tables, "no gateway left", links + tables, host.log)
+        self.tell.say(
+            "In the cloud there are only the hosts' own NICs; the gateways and their rules are gone as well."
+        )
 
     def stop_agents(self) -> None:
         for host in self.hosts.values():

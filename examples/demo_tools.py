@@ -1,17 +1,18 @@
 """What the demo's steps are made of: commands that are shown, waiting that is told, a container runtime's part."""
 
+import contextlib
 import ipaddress
 import json
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demo_stage import QINGAGENT, QINGCLOUD_SIM, Done, Failed, Host, Stage, Word
+from demo_stage import QINGAGENT, QINGCLOUD_SIM, SERVICE_RANGE, Done, Failed, Host, Stage, Word
 from demo_teller import Teller
 
 Process = subprocess.Popen[str]
@@ -30,6 +31,35 @@ connection.sendall(f"hello {peer[0]}".encode())
 CLIENT = """
 import socket, sys
 print(socket.create_connection((sys.argv[1], 8080), 5).makefile().read())
+"""
+HELLO_SERVER = """
+import socket, sys, threading
+name = sys.argv[1]
+tcp, udp = socket.create_server(("", 8080)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("", 8080))
+
+def answer_datagrams():
+    while True:
+        _, peer = udp.recvfrom(100)
+        udp.sendto(f"{name} {peer[0]}".encode(), peer)
+
+threading.Thread(target=answer_datagrams, daemon=True).start()
+print("listening", flush=True)
+while True:
+    connection, peer = tcp.accept()
+    with connection:
+        connection.sendall(f"{name} {peer[0]}".encode())
+"""
+ASK_SERVICE = """
+import socket, sys
+kind = socket.SOCK_STREAM if sys.argv[2] == "tcp" else socket.SOCK_DGRAM
+for _ in range(int(sys.argv[3])):
+    with socket.socket(socket.AF_INET, kind) as client:
+        client.settimeout(5)
+        client.connect((sys.argv[1], 80))
+        if kind == socket.SOCK_DGRAM:
+            client.send(b"who?")
+        print(client.recv(100).decode())
 """
 
 
@@ -189,6 +219,23 @@ class Tools:
         expect(said == wanted, f"the greeting {wanted!r}", f"it was {said!r}")
         self.tell.say(f"TCP from {source} to port 8080 of {target} is answered {said!r}: no address was translated")
 
+    @contextlib.contextmanager
+    def answering(self, *containers: str) -> Iterator[None]:
+        """In each of these containers a server on port 8080, TCP and UDP, that tells its name and whom it sees."""
+        with contextlib.ExitStack() as stack:
+            for container in containers:
+                words = self.stage.inside(container, sys.executable, "-IS", "-c", HELLO_SERVER, container)
+                server = stack.enter_context(self.stage.start(*words, output=subprocess.PIPE, log=subprocess.DEVNULL))
+                stack.callback(server.kill)
+                assert server.stdout is not None
+                server.stdout.readline()
+            yield
+
+    def ask_service(self, source: str, address: str, proto: str, times: int) -> list[str]:
+        """What it answered to a container, each time."""
+        python: list[Word] = [sys.executable, "-IS", "-c"]
+        return self.quietly(*self.stage.inside(source, *python, ASK_SERVICE, address, proto, str(times))).splitlines()
+
     # --- what ADD gave ---------------------------------------------------------------------------------
 
     def nic_of(self, container: str) -> str:
@@ -199,6 +246,9 @@ class Tools:
 
     def ip_of(self, container: str) -> str:
         return self.address_of(container).partition("/")[0]
+
+    def service_gateway_of(self, container: str) -> str:
+        return next(str(r["gw"]) for r in self.results[container]["routes"] if r["dst"] == SERVICE_RANGE)
 
 
 def states(counts: dict[str, int]) -> str:
