@@ -53,9 +53,9 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[low] if part == 0 else ordered[low] * (1 - part) + ordered[low + 1] * part
 
 
-def parallel_bound(moves: int, move: float, start: float) -> float:
-    """Seconds for ADDs at once on a warm pool: the kernel moves one link at a time, one plugin has to start."""
-    return 1.2 * (moves * move + start)
+def parallel_bound(moves: float, start: float) -> float:
+    """Seconds for ADDs at once on a warm pool: the kernel makes all *moves* in turn, and one plugin has to start."""
+    return 1.2 * (moves + start)
 
 
 def burst_bound(pods: int, move: float, create_and_attach: float) -> float:

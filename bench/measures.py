@@ -88,6 +88,8 @@ class Ring:
     host_device: HostDevice
     bridge: Bridge
     mover: Mover
+    macs: list[str]  # of host-device's NICs
+    spare: str  # MAC of a NIC that only the mover uses
 
     @property
     def contestants(self) -> tuple[Contestant, ...]:
@@ -107,7 +109,7 @@ def ring(stage: Stage, size: Size) -> Iterator[Ring]:
         names = stage.names(other, list(addresses))
         spare, *macs = addresses
         away = other.container()
-        mover = theirs.do(Mover, Path(stage.sim.host("host2")["netns"]), spare, away.path)
+        mover = theirs.do(Mover, Path(stage.sim.host("host2")["netns"]), away.path)
         peers = peers_directory()
         data = stage.directory / "host-local"
         try:
@@ -117,6 +119,8 @@ def ring(stage: Stage, size: Size) -> Iterator[Ring]:
                 HostDevice(peers / "host-device", theirs, [(names[mac], addresses[mac]) for mac in macs]),
                 Bridge(peers / "bridge", theirs, data),
                 mover,
+                macs,
+                spare,
             )
         finally:
             mover.close()
@@ -145,8 +149,8 @@ def _round(stage: Stage, here: Ring, containers: list[Container], record: Record
     record.add("python3 -IS, empty", place.do(execute, stage.empty, {}, b""))
     record.add("qingcni VERSION", place.do(execute, stage.plugin, {"CNI_COMMAND": "VERSION"}, b""))
     record.add("host-device VERSION", theirs.do(execute, here.host_device.program, {"CNI_COMMAND": "VERSION"}, b""))
-    record.add("kernel move into a container", theirs.do(here.mover.there))
-    record.add("kernel move back", theirs.do(here.mover.back))
+    record.add("kernel move into a container", theirs.do(here.mover.there, here.spare))
+    record.add("kernel move back", theirs.do(here.mover.back, here.spare))
     for verb in VERBS:
         for contestant, container in zip(here.contestants, containers, strict=True):
             record.add(f"{contestant.name} {verb}", contestant.timed(verb, container))
@@ -167,7 +171,8 @@ def _judge_serial(record: Record, churn: float) -> None:
 
 
 def parallel(here: Ring, size: Size, record: Record) -> None:
-    """All at once on a warm pool, ours and host-device in turn."""
+    """All at once on a warm pool, ours and host-device in turn, and as many bare moves."""
+    theirs = here.host_device.place
     groups = [
         (contestant, [here.host.container() for _ in range(size.parallel)])
         for contestant in (here.ours, here.host_device)
@@ -184,8 +189,10 @@ def parallel(here: Ring, size: Size, record: Record) -> None:
                     each.result()
                 record.add(f"{contestant.name} {size.parallel} {verb} at once", time.perf_counter() - begun)
         here.host.wait_idle(size.parallel)
-    start = record.sample("qingcni VERSION").p50
-    bound = parallel_bound(size.parallel, record.sample("kernel move into a container").p50, start)
+        record.add(f"{size.parallel} kernel moves", sum(theirs.do(here.mover.there, mac) for mac in here.macs))
+        record.add(f"{size.parallel} kernel moves back", sum(theirs.do(here.mover.back, mac) for mac in here.macs))
+    begin = record.sample("qingcni VERSION").p50
+    bound = parallel_bound(record.sample(f"{size.parallel} kernel moves").p50, begin)
     taken = record.sample(f"qingcni {size.parallel} ADD at once").p50
     target = f"1.2 x ({size.parallel} kernel moves + one plugin start)"
     record.expect_time(f"{size.parallel} ADDs at once, warm", target, taken, bound)
@@ -227,10 +234,10 @@ def kernel_move(stage: Stage, size: Size, record: Record) -> float:
     if name not in record.samples:
         with stage.host("host5", VXNETS[1]) as host, stage.place(host) as place:
             (mac,) = stage.nics(host, 1)
-            mover = place.do(Mover, Path(stage.sim.host("host5")["netns"]), mac, host.container().path)
+            mover = place.do(Mover, Path(stage.sim.host("host5")["netns"]), host.container().path)
             for _ in range(size.rounds):
-                record.add(name, place.do(mover.there))
-                record.add("kernel move back", place.do(mover.back))
+                record.add(name, place.do(mover.there, mac))
+                record.add("kernel move back", place.do(mover.back, mac))
             mover.close()
             stage.sim.remove_nics(mac)
     return record.sample(name).p50

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from hosts import QINGAGENT, Host
-from qingcloud_cni.kernel.messages import LinkChange, set_link
+from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, set_link
 from qingcloud_cni.kernel.namespaces import Namespace, enter
 from qingcloud_cni.kernel.netlink import Netlink
 from simulator import Sim, links, run
@@ -55,11 +55,11 @@ class Place:
 
 
 class Mover:
-    """Moves one link into a namespace and back by bare netlink messages: what no plugin can do without."""
+    """Moves links into a namespace and back by bare netlink messages: what no plugin can do without."""
 
-    def __init__(self, home: Path, mac: str, away: str) -> None:
+    def __init__(self, home: Path, away: str) -> None:
         """To be made in a thread that is in the namespace at *home*."""
-        self._mac = mac
+        self._names: dict[str, str] = {}  # at home, by MAC
         self._home_ns, self._away_ns = Namespace.open(str(home)), Namespace.open(away)
         self._home = Netlink()
         enter(self._away_ns)
@@ -68,20 +68,23 @@ class Mover:
         finally:
             enter(self._home_ns)
 
-    def there(self) -> float:
+    def there(self, mac: str) -> float:
         """Seconds the move of the link took that is down, as in an ADD; it is up afterwards."""
-        seconds = self._move(self._home, self._away_ns, "bench0")
-        link = self._away.link(name="bench0")
-        assert link is not None
-        self._away.do(set_link(link.ifindex, LinkChange(is_up=True)), "set up")
+        link = self._find(self._home, mac)
+        self._names[mac] = link.name
+        seconds = self._move(self._home, link, self._away_ns, "m" + mac.replace(":", ""))
+        self._away.do(set_link(self._find(self._away, mac).ifindex, LinkChange(is_up=True)), "set up")
         return seconds
 
-    def back(self) -> float:
+    def back(self, mac: str) -> float:
         """Seconds the move of the link took that is up, as in a DEL."""
-        return self._move(self._away, self._home_ns, "b" + self._mac.replace(":", ""))
+        return self._move(self._away, self._find(self._away, mac), self._home_ns, self._names.pop(mac))
 
-    def _move(self, place: Netlink, target: Namespace, name: str) -> float:
-        (link,) = (link for link in place.links() if link.mac == self._mac)
+    def _find(self, place: Netlink, mac: str) -> LinkInfo:
+        (link,) = (link for link in place.links() if link.mac == mac)
+        return link
+
+    def _move(self, place: Netlink, link: LinkInfo, target: Namespace, name: str) -> float:
         change = LinkChange(netns_fd=target.fd, name=name, is_up=False if link.is_up else None)
         begun = time.perf_counter()
         place.do(set_link(link.ifindex, change), "move")
