@@ -79,7 +79,8 @@ class Steps(Tools):
         self.tell.say("in that vxnet; so the first ADD on each host waits until the agent has made one.")
         for container, home in HOMES.items():
             self.make_container(container)
-            self.tell.waiting(f"{container} is added")
+            if container in ("a1", "b1"):
+                self.tell.waiting(f"{container} waits for the gateway of {home}")
             self.add(container, self.hosts[home], is_shown=container == "a1")
         nic_ids = [self.nic_of(container) for container in HOMES]
         expect(len(set(nic_ids)) == len(HOMES), "a NIC of its own for each container", f"they got {nic_ids}")
@@ -160,9 +161,8 @@ class Steps(Tools):
         self.delete("a1", host)
         self.shell(QINGAGENT, "nics", "--config", host.config)
         self.tell.say(
-            f"host1 may hold {WARM + 1} NICs, its gateway included: the next container waits until the cooling"
+            f"host1 may hold {WARM + 1} NICs with its gateway, so the next container waits until the cooling one rested."
         )
-        self.tell.say("one has rested.")
         self.make_container("a4")
         self.tell.waiting("a4 waits for its NIC")
         self.add("a4", host)
