@@ -147,6 +147,11 @@ def test_a_young_surplus_nic_is_kept() -> None:
     assert plan(PoolState(held), POLICY, NOW) == (DetachNics(ids(held[1])),)
 
 
+def test_a_surplus_nic_that_an_operation_speaks_of_is_left_to_it() -> None:
+    held = idle(900, 800, *[1] * 8)
+    assert plan(PoolState(held, busy=frozenset(ids(held[0]))), POLICY, NOW) == (DetachNics(ids(held[1])),)
+
+
 def test_up_to_max_idle_none_is_given_back_however_old() -> None:
     assert plan(PoolState(idle(*[9e6] * 8)), POLICY, NOW) == ()
 
