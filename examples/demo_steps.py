@@ -161,7 +161,7 @@ class Steps(Tools):
         self.delete("a1", host)
         self.shell(QINGAGENT, "nics", "--config", host.config)
         self.tell.say(
-            f"host1 may hold {WARM + 1} NICs with its gateway, so the next container waits until the cooling one rested."
+            f"host1 may hold {WARM + 1} NICs with its gateway: the next container waits until the cooling one rested."
         )
         self.make_container("a4")
         self.tell.waiting("a4 waits for its NIC")
