@@ -17,11 +17,11 @@ from qingcloud_cni.agent.config_formats import FORMATS
 from qingcloud_cni.agent.settings import Resolved, check_vxnets, resolve
 from qingcloud_cni.cloud import load_access
 from qingcloud_cni.core.cni import read_config as read_network_config
-from qingcloud_cni.core.errors import InvalidConfig
 from qingcloud_cni.store.database import Database
 
 README = ROOT / "README.md"
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+KUBERNETES = ROOT / "docs" / "kubernetes.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
 PARSERS: dict[str, Callable[[str], object]] = {
     "json": json.loads,
@@ -78,20 +78,23 @@ def test_access_file_of_the_readme_is_accepted(tmp_path: Path) -> None:
     assert not access.unknown
 
 
-def test_network_configuration_of_the_readme_is_accepted_once_filled_in() -> None:
-    text = example(README, "json", '"qingcni"')
-    with pytest.raises(InvalidConfig, match="kubernetes service cidr"):
-        read_network_config(json.loads(text))
-    filled = text.replace("kubernetes service cidr", "10.96.0.0/12").replace("hostip or 0.0.0.0", "172.16.3.250")
-    config = read_network_config(json.loads(filled))
-    assert (config.name, config.cni_version, config.routes[0].gw) == ("mynet", "0.3.1", "172.16.3.250")
+def test_network_configuration_of_the_readme_is_accepted() -> None:
+    config = read_network_config(json.loads(example(README, "json", '"qingcni"')))
+    assert (config.name, config.cni_version) == ("mynet", "0.3.1")
+    assert config.services == ("10.96.0.0/12",)
+    assert (config.is_gateway, config.ip_masq) == (True, True)
 
 
 def test_network_configuration_of_the_readme_has_the_keys_of_the_contract() -> None:
     config: dict[str, Any] = json.loads(example(README, "json", '"qingcni"'))
     assert list(config) == ["cniVersion", "name", "type", "isGateway", "args", "ipMasq", "ipam"]
     assert config["args"] == {"BindAddr": "127.0.0.1:31080"}
-    assert config["ipam"] == {"routes": [{"dst": "kubernetes service cidr", "gw": "hostip or 0.0.0.0"}]}
+    assert config["ipam"] == {"routes": [{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}]}
+
+
+def test_files_for_kubernetes_are_those_of_the_readme() -> None:
+    for language, mark in (("yaml", "QingAgent.yaml"), ("json", '"qingcni"')):
+        assert example(KUBERNETES, language, mark) == example(README, language, mark)
 
 
 def test_network_configuration_with_all_keys_is_accepted() -> None:
