@@ -49,7 +49,8 @@ def main(words: list[str]) -> int:
     console, record = Console(), Record()
     signal.signal(signal.SIGTERM, _interrupted)
     try:
-        peers_directory()
+        if options.only in (None, "serial"):
+            peers_directory()  # before anything is built up
         with tempfile.TemporaryDirectory(prefix="b") as scratch:
             directory = Path(scratch)
             plugin, empty = install(directory, options.python)
