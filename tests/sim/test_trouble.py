@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 import virtual_time
+from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.core.cni import read_config
 from qingcloud_cni.core.errors import KernelRefused, PoolEmpty, Unavailable
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
 from qingcloud_cni.sim.kernel import HOST_PATH
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
-from simulated import SimulatedHost, key_of, netns_of, set_faults, settings_of, simulated
+from simulated import CONFIG, SimulatedHost, key_of, netns_of, set_faults, settings_of, simulated
 
 Verb = Callable[..., Awaitable[Any]]
 
@@ -128,6 +129,25 @@ def test_an_add_whose_caller_is_gone_takes_no_nic_from_those_who_wait(tmp_path: 
             await host.delete("c0")
             await host.add("c4")
             assert {key.container_id for key in host.agent.context.table.attachments} == {"c1", "c2", "c4"}
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_an_add_whose_caller_went_away_is_not_begun_or_is_undone(tmp_path: Path, looks: int) -> None:
+    """A late one must not take a NIC after the DEL that followed it."""
+
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            path, answers = netns_of("c0"), iter([True] * looks)
+            host.kernel.make_netns(path)
+            add = host.agent.attachments.add
+            with pytest.raises(Unavailable, match="has gone"):
+                await add(key_of("c0"), path, CONFIG, 5.0, Phases(), is_awaited=lambda: next(answers, False))
+            assert not host.agent.context.table.attachments
+            assert not host.kernel.links_in(path)
+            assert host.states() == ["cooling"] * looks + ["idle"] * (3 - looks)
+            await host.add("c0")
 
     virtual_time.run(main())
 

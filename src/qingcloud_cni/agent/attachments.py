@@ -1,7 +1,7 @@
 """ADD and DEL: a container's way to a NIC, and the NIC's way back."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -16,6 +16,7 @@ from qingcloud_cni.core.names import link_alias
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink
 
 TRIES = 3  # NICs tried where the link of the one chosen turns out to be missing
+_GONE = "the caller of its ADD has gone"
 
 
 class Attachments:
@@ -28,27 +29,38 @@ class Attachments:
         self._locks: dict[AttachmentKey, _Lock] = {}
 
     async def add(
-        self, key: AttachmentKey, netns_path: str, config: NetworkConfig, seconds: float, phases: Phases
+        self,
+        key: AttachmentKey,
+        netns_path: str,
+        config: NetworkConfig,
+        seconds: float,
+        phases: Phases,
+        *,
+        is_awaited: Callable[[], bool] = lambda: True,
     ) -> tuple[Attachment, Nic]:
         """Give the container a NIC; *seconds* bounds the wait for one. A repeated ADD gets the first answer.
 
-        Raises InvalidNetns, InvalidConfig, PoolEmpty, Draining, KernelRefused; then nothing is left behind.
+        Where nobody awaits the answer any more nothing is done, or it is undone: the DEL that follows a failed ADD
+        may have been served already.
+        Raises InvalidNetns, InvalidConfig, PoolEmpty, Draining, Unavailable, KernelRefused; then nothing is left
+        behind.
         """
         with phases.waiting(Phase.KERNEL):
             netns = await self._context.kernel.identify(netns_path)
         end = self._context.now() + seconds
         async with self._alone(key):
+            if not is_awaited():
+                raise Unavailable(_GONE)
             known = self._context.table.attachments.get(key)
             if known is not None and known.is_ready and _is_same(known.netns, netns):
                 return known, self._context.table.nics[known.nic_id]
             if known is not None:  # cut off and not undone, or the same container id in a namespace of its own
                 await self._release(known, "ADD anew", phases)
-            for _ in range(TRIES - 1):
-                try:
-                    return await self._attach(key, netns, config, end, phases)
-                except LinkNotFound:
-                    continue
-            return await self._attach(key, netns, config, end, phases)
+            attachment, nic = await self._try_attach(key, netns, config, end, phases)
+            if not is_awaited():
+                await self._release(attachment, _GONE, phases)
+                raise Unavailable(_GONE)
+            return attachment, nic
 
     async def delete(self, key: AttachmentKey, phases: Phases) -> None:
         """Take the container's NIC back; success where there is none."""
@@ -69,6 +81,16 @@ class Attachments:
                 await self._release(attachment, "its ADD was cut off", Phases())
             except KernelRefused as err:
                 self._context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
+
+    async def _try_attach(
+        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, end: float, phases: Phases
+    ) -> tuple[Attachment, Nic]:
+        for _ in range(TRIES - 1):
+            try:
+                return await self._attach(key, netns, config, end, phases)
+            except LinkNotFound:
+                continue
+        return await self._attach(key, netns, config, end, phases)
 
     async def _attach(
         self, key: AttachmentKey, netns: Netns, config: NetworkConfig, end: float, phases: Phases

@@ -1,7 +1,7 @@
 """POST /v1/cni: the plugin's requests, answered in the shape its version wants."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -84,7 +84,7 @@ class CniApi:
         code, status, failure = 0, 200, ""
         try:
             request = _decode(await _body(http))
-            answer = await self._serve(request, phases)
+            answer = await self._serve(request, phases, lambda: http.transport is not None)
             reply = b"" if answer is None else msgspec.json.encode(answer)
         except Exception as err:  # noqa: BLE001 - a bug in a handler is answered 999 and logged (style.md)
             code, status = wire(err)
@@ -96,7 +96,9 @@ class CniApi:
         self._report(request, code, failure, phases)
         return web.Response(body=reply, status=status, content_type="application/json")
 
-    async def _serve(self, request: CniRequest, phases: Phases) -> dict[str, object] | None:
+    async def _serve(
+        self, request: CniRequest, phases: Phases, is_awaited: Callable[[], bool]
+    ) -> dict[str, object] | None:
         if request.command in _LATER_VERBS:
             raise IncompatibleVersion(f"CNI_COMMAND {request.command} is not supported yet; ADD, DEL and VERSION are")
         if request.command not in {Verb.ADD, Verb.DEL}:
@@ -112,7 +114,9 @@ class CniApi:
         self._agent.check_initialised()
         config = read_config(request.config)
         seconds = max(min(request.timeout, LONGEST_WAIT) - SPARE, 0.0)
-        attachment, nic = await self._agent.attachments.add(key, request.netns, config, seconds, phases)
+        attachment, nic = await self._agent.attachments.add(
+            key, request.netns, config, seconds, phases, is_awaited=is_awaited
+        )
         return render(attachment, nic, version)
 
     def _report(self, request: CniRequest | None, code: int, failure: str, phases: Phases) -> None:
