@@ -368,12 +368,11 @@ def test_a_gateway_that_is_deleted_in_the_console_is_made_anew(pair: Pair, sim: 
     eventually(host.is_calm, "table and cloud agree")
 
 
-def test_a_gateway_whose_link_is_renamed_and_down_is_mended_by_the_next_add(pair: Pair) -> None:
+def test_a_gateway_whose_link_is_renamed_and_down_is_mended_by_the_next_check(pair: Pair) -> None:
     host = pair.host
     before = state(host)
     for words in ("link set hostnic down", "link set hostnic name ens9"):
         run("ip", "-n", host.netns, *words.split())
-    host.add(host.container(), conf=conf(host))
     wait_for(host, before, seconds=40.0)
     assert pair.asks()
 
