@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +66,7 @@ def settings(host: Host) -> dict[str, str]:
 
     def read() -> dict[str, str]:
         found = {}
-        for path in Path("/proc/sys/net/ipv4").rglob("*"):
+        for path in (Path(top, name) for top, _, names in os.walk("/proc/sys/net/ipv4") for name in names):
             is_lasting = not {"conf", "neigh"} & set(path.parts) or path.parent.name in ("all", "default", "eth0")
             if is_lasting and path.is_file() and path.stat().st_mode & 0o400:
                 try:
