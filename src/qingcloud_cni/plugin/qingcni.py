@@ -16,16 +16,25 @@ TYPE_CHECKING = False  # as in typing, whose import would double the start
 if TYPE_CHECKING:
     from typing import NoReturn
 
-SUPPORTED = ("0.1.0", "0.2.0", "0.3.0", "0.3.1")
-NEEDED = {  # variables each verb needs, besides CNI_COMMAND
-    "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-    "DEL": ("CNI_CONTAINERID", "CNI_IFNAME"),
-    "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
-    "GC": (),
-    "STATUS": (),
+VERSIONS = {  # what differs between the versions of the specification: the verbs each allows, besides VERSION
+    "0.1.0": ("ADD", "DEL"),
+    "0.2.0": ("ADD", "DEL"),
+    "0.3.0": ("ADD", "DEL"),
+    "0.3.1": ("ADD", "DEL"),
+    "0.4.0": ("ADD", "DEL", "CHECK"),
+    "1.0.0": ("ADD", "DEL", "CHECK"),
+    "1.1.0": ("ADD", "DEL", "CHECK", "GC", "STATUS"),
 }
-SECONDS = {"ADD": 110.0, "DEL": 50.0}  # for the whole request; the verbs that are carried to the agent
-SPARE = 2.0  # seconds kept for the way there and back
+OLDEST, NEWEST = "0.1.0", "1.1.0"
+VERBS = {  # the variables each verb needs besides CNI_COMMAND, and the seconds its whole request may take
+    "ADD": (("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), 110.0),
+    "DEL": (("CNI_CONTAINERID", "CNI_IFNAME"), 50.0),
+    "CHECK": (("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), 50.0),
+    "GC": ((), 25.0),
+    "STATUS": ((), 3.0),
+}
+LAST = 1.0  # seconds of them, a tenth at most, in which the agent is waited for no more: to say so, and to end
+SPARE = 1.0  # seconds before these, half of what is left at most, by which the agent is to answer: the way back
 RUN_DIR = "/run/qingcloud-cni"
 MAX_BYTES = 8 * 1024 * 1024  # of a configuration or an answer
 BLANKS = " \t\r\n"
@@ -43,10 +52,14 @@ class Refusal(Exception):
         self.details = details
 
 
+class Unheard(Refusal):
+    """No answer of an agent's own came: it is away, silent, broke off, or somebody else has its place."""
+
+
 class Request:
     """What the runtime asks; *version* answers in errors until the configuration has been read."""
 
-    version = SUPPORTED[-1]
+    version = NEWEST
     verb = ""
     container_id = ""
     netns = ""
@@ -153,7 +166,10 @@ def read_variables(request: Request) -> None:
         raise Refusal(4, "invalid characters in containerID", f"CNI_CONTAINERID={request.container_id}")
     if request.ifname:
         check_ifname(request.ifname)
-    needed = NEEDED.get(request.verb, ()) if request.verb else ("CNI_COMMAND",)
+    if not request.verb:
+        needed: tuple[str, ...] = ("CNI_COMMAND",)
+    else:
+        needed = VERBS[request.verb][0] if request.verb in VERBS else ()
     missing = [name for name in needed if not variable(name)]
     if missing:
         raise Refusal(4, f"required env variables [{','.join(missing)}] missing")
@@ -186,25 +202,25 @@ def read_config(request: Request) -> None:
         raise Refusal(6, "the network configuration is not a JSON object")
     request.config = config
     version = pick(config, "cniVersion")
-    if version in SUPPORTED:
-        request.version = str(version)
+    if isinstance(version, str) and version in VERSIONS:
+        request.version = version
     name = pick(config, "name")
     if not name:
         raise Refusal(7, "missing network name")
     if not isinstance(name, str) or not is_id(name):
         raise Refusal(7, "invalid characters found in network name", f"name={name}")
-    if request.verb not in NEEDED:
+    if request.verb not in VERBS:
         raise Refusal(4, f"unknown CNI_COMMAND: {request.verb}")
     if version is None or version == "":
-        request.version = version = SUPPORTED[0]
+        request.version = version = OLDEST
     if not isinstance(version, str):
         raise Refusal(6, "cniVersion is not a string")
-    if version not in SUPPORTED:
-        raise Refusal(
-            1, "incompatible CNI versions", f"config is {version!r}, plugin supports {', '.join(SUPPORTED)}"
-        )
-    if request.verb not in SECONDS:
+    if version not in VERSIONS:
+        raise Refusal(1, "incompatible CNI versions", f"config is {version!r}, plugin supports {', '.join(VERSIONS)}")
+    if request.verb not in VERSIONS[version]:
         raise Refusal(1, f"config version does not allow {request.verb}", f"cniVersion is {version}")
+    if request.verb == "CHECK" and pick(config, "prevResult") is None:
+        raise Refusal(7, "required prevResult missing", "CHECK compares with what ADD answered")
 
 
 def read_args(request: Request) -> None:
@@ -212,14 +228,14 @@ def read_args(request: Request) -> None:
     if args is not None and not isinstance(args, dict):
         raise Refusal(7, "args must be an object", f"args={args!r}")
     request.args = args or {}
-    seconds = SECONDS[request.verb]
+    seconds = VERBS[request.verb][1]
     limit = pick(request.args, "TimeoutSeconds")
     if limit is not None:
         if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit > 0:
             raise Refusal(7, "args.TimeoutSeconds must be a number of seconds above 0", repr(limit))
         seconds = min(seconds, limit)
     request.seconds = seconds
-    request.deadline += seconds
+    request.deadline += seconds - min(LAST, seconds / 10)
 
 
 def text_arg(mapping: "dict[str, object]", key: str) -> str:
@@ -244,7 +260,7 @@ def find_agent(request: Request) -> "tuple[str, tuple[str, int] | str]":
     address = address or f"unix://{RUN_DIR}/agent.sock"
     if address.startswith("unix://"):
         path = address[7:]
-        if not path.startswith("/"):
+        if not path.startswith("/") or not path.isprintable():  # halves of a surrogate pair are not printable
             raise Refusal(7, "BindAddr must name an absolute path after unix://", address)
         if len(path.encode()) > 107:
             raise Refusal(7, "BindAddr names a socket path longer than 107 bytes", address)
@@ -305,7 +321,7 @@ def exchange(request: Request) -> "tuple[str, int, bytes]":
     except TimeoutError:
         raise silence(request, named) from None
     except OSError as err:
-        raise Refusal(11, f"{named} broke off", reason(err)) from None
+        raise Unheard(11, f"{named} broke off", reason(err)) from None
     return named, status, body
 
 
@@ -319,7 +335,7 @@ def connect(request: Request, sock: net.socket, place: "tuple[str, int] | str", 
         except TimeoutError:
             raise
         except OSError as err:
-            raise Refusal(11, f"{named} cannot be reached: {reason(err)}; is qingagent running?") from None
+            raise Unheard(11, f"{named} cannot be reached: {reason(err)}; is qingagent running?") from None
 
 
 def rest(request: Request, named: str) -> float:
@@ -329,8 +345,8 @@ def rest(request: Request, named: str) -> float:
     return seconds
 
 
-def silence(request: Request, named: str) -> Refusal:
-    return Refusal(11, f"{named} gave no answer within {request.seconds:g} s")
+def silence(request: Request, named: str) -> Unheard:
+    return Unheard(11, f"{named} gave no answer within {request.seconds:g} s")
 
 
 def compose(request: Request, token: str, seconds: float) -> bytes:
@@ -360,12 +376,12 @@ def receive(request: Request, sock: net.socket, named: str) -> "tuple[int, bytes
         chunk = sock.recv(65536)
         data += chunk
         if data[:7] != b"HTTP/1."[: len(data)]:
-            raise Refusal(11, f"{named} does not answer in HTTP: it is no qingagent")
+            raise Unheard(11, f"{named} does not answer in HTTP: it is no qingagent")
         if not chunk:
             told = f"broke off its answer after {len(data)} bytes" if data else "closed the connection unanswered"
-            raise Refusal(11, f"{named} {told}")
+            raise Unheard(11, f"{named} {told}")
         if len(data) > MAX_BYTES:
-            raise Refusal(11, f"{named} answers more than {MAX_BYTES} bytes: it is no qingagent")
+            raise Unheard(11, f"{named} answers more than {MAX_BYTES} bytes: it is no qingagent")
         if length < 0 and b"\r\n\r\n" in data:
             head = data[: data.index(b"\r\n\r\n") + 4]
             length = len(head) + body_length(head, named)
@@ -379,31 +395,31 @@ def body_length(head: bytes, named: str) -> int:
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length" and value.strip().isdigit():
                 return int(value)
-    raise Refusal(11, f"{named} does not answer as qingagent does")
+    raise Unheard(11, f"{named} does not answer as qingagent does")
 
 
 # --- the answer ----------------------------------------------------------------------------------------
 
 
 def carry(request: Request) -> bytes:
-    """What the agent answers, to be printed; its error object is printed as well, with exit status 1."""
+    """What the agent answers, to be printed: a result for ADD, nothing for the other verbs."""
     named, status, body = exchange(request)
-    if status == 200 and request.verb == "DEL" and not body.strip():
+    if status == 200 and request.verb != "ADD" and not body.strip():
         return b""
     try:
         answer = decode(body)
     except ValueError:
         answer = None
-    if status == 200 and request.verb == "ADD" and isinstance(answer, dict) and answer:
-        return body
-    if status != 200 and isinstance(answer, dict):
-        code = answer.get("code")
-        if isinstance(code, int) and code > 0 and isinstance(answer.get("msg"), str):
-            finish(1, body)
-    raise Refusal(999, f"{named} answered HTTP {status} with something else than a CNI answer")
+    if isinstance(answer, dict) and answer:
+        if status == 200 and request.verb == "ADD":
+            return body
+        code, msg, details = answer.get("code"), answer.get("msg"), answer.get("details")
+        if status != 200 and isinstance(code, int) and code > 0 and isinstance(msg, str) and msg:
+            raise Refusal(int(code), msg, details if isinstance(details, str) else "")
+    raise Unheard(999, f"{named} answered HTTP {status} with something else than a CNI answer")
 
 
-def version_answer(request: Request) -> bytes:
+def version_answer() -> bytes:
     """VERSION needs no configuration; a supported version in one is repeated."""
     config = None
     try:
@@ -413,18 +429,23 @@ def version_answer(request: Request) -> bytes:
     except (OSError, ValueError, Refusal):
         pass
     version = pick(config, "cniVersion") if isinstance(config, dict) else None
-    spoken = str(version) if version in SUPPORTED else request.version
-    versions = ",".join(quote(text) for text in SUPPORTED)
+    spoken = version if isinstance(version, str) and version in VERSIONS else NEWEST
+    versions = ",".join(quote(text) for text in VERSIONS)
     return f'{{"cniVersion":{quote(spoken)},"supportedVersions":[{versions}]}}'.encode()
 
 
 def answer_to(request: Request) -> bytes:
     read_variables(request)
     if request.verb == "VERSION":
-        return version_answer(request)
+        return version_answer()
     read_config(request)
     read_args(request)
-    return carry(request)
+    try:
+        return carry(request)
+    except Unheard as refusal:
+        if request.verb != "STATUS":
+            raise
+        raise Refusal(50, refusal.msg, refusal.details) from None  # containers cannot be added
 
 
 def error_object(version: str, refusal: Refusal) -> bytes:
