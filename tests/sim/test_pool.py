@@ -54,6 +54,24 @@ def test_a_cold_burst_costs_few_calls_and_one_attach_job_of_time(tmp_path: Path)
     virtual_time.run(main())
 
 
+def test_a_burst_whose_plugins_hold_each_other_up_is_one_burst(tmp_path: Path) -> None:
+    """Fifty interpreters that start on two processors do not all ask within 100 ms of each other."""
+
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(3.0, 3.0)))
+        async with simulated(tmp_path, topology) as host:
+            before = host.calls
+
+            async def late(number: int) -> None:
+                await host.clock.sleep(0.15 * max(number - 39, 0))  # forty at once, ten that come out of breath
+                await host.add(f"c{number}")
+
+            await asyncio.gather(*(late(n) for n in range(45)))
+            assert host.calls - before == 2  # one create, one attach
+
+    virtual_time.run(main())
+
+
 def test_max_nics_holds_and_the_add_that_waits_in_vain_says_why(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, max_nics=3) as host:

@@ -25,6 +25,7 @@ from qingcloud_cni.core.vxnets import VxnetChooser
 
 PERIOD = 30.0  # seconds between plans at the most
 SILENCE = 0.1  # a burst of ADDs is over after this many seconds without one …
+PLUGIN_START = 0.01  # … or this for each that waits: as many may be starting, and hold each other up …
 GATHER = 1.0  # … and is not gathered for longer than this
 
 
@@ -159,9 +160,15 @@ class Pool:
             await self._context.plan_due.wait(self._pause())
 
     async def _gather(self) -> None:
-        """Let a burst come together, so that it costs one create and one attach."""
+        """Let a burst come together, so that it costs one create and one attach.
+
+        The cloud attaches to one instance in turn: those of a second attach wait for the first as well.
+        """
         end = self._context.now() + GATHER
-        while (left := end - self._context.now()) > 0 and await self._context.plan_due.wait(min(SILENCE, left)):
+        while (left := end - self._context.now()) > 0:
+            silence = max(SILENCE, self.waiting * PLUGIN_START)
+            if not await self._context.plan_due.wait(min(silence, left)):
+                return
             self.hand_out()
 
     def _pause(self) -> float:
