@@ -10,56 +10,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from answers import Answer, execute
 from qingcloud_cni.sim.fabric_shell import inside
-from simulator import Sim, eventually, run
+from simulator import Sim, eventually, links, run
 
 QINGAGENT = str(Path(sys.executable).with_name("qingagent"))
 PORT = 31080
 LOG_LINES = 200  # of each agent, printed when its host is closed: pytest shows them where a test failed
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the plugin answered: exit status, stdout as it came, and how long it took."""
-
-    status: int
-    stdout: bytes
-    seconds: float
-
-    @property
-    def json(self) -> dict[str, Any]:
-        document = json.loads(self.stdout)
-        assert isinstance(document, dict), self
-        return document
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The result of an ADD that succeeded."""
-        assert self.status == 0, self
-        return self.json
-
-    @property
-    def code(self) -> int:
-        """The code of the error object; 0 where the request succeeded."""
-        return int(self.json["code"]) if self.status else 0
-
-    @property
-    def message(self) -> str:
-        """What an error object says in all."""
-        return f"{self.json['msg']} {self.json.get('details', '')}"
-
-    def succeeded(self) -> "Answer":
-        assert self.status == 0, self
-        return self
 
 
 @dataclass(frozen=True)
@@ -343,6 +308,16 @@ class Host:
         """As `agrees_with_cloud`, and nothing is under way."""
         return self.agrees_with_cloud() and not self.status()["operations"]
 
+    def is_untouched(self) -> bool:
+        """Whether nothing is held: every NIC idle and parked, no attachment, nobody waiting."""
+        status, nics = self.status(), self.nics()
+        parked = set(links(self.parking.name))
+        return (
+            (status["attachments"], status["waiting"], status["operations"]) == (0, 0, [])
+            and all(nic["state"] == "idle" for nic in nics)
+            and parked >= {nic["nic_id"] for nic in nics}
+        )
+
     # --- containers ----------------------------------------------------------------------------------
 
     def container(self) -> Container:
@@ -372,7 +347,7 @@ class Host:
         verb: str,
         container: Container | str,
         ifname: str = "eth0",
-        conf: Mapping[str, Any] | None = None,
+        conf: Mapping[str, Any] | bytes | None = None,
         **variables: str | None,
     ) -> Answer:
         """Exec the installed plugin on this host; *variables* override `CNI_*`, None leaves one out."""
@@ -385,17 +360,9 @@ class Host:
             "CNI_PATH": str(self.plugin.parent),
         }
         environment |= variables
-        begun = time.monotonic()
-        done = subprocess.run(
-            self.command(str(self.plugin)),
-            env={key: value for key, value in environment.items() if value is not None},
-            input=json.dumps(self.conf() if conf is None else conf).encode(),
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        assert not done.stderr, done
-        return Answer(done.returncode, done.stdout, time.monotonic() - begun)
+        stdin = conf if isinstance(conf, bytes) else json.dumps(self.conf() if conf is None else conf).encode()
+        given = {key: value for key, value in environment.items() if value is not None}
+        return execute(self.command(str(self.plugin)), given, stdin)
 
     def add(
         self, container: Container | str, ifname: str = "eth0", conf: Mapping[str, Any] | None = None
@@ -403,9 +370,9 @@ class Host:
         """ADD, which must succeed: its result."""
         return self.cni("ADD", container, ifname, conf).result
 
-    def delete(self, container: Container | str, ifname: str = "eth0") -> None:
+    def delete(self, container: Container | str, ifname: str = "eth0", conf: Mapping[str, Any] | None = None) -> None:
         """DEL, which must succeed."""
-        assert self.cni("DEL", container, ifname).succeeded().stdout == b""
+        self.cni("DEL", container, ifname, conf).succeeded()
 
     # --- the end -------------------------------------------------------------------------------------
 

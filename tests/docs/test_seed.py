@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from hosts import QINGAGENT, Answer, Container, Host, hosts_of, install
+from answers import Answer, execute
+from hosts import QINGAGENT, Container, Host, hosts_of, install
 from qingcloud_cni.agent.config_file import find_config, read_config
 from qingcloud_cni.agent.settings import BY_KEY, SETTINGS, check_vxnets, resolve
 from qingcloud_cni.cli.qingagent import main
@@ -208,11 +208,7 @@ def cni(host: Host, verb: str, container: Container, document: Mapping[str, Any]
         "CNI_IFNAME": "eth0",
         "CNI_PATH": str(host.plugin.parent),
     }
-    done = subprocess.run(
-        host.command(*argv), env=environment, input=json.dumps(document).encode(), capture_output=True, check=False
-    )
-    assert not done.stderr, done
-    return Answer(done.returncode, done.stdout, 0.0)
+    return execute(host.command(*argv), environment, json.dumps(document).encode())
 
 
 @needs_root

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts import NewHost, hosts_of, install
+from hosts import Host, NewHost, hosts_of, install
 from simulator import Sim
 
 
@@ -25,3 +25,30 @@ def new_host(sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path: P
     """Takes the next unused host of the simulator; agents and containers are gone when the test ends."""
     with hosts_of(sim, host_names, tmp_path, plugin_file) as take:
         yield take
+
+
+@pytest.fixture(scope="module")
+def pool() -> int:
+    """NICs of the module's shared host; a module that needs more has a fixture of its own."""
+    return 2
+
+
+@pytest.fixture(scope="module")
+def shared(
+    sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path_factory: pytest.TempPathFactory, pool: int
+) -> Iterator[Host]:
+    with hosts_of(sim, host_names, tmp_path_factory.mktemp("shared"), plugin_file) as take:
+        host = take()
+        host.start(min_idle=pool, max_idle=pool, max_nics=pool)
+        yield host
+
+
+@pytest.fixture
+def host(shared: Host, pool: int) -> Iterator[Host]:
+    """A host that the module's tests share, with all its NICs idle before the test and after it."""
+    shared.wait_idle(pool)
+    yield shared
+    for attachment in shared.attachments():
+        conf = shared.conf() | {"name": attachment["network"]}
+        shared.delete(attachment["container_id"], attachment["ifname"], conf)
+    shared.wait_idle(pool)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hosts import Host, NewHost, address_of, hosts_of, pings, speaks_tcp
+from hosts import Host, NewHost, address_of, pings, speaks_tcp
 from qingcloud_cni.sim.fabric_shell import inside
 from simulator import Sim, links, needs_root, run, running_sim
 
@@ -25,6 +25,11 @@ FEW = {"min_idle": 2, "max_idle": 4}
 def sim() -> Iterator[Sim]:
     with running_sim("--hosts", "12") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def pool() -> int:
+    return 1  # so that the next container gets the NIC of the one before
 
 
 def gateway_of(sim: Sim, vxnet_id: str) -> str:
@@ -83,9 +88,9 @@ def test_a_given_default_route_replaces_the_vxnets_own(new_host: NewHost) -> Non
 
 
 @pytest.mark.parametrize("version", ["0.3.1", "0.3.0", "0.2.0", "0.1.0", None])
-def test_the_result_is_exactly_what_the_version_wants(shared_host: Host, sim: Sim, version: str | None) -> None:
+def test_the_result_is_exactly_what_the_version_wants(host: Host, sim: Sim, version: str | None) -> None:
     """Key by key; a configuration without a version is of 0.1.0."""
-    host, gateway = shared_host, gateway_of(sim, PODS_1)
+    gateway = gateway_of(sim, PODS_1)
     container = host.container()
     conf = host.conf(version, routes=[{"dst": SERVICES, "gw": gateway}]) | {"dns": DNS}
     answer = host.cni("ADD", container, "net7", conf).succeeded()
@@ -102,17 +107,6 @@ def test_the_result_is_exactly_what_the_version_wants(shared_host: Host, sim: Si
     assert answer.json == expected
     assert host.cni("DEL", container, "net7", conf).succeeded().stdout == b""
     assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
-
-
-@pytest.fixture(scope="module")
-def shared_host(
-    sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Host]:
-    """A host whose agent has one NIC, used by tests that give it back."""
-    with hosts_of(sim, host_names, tmp_path_factory.mktemp("shared"), plugin_file) as take:
-        host = take()
-        host.start(min_idle=1, max_idle=1, max_nics=1)
-        yield host
 
 
 def test_containers_reach_each_other_on_the_same_host_on_others_and_across_vxnets(new_host: NewHost) -> None:
@@ -158,9 +152,8 @@ def is_arp_of(frame: bytes, sender: bytes) -> bool:
     return frame[12:14] == b"\x08\x06" and frame[28:32] == sender
 
 
-def test_a_containers_traces_on_its_nic_are_gone_for_the_next_one(shared_host: Host) -> None:
+def test_a_containers_traces_on_its_nic_are_gone_for_the_next_one(host: Host) -> None:
     """MTU, alias, extra addresses and promiscuity that a container set do not reach the next container."""
-    host = shared_host
     first, second = host.container(), host.container()
     host.add(first)
     nic_id = first.link()["address"]

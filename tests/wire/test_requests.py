@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hosts import Container, Host, NewHost, hosts_of
+from hosts import Container, Host, NewHost
 from simulator import Sim, eventually, links, needs_root, run, running_sim
 
 pytestmark = needs_root
@@ -20,35 +19,6 @@ SERVICES = "10.96.0.0/12"
 def sim() -> Iterator[Sim]:
     with running_sim("--hosts", "6") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def shared(
-    sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Host]:
-    with hosts_of(sim, host_names, tmp_path_factory.mktemp("shared"), plugin_file) as take:
-        host = take()
-        host.start(min_idle=2, max_idle=2, max_nics=2)
-        yield host
-
-
-@pytest.fixture
-def host(shared: Host) -> Iterator[Host]:
-    """The shared one, with two idle NICs before the test and after it."""
-    shared.wait_idle(2)
-    yield shared
-    for attachment in shared.attachments():
-        shared.delete(attachment["container_id"], attachment["ifname"])
-    shared.wait_idle(2)
-
-
-def is_untouched(host: Host) -> bool:
-    """Nothing was allocated: both NICs idle in the parking namespace, no attachment, no request waiting."""
-    status = host.status()
-    parked = set(links(host.parking.name))
-    return (status["nics"], status["attachments"], status["waiting"]) == ({"idle": 2}, 0, 0) and parked >= {
-        nic["nic_id"] for nic in host.nics()
-    }
 
 
 # --- again ---------------------------------------------------------------------------------------------
@@ -87,12 +57,12 @@ def test_del_succeeds_however_often_it_comes(host: Host) -> None:
     host.add(container)
     for _ in range(3):
         host.delete(container)
-    assert is_untouched(host)
+    assert host.is_untouched()
 
 
 def test_del_of_an_unknown_container_succeeds(host: Host) -> None:
     host.delete("never-seen")
-    assert is_untouched(host)
+    assert host.is_untouched()
 
 
 def test_del_of_another_ifname_or_network_leaves_the_attachment_alone(host: Host) -> None:
@@ -111,7 +81,7 @@ def test_del_needs_no_namespace(host: Host, netns: str | None) -> None:
     host.add(container)
     host.cni("DEL", container, CNI_NETNS=netns).succeeded()
     assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
-    assert is_untouched(host)
+    assert host.is_untouched()
 
 
 def test_del_after_the_namespace_is_gone_gives_the_nic_back(host: Host) -> None:
@@ -120,7 +90,7 @@ def test_del_after_the_namespace_is_gone_gives_the_nic_back(host: Host) -> None:
     container.delete()
     host.delete(container)
     assert host.attachments() == []
-    eventually(lambda: is_untouched(host), "both NICs parked and idle")
+    eventually(host.is_untouched, "both NICs parked and idle")
 
 
 def test_a_namespace_that_dies_without_del_gives_its_nic_back_to_rest(new_host: NewHost, sim: Sim) -> None:
@@ -160,7 +130,7 @@ def test_add_into_the_hosts_own_namespace_is_refused_with_code_8(host: Host) -> 
     assert answer.code == 8, answer
     assert "belongs to the host" in answer.message
     assert links(host.netns).keys() == before.keys()
-    assert is_untouched(host)
+    assert host.is_untouched()
 
 
 @pytest.mark.parametrize("netns", ["/run/netns/not-there", "/etc/passwd", "relative"])
@@ -168,7 +138,7 @@ def test_add_into_no_namespace_is_refused_with_code_8(host: Host, netns: str) ->
     answer = host.cni("ADD", "c1", CNI_NETNS=netns)
     assert answer.code == 8, answer
     assert netns in answer.message
-    assert is_untouched(host)
+    assert host.is_untouched()
 
 
 def test_add_where_the_ifname_is_taken_leaves_that_link_alone(host: Host) -> None:
@@ -181,7 +151,7 @@ def test_add_where_the_ifname_is_taken_leaves_that_link_alone(host: Host) -> Non
     assert "eth0" in answer.message
     assert container.link() == before
     assert {row["ifname"] for row in container.ip("link", "show")} == {"lo", "eth0", "other"}
-    assert is_untouched(host)
+    assert host.is_untouched()
 
 
 ROUTES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
@@ -200,7 +170,7 @@ def test_a_route_that_cannot_be_had_is_refused_with_code_7_naming_what_is_wrong(
     assert answer.code == 7, answer
     assert all(word in answer.message for word in words), answer
     assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
-    assert is_untouched(host)
+    assert host.is_untouched()
 
 
 def test_a_gateway_of_0_0_0_0_is_refused_with_code_7_where_is_gateway_forbids_it(host: Host) -> None:
@@ -211,7 +181,7 @@ def test_a_gateway_of_0_0_0_0_is_refused_with_code_7_where_is_gateway_forbids_it
     assert "0.0.0.0" in answer.message
     assert "isGateway" in answer.message
     assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
-    assert is_untouched(host)
+    assert host.is_untouched()
 
 
 def test_a_refused_add_can_be_repeated_once_it_is_mended(host: Host) -> None:

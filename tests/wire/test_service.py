@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from hosts import Answer, Container, Host, NewHost, address_of, hosts_of
+from answers import Answer
+from hosts import Container, Host, NewHost, address_of, hosts_of
 from kernel.services import PORT, Server, Service, ask, connect, kube_proxy, talk
 from qingcloud_cni.sim.fabric_shell import inside
 from simulator import Sim, eventually, links, needs_root, run, running_sim

@@ -1,0 +1,109 @@
+"""What the plugin answered, held to what must hold of every answer. For tests."""
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+BEFORE_CONFIG = {4, 5, 6}  # codes of refusals before the version of the request was read
+TAKEN_FOR_SUCCESS = ("not found", "no such file or directory")  # of a DEL, by containerd and Nomad (go-cni)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Exit status, stdout as it came, and how long it took."""
+
+    status: int
+    stdout: bytes
+    seconds: float
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object that stdout is."""
+        document = json.loads(self.stdout.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_once)
+        assert isinstance(document, dict), self
+        return document
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The result of an ADD that succeeded."""
+        assert self.status == 0, self
+        return self.json
+
+    @property
+    def code(self) -> int:
+        """The code of the error object; 0 where the request succeeded."""
+        return int(self.json["code"]) if self.status else 0
+
+    @property
+    def message(self) -> str:
+        """What an error object says in all."""
+        return f"{self.json['msg']} {self.json.get('details', '')}"
+
+    def succeeded(self) -> "Answer":
+        assert self.status == 0, self
+        return self
+
+    def refused(self, code: int, *words: str) -> "Answer":
+        """It failed with this code, and says these words."""
+        assert self.code == code, self
+        assert all(word in self.message for word in words), (words, self)
+        return self
+
+    def check_error(self, version: str) -> None:
+        """A failure is one error object, in the request's *version*.
+
+        Its words are some, on one line. Whether they name thing, wish and obstacle, a test has to look for itself.
+        """
+        assert self.status == 1, self
+        error = self.json
+        assert error.keys() <= {"cniVersion", "code", "msg", "details"}, self
+        assert type(error["code"]) is int, self
+        assert error["code"] > 0, self
+        is_early = error["code"] in BEFORE_CONFIG and error["cniVersion"] == VERSIONS[-1]
+        assert is_early or error["cniVersion"] == version, self
+        for key in ("msg", "details"):
+            text = error.get(key, "unsaid")
+            assert isinstance(text, str), self
+            assert text.strip(), self
+            assert "\n" not in text, self
+            assert "Traceback" not in text, self
+        assert len(self.message.split()) >= 3, self
+
+
+def execute(argv: Sequence[str], environment: Mapping[str, str], stdin: bytes) -> Answer:
+    """Run the plugin to its end, and look at its answer as every runtime would."""
+    begun = time.monotonic()
+    done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, timeout=120, check=False)
+    answer = Answer(done.returncode, done.stdout, time.monotonic() - begun)
+    assert not done.stderr, done
+    verb = environment.get("CNI_COMMAND")
+    if answer.status:
+        answer.check_error(_version(stdin))
+        assert verb != "DEL" or not any(words in answer.message.lower() for words in TAKEN_FOR_SUCCESS), answer
+    elif verb not in ("ADD", "VERSION"):
+        assert answer.stdout == b"", answer
+    return answer
+
+
+def _version(stdin: bytes) -> str:
+    """The version in which a request is to be answered: the newest where its own cannot be read or is unknown."""
+    try:
+        keys = {key.lower(): value for key, value in json.loads(stdin).items()}
+    except (ValueError, AttributeError):
+        return VERSIONS[-1]
+    version = keys.get("cniversion") or VERSIONS[0]
+    return version if version in VERSIONS else VERSIONS[-1]
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    assert len(document) == len(pairs), f"a key twice: {pairs}"
+    return document
