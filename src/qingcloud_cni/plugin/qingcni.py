@@ -152,7 +152,7 @@ def check_ifname(name: str) -> None:
     elif any(char in "/:%" or char.isspace() or char < " " or char == "\x7f" for char in name):
         fault = "interface name contains / : % or a blank"  # the kernel would expand eth%d
     if fault:
-        raise Refusal(4, fault, f"CNI_IFNAME={name}")
+        raise Refusal(4, fault, f"CNI_IFNAME={name!r}")
 
 
 def read_variables(request: Request) -> None:
@@ -163,7 +163,7 @@ def read_variables(request: Request) -> None:
     request.netns = variable("CNI_NETNS")
     request.ifname = variable("CNI_IFNAME")
     if request.container_id and not is_id(request.container_id):
-        raise Refusal(4, "invalid characters in containerID", f"CNI_CONTAINERID={request.container_id}")
+        raise Refusal(4, "invalid characters in containerID", f"CNI_CONTAINERID={request.container_id!r}")
     if request.ifname:
         check_ifname(request.ifname)
     if not request.verb:
@@ -208,7 +208,7 @@ def read_config(request: Request) -> None:
     if not name:
         raise Refusal(7, "missing network name")
     if not isinstance(name, str) or not is_id(name):
-        raise Refusal(7, "invalid characters found in network name", f"name={name}")
+        raise Refusal(7, "invalid characters found in network name", f"name={name!r}")
     if request.verb not in VERBS:
         raise Refusal(4, f"unknown CNI_COMMAND: {request.verb}")
     if version is None or version == "":
