@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+from cni_results import OLD, VERSIONS, decode
+
 BEFORE_CONFIG = {4, 5, 6}  # codes of refusals before the version of the request was read
 TAKEN_FOR_SUCCESS = ("not found", "no such file or directory")  # of a DEL, by containerd and Nomad (go-cni)
 
@@ -73,6 +74,25 @@ class Answer:
             assert "Traceback" not in text, self
         assert len(self.message.split()) >= 3, self
 
+    def check_result(self, version: str, ifname: str, sandbox: str) -> None:
+        """A success of ADD is one result of *version*, with nothing that this version has not, and the interface.
+
+        What it says must be compared with kernel and cloud by a test.
+        """
+        result = self.json
+        assert result.get("cniVersion") == version, self
+        assert _filled(decode(result, version)) == _filled(result), self
+        if version in OLD:
+            return
+        interfaces = result["interfaces"]
+        (ours,) = (n for n, i in enumerate(interfaces) if (i["name"], i.get("sandbox")) == (ifname, sandbox))
+        assert interfaces[ours]["mac"], self
+        assert ours in [ip.get("interface") for ip in result["ips"]], self
+        assert all(ip.get("interface", 0) in range(len(interfaces)) for ip in result["ips"]), self
+        if version != VERSIONS[-1]:
+            assert not any(interface.keys() - {"name", "mac", "sandbox"} for interface in interfaces), self
+            assert not any(route.keys() - {"dst", "gw"} for route in result["routes"]), self
+
 
 def execute(argv: Sequence[str], environment: Mapping[str, str], stdin: bytes) -> Answer:
     """Run the plugin to its end, and look at its answer as every runtime would."""
@@ -84,9 +104,18 @@ def execute(argv: Sequence[str], environment: Mapping[str, str], stdin: bytes) -
     if answer.status:
         answer.check_error(_version(stdin))
         assert verb != "DEL" or not any(words in answer.message.lower() for words in TAKEN_FOR_SUCCESS), answer
-    elif verb not in ("ADD", "VERSION"):
+    elif verb == "ADD":
+        answer.check_result(_version(stdin), environment["CNI_IFNAME"], environment["CNI_NETNS"])
+    elif verb != "VERSION":
         assert answer.stdout == b"", answer
     return answer
+
+
+def _filled(value: Any) -> Any:
+    """*value* without what is empty: a list or an object may be left out instead."""
+    if isinstance(value, dict):
+        return {key: _filled(item) for key, item in value.items() if item not in ([], {})}
+    return [_filled(item) for item in value] if isinstance(value, list) else value
 
 
 def _version(stdin: bytes) -> str:

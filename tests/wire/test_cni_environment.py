@@ -99,8 +99,8 @@ def test_what_a_verb_needs_and_has_not_is_named_all_at_once(host: Host, verb: st
     """Left out or empty, one or all of them."""
     all_three = {"CNI_CONTAINERID": value, "CNI_NETNS": value, "CNI_IFNAME": value}
     conf = host.conf("1.0.0")
-    host.cni(verb, "c1", conf=conf, **all_three).refused(4, *all_three)
+    host.cni(verb, "c1", "eth0", conf, **all_three).refused(4, *all_three)
     for name in all_three:
-        said = host.cni(verb, "c1", conf=conf, **{name: value}).refused(4, name).message
+        said = host.cni(verb, "c1", "eth0", conf, **{name: value}).refused(4, name).message
         assert not any(other in said for other in all_three if other != name)
     assert host.is_untouched()
