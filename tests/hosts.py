@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -53,6 +54,11 @@ class Container:
         """What `ip -j` shows inside."""
         rows = json.loads(run("ip", "-n", self.name, "-j", *args).stdout or "[]")
         return [row for row in rows if row]
+
+    @property
+    def names(self) -> list[str]:
+        """Of its links, in the kernel's order."""
+        return [row["ifname"] for row in self.ip("link", "show")]
 
     def link(self, ifname: str = "eth0") -> dict[str, Any]:
         (row,) = self.ip("-d", "addr", "show", "dev", ifname)
@@ -351,18 +357,35 @@ class Host:
         **variables: str | None,
     ) -> Answer:
         """Exec the installed plugin on this host; *variables* override `CNI_*`, None leaves one out."""
+        stdin = conf if isinstance(conf, bytes) else json.dumps(self.conf() if conf is None else conf).encode()
+        return execute(self.command(str(self.plugin)), self._environment(verb, container, ifname, variables), stdin)
+
+    def begin(
+        self, verb: str, container: Container | str, ifname: str = "eth0", conf: Mapping[str, Any] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """As `cni`, but it is left to run: to be killed or waited for; nobody hears what it says."""
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(json.dumps(self.conf() if conf is None else conf).encode())
+            stdin.seek(0)
+            return subprocess.Popen(
+                self.command(str(self.plugin)),
+                env=self._environment(verb, container, ifname, {}),
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def _environment(
+        self, verb: str, container: Container | str, ifname: str, variables: Mapping[str, str | None]
+    ) -> dict[str, str]:
         name = container if isinstance(container, str) else container.name
-        environment: dict[str, str | None] = {
+        usual: dict[str, str | None] = {
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": name,
             "CNI_NETNS": f"/run/netns/{name}",
             "CNI_IFNAME": ifname,
             "CNI_PATH": str(self.plugin.parent),
         }
-        environment |= variables
-        stdin = conf if isinstance(conf, bytes) else json.dumps(self.conf() if conf is None else conf).encode()
-        given = {key: value for key, value in environment.items() if value is not None}
-        return execute(self.command(str(self.plugin)), given, stdin)
+        return {key: value for key, value in {**usual, **variables}.items() if value is not None}
 
     def add(
         self, container: Container | str, ifname: str = "eth0", conf: Mapping[str, Any] | None = None

@@ -79,7 +79,7 @@ def assert_refused(host: Host, netns: str, address: str, given: str) -> None:
     assert host.nics() == before
     assert host.attachments() == []
     assert not host.status()["draining"]
-    assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
+    assert container.names == ["lo"]
 
 
 def test_another_host_is_refused_even_with_the_token(host: Host, stranger: Host) -> None:

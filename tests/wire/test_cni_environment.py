@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hosts import Container, Host
+from hosts import Host
 from simulator import Sim, links, needs_root, running_sim
 
 pytestmark = needs_root
@@ -37,10 +37,6 @@ def sim() -> Iterator[Sim]:
         yield running
 
 
-def names(container: Container) -> list[str]:
-    return [row["ifname"] for row in container.ip("link", "show")]
-
-
 @pytest.mark.cni(10)
 @pytest.mark.parametrize("container_id", ["a.b_c-D9", "0", "a..", "x" * 200, "x" * 255, "x" * 4096])
 def test_every_allowed_container_id_works(host: Host, container_id: str) -> None:
@@ -52,7 +48,7 @@ def test_every_allowed_container_id_works(host: Host, container_id: str) -> None
     assert container.link()["address"] == attachment["nic_id"]
     assert host.cni("ADD", container_id, CNI_NETNS=container.path).stdout == first.stdout
     host.cni("DEL", container_id, CNI_NETNS=container.path).succeeded()
-    assert names(container) == ["lo"]
+    assert container.names == ["lo"]
     assert host.is_untouched()
 
 
@@ -63,7 +59,7 @@ def test_a_bad_container_id_is_refused_and_nothing_is_held(host: Host, container
     for verb in ("ADD", "DEL"):
         answer = host.cni(verb, container_id, CNI_NETNS=container.path)
         answer.refused(4, "containerID", f"CNI_CONTAINERID={container_id!r}")
-    assert names(container) == ["lo"]
+    assert container.names == ["lo"]
     assert host.is_untouched()
 
 
@@ -84,11 +80,11 @@ def test_every_allowed_ifname_is_the_interfaces_name(host: Host, ifname: str) ->
     """In the kernel and in the result, to the byte; DEL finds it by that."""
     container = host.container()
     result = host.add(container, ifname)
-    assert names(container) == ["lo", ifname]
+    assert container.names == ["lo", ifname]
     assert [interface["name"] for interface in result["interfaces"]] == [ifname]
     assert container.reaches(result["ips"][0]["gateway"])
     host.delete(container, ifname)
-    assert names(container) == ["lo"]
+    assert container.names == ["lo"]
     assert host.is_untouched()
 
 

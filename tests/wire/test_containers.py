@@ -70,7 +70,7 @@ def test_a_container_has_the_nic_itself_with_address_and_routes_and_the_host_has
     inet = [(a["local"], a["prefixlen"]) for a in link["addr_info"] if a["family"] == "inet"]
     assert inet == [(cloud_address(host, nic_id), 24)]
     assert container.routes() == {"default": gateway, SERVICES: gateway}
-    assert [row["ifname"] for row in container.ip("link", "show")] == ["lo", "eth0"]
+    assert container.names == ["lo", "eth0"]
     host.wait_idle(2)
     assert set(links(host.netns)) & set(host.cloud_nics()) == set()
     assert links(host.netns)[sim.host(host.name)["nic_id"]]["ifname"] == "eth0"
@@ -106,7 +106,7 @@ def test_the_result_is_exactly_what_the_version_wants(host: Host, sim: Sim, vers
         expected = {"cniVersion": version or "0.1.0", "ip4": ip4, "dns": DNS}
     assert answer.json == expected
     assert host.cni("DEL", container, "net7", conf).succeeded().stdout == b""
-    assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
+    assert container.names == ["lo"]
 
 
 def test_containers_reach_each_other_on_the_same_host_on_others_and_across_vxnets(new_host: NewHost) -> None:
@@ -184,5 +184,5 @@ def test_a_container_may_have_several_nics_and_keeps_its_first_default_route(new
     assert [row["dev"] for row in container.ip("route", "show", "default")] == ["eth0"]
     host.delete(container, "net1")
     assert host.cni("DEL", container, "net2", other).status == 0
-    assert [row["ifname"] for row in container.ip("link", "show")] == ["lo", "eth0"]
+    assert container.names == ["lo", "eth0"]
     assert [row["dev"] for row in container.ip("route", "show", "default")] == ["eth0"]

@@ -159,7 +159,7 @@ def test_is_gateway_false_with_0_0_0_0_is_refused_with_code_7(new_host: NewHost)
     assert refused.code == 7, refused
     assert all(word in refused.message for word in ("isGateway", "0.0.0.0", PODS_1)), refused
     assert host.cloud_nics("hostnic") == {}
-    assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
+    assert container.names == ["lo"]
     assert len(host.nics("idle")) == 2
     host.cni("ADD", container, conf=conf(host)).succeeded()
     other = host.cni("ADD", host.container(), conf=conf(host, isGateway=False)).result  # there is one now
@@ -173,7 +173,7 @@ def test_a_given_gateway_that_is_no_neighbour_is_refused_with_code_7(new_host: N
     refused = host.cni("ADD", container, conf=host.conf(routes=[{"dst": SERVICES, "gw": host.address}]))
     assert refused.code == 7, refused
     assert all(word in refused.message for word in (SERVICES, host.address, PODS_1, "172.20.1.0/24")), refused
-    assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
+    assert container.names == ["lo"]
     assert len(host.nics("idle")) == 2
 
 

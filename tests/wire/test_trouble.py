@@ -74,7 +74,7 @@ def assert_told(host: Host, outcome: str, *words: str) -> None:
     assert calls_with(host, outcome)
     assert [e for e in host.agent.events() if all(word in e.get("detail", "") for word in words)]
     assert (host.ask("GET", "/readyz").status, host.ask("GET", "/healthz").status) == (200, 200)
-    assert [row["ifname"] for row in second.ip("link", "show")] == ["lo"]
+    assert second.names == ["lo"]
     host.delete(first)
 
 
@@ -180,7 +180,7 @@ def test_a_silent_agent_is_told_in_time_and_an_add_nobody_waits_for_leaves_nothi
     assert "no answer" in refused.message
     assert refused.seconds < 2.5
     host.delete(container)
-    assert [row["ifname"] for row in container.ip("link", "show")] == ["lo"]
+    assert container.names == ["lo"]
     eventually(lambda: host.is_calm() and not host.attachments(), "table and cloud agree")
     eventually(lambda: open_files(host.agent.pid) == files, "no file left open")
     host.add(container)
