@@ -29,7 +29,7 @@ help:  ## list the commands
 demo: machine $(INSTALLED)  ## two simulated hosts, six containers, a NIC of its own for each (ARGS=--keep leaves it up)
 	@$(SCRATCH) $(BIN)/python examples/demo.py $(ARGS)
 
-test: machine $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest)
+test: machine peers $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest)
 	@$(SCRATCH) sh -c 'exec $(BIN)/pytest --basetemp="$$TMPDIR/t" --leftovers=fail "$$@"' pytest $(ARGS)
 
 bench: machine peers $(INSTALLED)  ## what it costs, beside other plugins (ARGS=--quick, --full, --only=serial, --help)

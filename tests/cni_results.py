@@ -91,11 +91,19 @@ _ROUTE = _object(
 _IP4 = _object(needed={"ip": _network}, gateway=_address, routes=_list(_ROUTE))
 _INTERFACE = _object(needed={"name": _text}, mac=_text, sandbox=_text)
 _INTERFACE_NEW = _object(needed={"name": _text}, mac=_text, sandbox=_text, mtu=_number, socketPath=_text, pciID=_text)
-_IP = _object(needed={"version": _text, "address": _network}, kept={"interface": _number}, gateway=_address)
 _IP_NEW = _object(needed={"address": _network}, kept={"interface": _number}, gateway=_address)
+_IP_VERSIONED = _object(needed={"address": _network}, kept={"version": _text, "interface": _number}, gateway=_address)
+
+
+def _ip(where: str, value: object) -> dict[str, Any]:
+    """The reference plugin `loopback` leaves `version` out; libcni hands that on as an empty one."""
+    found: dict[str, Any] = _IP_VERSIONED(where, value)
+    return {"version": "", **found}
+
+
 _SHAPES = {
     OLD: _object(ip4=_IP4, ip6=_IP4, kept={"dns": _DNS}),
-    MIDDLE: _object(interfaces=_list(_INTERFACE), ips=_list(_IP), routes=_list(_ROUTE), kept={"dns": _DNS}),
+    MIDDLE: _object(interfaces=_list(_INTERFACE), ips=_list(_ip), routes=_list(_ROUTE), kept={"dns": _DNS}),
     NEW: _object(interfaces=_list(_INTERFACE_NEW), ips=_list(_IP_NEW), routes=_list(_ROUTE), dns=_DNS),
 }
 
@@ -136,9 +144,9 @@ def convert(result: Mapping[str, Any], version: str) -> dict[str, Any]:
 def _old(fields: Mapping[str, Any], version: str) -> dict[str, Any]:
     document: dict[str, Any] = {"dns": fields["dns"]}
     for ip in fields["ips"]:
-        document.setdefault(
-            f"ip{ip['version']}", {"ip": ip["address"], "gateway": ip.get("gateway", ""), "routes": []}
-        )
+        if ip["version"]:
+            found = {"ip": ip["address"], "gateway": ip.get("gateway", ""), "routes": []}
+            document.setdefault(f"ip{ip['version']}", found)
     if document.keys() == {"dns"}:
         raise CannotDecode("cannot convert: no valid IP addresses")
     for route in fields["routes"]:

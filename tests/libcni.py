@@ -93,13 +93,13 @@ class Libcni:
             try:
                 result = self.cached_result(network, call)
             except Failed:
-                self._forget(network, call)
+                self.forget(network, call)
         for plugin in reversed(network.plugins):
             try:
                 self._execute("DEL", _conf(network, plugin, call, result), call)
             except Failed as err:
                 raise err.wrapped(f'plugin type="{plugin["type"]}" failed (delete)') from err
-        self._forget(network, call)
+        self.forget(network, call)
 
     def gc(self, network: Network, valid: Iterable[tuple[str, str]] | None) -> None:
         """DEL what is remembered of this network and is not in *valid*, then GC; None is to say nothing of it."""
@@ -207,7 +207,7 @@ class Libcni:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file.write_text(json.dumps({key: value for key, value in entry.items() if value}))
 
-    def _forget(self, network: Network, call: Call) -> None:
+    def forget(self, network: Network, call: Call) -> None:
         self._entry(network.name, call).unlink(missing_ok=True)
 
     # --- plugins -----------------------------------------------------------------------------------------

@@ -77,6 +77,10 @@ def test_a_container_of_the_mesos_page_gets_an_answer_of_the_shown_shape(host: H
     host.delete(container)
 
 
+def test_the_network_of_the_mesos_page_is_the_example() -> None:
+    assert network(MESOS) == json.loads((ROOT / "examples" / "mesos" / "mynet.conf").read_text())
+
+
 def test_what_follows_from_a_gateways_index_is_as_described() -> None:
     rows = {cells[0]: cells[1] for cells in table(page("docs/architecture.md"), "What", "Value", "For")}
     mark, source, link = kernel_gateway._rules(FIRST)

@@ -121,6 +121,14 @@ def test_a_result_of_another_version_is_taken_and_handed_on_as_it_is(library: Li
     }
 
 
+def test_an_address_without_its_version_is_handed_on_with_an_empty_one(library: Libcni, plugin: Say) -> None:
+    """So does the reference plugin `loopback`, in the versions that want one."""
+    plugin("a", printing({"ips": [{"address": "127.0.0.1/8"}]}))
+    plugin("b")
+    library.add(network("a", "b", version="0.4.0"), CALL)
+    assert config(library, "ADD", "b")["prevResult"]["ips"] == [{"version": "", "address": "127.0.0.1/8"}]
+
+
 def test_what_is_said_on_success_of_other_verbs_does_not_matter(library: Libcni, plugin: Say) -> None:
     plugin("p", "echo rubbish")
     plugin("q", "echo rubbish; exit 1")

@@ -1,0 +1,95 @@
+"""Under kubelet and containerd: loopback and network at once, keys as Go spells them, sandboxes stopped late."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from chains import chain, libcni_of, ours, wait_until_all_is_back
+from cni_networks import Failed, Network
+from emulators.kubelet import Kubelet, Sandbox
+from hosts import Host
+from simulator import Sim, needs_root, running_sim
+
+pytestmark = needs_root
+
+VERSIONS = ("0.3.1",)
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--hosts", "1") as running:
+        yield running
+
+
+@pytest.fixture(params=VERSIONS)
+def network(request: pytest.FixtureRequest, host: Host) -> Network:
+    asked = ("portMappings", "bandwidth", "dns", "cgroupPath", "io.kubernetes.cri.pod-annotations")
+    return chain(request.param, ours(host, capabilities=dict.fromkeys(asked, True)))
+
+
+@pytest.fixture
+def kubelet(host: Host, network: Network) -> Kubelet:
+    return Kubelet(libcni_of(host), network)
+
+
+def test_loopback_and_network_are_added_at_once(host: Host, kubelet: Kubelet) -> None:
+    sandbox = Sandbox(host.container())
+    (address,) = kubelet.run_sandbox(sandbox)
+    (held,) = host.attachments()
+    assert held["address"].partition("/")[0] == address
+    assert sandbox.container.link("lo")["flags"].count("UP") == 1
+    assert kubelet.is_node_ready()
+    kubelet.stop_sandbox(sandbox)
+    wait_until_all_is_back(host)
+
+
+def test_a_sandbox_is_stopped_several_times(host: Host, kubelet: Kubelet) -> None:
+    """The first time with its namespace, then without."""
+    sandbox = Sandbox(host.container())
+    kubelet.run_sandbox(sandbox)
+    for _ in range(3):
+        kubelet.stop_sandbox(sandbox)
+    sent = [
+        e.environment["CNI_NETNS"] for e in kubelet.library.executions if (e.verb, e.plugin) == ("DEL", "qingcni")
+    ]
+    assert sent == [sandbox.container.path, "", ""]
+    wait_until_all_is_back(host)
+
+
+def test_a_late_stop_of_an_old_sandbox_spares_the_new_one_of_the_same_pod(host: Host, kubelet: Kubelet) -> None:
+    old, new = Sandbox(host.container()), Sandbox(host.container())
+    kubelet.run_sandbox(old)
+    kubelet.stop_sandbox(old)
+    (address,) = kubelet.run_sandbox(new)
+    for _ in range(2):
+        kubelet.stop_sandbox(old)
+    (held,) = host.attachments()
+    assert (held["container_id"], held["address"].partition("/")[0]) == (new.id, address)
+    assert new.container.link()["address"] == held["nic_id"]
+    kubelet.stop_sandbox(new)
+    wait_until_all_is_back(host)
+
+
+def test_a_new_sandbox_may_come_before_the_old_one_is_stopped(host: Host, kubelet: Kubelet) -> None:
+    """The namespace of the old one has died, and with it the sandbox's readiness."""
+    old, new = Sandbox(host.container()), Sandbox(host.container())
+    kubelet.run_sandbox(old)
+    old.container.delete()
+    kubelet.run_sandbox(new)
+    kubelet.stop_sandbox(old)
+    assert [held["container_id"] for held in host.attachments()] == [new.id]
+    kubelet.stop_sandbox(new)
+    wait_until_all_is_back(host)
+
+
+def test_a_pod_that_cannot_be_added_is_removed_and_added_again(host: Host, kubelet: Kubelet) -> None:
+    sandbox = Sandbox(host.container())
+    bad = ours(host, ipam={"routes": [{"dst": "10.96.0.0/12", "gw": "192.0.2.1"}]})
+    good, kubelet.network = kubelet.network, chain(kubelet.network.version, bad)
+    with pytest.raises(Failed, match=r"192\.0\.2\.1"):
+        kubelet.run_sandbox(sandbox)
+    assert host.attachments() == []
+    kubelet.network = good
+    assert len(kubelet.run_sandbox(sandbox)) == 1
+    kubelet.stop_sandbox(sandbox)
+    wait_until_all_is_back(host)
