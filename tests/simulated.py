@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from qingcloud_cni.agent.agent import FIRST_CALL, Agent, World
-from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings, resolve
 from qingcloud_cni.agent.tasks import Tasks
+from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.cloud import Access, Client
-from qingcloud_cni.core.cni import NetworkConfig, read_config
+from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Nic
 from qingcloud_cni.core.names import is_ours
+from qingcloud_cni.core.network_config import NetworkConfig, read_config
 from qingcloud_cni.core.seams import Change, Snapshot
 from qingcloud_cni.core.table import Table, violations
 from qingcloud_cni.sim.api import Api
@@ -140,11 +141,11 @@ class SimulatedHost:
         path = netns_of(container)
         if path not in self.paths():
             self.kernel.make_netns(path)
-        attachment, _ = await self.agent.attachments.add(key_of(container), path, config, seconds, Phases())
+        attachment, _ = await self.agent.attachments.add(key_of(container), path, config, Call(Verb.ADD, seconds))
         return attachment
 
     async def delete(self, container: str) -> None:
-        await self.agent.attachments.delete(key_of(container), Phases())
+        await self.agent.attachments.delete(key_of(container), Call(Verb.DEL))
 
     def paths(self) -> set[str]:
         return self.kernel._paths()

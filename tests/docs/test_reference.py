@@ -130,10 +130,10 @@ def test_every_key_of_a_network_configuration_is_described() -> None:
         call.args[1].value.lower()
         for tree in source_trees("plugin", "core")
         for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and _name(call.func) in {"pick", "text_arg", "_flag"}
+        if isinstance(call, ast.Call) and _name(call.func) in {"pick", "text_arg", "flag"}
         and len(call.args) > 1 and isinstance(call.args[1], ast.Constant) and isinstance(call.args[1].value, str)
     }  # fmt: skip
-    assert {"bindaddr", "tokenfile", "ipmasq"} <= read
+    assert {"bindaddr", "tokenfile", "ipmasq", "disablegc"} <= read
     assert read - {"args"} <= described
     assert {"dst", "gw", "nameservers", "domain", "search", "options"} <= described
     versions = next(

@@ -15,9 +15,9 @@ from hosts import QINGAGENT, Container, Host, hosts_of, install
 from qingcloud_cni.agent.config_file import find_config, read_config
 from qingcloud_cni.agent.settings import BY_KEY, SETTINGS, check_vxnets, resolve
 from qingcloud_cni.cli.qingagent import main
-from qingcloud_cni.core.cni import read_config as read_network_config
 from qingcloud_cni.core.errors import InvalidConfig, StartRefused, wire
 from qingcloud_cni.core.model import Route
+from qingcloud_cni.core.network_config import read_config as read_network_config
 from simulator import needs_root, run, running_sim
 
 HELP = (

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import virtual_time
-from qingcloud_cni.agent.phases import Phases
+from qingcloud_cni.agent.turns import Call
+from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import InvalidNetns
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.sim.kernel import HOST_PATH
@@ -81,7 +82,7 @@ def test_the_hosts_own_namespace_is_refused_before_anything_is_touched(tmp_path:
             before = host.kernel.links_in(HOST_PATH)
             for path in (HOST_PATH, host.kernel.parking_path, "/run/netns/none"):
                 with pytest.raises(InvalidNetns):
-                    await host.agent.attachments.add(key_of("c0"), path, CONFIG, 5.0, Phases())
+                    await host.agent.attachments.add(key_of("c0"), path, CONFIG, Call(Verb.ADD, 5.0))
             assert host.kernel.links_in(HOST_PATH) == before
             assert host.states() == ["idle"] * 3
 

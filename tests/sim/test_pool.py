@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import virtual_time
-from qingcloud_cni.core.cni import read_config
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty
 from qingcloud_cni.core.model import NicState, Route
+from qingcloud_cni.core.network_config import read_config
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
 from simulated import netns_of, set_faults, simulated
 

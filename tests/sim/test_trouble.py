@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 import virtual_time
-from qingcloud_cni.agent.phases import Phases
-from qingcloud_cni.core.cni import read_config
+from qingcloud_cni.agent.turns import Call
+from qingcloud_cni.core import cni
 from qingcloud_cni.core.errors import KernelRefused, PoolEmpty, Unavailable
 from qingcloud_cni.core.model import NicState
+from qingcloud_cni.core.network_config import read_config
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
 from qingcloud_cni.sim.kernel import HOST_PATH
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
@@ -142,8 +143,9 @@ def test_an_add_whose_caller_went_away_is_not_begun_or_is_undone(tmp_path: Path,
             path, answers = netns_of("c0"), iter([True] * looks)
             host.kernel.make_netns(path)
             add = host.agent.attachments.add
+            call = Call(cni.Verb.ADD, 5.0, is_awaited=lambda: next(answers, False))
             with pytest.raises(Unavailable, match="has gone"):
-                await add(key_of("c0"), path, CONFIG, 5.0, Phases(), is_awaited=lambda: next(answers, False))
+                await add(key_of("c0"), path, CONFIG, call)
             assert not host.agent.context.table.attachments
             assert not host.kernel.links_in(path)
             assert host.states() == ["cooling"] * looks + ["idle"] * (3 - looks)

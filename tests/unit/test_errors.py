@@ -13,6 +13,8 @@ from qingcloud_cni.core.errors import (
     AccessDenied,
     AgentError,
     AlreadyRunning,
+    CannotServe,
+    CheckFailed,
     CloudError,
     CloudQuota,
     CloudUnreachable,
@@ -57,7 +59,7 @@ def test_every_error_has_a_code_a_status_and_its_sentence(cls: type[AgentError])
     err = made(cls)
     assert str(err) == "nic x: attach: refused"
     code, status = wire(err)
-    assert code in {1, 4, 6, 7, 8, 11, 999} or 100 <= code < 999
+    assert code in {1, 4, 6, 7, 8, 11, 50, 999} or 100 <= code < 999
     assert code != 3  # "need not clean up" is never true of us
     assert 400 <= status < 600
     assert exit_status(err) in {1, 2, 3, 4}
@@ -86,6 +88,8 @@ def test_whatever_may_succeed_later_says_try_again(cls: type[AgentError]) -> Non
         (LinkNotFound, 101, 500),
         (CredentialsRefused, 102, 502),
         (AccessDenied, 103, 403),
+        (CheckFailed, 104, 409),
+        (CannotServe, 50, 503),
         (AgentError, 999, 500),
     ],
 )

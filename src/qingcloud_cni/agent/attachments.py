@@ -1,73 +1,112 @@
-"""ADD and DEL: a container's way to a NIC, and the NIC's way back."""
+"""ADD, DEL, CHECK and GC: a container's way to a NIC, and the NIC's way back."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.phases import Phase, Phases
 from qingcloud_cni.agent.pool import Pool
-from qingcloud_cni.core.cni import NetworkConfig, routes_for
-from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound, Unavailable
+from qingcloud_cni.agent.turns import Call, Turns
+from qingcloud_cni.core.check import faults
+from qingcloud_cni.core.errors import (
+    CheckFailed,
+    InvalidConfig,
+    InvalidNetns,
+    KernelRefused,
+    LinkNotFound,
+    Unavailable,
+)
+from qingcloud_cni.core.garbage import unlisted
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Netns, Nic, Route
 from qingcloud_cni.core.names import link_alias
+from qingcloud_cni.core.network_config import NetworkConfig, routes_for
+from qingcloud_cni.core.results import Result
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink
 
 TRIES = 3  # NICs tried where the link of the one chosen turns out to be missing
-_GONE = "the caller of its ADD has gone"
 
 
 class Attachments:
-    """Serves ADD and DEL; requests for the same attachment wait for each other."""
+    """Serves what concerns attachments; requests for the same one wait for each other."""
 
     def __init__(self, context: Context, pool: Pool, gateways: Gateways) -> None:
         self._context = context
         self._pool = pool
         self._gateways = gateways
-        self._locks: dict[AttachmentKey, _Lock] = {}
+        self._turns = Turns()
 
     async def add(
-        self,
-        key: AttachmentKey,
-        netns_path: str,
-        config: NetworkConfig,
-        seconds: float,
-        phases: Phases,
-        *,
-        is_awaited: Callable[[], bool] = lambda: True,
+        self, key: AttachmentKey, netns_path: str, config: NetworkConfig, call: Call
     ) -> tuple[Attachment, Nic]:
-        """Give the container a NIC; *seconds* bounds the wait for one. A repeated ADD gets the first answer.
+        """Give the container a NIC. A repeated ADD gets the first answer.
 
-        Where nobody awaits the answer any more nothing is done, or it is undone: the DEL that follows a failed ADD
-        may have been served already.
+        Where the answer is wanted no more nothing is done, or it is undone: the DEL that follows a failed ADD may
+        have been served already.
         Raises InvalidNetns, InvalidConfig, PoolEmpty, Draining, Unavailable, KernelRefused; then nothing is left
         behind.
         """
-        with phases.waiting(Phase.KERNEL):
+        with call.phases.waiting(Phase.KERNEL):
             netns = await self._context.kernel.identify(netns_path)
-        end = self._context.now() + seconds
-        async with self._alone(key):
-            if not is_awaited():
-                raise Unavailable(_GONE)
-            known = self._context.table.attachments.get(key)
-            if known is not None and known.is_ready and _is_same(known.netns, netns):
+        async with self._turns.turn(key, call):
+            call.check()
+            if known := await self._known(key, netns, call):
                 return known, self._context.table.nics[known.nic_id]
-            if known is not None:  # cut off and not undone, or the same container id in a namespace of its own
-                await self._release(known, "ADD anew", phases)
-            attachment, nic = await self._try_attach(key, netns, config, end, phases)
-            if not is_awaited():
-                await self._release(attachment, _GONE, phases)
-                raise Unavailable(_GONE)
+            attachment, nic = await self._try_attach(key, netns, config, call)
+            try:
+                call.check()
+            except Unavailable as err:
+                await self._release(attachment, str(err), call.phases)
+                raise
             return attachment, nic
 
-    async def delete(self, key: AttachmentKey, phases: Phases) -> None:
-        """Take the container's NIC back; success where there is none."""
-        async with self._alone(key):
+    async def delete(self, key: AttachmentKey, call: Call) -> None:
+        """Take the container's NIC back; success where there is none.
+
+        ADDs that wait for one are ended. Unavailable if another request for it is not done in time.
+        """
+        self._turns.call_off_adds(key, "a DEL of the same attachment came meanwhile")
+        async with self._turns.turn(key, call):
             attachment = self._context.table.attachments.get(key)
             if attachment is not None:
-                await self._release(attachment, "DEL", phases)
+                await self._release(attachment, "DEL", call.phases)
+
+    async def check(self, key: AttachmentKey, netns_path: str, previous: Result, call: Call) -> None:
+        """Compare the attachment with the kernel and *previous*, the result of its ADD; CheckFailed names the faults.
+
+        Changes nothing. Raises InvalidNetns, KernelRefused; Unavailable as `delete`.
+        """
+        async with self._turns.turn(key, call):
+            with call.phases.waiting(Phase.KERNEL):
+                seen = await self._context.kernel.inspect(netns_path, key.ifname)
+            attachment = self._context.table.attachments.get(key)
+            nic = self._context.table.nics[attachment.nic_id] if attachment is not None else None
+            if found := faults(attachment, nic, seen, previous, key.ifname):
+                raise CheckFailed(f"attachment {key}: {'; '.join(found)}")
+
+    async def collect(self, network: str, valid: frozenset[AttachmentKey], call: Call) -> None:
+        """Free what the runtime has no more: attachments of *network* not in *valid* whose namespace is gone.
+
+        One with a living namespace is kept, for the list may be another runtime's; so is one that a request speaks of
+        just now. What cannot be freed is told at the end, as KernelRefused; Unavailable if time ran out.
+        """
+        failures: list[str] = []
+        left = [*unlisted(self._context.table.attachments.values(), network, valid)]
+        for n, attachment in enumerate(left):
+            if not call.left:
+                raise Unavailable(
+                    f"GC of {network}: {len(left) - n} of {len(left)} unlisted attachments not looked at"
+                    f" within {call.seconds:.0f} s"
+                )
+            if attachment.key not in self._turns:
+                try:
+                    await self._collect(attachment.key, call)
+                except KernelRefused as err:
+                    failures.append(f"{attachment.key}: {err}")
+        if failures:
+            raise KernelRefused(
+                f"GC of {network}: {len(failures)} of {len(left)} unlisted attachments not freed: "
+                + "; ".join(failures)
+            )
 
     async def undo_unfinished(self) -> None:
         """After a restart: attachments whose ADD was never answered are taken back.
@@ -82,40 +121,85 @@ class Attachments:
             except KernelRefused as err:
                 self._context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
 
+    async def _collect(self, key: AttachmentKey, call: Call) -> None:
+        context = self._context
+        async with self._turns.turn(key, call):
+            attachment = context.table.attachments.get(key)
+            if attachment is None:
+                return
+            alias = link_alias(context.instance_id, attachment.nic_id)
+            with call.phases.waiting(Phase.KERNEL):
+                is_gone = await context.kernel.is_gone(attachment.nic_id, attachment.netns, alias)
+            if context.table.attachments.get(key) is not attachment:  # its link was seen back on the host meanwhile
+                return
+            if is_gone:
+                await self._release(attachment, "GC: not listed, and its namespace is gone", call.phases)
+            else:
+                detail = f"a GC did not list it, and its namespace {attachment.netns.path} lives"
+                context.note("attachment.kept", attachment.nic_id, str(key), detail)
+                await context.journal.save()
+
+    async def _known(self, key: AttachmentKey, netns: Netns, call: Call) -> Attachment | None:
+        """The attachment of an earlier ADD, if its link is where that one left it.
+
+        Anything else is taken back: what was cut off and not undone, and what the same container had in another
+        namespace, or in this one and lost.
+        """
+        attachments = self._context.table.attachments
+        if key not in attachments:
+            return None
+        with call.phases.waiting(Phase.KERNEL):
+            seen = await self._context.kernel.inspect(netns.path, key.ifname)
+        known = attachments.get(key)
+        if known is None:  # its link was seen back on the host meanwhile
+            return None
+        is_there = seen.link is not None and seen.link.ifindex == known.ifindex
+        if is_there and known.is_ready and _is_same(known.netns, netns):
+            return replace(known, netns=netns)  # by whichever path it is called now
+        await self._release(known, "ADD anew", call.phases)
+        return None
+
     async def _try_attach(
-        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, end: float, phases: Phases
+        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, call: Call
     ) -> tuple[Attachment, Nic]:
         for _ in range(TRIES - 1):
             try:
-                return await self._attach(key, netns, config, end, phases)
+                return await self._attach(key, netns, config, call)
             except LinkNotFound:
                 continue
-        return await self._attach(key, netns, config, end, phases)
+        return await self._attach(key, netns, config, call)
 
     async def _attach(
-        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, end: float, phases: Phases
+        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, call: Call
     ) -> tuple[Attachment, Nic]:
         context, table = self._context, self._context.table
         wanted = Attachment(
-            key, "", netns, context.now(), dns=config.dns, services=config.services, ip_masq=config.ip_masq
+            key,
+            "",
+            netns,
+            context.now(),
+            dns=config.dns,
+            services=config.services,
+            ip_masq=config.ip_masq,
+            workload=config.workload,
         )
-        with phases.waiting(Phase.QUEUE):
-            nic = await self._pool.take(wanted, max(end - context.now(), 0.0))  # marks it as moving
+        with call.phases.waiting(Phase.QUEUE):  # the NIC is marked as moving
+            nic = await self._pool.take(wanted, config.wish, call)
         attachment = table.attachments[key]
         try:
             gateway = ""
             if config.services:
-                with phases.waiting(Phase.CLOUD):
-                    gateway = await self._gateways.address_for(nic, config, max(end - context.now(), 0.0))
+                with call.phases.waiting(Phase.CLOUD), call.waiting():
+                    gateway = await self._gateways.address_for(nic, config, call.left)
             routes = routes_for(nic, config, gateway)
             attachment = replace(attachment, routes=routes)
             table.routed(attachment)
             if config.services:
-                with phases.waiting(Phase.KERNEL):
+                with call.phases.waiting(Phase.KERNEL):
                     await self._gateways.prepare()
-            with phases.waiting(Phase.STORE):
+            with call.phases.waiting(Phase.STORE):
                 await context.journal.save()
-            with phases.waiting(Phase.KERNEL):
+            with call.phases.waiting(Phase.KERNEL):
                 placed = await self._place(attachment, nic, routes)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now())
@@ -130,7 +214,7 @@ class Attachments:
             raise
         finally:
             context.moving.discard(nic.nic_id)
-            with phases.waiting(Phase.STORE):
+            with call.phases.waiting(Phase.STORE):
                 await context.journal.save()
             context.plan_due.notify()
         return table.attachments[key], nic
@@ -159,26 +243,7 @@ class Attachments:
         if attachment.services:
             context.path_due.notify()
 
-    @asynccontextmanager
-    async def _alone(self, key: AttachmentKey) -> AsyncIterator[None]:
-        """One request at a time for *key*; the lock goes when nobody holds or awaits it."""
-        lock = self._locks.setdefault(key, _Lock())
-        lock.users += 1
-        try:
-            async with lock.lock:
-                yield
-        finally:
-            lock.users -= 1
-            if not lock.users:
-                del self._locks[key]
-
 
 def _is_same(one: Netns, other: Netns) -> bool:
     """Whether both are one namespace, by whichever paths."""
     return (one.dev, one.inode) == (other.dev, other.inode)
-
-
-class _Lock:
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0

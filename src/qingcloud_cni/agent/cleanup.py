@@ -5,8 +5,9 @@ from contextlib import suppress
 
 from qingcloud_cni.agent.lock import take_lock
 from qingcloud_cni.agent.main import Host, OpenAgent, opened
-from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings
+from qingcloud_cni.agent.turns import Call
+from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.model import Netns, NicState
 from qingcloud_cni.core.names import link_alias
@@ -38,7 +39,7 @@ async def _give_back(parts: OpenAgent, *, force: bool, say: Callable[[str], obje
         )
     parts.agent.pool.drain()
     for key in held:
-        await parts.agent.attachments.delete(key, Phases())
+        await parts.agent.attachments.delete(key, Call(Verb.DEL))
     told = ""
     while not (parts.agent.is_cloud_compared and not parts.agent.context.table.nics and parts.agent.is_drained()):
         text = _progress(parts)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
@@ -11,32 +12,42 @@ from qingcloud_cni.agent import logs
 from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.phases import Phases
+from qingcloud_cni.agent.turns import Call
+from qingcloud_cni.core import garbage
 from qingcloud_cni.core.cni import (
-    CONTAINER_ID,
+    IDENTIFIER,
     IFNAME_BYTES,
     NEWEST_VERSION,
     VERSIONS,
     Verb,
+    check_allowed,
     check_key,
+    check_names,
+    known_verb,
     network_name,
-    read_config,
-    render,
     render_error,
     version_of,
 )
 from qingcloud_cni.core.errors import (
     AgentError,
-    IncompatibleVersion,
+    CannotServe,
+    InvalidConfig,
     InvalidEnvironment,
+    NotInitialised,
     UndecodableRequest,
     wire,
 )
+from qingcloud_cni.core.model import AttachmentKey
+from qingcloud_cni.core.network_config import read_config, read_previous
+from qingcloud_cni.core.results import check_extensible, extended, render, result_of
 
-LONGEST_WAIT = 108.0  # seconds: the plugin's 110 for ADD less 2 (design section 4)
-SPARE = 1.0  # seconds kept of the caller's time for the work after the wait for a NIC
-_LATER_VERBS = frozenset({"CHECK", "GC", "STATUS"})
-_NAME = f"^{CONTAINER_ID.pattern}$"
-_IFNAME = r"^[^/:%\s]+$"
+LONGEST_WAIT: Mapping[Verb, float] = MappingProxyType(  # seconds: the plugin's own less 2 (design section 4)
+    {Verb.ADD: 108.0, Verb.DEL: 48.0, Verb.CHECK: 48.0, Verb.GC: 23.0, Verb.STATUS: 1.0}
+)
+SPARE = 1.0  # seconds kept of the caller's time for the work after a wait
+_NAME = f"^{IDENTIFIER.pattern}$"
+_CONTAINER_ID = f"^({IDENTIFIER.pattern})?$"
+_IFNAME = r"^[^/:%\s]*$"
 _CONFIG_SCHEMA = {
     "description": "the network configuration, as the runtime gave it to the plugin",
     "required": ["name"],
@@ -47,6 +58,10 @@ _CONFIG_SCHEMA = {
         "ipMasq": {"type": "boolean"},
         "ipam": {"type": "object"},
         "dns": {"type": "object"},
+        "args": {"type": "object"},
+        "runtimeConfig": {"type": "object"},
+        "prevResult": {"type": "object"},
+        garbage.KEYS[0]: {"type": ["array", "null"], "items": {"type": "object"}},
     },
 }
 
@@ -60,13 +75,19 @@ class CniRequest(msgspec.Struct, frozen=True):
 
     # The schemas describe the API only: what they say is checked, with better words, when the request is served.
     command: Annotated[str, _described(enum=list(Verb))]
-    container_id: Annotated[str, _described(pattern=_NAME)] = msgspec.field(name="containerID")
-    ifname: Annotated[str, _described(pattern=_IFNAME, maxLength=IFNAME_BYTES)]
+    container_id: Annotated[
+        str, _described(pattern=_CONTAINER_ID, description="CNI_CONTAINERID; empty for GC and STATUS")
+    ] = msgspec.field(name="containerID")
+    ifname: Annotated[
+        str, _described(pattern=_IFNAME, maxLength=IFNAME_BYTES, description="CNI_IFNAME; empty for GC and STATUS")
+    ]
     config: Annotated[dict[str, object], _described(**_CONFIG_SCHEMA)]
-    netns: Annotated[str, _described(description="CNI_NETNS; needed for ADD")] = ""
+    netns: Annotated[str, _described(description="CNI_NETNS; needed for ADD and CHECK")] = ""
     args: Annotated[str, _described(description="CNI_ARGS")] = ""
     path: Annotated[str, _described(description="CNI_PATH")] = ""
-    timeout: Annotated[float, _described(description="seconds the plugin waits for the answer")] = LONGEST_WAIT
+    timeout: Annotated[float, _described(description="seconds the plugin waits for the answer")] = LONGEST_WAIT[
+        Verb.ADD
+    ]
 
 
 _decoder = msgspec.json.Decoder(CniRequest)
@@ -99,29 +120,62 @@ class CniApi:
     async def _serve(
         self, request: CniRequest, phases: Phases, is_awaited: Callable[[], bool]
     ) -> dict[str, object] | None:
-        if request.command in _LATER_VERBS:
-            raise IncompatibleVersion(f"CNI_COMMAND {request.command} is not supported yet; ADD, DEL and VERSION are")
-        if request.command not in {Verb.ADD, Verb.DEL}:
-            raise InvalidEnvironment(f"CNI_COMMAND {request.command!r} is unknown; ADD, DEL and VERSION are served")
-        version = version_of(request.config)
-        key = check_key(network_name(request.config), request.container_id, request.ifname)
-        if request.command == Verb.DEL:
-            self._agent.check_kernel_compared()
-            await self._agent.attachments.delete(key, phases)
-            return None
-        if not request.netns:
-            raise InvalidEnvironment("required environment variable CNI_NETNS is missing")
+        verb = known_verb(request.command)
+        version, network = version_of(request.config), network_name(request.config)
+        check_allowed(verb, version)
+        check_names(request.container_id, request.ifname)
+        seconds = max(min(request.timeout, LONGEST_WAIT[verb]) - SPARE, 0.0)
+        call = Call(verb, seconds, phases=phases, is_awaited=is_awaited)
+        if verb is Verb.STATUS:
+            self._tell_status()
+        elif verb is Verb.GC:
+            await self._collect(request, network, call)
+        else:
+            key = check_key(network, request.container_id, request.ifname)
+            if verb is Verb.ADD:
+                return await self._add(request, key, version, call)
+            if verb is Verb.CHECK:
+                await self._check(request, key, call)
+            else:
+                self._agent.check_kernel_compared()
+                await self._agent.attachments.delete(key, call)
+        return None
+
+    async def _add(self, request: CniRequest, key: AttachmentKey, version: str, call: Call) -> dict[str, object]:
+        _check_netns(request)
         self._agent.check_initialised()
-        config = read_config(request.config)
-        seconds = max(min(request.timeout, LONGEST_WAIT) - SPARE, 0.0)
-        attachment, nic = await self._agent.attachments.add(
-            key, request.netns, config, seconds, phases, is_awaited=is_awaited
-        )
-        return render(attachment, nic, version)
+        config = read_config(request.config, request.args)
+        if config.previous is not None:
+            check_extensible(config.previous, key.ifname, version)
+        attachment, nic = await self._agent.attachments.add(key, request.netns, config, call)
+        own = result_of(attachment, nic)
+        return render(own if config.previous is None else extended(config.previous, own), version)
+
+    async def _check(self, request: CniRequest, key: AttachmentKey, call: Call) -> None:
+        _check_netns(request)
+        previous = read_previous(request.config)
+        if previous is None:
+            raise InvalidConfig(f"CHECK of {key}: prevResult, the result of its ADD, is missing in the configuration")
+        self._agent.check_kernel_compared()
+        await self._agent.attachments.check(key, request.netns, previous, call)
+
+    async def _collect(self, request: CniRequest, network: str, call: Call) -> None:
+        if garbage.is_disabled(request.config):
+            return
+        valid = garbage.valid_attachments(request.config, network)
+        self._agent.check_kernel_compared()
+        await self._agent.attachments.collect(network, valid, call)
+
+    def _tell_status(self) -> None:
+        """An empty pool, a quota, or a drain is none of its business: the node would be taken for broken."""
+        try:
+            self._agent.check_initialised()
+        except NotInitialised as err:
+            raise CannotServe(str(err)) from err
 
     def _report(self, request: CniRequest | None, code: int, failure: str, phases: Phases) -> None:
         """One line and one count per request."""
-        verb = request.command if request is not None and request.command in {Verb.ADD, Verb.DEL} else "other"
+        verb = request.command if request is not None and request.command in set(Verb) else "other"
         total, waits = phases.total, phases.seconds()
         self._metrics.cni_request(verb, code, total, waits)
         logs.say(
@@ -136,6 +190,11 @@ class CniApi:
             seconds=round(total, 4),
             **{phase: round(seconds, 4) for phase, seconds in waits.items() if seconds},
         )
+
+
+def _check_netns(request: CniRequest) -> None:
+    if not request.netns:
+        raise InvalidEnvironment("required environment variable CNI_NETNS is missing")
 
 
 async def _body(http: web.Request) -> bytes:

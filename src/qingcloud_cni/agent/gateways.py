@@ -10,10 +10,10 @@ from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.tasks import Signal
 from qingcloud_cni.agent.vxnet_book import VxnetBook
-from qingcloud_cni.core.cni import NetworkConfig
 from qingcloud_cni.core.errors import CloudError, InvalidConfig, KernelRefused, ResourceNotFound, Unavailable
 from qingcloud_cni.core.gateway import HostNic, address_of, host_nics, service_path, unused
 from qingcloud_cni.core.model import Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.network_config import NetworkConfig
 from qingcloud_cni.core.plan import explain_wait, room
 from qingcloud_cni.core.seams import CloudNic, ServicePath
 

@@ -11,7 +11,7 @@ from msgspec import Meta
 from qingcloud_cni import __version__
 from qingcloud_cni.agent.access import OPEN_PATHS
 from qingcloud_cni.agent.cni_api import CniRequest
-from qingcloud_cni.agent.views import AttachmentView, ConfigView, NicView, StatusView
+from qingcloud_cni.agent.views import AttachmentView, ConfigView, Count, NicView, StatusView
 from qingcloud_cni.core.errors import WIRE
 
 _TEXT = "text/plain"
@@ -34,53 +34,93 @@ class CniError(msgspec.Struct, frozen=True, omit_defaults=True):
     details: str = ""
 
 
-class CniRoute(msgspec.Struct, frozen=True):
+class CniRoute(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     dst: str
-    gw: str
+    gw: str = ""
 
 
-class CniDns(msgspec.Struct, frozen=True, omit_defaults=True):
+class CniDetailedRoute(CniRoute, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Ours have no details; those of a `prevResult` may."""
+
+    mtu: Count | None = None
+    advmss: Count | None = None
+    priority: Count | None = None
+    table: Count | None = None
+    scope: Count | None = None
+
+
+class CniDns(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     nameservers: list[str] = []
     domain: str = ""
     search: list[str] = []
     options: list[str] = []
 
 
-class CniInterface(msgspec.Struct, frozen=True):
+class CniInterface(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     name: str
-    mac: str
-    sandbox: str
+    mac: str = ""
+    sandbox: str = ""
 
 
-class CniAddress(msgspec.Struct, frozen=True):
-    version: Annotated[str, Meta(pattern="^4$")]
-    interface: int
+class CniDetailedInterface(CniInterface, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    mtu: Count | None = None
+    socket_path: str = msgspec.field(default="", name="socketPath")
+    pci_id: str = msgspec.field(default="", name="pciID")
+
+
+class CniAddress(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     address: str
-    gateway: str
+    gateway: str = ""
+    interface: Annotated[Count | None, Meta(description="index in `interfaces`")] = None
 
 
-class CniResult(msgspec.Struct, frozen=True):
-    """What ADD answers in the versions 0.3.0 and 0.3.1."""
+class CniFamilyAddress(CniAddress, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+    version: Annotated[str, Meta(pattern="^[46]$")]
 
-    cni_version: Annotated[str, Meta(pattern=r"^0\.3\.[01]$")] = msgspec.field(name="cniVersion")
+
+class CniResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ADD answers in the version 1.1.0."""
+
+    cni_version: Annotated[str, Meta(pattern=r"^1\.1\.0$")] = msgspec.field(name="cniVersion")
+    interfaces: list[CniDetailedInterface]
+    ips: list[CniAddress]
+    routes: list[CniDetailedRoute]
+    dns: CniDns
+
+
+class CniPlainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ADD answers in the version 1.0.0."""
+
+    cni_version: Annotated[str, Meta(pattern=r"^1\.0\.0$")] = msgspec.field(name="cniVersion")
     interfaces: list[CniInterface]
     ips: list[CniAddress]
     routes: list[CniRoute]
     dns: CniDns
 
 
-class CniIp4(msgspec.Struct, frozen=True):
-    ip: str
-    gateway: str
+class CniFamilyResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What ADD answers in the versions 0.3.0 to 0.4.0."""
+
+    cni_version: Annotated[str, Meta(pattern=r"^0\.(3\.[01]|4\.0)$")] = msgspec.field(name="cniVersion")
+    interfaces: list[CniInterface]
+    ips: list[CniFamilyAddress]
     routes: list[CniRoute]
+    dns: CniDns
 
 
-class CniEarlyResult(msgspec.Struct, frozen=True):
+class CniHalf(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    ip: str
+    gateway: str = ""
+    routes: list[CniRoute] = []
+
+
+class CniEarlyResult(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What ADD answers in the versions 0.1.0 and 0.2.0."""
 
     cni_version: Annotated[str, Meta(pattern=r"^0\.[12]\.0$")] = msgspec.field(name="cniVersion")
-    ip4: CniIp4
-    dns: CniDns
+    ip4: CniHalf | None = None
+    ip6: CniHalf | None = None
+    dns: CniDns = CniDns()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +140,8 @@ class Endpoint:
 
 _CNI_ANSWERS = {
     200: Answer(
-        "ADD: the result, in the shape of the configuration's cniVersion. DEL: nothing, the body is empty.",
-        (CniResult, CniEarlyResult),
+        "ADD: the result, in the shape of the configuration's cniVersion. All others: nothing, the body is empty.",
+        (CniResult, CniPlainResult, CniFamilyResult, CniEarlyResult),
     ),
     **{
         status: Answer("an error object; its code says more than the status", (CniError,))

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.operations import Operations
-from qingcloud_cni.core.errors import Draining, PoolEmpty
+from qingcloud_cni.agent.turns import Call
+from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty, Unavailable
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import Attachment, Nic, NicState
+from qingcloud_cni.core.network_config import Wish
 from qingcloud_cni.core.plan import (
     Action,
     AttachNics,
@@ -79,10 +81,16 @@ class Pool:
 
     # --- handing out ---------------------------------------------------------------------------------
 
-    async def take(self, attachment: Attachment, seconds: float) -> Nic:
-        """A NIC for this attachment, assigned to it in the table; PoolEmpty with the true cause after *seconds*."""
+    async def take(self, attachment: Attachment, wish: Wish, call: Call) -> Nic:
+        """A NIC for this attachment, assigned to it in the table.
+
+        PoolEmpty with the true cause once its time is up; InvalidConfig if no idle NIC is as wished; Unavailable
+        where the call is off.
+        """
         if self._refusal:
             raise Draining(self._refusal)
+        if wish:
+            return self._assign(attachment, self._wished(wish))
         waiter = _Waiter(attachment, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         self.hand_out()
@@ -90,12 +98,17 @@ class Pool:
         if waiter.nic.done():  # at once: the row goes to disk before the pool plans anew
             return waiter.nic.result()
         try:
-            await asyncio.wait({waiter.nic}, timeout=seconds)
-        finally:
-            if not waiter.nic.done():  # also where the one who asked is gone
-                self._waiters.remove(waiter)
+            with call.waiting():
+                await asyncio.wait({waiter.nic}, timeout=call.left)
+        except Unavailable:
+            self._leave(waiter, call.cause)
+            raise
+        except asyncio.CancelledError:
+            self._leave(waiter, "the agent is stopping")
+            raise
         if not waiter.nic.done():
-            raise PoolEmpty(f"no NIC became ready within {seconds:.0f} s: {self._cause()}")
+            self._waiters.remove(waiter)
+            raise PoolEmpty(f"no NIC became ready within {call.seconds:.0f} s: {self._cause()}")
         return waiter.nic.result()
 
     def hand_out(self) -> None:
@@ -114,11 +127,32 @@ class Pool:
         if not self._waiters:
             return False
         waiter = self._waiters.popleft()
-        attachment = replace(waiter.attachment, nic_id=nic.nic_id, since=self._context.now())
-        self._context.table.assign(attachment)
-        self._context.moving.add(nic.nic_id)
-        waiter.nic.set_result(self._context.table.nics[nic.nic_id])
+        waiter.nic.set_result(self._assign(waiter.attachment, nic))
         return True
+
+    def _assign(self, attachment: Attachment, nic: Nic) -> Nic:
+        self._context.table.assign(replace(attachment, nic_id=nic.nic_id, since=self._context.now()))
+        self._context.moving.add(nic.nic_id)
+        return self._context.table.nics[nic.nic_id]
+
+    def _wished(self, wish: Wish) -> Nic:
+        for nic in self._context.table.in_state(NicState.IDLE):
+            if nic.nic_id not in self._context.moving and wish.fits(nic):
+                return nic
+        raise InvalidConfig(
+            f"{wish}: no idle NIC of this host has it, and a NIC keeps what the cloud gave it; leave it out, or ask"
+            " for that of an idle one (qingagent nics)"
+        )
+
+    def _leave(self, waiter: _Waiter, cause: str) -> None:
+        """The one who asked wants no NIC any more; one that came at this very moment is given back."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+        elif not waiter.nic.exception():
+            self._context.moving.discard(waiter.nic.result().nic_id)
+            self._context.table.returned_unused(waiter.attachment.key, self._context.now(), cause)
+            self.hand_out()
+        self._context.plan_due.notify()
 
     def close(self, refusal: str) -> None:
         """No ADD gets a NIC from now on; those that wait are told so."""

@@ -36,6 +36,14 @@ class AccessDenied(AgentError):
     """Who asks may not: no token, a wrong one, or a peer that is not this host."""
 
 
+class CheckFailed(AgentError):
+    """An attachment is not as ADD left it; the message names each fault. Only a new container cures it."""
+
+
+class CannotServe(AgentError):
+    """The answer to STATUS while ADDs are not served: the runtime may ask again."""
+
+
 # --- try again later ---------------------------------------------------------------------------------
 
 
@@ -143,9 +151,11 @@ WIRE: dict[type[BaseException], tuple[int, int]] = {  # CNI code (spec 1.1.0 sec
     InvalidConfig: (7, 400),
     InvalidNetns: (8, 400),
     Unavailable: (11, 503),
+    CannotServe: (50, 503),
     KernelRefused: (101, 500),  # from 100 on codes are the plugin's own
     CloudError: (102, 502),
     AccessDenied: (103, 403),
+    CheckFailed: (104, 409),
     Exception: (999, 500),
 }
 

@@ -79,6 +79,17 @@ class Dns:
 
 
 @dataclass(frozen=True, slots=True)
+class Workload:
+    """What the runtime told of a container besides its id: shown to people, nothing is decided by it."""
+
+    pod_name: str = ""
+    pod_namespace: str = ""
+    pod_uid: str = ""
+    infra_container_id: str = ""
+    labels: tuple[tuple[str, str], ...] = ()  # key and value
+
+
+@dataclass(frozen=True, slots=True)
 class Attachment:
     """A container's use of a NIC. *is_ready* is False from the choice of the NIC until the link is configured."""
 
@@ -93,6 +104,7 @@ class Attachment:
     is_ready: bool = False
     services: tuple[str, ...] = ()  # ranges (CIDR) it reaches through this host's gateway
     ip_masq: bool = False  # its flows to Services are masqueraded
+    workload: Workload = field(default_factory=Workload)
 
 
 class OpKind(StrEnum):

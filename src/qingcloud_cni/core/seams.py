@@ -148,6 +148,16 @@ class PlacedLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspection:
+    """What there is under an interface's name in a container; *link* is None where nothing is."""
+
+    netns: Netns
+    link: Link | None = None
+    addresses: tuple[str, ...] = ()  # IPv4, with prefix length
+    routes: tuple[Route, ...] = ()  # IPv4, through this link, of all tables; a gateway of "" where it needs none
+
+
+@dataclass(frozen=True, slots=True)
 class Gateway:
     """A NIC of this host that takes pods' packets to Service addresses."""
 
@@ -173,6 +183,9 @@ class Kernel(Protocol):
     async def identify(self, path: str) -> Netns:
         """The namespace behind *path*; InvalidNetns if there is none, or if it is the host's or the parking one."""
 
+    async def inspect(self, path: str, ifname: str) -> Inspection:
+        """Look at one interface of the namespace behind *path*, and change nothing; InvalidNetns as `identify`."""
+
     async def survey(self) -> Survey: ...
 
     async def park(self, mac: str) -> None:
@@ -197,6 +210,13 @@ class Kernel(Protocol):
 
     async def whereabouts(self, mac: str, alias: str) -> str:
         """The path of a reachable namespace, the host's and the parking one included, that holds it; "" if none."""
+
+    async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
+        """Whether a recorded namespace is no more, as far as it can be known.
+
+        That is: its path leads elsewhere or nowhere, and the NIC it had is back, or neither it nor the namespace can
+        be reached any more. A path that cannot be opened is no evidence by itself.
+        """
 
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
         """IPv4 addresses, with prefix length, of the host's links that are up, by MAC."""

@@ -8,7 +8,7 @@ from socket import socket
 from typing import Final, ParamSpec, Self, TypeVar
 
 from qingcloud_cni.core.model import Netns
-from qingcloud_cni.core.seams import LinkOrder, PlacedLink, ServicePath, Survey
+from qingcloud_cni.core.seams import Inspection, LinkOrder, PlacedLink, ServicePath, Survey
 from qingcloud_cni.kernel.verbs import Verbs
 from qingcloud_cni.kernel.watch import Watch
 
@@ -52,6 +52,9 @@ class HostKernel:
     async def identify(self, path: str) -> Netns:
         return await self._in_thread(self._verbs.identify, path)
 
+    async def inspect(self, path: str, ifname: str) -> Inspection:
+        return await self._in_thread(self._verbs.inspect, path, ifname)
+
     async def survey(self) -> Survey:
         return await self._in_thread(self._verbs.survey)
 
@@ -66,6 +69,9 @@ class HostKernel:
 
     async def whereabouts(self, mac: str, alias: str) -> str:
         return await self._in_thread(self._verbs.whereabouts, mac, alias)
+
+    async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
+        return await self._in_thread(self._verbs.is_gone, mac, netns, alias)
 
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
         return await self._in_thread(self._verbs.gateways.addresses)

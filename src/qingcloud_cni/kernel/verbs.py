@@ -14,13 +14,14 @@ from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Netns, Route
-from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
+from qingcloud_cni.core.seams import Inspection, Link, LinkOrder, PlacedLink, Survey
 from qingcloud_cni.kernel import parking
 from qingcloud_cni.kernel.gateway import Gateways
 from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, add_address, add_route, delete_altnames, set_link
 from qingcloud_cni.kernel.namespaces import Identity, Namespace, Traveller, find, open_if, reachable, write_setting
 from qingcloud_cni.kernel.netlink import Netlink, NetlinkRefused
-from qingcloud_cni.kernel.nic import SPARE_NAME, Sought, candidates, mark, parked_name, resetting
+from qingcloud_cni.kernel.nic import SPARE_NAME, Sought, candidates, mark, parked_name, read_mark, resetting
+from qingcloud_cni.kernel.routing import get_addresses, get_routes, parse_address, parse_route
 from qingcloud_cni.kernel.watch import open_monitor
 
 LOOPBACK: Final = 1  # its index in every namespace
@@ -76,6 +77,23 @@ class Verbs:
                 raise InvalidNetns(f"netns {path}: belongs to the host, not to a container")
             return Netns(path, *namespace.identity)
 
+    def inspect(self, path: str, ifname: str) -> Inspection:
+        with Namespace.open(path) as namespace, self._socket_in(namespace) as inside:
+            if namespace.identity in self._own():
+                raise InvalidNetns(f"netns {path}: belongs to the host, not to a container")
+            netns = Netns(path, *namespace.identity)
+            link = inside.link(name=ifname)
+            if link is None or link.name != ifname:  # the kernel answers to altnames too
+                return Inspection(netns)
+            addresses = [parse_address(message.body) for message in inside.dump(get_addresses(), "list addresses")]
+            routes = [parse_route(message.body) for message in inside.dump(get_routes(), "list routes")]
+        return Inspection(
+            netns,
+            Link(link.mac, link.name, link.ifindex, link.is_up, read_mark(link.alias)[0]),
+            tuple(a.address for a in addresses if a.ifindex == link.ifindex),
+            tuple(Route(r.dst, r.gateway) for r in routes if r is not None and r.ifindex == link.ifindex),
+        )
+
     def survey(self) -> Survey:
         return Survey(host=candidates(self._host.links()), parked=candidates(self._parking.links()))
 
@@ -117,7 +135,7 @@ class Verbs:
 
     def whereabouts(self, mac: str, alias: str) -> str:
         sought = Sought(mac, alias)
-        for place, name in ((self._host, "the host"), (self._parking, str(self._parking_path))):
+        for place, name in zip((self._host, self._parking), self._home_names(), strict=True):
             if sought.pick(place.links()):
                 return name
         for identity, path in reachable(self._netns_dir):
@@ -128,6 +146,19 @@ class Verbs:
                 if sought.pick(place.links()):
                     return path
         return ""
+
+    def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
+        recorded = (netns.dev, netns.inode)
+        if found := open_if(netns.path, recorded):
+            found.close()
+            return False
+        place = self.whereabouts(mac, alias)
+        if place:
+            return place in self._home_names()
+        if found := find(recorded, self._netns_dir):  # its link may have lost every sign of what it is
+            found.close()
+            return False
+        return True
 
     # --- into a container ----------------------------------------------------------------------------
 
@@ -293,6 +324,10 @@ class Verbs:
             place = Netlink()
         with place:
             yield place
+
+    def _home_names(self) -> tuple[str, str]:
+        """How `whereabouts` calls the host's and the parking namespace."""
+        return "the host", str(self._parking_path)
 
     def _own(self) -> set[Identity]:
         return {self._traveller.home.identity, self._parking_ns.identity}

@@ -9,10 +9,11 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
 
 from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Netns, Route
-from qingcloud_cni.core.seams import Gateway, Link, LinkOrder, PlacedLink, ServicePath, Survey
+from qingcloud_cni.core.seams import Gateway, Inspection, Link, LinkOrder, PlacedLink, ServicePath, Survey
 from qingcloud_cni.sim.effects import Effect, FilterNic, PlugNic, UnplugNic
 from qingcloud_cni.sim.topology import Latencies
 
@@ -141,6 +142,12 @@ class FakeKernel:
             asyncio.get_running_loop().call_later(delay, self._return, space.inode)
             self._lost[space.inode] = links
 
+    def change(self, path: str, ifname: str, **fields: Any) -> None:
+        """What a container, or a plugin behind ours, does to an interface there: `is_up=False`, `routes=()`."""
+        link = next(link for link in self._at(path).links.values() if link.name == ifname)
+        for name, value in fields.items():
+            setattr(link, name, value)
+
     def set_address(self, mac: str, address: str) -> None:
         """What the guest's own configuration does: give a link on the host an address with prefix length."""
         next(link for link in self._host.links.values() if link.mac == mac).address = address
@@ -167,6 +174,13 @@ class FakeKernel:
         if path not in self._containers:
             raise InvalidNetns(f"{path}: there is no network namespace")
         return self._containers[path].netns
+
+    async def inspect(self, path: str, ifname: str) -> Inspection:
+        netns = await self.identify(path)
+        link = next((link for link in self._at(path).links.values() if link.name == ifname), None)
+        if link is None:
+            return Inspection(netns)
+        return Inspection(netns, link.shown(), (link.address,) if link.address else (), link.routes)
 
     async def survey(self) -> Survey:
         return Survey(self.links_in(HOST_PATH), self.links_in(self.parking_path))
@@ -209,6 +223,14 @@ class FakeKernel:
     async def whereabouts(self, mac: str, alias: str) -> str:
         found = self._find(mac)
         return found[0].path if found is not None else ""
+
+    async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
+        if self._recorded(netns) is not None:
+            return False
+        place = await self.whereabouts(mac, alias)
+        if place:
+            return place in {HOST_PATH, self.parking_path}
+        return all(space.inode != netns.inode for space in self._spaces())
 
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
         up = [link for link in self._host.links.values() if link.is_up]
