@@ -83,7 +83,11 @@ class Host:
             "name": "mynet",
             "type": "qingcni",
             "isGateway": True,
-            "args": {"BindAddr": "127.0.0.1:31080", "TokenFile": str(self.directory / "run" / "token")},
+            "args": {
+                "BindAddr": "127.0.0.1:31080",
+                "TokenFile": str(self.directory / "run" / "token"),
+                "SpoolDir": str(self.directory / "run" / "spool"),
+            },
             "ipMasq": True,
             "ipam": {"routes": [{"dst": SERVICE_RANGE, "gw": "0.0.0.0"}]},
         }

@@ -197,6 +197,10 @@ class Host:
         return self.run_dir / "token"
 
     @property
+    def spool(self) -> Path:
+        return self.run_dir / "spool"
+
+    @property
     def agent(self) -> AgentProcess:
         """The one started last."""
         return self.agents[-1]
@@ -342,7 +346,12 @@ class Host:
             "name": "mynet",
             "type": "qingcni",
             "isGateway": True,
-            "args": {"BindAddr": f"127.0.0.1:{PORT}", "TokenFile": str(self.token_file), **args},
+            "args": {
+                "BindAddr": f"127.0.0.1:{PORT}",
+                "TokenFile": str(self.token_file),
+                "SpoolDir": str(self.spool),
+                **args,
+            },
             "ipMasq": True,
             "ipam": {"routes": list(routes)},
         }

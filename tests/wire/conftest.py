@@ -1,11 +1,13 @@
 """What the end-to-end tests share; each module starts a simulator of its own as the fixture `sim`."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hosts import Host, NewHost, hosts_of, install
+from plugin_process import PlayedAgent, Run, played, runs
 from simulator import Sim
 
 
@@ -52,3 +54,34 @@ def host(shared: Host, pool: int) -> Iterator[Host]:
         conf = shared.conf() | {"name": attachment["network"]}
         shared.delete(attachment["container_id"], attachment["ifname"], conf)
     shared.wait_idle(pool)
+
+
+@pytest.fixture(scope="session")
+def run(plugin_file: Path) -> Run:
+    """Executes the installed plugin alone, without an agent or a host."""
+    return runs(plugin_file)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[PlayedAgent]:
+    """Plays the agent on a unix socket."""
+    path = tmp_path / "agent.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    yield from played(listener, f"unix://{path}")
+
+
+@pytest.fixture
+def tcp_agent() -> Iterator[PlayedAgent]:
+    """Plays the agent on TCP."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    yield from played(listener, f"127.0.0.1:{listener.getsockname()[1]}")
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_text("some-token\n")
+    return path

@@ -2,10 +2,11 @@
 
 It runs for every pod, so its start decides: one file, no imports but those below, `posix._exit` at the end.
 `qingagent install-plugin` writes it with a shebang that leaves `site` out. Stdout gets one JSON document, or nothing.
+Where the agent cannot be asked, a DEL becomes a file for it, and succeeds.
 """
 
 import posix
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 
 try:
     import _socket as net
@@ -33,7 +34,7 @@ VERBS = {  # the variables each verb needs besides CNI_COMMAND, and the seconds 
     "GC": ((), 25.0),
     "STATUS": ((), 3.0),
 }
-LAST = 1.0  # seconds of them, a tenth at most, in which the agent is waited for no more: to say so, and to end
+LAST = 1.0  # seconds of them, a tenth at most, in which the agent is waited for no more: for what is done without it
 SPARE = 1.0  # seconds before these, half of what is left at most, by which the agent is to answer: the way back
 RUN_DIR = "/run/qingcloud-cni"
 MAX_BYTES = 8 * 1024 * 1024  # of a configuration or an answer
@@ -65,10 +66,16 @@ class Request:
     netns = ""
     ifname = ""
     stdin = b""
+    network = ""
+    address = ""  # the agent's, as written
+    place: "tuple[str, int] | str" = ""  # the same as a socket takes it: a path, or host and port
+    instance_id = ""  # of the agent's host, where it is told
+    spool = ""
 
     def __init__(self) -> None:
-        self.deadline = monotonic()
-        self.seconds = 0.0
+        self.asked = time()  # seconds since the epoch
+        self.deadline = monotonic()  # until which the agent is waited for
+        self.seconds = 0.0  # for the whole request
         self.config: dict[str, object] = {}
         self.args: dict[str, object] = {}
 
@@ -115,6 +122,10 @@ def quote(text: str) -> str:
     except ImportError:
         from json.encoder import py_encode_basestring_ascii as encode_basestring_ascii
     return str(encode_basestring_ascii(text))
+
+
+def members(fields: "tuple[tuple[str, str], ...]") -> str:
+    return "".join(f'"{key}":{quote(value)},' for key, value in fields)
 
 
 def pick(mapping: "dict[str, object]", key: str) -> object:
@@ -209,6 +220,7 @@ def read_config(request: Request) -> None:
         raise Refusal(7, "missing network name")
     if not isinstance(name, str) or not is_id(name):
         raise Refusal(7, "invalid characters found in network name", f"name={name!r}")
+    request.network = name
     if request.verb not in VERBS:
         raise Refusal(4, f"unknown CNI_COMMAND: {request.verb}")
     if version is None or version == "":
@@ -235,6 +247,9 @@ def read_args(request: Request) -> None:
             raise Refusal(7, "args.TimeoutSeconds must be a number of seconds above 0", repr(limit))
         seconds = min(seconds, limit)
     request.seconds = seconds
+    request.instance_id = text_arg(request.args, "InstanceID")
+    if not request.instance_id.isprintable():
+        raise Refusal(7, "InstanceID must be an instance's id", repr(request.instance_id))
     request.deadline += seconds - min(LAST, seconds / 10)
 
 
@@ -243,6 +258,10 @@ def text_arg(mapping: "dict[str, object]", key: str) -> str:
     if value is not None and not isinstance(value, str):
         raise Refusal(7, f"{key} must be text", repr(value))
     return value or ""
+
+
+def is_path(text: str) -> bool:
+    return text[:1] == "/" and text.isprintable()  # halves of a surrogate pair are not printable
 
 
 # --- the agent -----------------------------------------------------------------------------------------
@@ -254,17 +273,17 @@ def reason(err: OSError) -> str:
     return posix.strerror(err.errno).lower() if err.errno else str(err)
 
 
-def find_agent(request: Request) -> "tuple[str, tuple[str, int] | str]":
-    """The address as written, and as a socket takes it: a path, or host and port."""
+def find_agent(request: Request) -> None:
     address = text_arg(request.args, "BindAddr") or text_arg(request.config, "bindaddr")
-    address = address or f"unix://{RUN_DIR}/agent.sock"
+    request.address = address = address or f"unix://{RUN_DIR}/agent.sock"
     if address.startswith("unix://"):
         path = address[7:]
-        if not path.startswith("/") or not path.isprintable():  # halves of a surrogate pair are not printable
+        if not is_path(path):
             raise Refusal(7, "BindAddr must name an absolute path after unix://", address)
         if len(path.encode()) > 107:
             raise Refusal(7, "BindAddr names a socket path longer than 107 bytes", address)
-        return address, path
+        request.place = path
+        return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
         raise Refusal(7, "BindAddr must be host:port or unix:///path", address)
@@ -279,7 +298,7 @@ def find_agent(request: Request) -> "tuple[str, tuple[str, int] | str]":
         net.inet_pton(family, host)
     except (OSError, ValueError):
         raise Refusal(7, "the host in BindAddr must be an IP address or localhost", address) from None
-    return address, (host, int(port))
+    request.place = (host, int(port))
 
 
 def read_token(request: Request) -> str:
@@ -303,107 +322,109 @@ def read_token(request: Request) -> str:
     return token.decode("ascii")
 
 
-def exchange(request: Request) -> "tuple[str, int, bytes]":
-    """Send the request once; the agent as it is called in errors, the status and the body of its answer."""
-    address, place = find_agent(request)
+def exchange(request: Request) -> "tuple[int, bytes]":
+    """Send the request once; status and body of the answer."""
+    place = request.place
     family = net.AF_UNIX if isinstance(place, str) else net.AF_INET6 if ":" in place[0] else net.AF_INET
     sock = net.socket(family, net.SOCK_STREAM | net.SOCK_CLOEXEC)
-    named = f"agent at {address}"
     try:
-        connect(request, sock, place, named)
-        token = "" if isinstance(place, str) else read_token(request)
-        message = compose(request, token, rest(request, named))
+        connect(request, sock)
+        message = compose(request, "" if isinstance(place, str) else read_token(request))
         try:
             sock.sendall(message)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it may have refused before reading all, and said why
-        status, body = receive(request, sock, named)
+        return receive(request, sock)
     except TimeoutError:
-        raise silence(request, named) from None
+        raise silence(request) from None
     except OSError as err:
-        raise Unheard(11, f"{named} broke off", reason(err)) from None
-    return named, status, body
+        raise unheard(request, "broke off", reason(err)) from None
 
 
-def connect(request: Request, sock: net.socket, place: "tuple[str, int] | str", named: str) -> None:
+def unheard(request: Request, told: str, details: str = "") -> Unheard:
+    return Unheard(11, f"agent at {request.address} {told}", details)
+
+
+def silence(request: Request) -> Unheard:
+    return unheard(request, f"gave no answer within {request.seconds:g} s")
+
+
+def connect(request: Request, sock: net.socket) -> None:
     while True:
-        sock.settimeout(rest(request, named))
+        sock.settimeout(rest(request))
         try:
-            return sock.connect(place)
+            return sock.connect(request.place)
         except BlockingIOError:  # a unix socket whose queue is full for the moment
             sleep(0.01)
         except TimeoutError:
             raise
         except OSError as err:
-            raise Unheard(11, f"{named} cannot be reached: {reason(err)}; is qingagent running?") from None
+            raise unheard(request, f"cannot be reached: {reason(err)}; is qingagent running?") from None
 
 
-def rest(request: Request, named: str) -> float:
+def rest(request: Request) -> float:
     seconds = request.deadline - monotonic()
     if seconds <= 0:
-        raise silence(request, named)
+        raise silence(request)
     return seconds
 
 
-def silence(request: Request, named: str) -> Unheard:
-    return Unheard(11, f"{named} gave no answer within {request.seconds:g} s")
+def compose(request: Request, token: str) -> bytes:
+    content = payload(request, rest(request))
+    head = "POST /v1/cni HTTP/1.1\r\nHost: qingagent\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    if token:
+        head += f"Authorization: Bearer {token}\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-def compose(request: Request, token: str, seconds: float) -> bytes:
-    fields = (
+def payload(request: Request, seconds: float) -> bytes:
+    """What the agent is asked, with *seconds* left for its answer to arrive."""
+    body = members((
         ("command", request.verb),
         ("containerID", request.container_id),
         ("netns", request.netns),
         ("ifname", request.ifname),
         ("args", variable("CNI_ARGS")),
         ("path", variable("CNI_PATH")),
-    )
-    body = "".join(f'"{key}":{quote(value)},' for key, value in fields)
+    ))  # fmt: skip
     body += f'"timeout":{max(seconds - SPARE, seconds / 2):.3f},"config":'
-    payload = b"{" + body.encode() + request.stdin + b"}"
-    head = "POST /v1/cni HTTP/1.1\r\nHost: qingagent\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    if token:
-        head += f"Authorization: Bearer {token}\r\n"
-    return f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload
+    return b"{" + body.encode() + request.stdin + b"}"
 
 
-def receive(request: Request, sock: net.socket, named: str) -> "tuple[int, bytes]":
+def receive(request: Request, sock: net.socket) -> "tuple[int, bytes]":
     """Status and body of the answer; whatever is not a whole answer in HTTP is refused."""
     data = head = b""
     length = -1  # of the whole answer, once its head says so
     while length < 0 or len(data) < length:
-        sock.settimeout(rest(request, named))
+        sock.settimeout(rest(request))
         chunk = sock.recv(65536)
         data += chunk
         if data[:7] != b"HTTP/1."[: len(data)]:
-            raise Unheard(11, f"{named} does not answer in HTTP: it is no qingagent")
+            raise unheard(request, "does not answer in HTTP: it is no qingagent")
         if not chunk:
             told = f"broke off its answer after {len(data)} bytes" if data else "closed the connection unanswered"
-            raise Unheard(11, f"{named} {told}")
+            raise unheard(request, told)
         if len(data) > MAX_BYTES:
-            raise Unheard(11, f"{named} answers more than {MAX_BYTES} bytes: it is no qingagent")
+            raise unheard(request, f"answers more than {MAX_BYTES} bytes: it is no qingagent")
         if length < 0 and b"\r\n\r\n" in data:
             head = data[: data.index(b"\r\n\r\n") + 4]
-            length = len(head) + body_length(head, named)
+            length = len(head) + body_length(request, head)
     return int(head[9:12]), data[len(head) : length]
 
 
-def body_length(head: bytes, named: str) -> int:
+def body_length(request: Request, head: bytes) -> int:
     lines = head.split(b"\r\n")
     if lines[0][8:9] == b" " and lines[0][9:12].isdigit() and lines[0][12:13] in {b" ", b""}:
         for line in lines[1:]:
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length" and value.strip().isdigit():
                 return int(value)
-    raise Unheard(11, f"{named} does not answer as qingagent does")
-
-
-# --- the answer ----------------------------------------------------------------------------------------
+    raise unheard(request, "does not answer as qingagent does")
 
 
 def carry(request: Request) -> bytes:
     """What the agent answers, to be printed: a result for ADD, nothing for the other verbs."""
-    named, status, body = exchange(request)
+    status, body = exchange(request)
     if status == 200 and request.verb != "ADD" and not body.strip():
         return b""
     try:
@@ -416,7 +437,83 @@ def carry(request: Request) -> bytes:
         code, msg, details = answer.get("code"), answer.get("msg"), answer.get("details")
         if status != 200 and isinstance(code, int) and code > 0 and isinstance(msg, str) and msg:
             raise Refusal(int(code), msg, details if isinstance(details, str) else "")
-    raise Unheard(999, f"{named} answered HTTP {status} with something else than a CNI answer")
+    raise unheard(request, f"answered HTTP {status} with something else than a CNI answer")
+
+
+# --- a DEL that the agent does later -------------------------------------------------------------------
+
+
+def find_spool(request: Request) -> str:
+    """The directory, which the agent has beside its socket."""
+    directory = text_arg(request.args, "SpoolDir")
+    if directory and not is_path(directory):
+        raise Refusal(7, "SpoolDir must name an absolute path", directory)
+    if directory or not isinstance(request.place, str):
+        return directory or f"{RUN_DIR}/spool"
+    return request.place.rpartition("/")[0] + "/spool"
+
+
+def keep(request: Request, cause: Unheard) -> None:
+    """Leave the DEL to the agent as a file, which replaces that of an earlier DEL of the same attachment."""
+    from hashlib import sha256  # slow, but the agent is away
+
+    key = (("network", request.network), ("containerID", request.container_id), ("ifname", request.ifname))
+    name = sha256("\0".join(value for _, value in key).encode()).hexdigest() + ".json"
+    meant = (("address", request.address), ("instanceID", request.instance_id))
+    head = members(meant + key) + f'"time":{request.asked:.6f},"request":'
+    content = b"{" + head.encode() + payload(request, VERBS["DEL"][1]) + b"}\n"
+    lost = f"the release cannot be kept in {request.spool}"
+    try:
+        make_directory(request.spool)
+        info = posix.stat(request.spool)
+        if info.st_uid != 0 or info.st_mode & 0o022:
+            raise Refusal(11, f"{cause.msg}; {lost}", "others than root may write there")
+        write_file(request.spool, name, content)
+    except OSError as err:
+        raise Refusal(11, f"{cause.msg}; {lost}", reason(err)) from None
+    note = f"qingcni: {cause.msg}; it finds the release of {request.container_id} in {request.spool}/{name}\n"
+    try:
+        write_all(2, note.encode())
+    except OSError:
+        pass
+
+
+def make_directory(path: str) -> None:
+    place = ""
+    for part in path.strip("/").split("/"):
+        place += "/" + part
+        try:
+            posix.mkdir(place, 0o700)
+        except FileExistsError:
+            pass
+
+
+def write_file(directory: str, name: str, content: bytes) -> None:
+    """Both the whole file and its name are on disk in the end, or nothing is."""
+    draft = f"{directory}/.{name}.{posix.urandom(4).hex()}"
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    file = posix.open(draft, flags, 0o600)
+    try:
+        try:
+            write_all(file, content)
+            posix.fsync(file)
+        finally:
+            posix.close(file)
+        posix.rename(draft, f"{directory}/{name}")
+    except OSError:
+        try:
+            posix.unlink(draft)
+        except OSError:
+            pass
+        raise
+    file = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    try:
+        posix.fsync(file)
+    finally:
+        posix.close(file)
+
+
+# --- the answer ----------------------------------------------------------------------------------------
 
 
 def version_answer() -> bytes:
@@ -440,12 +537,17 @@ def answer_to(request: Request) -> bytes:
         return version_answer()
     read_config(request)
     read_args(request)
+    find_agent(request)
+    request.spool = find_spool(request)
     try:
         return carry(request)
     except Unheard as refusal:
-        if request.verb != "STATUS":
+        if request.verb == "STATUS":
+            raise Refusal(50, refusal.msg, refusal.details) from None  # containers cannot be added
+        if request.verb != "DEL":
             raise
-        raise Refusal(50, refusal.msg, refusal.details) from None  # containers cannot be added
+        keep(request, refusal)
+        return b""
 
 
 def error_object(version: str, refusal: Refusal) -> bytes:
@@ -459,11 +561,15 @@ def harmless(text: str) -> str:
     return text.replace("not found", "missing").replace("no such file", "missing file")
 
 
+def write_all(file: int, content: bytes) -> None:
+    while content:
+        content = content[posix.write(file, content) :]
+
+
 def finish(status: int, output: bytes) -> "NoReturn":
     """Print and end; a regular end of the interpreter would cost 3 ms more."""
     try:
-        while output:
-            output = output[posix.write(1, output) :]
+        write_all(1, output)
     except OSError:
         status = 1
     posix._exit(status)  # noqa: SLF001 - public, for all its name
