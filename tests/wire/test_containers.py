@@ -50,6 +50,7 @@ def host_view(host: Host) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.cni(27)
 def test_a_container_has_the_nic_itself_with_address_and_routes_and_the_host_has_it_no_more(
     new_host: NewHost, sim: Sim
 ) -> None:
@@ -85,28 +86,6 @@ def test_a_given_default_route_replaces_the_vxnets_own(new_host: NewHost) -> Non
     result = host.add(container, conf=host.conf(routes=[{"dst": "0.0.0.0/0", "gw": neighbour}]))
     assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": neighbour}]
     assert container.routes() == {"default": neighbour}
-
-
-@pytest.mark.parametrize("version", ["0.3.1", "0.3.0", "0.2.0", "0.1.0", None])
-def test_the_result_is_exactly_what_the_version_wants(host: Host, sim: Sim, version: str | None) -> None:
-    """Key by key; a configuration without a version is of 0.1.0."""
-    gateway = gateway_of(sim, PODS_1)
-    container = host.container()
-    conf = host.conf(version, routes=[{"dst": SERVICES, "gw": gateway}]) | {"dns": DNS}
-    answer = host.cni("ADD", container, "net7", conf).succeeded()
-    (attachment,) = host.attachments()
-    address = f"{cloud_address(host, attachment['nic_id'])}/24"
-    routes = [{"dst": "0.0.0.0/0", "gw": gateway}, {"dst": SERVICES, "gw": gateway}]
-    if version in ("0.3.0", "0.3.1"):
-        interface = {"name": "net7", "mac": attachment["nic_id"], "sandbox": container.path}
-        ip = {"version": "4", "interface": 0, "address": address, "gateway": gateway}
-        expected = {"cniVersion": version, "interfaces": [interface], "ips": [ip], "routes": routes, "dns": DNS}
-    else:
-        ip4 = {"ip": address, "gateway": gateway, "routes": routes}
-        expected = {"cniVersion": version or "0.1.0", "ip4": ip4, "dns": DNS}
-    assert answer.json == expected
-    assert host.cni("DEL", container, "net7", conf).succeeded().stdout == b""
-    assert container.names == ["lo"]
 
 
 def test_containers_reach_each_other_on_the_same_host_on_others_and_across_vxnets(new_host: NewHost) -> None:
@@ -169,6 +148,7 @@ def test_a_containers_traces_on_its_nic_are_gone_for_the_next_one(host: Host) ->
     host.delete(second)
 
 
+@pytest.mark.cni(37)
 def test_a_container_may_have_several_nics_and_keeps_its_first_default_route(new_host: NewHost) -> None:
     """Attachments that differ in ifname or network are different ones; where a route is taken the first one wins."""
     host = new_host()

@@ -1,0 +1,188 @@
+"""ADD against obstacles: it is refused or killed at every step, and each time nothing is held afterwards."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hosts import Host, NewHost, address_of
+from simulator import Sim, eventually, links, needs_root, run, running_sim
+
+pytestmark = needs_root
+
+BURST = 20
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--hosts", "2") as running:
+        yield running
+
+
+# --- obstacles in the container --------------------------------------------------------------------------
+
+
+@pytest.mark.cni(31, 32)
+@pytest.mark.parametrize("ifname", ["eth0", "a-long-name"])
+def test_an_altname_is_a_name_that_is_taken(host: Host, ifname: str) -> None:
+    """The kernel keeps both kinds of names in one list. Once it is gone the same ADD succeeds."""
+    container = host.container()
+    run("ip", "-n", container.name, "link", "add", "mine", "type", "veth", "peer", "name", "other")
+    run("ip", "-n", container.name, "link", "property", "add", "dev", "mine", "altname", ifname)
+    before = container.ip("-d", "addr", "show")
+    host.cni("ADD", container, ifname).refused(7, ifname, container.path, "taken")
+    assert container.ip("-d", "addr", "show") == before
+    assert host.is_untouched()
+    run("ip", "-n", container.name, "link", "property", "del", "dev", "mine", "altname", ifname)
+    host.add(container, ifname)
+    assert sorted(container.names) == sorted(["lo", "mine", "other", ifname])
+
+
+def odd_paths(tmp_path: Path) -> dict[str, str]:
+    """Paths that lead to no network namespace, by what they are."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_text("netns")
+    return {
+        "fifo": str(tmp_path / "fifo"),
+        "dangling link": str(tmp_path / "dangling"),
+        "loop of links": str(tmp_path / "loop"),
+        "file": str(tmp_path / "file"),
+        "below a file": str(tmp_path / "file" / "netns"),
+        "directory": str(tmp_path),
+        "device": "/dev/zero",
+        "terminal": "/dev/ptmx",
+        "mount namespace": "/proc/self/ns/mnt",
+        "ended process": "/proc/4194305/ns/net",
+        "too long": "/run/netns/" + "x" * 5000,
+        "odd letters": "/run/netns/\t\u2028'\"\\",
+        "relative": "run/netns/x",
+    }
+
+
+@pytest.mark.cni(34)
+def test_what_is_no_network_namespace_is_refused_and_nothing_is_held(host: Host, tmp_path: Path) -> None:
+    for kind, path in odd_paths(tmp_path).items():
+        answer = host.cni("ADD", "c1", CNI_NETNS=path).refused(8, "netns")
+        assert answer.seconds < 2.0, kind
+    assert host.is_untouched()
+
+
+OWN: dict[str, Callable[[Host], str]] = {
+    "by its process": lambda host: f"/proc/{host.agent.pid}/ns/net",
+    "by the plugin's": lambda _: "/proc/self/ns/net",
+    "the parking place": lambda host: str(host.parking),
+}
+
+
+@pytest.mark.cni(35)
+@pytest.mark.parametrize("way", OWN)
+def test_the_hosts_own_namespaces_are_refused_by_whichever_path(host: Host, way: str) -> None:
+    """`eth0` is there already, so a plugin that looks no further would say something else."""
+    before = links(host.netns)
+    host.cni("ADD", "c1", CNI_NETNS=OWN[way](host)).refused(8, "netns")
+    assert links(host.netns) == before
+    assert host.is_untouched()
+
+
+# --- refused at a step, then the same again --------------------------------------------------------------
+
+
+@pytest.mark.cni(32)
+def test_an_add_whose_namespace_goes_while_it_waits_holds_nothing_and_succeeds_in_a_new_one(host: Host) -> None:
+    others = [host.container(), host.container()]
+    for other in others:
+        host.add(other)
+    container = host.container()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(host.cni, "ADD", container)
+        eventually(lambda: host.status()["waiting"] == 1, "an ADD that waits")
+        container.delete()
+        host.delete(others[0])
+        waiting.result(timeout=20).refused(8, container.path)
+    host.delete(others[1])
+    host.wait_idle(2)
+    assert host.is_untouched()
+    run("ip", "netns", "add", container.name)
+    host.add(container)
+    assert container.names == ["lo", "eth0"]
+
+
+@pytest.mark.cni(32)
+def test_an_add_that_the_kernel_refuses_at_its_last_step_is_undone(host: Host) -> None:
+    """A route through the vxnet's broadcast address: the NIC has its name and address by then."""
+    container = host.container()
+    conf = host.conf(routes=[{"dst": "10.96.0.0/12", "gw": "172.20.1.255"}])
+    for _ in range(3):  # more often than there are NICs
+        answer = host.cni("ADD", container, conf=conf)
+        assert answer.code in (7, 101), answer
+        assert "172.20.1.255" in answer.message
+        assert container.names == ["lo"]
+    host.wait_idle(2)
+    assert host.is_untouched()
+    host.add(container)
+
+
+# --- killed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cni(33)
+def test_an_add_killed_while_it_waits_holds_nothing(host: Host) -> None:
+    """Its place in the queue is given up: the next NIC goes to the next one."""
+    first, second, killed, later = (host.container() for _ in range(4))
+    host.add(first)
+    host.add(second)
+    plugin = host.begin("ADD", killed)
+    eventually(lambda: host.status()["waiting"] == 1, "an ADD that waits")
+    plugin.kill()
+    plugin.wait()
+    eventually(lambda: host.status()["waiting"] == 0, "the place given up")
+    host.delete(killed)
+    host.delete(first)
+    host.add(later)
+    assert killed.names == ["lo"]
+    assert {a["container_id"] for a in host.attachments()} == {second.name, later.name}
+
+
+@pytest.mark.cni(33)
+@pytest.mark.parametrize("milliseconds", [0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 40, 60])
+def test_an_add_killed_at_any_moment_is_cleaned_up_by_the_del_that_follows(host: Host, milliseconds: int) -> None:
+    """Before it has spoken, while the agent works, when it has its answer: the DEL comes at once."""
+    container = host.container()
+    plugin = host.begin("ADD", container)
+    time.sleep(milliseconds / 1000)
+    plugin.send_signal(signal.SIGKILL)
+    plugin.wait()
+    host.delete(container)
+    assert container.names == ["lo"]
+    host.wait_idle(2)
+    assert host.is_untouched()
+    host.add(container)
+
+
+# --- at once ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cni(36)
+def test_twenty_adds_at_once_succeed_each_with_a_nic_of_its_own(new_host: NewHost) -> None:
+    host = new_host()
+    host.start(min_idle=BURST, max_idle=BURST, max_nics=BURST)
+    containers = [host.container() for _ in range(BURST)]
+    with ThreadPoolExecutor(BURST) as pool:
+        results = list(pool.map(host.add, containers))
+    macs = [result["interfaces"][0]["mac"] for result in results]
+    addresses = [address_of(result) for result in results]
+    assert len(set(macs)) == len(set(addresses)) == BURST
+    assert [container.link()["address"] for container in containers] == macs
+    cloud = host.cloud_nics()
+    assert [cloud[mac]["private_ip"] for mac in macs] == addresses
+    with ThreadPoolExecutor(BURST) as pool:
+        list(pool.map(host.delete, containers))
+    host.wait_idle(BURST)
+    assert host.is_untouched()
+    assert host.cloud_nics().keys() == cloud.keys()

@@ -1,0 +1,144 @@
+"""What a runtime puts into the network configuration beyond what we asked for: it is tolerated, and some of it kept.
+
+What is refused before the agent is asked is proved in test_plugin.py.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hosts import Host
+from simulator import Sim, needs_root, run, running_sim
+
+pytestmark = needs_root
+
+POD = {
+    "K8S_POD_NAMESPACE": "default",
+    "K8S_POD_NAME": "web-0",
+    "K8S_POD_INFRA_CONTAINER_ID": "5b1f",
+    "K8S_POD_UID": "0d2a-44",
+}
+OTHER_KEYS: dict[str, dict[str, Any]] = {
+    "keys of other plugins": {"bridge": "cni0", "mtu": 1400, "hairpinMode": True, "plugins": [{"x": None}]},
+    "keys of a list": {"disableCheck": True, "disableGC": "true", "cniVersions": ["1.1.0"]},
+    "keys of the runtime": {"cni.dev/valid-attachments": [], "cni.dev/x": {}, "prevResult": None},
+    "keys in other languages": {"": 1, "中": {"é": ["😀", "\u2028"]}, "a b": [[[]], {}], "$ref": "#"},
+    "capabilities": {"capabilities": {"portMappings": True, "bandwidth": True, "x": False}},
+    "nothing where something may be": {"dns": None, "ipam": None, "capabilities": None, "runtimeConfig": None},
+    "numbers": {"x": [0, -0.0, 1e308, 10**30, 1.5]},
+    "other types where they mean nothing": {"type": 5, "capabilities": [], "disableCheck": "maybe"},
+}
+OTHER_ARGS: dict[str, dict[str, Any]] = {
+    "labels": {"cni": {"labels": [{"key": "app", "value": "web"}]}},
+    "what means nothing": {"cni": {"x": 1}, "org.example": [1, {"y": None}], "": {}, "BINDADDR2": "x"},
+    "Mesos": {"org.apache.mesos": {"network_info": {"name": "mynet", "groups": ["a"], "labels": {"labels": []}}}},
+    "Mesos, and nothing in it": {"org.apache.mesos": {}},
+}
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--hosts", "1") as running:
+        yield running
+
+
+def assert_works(host: Host, conf: dict[str, Any], **variables: str) -> dict[str, Any]:
+    """ADD, the same again, DEL: as with the plain configuration; tells what the agent recorded."""
+    container = host.container()
+    first = host.cni("ADD", container, "eth0", conf, **variables).succeeded()
+    assert host.cni("ADD", container, "eth0", conf, **variables).stdout == first.stdout
+    (attachment,) = host.attachments()
+    assert container.link()["address"] == attachment["nic_id"]
+    host.cni("DEL", container, "eth0", conf, **variables).succeeded()
+    assert container.names == ["lo"]
+    assert host.is_untouched()
+    return attachment
+
+
+@pytest.mark.cni(72)
+@pytest.mark.parametrize("version", ["0.1.0", "0.4.0", "1.1.0"])
+@pytest.mark.parametrize("keys", OTHER_KEYS)
+def test_other_keys_are_no_obstacle(host: Host, keys: str, version: str) -> None:
+    assert_works(host, host.conf(version) | OTHER_KEYS[keys])
+
+
+@pytest.mark.cni(73)
+@pytest.mark.parametrize("args", OTHER_ARGS)
+def test_other_args_are_no_obstacle(host: Host, args: str) -> None:
+    conf = host.conf()
+    assert_works(host, conf | {"args": OTHER_ARGS[args] | conf["args"]})
+
+
+@pytest.mark.cni(72)
+def test_keys_are_found_without_regard_to_case(host: Host) -> None:
+    """Programs in Go write and read them so."""
+    conf = host.conf("1.0.0", routes=[{"dst": "10.96.0.0/12", "gw": "172.20.1.1"}]) | {"dns": {"domain": "x.y"}}
+    swapped = {key.swapcase(): value for key, value in conf.items()} | {
+        "ARGS": {key.upper(): value for key, value in conf["args"].items()},
+        "IPAM": {"ROUTES": [{"DST": "10.96.0.0/12", "Gw": "172.20.1.1"}]},
+        "Dns": {"Domain": "x.y"},
+    }
+    del swapped["DNS"]
+    container, other = host.container(), host.container()
+    first, second = (host.add(container, conf=conf), host.add(other, conf=swapped))
+    assert second["cniVersion"] == first["cniVersion"] == "1.0.0"
+    assert (second["routes"], second["dns"]) == (first["routes"], first["dns"])
+    assert {"dst": "10.96.0.0/12", "gw": "172.20.1.1"} in second["routes"]
+
+
+ORDERS = {
+    "as kubelet's runtimes": ["IgnoreUnknown=1", *(f"{key}={value}" for key, value in POD.items())],
+    "backwards": [*(f"{key}={value}" for key, value in reversed(POD.items())), "IgnoreUnknown=1"],
+    "with unknown ones": [
+        "FOO=bar",
+        *(f"{key}={value}" for key, value in POD.items()),
+        "IgnoreUnknown=true",
+        "X=y=z",
+    ],
+    "without leave": [*(f"{key}={value}" for key, value in POD.items()), "FOO=bar"],
+    "with empty ones": ["", "IgnoreUnknown=1", "", *(f"{key}={value}" for key, value in POD.items()), "A=", ""],
+}
+
+
+@pytest.mark.cni(74)
+@pytest.mark.parametrize("order", ORDERS)
+def test_arguments_in_any_order_are_no_obstacle(host: Host, order: str) -> None:
+    assert_works(host, host.conf(), CNI_ARGS=";".join(ORDERS[order]))
+
+
+@pytest.mark.cni(74)
+@pytest.mark.parametrize("text", ["IgnoreUnknown", "=", "a", ";;;", "=x", "a=b;c", " ", "é=ü", "IgnoreUnknown=maybe"])
+def test_arguments_that_make_no_sense_are_no_obstacle(host: Host, text: str) -> None:
+    assert_works(host, host.conf(), CNI_ARGS=text)
+
+
+MAPPING = {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}
+SPELLINGS = {
+    "as the conventions": {key[0].lower() + key[1:]: value for key, value in MAPPING.items()},
+    "as Go writes them": MAPPING,
+}
+
+
+@pytest.mark.cni(75)
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("key", ["runtimeConfig", "RuntimeConfig"])
+def test_port_mappings_are_left_to_the_plugin_for_them(host: Host, spelling: str, key: str) -> None:
+    """In both spellings no obstacle, and nothing is translated on the host."""
+    before = run(*host.command("nft", "list", "ruleset")).stdout
+    asked = {"capabilities": {"portMappings": True}, key: {"portMappings": [SPELLINGS[spelling]]}}
+    assert_works(host, host.conf("1.0.0") | asked)
+    assert run(*host.command("nft", "list", "ruleset")).stdout == before
+
+
+@pytest.mark.cni(13)
+@pytest.mark.parametrize("name", ["a.b_c-D9", "0", "n" * 300])
+def test_every_allowed_network_name_works(host: Host, name: str) -> None:
+    assert assert_works(host, host.conf() | {"name": name})["network"] == name
+
+
+@pytest.mark.cni(17)
+@pytest.mark.parametrize("version", [1, 0.4, True, [], {}])
+def test_a_version_that_is_no_text_is_refused_and_nothing_is_held(host: Host, version: object) -> None:
+    host.cni("ADD", "c1", conf=host.conf() | {"cniVersion": version}).refused(6, "cniVersion", "string")
+    assert host.is_untouched()
