@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from qingcloud_cni.core.seams import LinkOrder, PlacedLink
 from qingcloud_cni.sim.faults import LOSE_REPLY
 from qingcloud_cni.sim.model import Outcome
 from qingcloud_cni.sim.topology import FaultSpec
-from simulated import SimulatedHost, key_of, set_faults, simulated
+from simulated import SimulatedHost, key_of, netns_of, set_faults, simulated
 
 DISK = 0.02  # seconds a save takes: whoever does not wait for it is seen
 KINDS = {
@@ -66,9 +67,7 @@ def test_every_cloud_write_was_announced_on_disk(tmp_path: Path, monkeypatch: py
     virtual_time.run(main())
 
 
-def test_an_attachment_is_on_disk_before_its_link_moves_and_complete_before_it_is_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attachment_is_on_disk_before_its_link_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with simulated(tmp_path, disk_seconds=DISK) as host:
             attach = host.kernel.attach
@@ -81,8 +80,53 @@ def test_an_attachment_is_on_disk_before_its_link_moves_and_complete_before_it_i
             monkeypatch.setattr(host.kernel, "attach", witnessed)
             attachment = await host.add("c0")
             assert before == [(attachment.nic_id, False)]
-            assert host.store.on_disk().attachments == (attachment,)
             assert attachment.is_ready
+            (recorded,) = host.store.on_disk().attachments
+            assert replace(recorded, is_ready=True, ifindex=attachment.ifindex, mtu=attachment.mtu) == attachment
+            await host.clock.sleep(2 * DISK)
+            assert host.store.on_disk().attachments == (attachment,)
+
+    virtual_time.run(main())
+
+
+def test_an_attachment_killed_as_it_is_answered_is_found_as_it_was_answered(tmp_path: Path) -> None:
+    """That it is ready is not on disk yet; the kernel shows it."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, disk_seconds=DISK) as host:
+            answered = await host.add("c0")
+            await host.kill()
+            await host.start()
+            assert host.agent.context.table.attachments[key_of("c0")] == answered
+            assert await host.add("c0") == answered
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("changed", ["link", "address", "route", "namespace"])
+def test_what_was_not_answered_is_taken_back(tmp_path: Path, changed: str) -> None:
+    """The same, but the kernel has it otherwise than recorded: that ADD had not come to its end."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, disk_seconds=DISK) as host:
+            nic_id = (await host.add("c0")).nic_id
+            await host.kill()
+            path = netns_of("c0")
+            (link,) = host.kernel._at(path).links.values()
+            match changed:
+                case "link":
+                    link.is_up = False
+                case "address":
+                    link.address = ""
+                case "route":
+                    link.routes = link.routes[1:]
+                case "namespace":
+                    host.kernel.kill_netns(path)
+                    await host.clock.sleep(5.0)
+                    host.kernel.make_netns(path)
+            await host.start()
+            await host.until(lambda: host.nics[nic_id].state is NicState.COOLING, "parked")
+            assert not host.agent.context.table.attachments
 
     virtual_time.run(main())
 

@@ -106,6 +106,8 @@ def test_an_unfinished_add_that_cannot_be_undone_at_start_is_undone_by_the_next_
                 await host.kill()
             adding.cancel()
             await asyncio.gather(adding, return_exceptions=True)
+            (link,) = host.kernel._at(netns_of("c0")).links.values()
+            link.routes = ()  # it was cut off before it had any
             refuse(monkeypatch, host, "detach", 1)
             await host.start()
             (left,) = host.agent.context.table.attachments.values()

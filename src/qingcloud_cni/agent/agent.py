@@ -87,7 +87,7 @@ class Agent:
 
     async def compare_kernel(self) -> None:
         """Table against kernel: before this nothing is served."""
-        await self.attachments.undo_unfinished()
+        await self.attachments.settle_unfinished()
         await self.links.look()
         self._is_kernel_compared = True
 

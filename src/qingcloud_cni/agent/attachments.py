@@ -7,7 +7,7 @@ from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.phases import Phase, Phases
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.turns import Call, Turns
-from qingcloud_cni.core.check import faults
+from qingcloud_cni.core.check import faults, finished
 from qingcloud_cni.core.errors import (
     CheckFailed,
     InvalidConfig,
@@ -108,18 +108,30 @@ class Attachments:
                 + "; ".join(failures)
             )
 
-    async def undo_unfinished(self) -> None:
-        """After a restart: attachments whose ADD was never answered are taken back.
+    async def settle_unfinished(self) -> None:
+        """After a restart: attachments that are not ready on disk are finished where the kernel has them as recorded.
 
-        Where the kernel refuses, the next ADD or DEL of the container tries again.
+        Such an ADD may have been answered. All others were not, and are taken back; where the kernel refuses that,
+        the next ADD or DEL of the container tries again.
         """
-        for attachment in tuple(self._context.table.attachments.values()):
+        context = self._context
+        for attachment in tuple(context.table.attachments.values()):
             if attachment.is_ready:
                 continue
+            alias = link_alias(context.instance_id, attachment.nic_id)
             try:
-                await self._release(attachment, "its ADD was cut off", Phases())
+                seen = await context.kernel.inspect(attachment.netns.path, attachment.key.ifname)
+                done = finished(attachment, context.table.nics[attachment.nic_id], alias, seen)
+            except InvalidNetns:
+                done = None
+            try:
+                if done is not None:
+                    context.table.configured(done, context.now())
+                else:
+                    await self._release(attachment, "its ADD was cut off", Phases())
             except KernelRefused as err:
-                self._context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
+                context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
+        await context.journal.save()
 
     async def _collect(self, key: AttachmentKey, call: Call) -> None:
         context = self._context
@@ -154,7 +166,7 @@ class Attachments:
         if known is None:  # its link was seen back on the host meanwhile
             return None
         is_there = seen.link is not None and seen.link.ifindex == known.ifindex
-        if is_there and known.is_ready and _is_same(known.netns, netns):
+        if is_there and known.is_ready and known.netns.is_same(netns):
             return replace(known, netns=netns)  # by whichever path it is called now
         await self._release(known, "ADD anew", call.phases)
         return None
@@ -186,6 +198,7 @@ class Attachments:
         with call.phases.waiting(Phase.QUEUE):  # the NIC is marked as moving
             nic = await self._pool.take(wanted, config.wish, call)
         attachment = table.attachments[key]
+        is_on_disk = False  # all that is answered
         try:
             gateway = ""
             if config.services:
@@ -203,6 +216,7 @@ class Attachments:
                 placed = await self._place(attachment, nic, routes)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now())
+            is_on_disk = placed.routes == routes  # the rest can be seen in the kernel: `settle_unfinished`
         except (InvalidConfig, InvalidNetns, Unavailable) as err:  # nothing was sent under its address
             table.returned_unused(key, context.now(), str(err))
             raise
@@ -214,8 +228,11 @@ class Attachments:
             raise
         finally:
             context.moving.discard(nic.nic_id)
-            with call.phases.waiting(Phase.STORE):
-                await context.journal.save()
+            if is_on_disk:
+                context.tasks.spawn(f"save {key}", context.journal.save())
+            else:
+                with call.phases.waiting(Phase.STORE):
+                    await context.journal.save()
             context.plan_due.notify()
         return table.attachments[key], nic
 
@@ -242,8 +259,3 @@ class Attachments:
         context.plan_due.notify()
         if attachment.services:
             context.path_due.notify()
-
-
-def _is_same(one: Netns, other: Netns) -> bool:
-    """Whether both are one namespace, by whichever paths."""
-    return (one.dev, one.inode) == (other.dev, other.inode)

@@ -61,6 +61,10 @@ class Netns:
     dev: int
     inode: int
 
+    def is_same(self, other: "Netns") -> bool:
+        """Whether both are one namespace, by whichever paths."""
+        return (self.dev, self.inode) == (other.dev, other.inode)
+
 
 @dataclass(frozen=True, slots=True)
 class Route:

@@ -116,6 +116,7 @@ class Link:
     ifindex: int
     is_up: bool
     alias: str = ""
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)

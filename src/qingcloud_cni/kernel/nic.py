@@ -30,7 +30,7 @@ def is_candidate(link: LinkInfo) -> bool:
 
 def candidates(links: Iterable[LinkInfo]) -> tuple[Link, ...]:
     return tuple(
-        Link(link.mac, link.name, link.ifindex, link.is_up, read_mark(link.alias)[0])
+        Link(link.mac, link.name, link.ifindex, link.is_up, read_mark(link.alias)[0], link.mtu)
         for link in links
         if is_candidate(link)
     )

@@ -89,7 +89,7 @@ class Verbs:
             routes = [parse_route(message.body) for message in inside.dump(get_routes(), "list routes")]
         return Inspection(
             netns,
-            Link(link.mac, link.name, link.ifindex, link.is_up, read_mark(link.alias)[0]),
+            Link(link.mac, link.name, link.ifindex, link.is_up, read_mark(link.alias)[0], link.mtu),
             tuple(a.address for a in addresses if a.ifindex == link.ifindex),
             tuple(Route(r.dst, r.gateway) for r in routes if r is not None and r.ifindex == link.ifindex),
         )

@@ -52,7 +52,7 @@ class _Link:
     routes: tuple[Route, ...] = ()
 
     def shown(self) -> Link:
-        return Link(self.mac, self.name, self.ifindex, self.is_up, self.alias)
+        return Link(self.mac, self.name, self.ifindex, self.is_up, self.alias, MTU)
 
     def reset(self, name: str) -> None:
         """Forget all configuration."""
