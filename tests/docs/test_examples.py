@@ -53,7 +53,7 @@ def test_there_are_examples_of_each_kind() -> None:
 
 def test_config_file_of_the_readme_is_accepted(tmp_path: Path) -> None:
     resolved = settings_of(example(README, "yaml", "QingAgent.yaml"), ".yaml", tmp_path)
-    check_vxnets(resolved.settings)
+    check_vxnets(resolved)
     assert resolved.settings.qyaccessfilepath == Path("/etc/qingcloud/client.yaml")
     assert resolved.sources["iface"].endswith("QingAgent.yaml")
 

@@ -154,7 +154,7 @@ def test_the_contracts_config_file_is_found_and_read(place: Path) -> None:
     assert (resolved.settings.iface, resolved.settings.loglevel) == ("eth0", "debug")
     assert str(resolved.settings.qyaccessfilepath) == "/etc/qingcloud/client.yaml"
     with pytest.raises(StartRefused, match="vxnet-xxxxxxx is the placeholder of the documentation; name your own"):
-        check_vxnets(resolved.settings)
+        check_vxnets(resolved)
 
 
 def test_with_its_placeholder_filled_the_config_file_is_accepted(place: Path) -> None:

@@ -96,16 +96,16 @@ def test_a_place_that_cannot_hold_a_token_is_refused(tmp_path: Path) -> None:
 
 def test_directories_are_made_for_their_owner_only(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
-    ensure_directory(directory)
-    ensure_directory(directory)
+    ensure_directory(directory, "--run-dir")
+    ensure_directory(directory, "--run-dir")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StartRefused, match=f"directory {place} cannot be made"):
-            ensure_directory(place)
+        with pytest.raises(StartRefused, match=f"directory {place} cannot be made: .*; choose another --run-dir"):
+            ensure_directory(place, "--run-dir")
 
 
 # --- requests ----------------------------------------------------------------------------------------

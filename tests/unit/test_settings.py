@@ -15,6 +15,7 @@ from qingcloud_cni.agent.settings import (
     BY_KEY,
     SETTINGS,
     VXNET_PLACEHOLDER,
+    Given,
     Resolved,
     Setting,
     Settings,
@@ -55,18 +56,19 @@ each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name
 
 def resolved(
     flags: Mapping[str, object] = NONE, environment: Mapping[str, str] = NONE, file: Mapping[str, object] = NONE,
-    *, zone_of_access: str = "",
+    *, access_zone: str = "",
 ) -> Resolved:  # fmt: skip
-    return resolve(flags, environment, file, "QingAgent.yaml", zone_of_access=zone_of_access)
+    given = Given(access_zone, "/a/client.yaml") if access_zone else None
+    return resolve(flags, environment, file, "QingAgent.yaml", access_zone=given)
 
 
 def value(given: Resolved, setting: Setting) -> object:
     return getattr(given.settings, setting.field)
 
 
-def refusal(*sources: Mapping[str, Any], zone_of_access: str = "") -> str:
+def refusal(*sources: Mapping[str, Any], access_zone: str = "") -> str:
     with pytest.raises(StartRefused) as refused:
-        resolved(*sources, zone_of_access=zone_of_access)
+        resolved(*sources, access_zone=access_zone)
     assert exit_status(refused.value) == 2
     return str(refused.value)
 
@@ -142,12 +144,12 @@ def test_an_empty_variable_or_null_in_the_file_is_not_given() -> None:
 
 
 def test_the_zone_comes_from_the_access_file_only_where_nobody_gives_one() -> None:
-    given = resolved(zone_of_access="sh1a")
-    assert (given.settings.zone, given.sources["zone"]) == ("sh1a", "access file")
-    assert resolved({}, {}, {"zone": "gd2"}, zone_of_access="sh1a").settings.zone == "gd2"
-    assert resolved({}, {"QINGAGENT_ZONE": "ap1"}, zone_of_access="sh1a").settings.zone == "ap1"
-    assert refusal(zone_of_access="SH1A") == (
-        "access file: zone 'SH1A' is refused: wanted a zone in lower case, such as pek3a"
+    given = resolved(access_zone="sh1a")
+    assert (given.settings.zone, given.sources["zone"]) == ("sh1a", "/a/client.yaml")
+    assert resolved({}, {}, {"zone": "gd2"}, access_zone="sh1a").settings.zone == "gd2"
+    assert resolved({}, {"QINGAGENT_ZONE": "ap1"}, access_zone="sh1a").settings.zone == "ap1"
+    assert refusal(access_zone="SH1A") == (
+        "/a/client.yaml: zone 'SH1A' is refused: wanted a zone in lower case, such as pek3a"
     )
 
 
@@ -266,16 +268,16 @@ def test_any_value_of_a_file_is_taken_or_refused_in_one_sentence(setting: Settin
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"min-idle": "9"}, "max-idle 8 is below min-idle 9; raise it to that"),
-        ({"max-nics": "2"}, "max-nics 2 is below min-idle 3; raise it or lower min-idle"),
-        ({"max-nics": "0", "min-idle": "0"}, "max-nics 0 leaves no NIC for any container; raise it"),
-        ({"gatewayns": "qingcni"}, "gatewayns and nic-name-prefix are both 'qingcni'"),
-        ({"run-dir": "/" + "x" * 100}, "is too long for a socket in it; choose a shorter --run-dir"),
+        ({"min-idle": "9"}, "max-idle 8 (QingAgent.yaml) is below min-idle 9 (--min-idle); raise it to that"),
+        ({"max-nics": "2"}, "max-nics 2 (--max-nics) is below min-idle 3 (default); raise it or lower min-idle"),
+        ({"max-nics": "0", "min-idle": "0"}, "max-nics 0 (--max-nics) leaves no NIC for any container; raise it"),
+        ({"gatewayns": "qingcni"}, "gatewayns qingcni (--gatewayns) is nic-name-prefix qingcni (default) as well;"),
+        ({"run-dir": "/" + "x" * 100}, "(--run-dir) is too long for a socket in it; choose a shorter --run-dir"),
         ({"run-dir": "/" + "ä" * 50}, "is too long for a socket in it; choose a shorter --run-dir"),
     ],
 )
-def test_values_that_do_not_fit_together(flags: dict[str, str], says: str) -> None:
-    assert says in refusal(flags)
+def test_values_that_do_not_fit_together_are_named_with_who_gave_them(flags: dict[str, str], says: str) -> None:
+    assert says in refusal(flags, {}, {"max-idle": "8"})
 
 
 def test_the_longest_run_dir_leaves_room_for_a_socket() -> None:
@@ -318,23 +320,30 @@ def test_an_instance_id_file_that_cannot_be_read_is_refused(settings: Settings, 
             read_instance_id(replace(settings, instance_id_file=path))
 
 
-def test_the_vxnet_placeholder_is_refused(settings: Settings) -> None:
-    with pytest.raises(StartRefused, match="vxnet-xxxxxxx is the placeholder of the documentation; name your own"):
-        check_vxnets(settings)
-    with pytest.raises(StartRefused, match="placeholder"):
-        check_vxnets(replace(settings, vxnet=("vxnet-1", VXNET_PLACEHOLDER)))
+def test_the_vxnet_placeholder_is_refused_where_it_stands() -> None:
+    words = "vxnet-xxxxxxx is the placeholder of the documentation; name your own with --vxnet"
+    for settings, where in (
+        (resolved(), "vxnet"),
+        (resolved({"vxnet": f"vxnet-1,{VXNET_PLACEHOLDER}"}), "--vxnet"),
+        (resolved({}, {"QINGAGENT_VXNET": VXNET_PLACEHOLDER}), "QINGAGENT_VXNET"),
+        (resolved({}, {}, {"vxnet": VXNET_PLACEHOLDER}), "QingAgent.yaml: vxnet"),
+    ):
+        with pytest.raises(StartRefused) as refused:
+            check_vxnets(settings)
+        assert str(refused.value) == f"{where} {words}"
 
 
-@pytest.mark.parametrize("vxnet", ["vxnet", "vxnet-", "VXNET-1", "vxnet-1 ", "eth0"])
-def test_other_things_are_no_vxnets(settings: Settings, vxnet: str) -> None:
-    with pytest.raises(StartRefused, match="is refused: wanted an id such as vxnet-1234abc"):
-        check_vxnets(replace(settings, vxnet=(vxnet,)))
+@pytest.mark.parametrize("vxnet", ["vxnet", "vxnet-", "VXNET-1", "vxnet-1 vxnet-2", "eth0"])
+def test_other_things_are_no_vxnets(vxnet: str) -> None:
+    with pytest.raises(StartRefused) as refused:
+        check_vxnets(resolved({}, {}, {"vxnet": ["vxnet-1", vxnet]}))
+    assert str(refused.value) == f"QingAgent.yaml: vxnet {vxnet!r} is refused: wanted ids such as vxnet-1234abc"
 
 
-def test_vxnets_pass(settings: Settings) -> None:
-    given = replace(settings, vxnet=("vxnet-1", "vxnet-2abc"))
-    check_vxnets(given)
-    assert given.vxnet == ("vxnet-1", "vxnet-2abc")
+def test_vxnets_pass() -> None:
+    settings = resolved({"vxnet": "vxnet-1,vxnet-2abc"})
+    check_vxnets(settings)
+    assert settings.settings.vxnet == ("vxnet-1", "vxnet-2abc")
 
 
 # --- the file ----------------------------------------------------------------------------------------

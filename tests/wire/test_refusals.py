@@ -132,7 +132,10 @@ SETTINGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "address": ({"bindaddr": "localhost:31080"}, ("--bindaddr 'localhost:31080'", "ADDRESS:PORT", "0.0.0.0:31080")),
     "port": ({"bindaddr": "0.0.0.0:70000"}, ("--bindaddr '0.0.0.0:70000'", "ADDRESS:PORT")),
     "duration": ({"cooldown": "1:30"}, ("--cooldown '1:30'", "30s, 10m, 500ms")),
-    "gateway prefix": ({"gatewayns": "qingcni"}, ("gatewayns", "nic-name-prefix", "'qingcni'", "change one")),
+    "gateway prefix": (
+        {"gatewayns": "qingcni"},
+        ("gatewayns qingcni (--gatewayns)", "nic-name-prefix qingcni (default)", "change one"),
+    ),
     "run-dir too long": ({"run_dir": "/run/" + "x" * 100}, ("run-dir", "too long", "shorter --run-dir")),
     "iface": ({"iface": "eth9"}, ("iface eth9", "no such link", "but lo;", "--iface")),
     "config file": ({"config": "nowhere.yaml"}, ("config file nowhere.yaml", "No such file", "--config")),
@@ -253,9 +256,10 @@ def test_a_directory_on_a_read_only_file_system_is_refused(setting: str, place: 
     path.mkdir(mode=0o700)
     program = ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh", str(path), QINGAGENT)
     said = sentence(place.start(*program, **{setting: path}))
-    assert f"directory {path} is not writable; choose another" in said
+    flag = "--" + setting.replace("_", "-")
+    assert f"directory {path} is not writable; choose another {flag} or mend its permissions" in said
     said = sentence(place.start(*program, **{setting: path / "below"}))
-    assert f"directory {path / 'below'} cannot be made: Read-only file system" in said
+    assert f"directory {path / 'below'} cannot be made: Read-only file system; choose another {flag}" in said
     assert not place.parking()
     assert list(path.iterdir()) == []
 

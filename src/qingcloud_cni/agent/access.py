@@ -18,14 +18,14 @@ _LONGEST_TOKEN = 4096  # bytes; one of ours has 65
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
-def ensure_directory(path: Path) -> None:
-    """A directory of root's own."""
+def ensure_directory(path: Path, flag: str) -> None:
+    """A directory of root's own; *flag* is the one that names it."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as err:
-        raise StartRefused(f"directory {path} cannot be made: {err.strerror}") from err
+        raise StartRefused(f"directory {path} cannot be made: {err.strerror}; choose another {flag}") from err
     if not os.access(path, os.W_OK):
-        raise StartRefused(f"directory {path} is not writable; choose another or mend its permissions")
+        raise StartRefused(f"directory {path} is not writable; choose another {flag} or mend its permissions")
 
 
 def ensure_token(path: Path) -> str:

@@ -56,7 +56,7 @@ async def serve(host: Host) -> None:
     settings = host.settings
     with take_lock():
         check_iface(settings.iface)
-        ensure_directory(settings.run_dir)
+        ensure_directory(settings.run_dir, "--run-dir")
         token = ensure_token(settings.token_file)
         with bound(settings) as listeners:
             async with opened(host) as parts:
@@ -77,7 +77,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
 
     The caller holds the lock.
     """
-    ensure_directory(host.settings.state_dir)
+    ensure_directory(host.settings.state_dir, "--state-dir")
     metrics, clock, rng = Metrics(), SystemClock(), random.Random()
     store = ThreadedStore(host.settings.database)
     kernel: HostKernel | None = None

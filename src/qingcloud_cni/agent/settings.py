@@ -141,7 +141,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value as somebody gave it, and where: "--vxnet", "QINGAGENT_VXNET", "QingAgent.yaml"."""
+    """A value as somebody gave it, and where: "--vxnet", "QINGAGENT_VXNET", the path of a file."""
 
     value: object
     source: str
@@ -165,7 +165,7 @@ def resolve(
     file: Mapping[str, object],
     file_name: str,
     *,
-    zone_of_access: str = "",
+    access_zone: Given | None = None,
 ) -> Resolved:
     """Merge: flag > environment > file > (the access file, for the zone) > default.
 
@@ -180,13 +180,13 @@ def resolve(
     sources: dict[str, str] = {}
     for setting in SETTINGS:
         given = _given(setting, flags, environment, file, file_name)
-        if given.source == DEFAULT and setting.name == "zone" and zone_of_access:
-            given = Given(zone_of_access, "access file")
+        if given.source == DEFAULT and setting.name == "zone" and access_zone is not None:
+            given = access_zone
         sources[setting.name] = given.source
         values[setting.field] = _parsed(setting, given)
-    settings = Settings(**values)
-    _check(settings)
-    return Resolved(settings, sources, file_name)
+    merged = Resolved(Settings(**values), sources, file_name)
+    _check(merged)
+    return merged
 
 
 def _given(
@@ -212,12 +212,15 @@ def _parsed(setting: Setting, given: Given) -> object:
     try:
         return setting.kind.parse(given.value)
     except ValueError:
-        where = (
-            given.source
-            if given.source in (f"--{setting.name}", setting.variable)
-            else (f"{given.source}: {setting.name}")
-        )
+        where = _where(setting, given.source)
         raise StartRefused(f"{where} {_shown(given.value)} is refused: wanted {setting.kind.wanted}") from None
+
+
+def _where(setting: Setting, source: str) -> str:
+    """The setting as who gave it wrote it, and the file it stands in."""
+    if source in (f"--{setting.name}", setting.variable):
+        return source
+    return setting.name if source == DEFAULT else f"{source}: {setting.name}"
 
 
 def _shown(value: object) -> str:
@@ -225,22 +228,25 @@ def _shown(value: object) -> str:
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}…"
 
 
-def _check(settings: Settings) -> None:
-    """Rules that concern more than one value."""
+def _check(resolved: Resolved) -> None:
+    """Rules that concern more than one value: each is named with who gave it."""
+    settings = resolved.settings
+
+    def told(name: str) -> str:
+        return f"{name} {getattr(settings, BY_KEY[name].field)} ({resolved.sources[name]})"
+
     if settings.max_idle < settings.min_idle:
-        raise StartRefused(f"max-idle {settings.max_idle} is below min-idle {settings.min_idle}; raise it to that")
+        raise StartRefused(f"{told('max-idle')} is below {told('min-idle')}; raise it to that")
     if settings.max_nics < 1:
-        raise StartRefused("max-nics 0 leaves no NIC for any container; raise it")
+        raise StartRefused(f"{told('max-nics')} leaves no NIC for any container; raise it")
     if settings.max_nics < settings.min_idle:
-        raise StartRefused(
-            f"max-nics {settings.max_nics} is below min-idle {settings.min_idle}; raise it or lower min-idle"
-        )
+        raise StartRefused(f"{told('max-nics')} is below {told('min-idle')}; raise it or lower min-idle")
     if settings.gatewayns == settings.nic_name_prefix:
         raise StartRefused(
-            f"gatewayns and nic-name-prefix are both {settings.gatewayns!r}; they tell NICs apart, so change one"
+            f"{told('gatewayns')} is {told('nic-name-prefix')} as well; they tell NICs apart, so change one"
         )
     if len(os.fsencode(settings.socket)) > 107:  # sizeof(sun_path) - 1
-        raise StartRefused(f"run-dir {settings.run_dir} is too long for a socket in it; choose a shorter --run-dir")
+        raise StartRefused(f"{told('run-dir')} is too long for a socket in it; choose a shorter --run-dir")
 
 
 def read_instance_id(settings: Settings) -> str:
@@ -260,15 +266,16 @@ def read_instance_id(settings: Settings) -> str:
     return text
 
 
-def check_vxnets(settings: Settings) -> None:
+def check_vxnets(resolved: Resolved) -> None:
     """What only `start` and `cleanup` need: vxnets named by the operator."""
-    for vxnet_id in settings.vxnet:
+    where = _where(BY_KEY["vxnet"], resolved.sources["vxnet"])
+    for vxnet_id in resolved.settings.vxnet:
         if vxnet_id == VXNET_PLACEHOLDER:
             raise StartRefused(
-                f"vxnet {VXNET_PLACEHOLDER} is the placeholder of the documentation; name your own with --vxnet"
+                f"{where} {VXNET_PLACEHOLDER} is the placeholder of the documentation; name your own with --vxnet"
             )
         if not _VXNET_ID.fullmatch(vxnet_id):
-            raise StartRefused(f"vxnet {vxnet_id!r} is refused: wanted an id such as vxnet-1234abc")
+            raise StartRefused(f"{where} {_shown(vxnet_id)} is refused: wanted ids such as vxnet-1234abc")
 
 
 assert [f.name for f in fields(Settings)] == [s.field for s in SETTINGS]

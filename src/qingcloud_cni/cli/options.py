@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qingcloud_cni.agent.config_file import find_config, read_config
-from qingcloud_cni.agent.settings import BY_KEY, SETTINGS, Resolved, Setting, resolve
+from qingcloud_cni.agent.settings import BY_KEY, SETTINGS, Given, Resolved, Setting, resolve
 from qingcloud_cni.agent.values import FLAG, TEXTS
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def with_settings(*names: str) -> Callable[[click.Command], click.Command]:
     return add
 
 
-def resolved(*, zone_of_access: str = "") -> Resolved:
-    """The settings of this call: its flags, the environment, the config file, the defaults."""
+def resolved(*, access_zone: Given | None = None) -> Resolved:
+    """The settings of this call: its flags, the environment, the config file, *access_zone*, the defaults."""
     import os
 
     given: dict[str, Any] = {}
@@ -131,7 +131,7 @@ def resolved(*, zone_of_access: str = "") -> Resolved:
     path = find_config() if config is None else Path(config)
     file = read_config(path) if path else {}
     flags = {s.name.lower(): _joined(given[s.field]) for s in SETTINGS if s.field in given}
-    return resolve(flags, os.environ, file, str(path.absolute()) if path else "", zone_of_access=zone_of_access)
+    return resolve(flags, os.environ, file, str(path.absolute()) if path else "", access_zone=access_zone)
 
 
 def _joined(value: object) -> object:
@@ -154,7 +154,8 @@ def checked() -> Checked:
     from qingcloud_cni.cloud import load_access
 
     settings = resolved().settings
-    access = load_access(settings.qyaccessfilepath, allow_readable=settings.allow_readable_access_file)
-    merged = resolved(zone_of_access=access.zone)
-    check_vxnets(merged.settings)
+    path = settings.qyaccessfilepath
+    access = load_access(path, allow_readable=settings.allow_readable_access_file)
+    merged = resolved(access_zone=Given(access.zone, str(path)) if access.zone else None)
+    check_vxnets(merged)
     return Checked(merged, read_instance_id(merged.settings), replace(access, zone=merged.settings.zone))
