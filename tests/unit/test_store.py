@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qingcloud_cni.core.errors import StartRefused
+from qingcloud_cni.core.errors import StartRefused, StoreFailed, exit_status
 from qingcloud_cni.core.model import (
     Attachment,
     AttachmentKey,
@@ -41,6 +41,7 @@ from qingcloud_cni.core.seams import (
 from qingcloud_cni.store import database
 from qingcloud_cni.store.database import Database
 from qingcloud_cni.store.threaded import InlineStore, ThreadedStore
+from simulator import needs_root, run
 
 NIC = Nic("52:54:00:00:00:01", "name", "vxnet-1", "172.16.3.7/24", "172.16.3.1", NicState.COOLING, 1.5, 0.25)
 ATTACHMENT = Attachment(
@@ -319,6 +320,48 @@ async def test_a_damaged_row_is_refused_by_the_thread_too(path: Path) -> None:
 def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
     assert "unable to open database file" in refusal(tmp_path / "none" / "agent.db", Database)
     assert "unable to open database file" in refusal(tmp_path, Database)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place))
+    try:
+        yield place
+    finally:
+        run("umount", str(place))
+
+
+@needs_root
+def test_a_full_disk_is_told_and_what_was_written_before_is_kept(small_disk: Path) -> None:
+    path = small_disk / "agent.db"
+    opened = Database(path)
+    opened.write([PutNic(NIC)])
+    with pytest.raises(StoreFailed) as refused:
+        opened.write([PutNic(numbered(n)) for n in range(2000)])
+    assert str(refused.value) == f"state file {path} cannot be written: database or disk is full; make room there"
+    assert opened.load() == Snapshot((NIC,))
+    opened.close()
+    assert reopened(path) == Snapshot((NIC,))
+
+
+@needs_root
+def test_a_start_on_a_full_disk_is_no_matter_of_settings(small_disk: Path) -> None:
+    """Status 1, not 2: systemd starts the agent again, and nobody moves the file away."""
+    (small_disk / "others").write_bytes(bytes(300 * 1024))
+    with pytest.raises(StoreFailed, match=r"agent\.db cannot be used: .*; make room there$") as refused:
+        Database(small_disk / "agent.db")
+    assert exit_status(refused.value) == 1
+
+
+def test_a_bug_of_ours_is_not_told_as_trouble_with_the_disk(path: Path) -> None:
+    opened = Database(path)
+    opened._db.execute("DROP TABLE nics")
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        opened.write([PutNic(NIC)])
+    opened.close()
 
 
 def test_old_events_go_as_new_ones_come(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

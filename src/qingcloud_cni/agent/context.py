@@ -38,6 +38,7 @@ class Journal:
         except Exception as err:
             if not self.failure.done():
                 self.failure.set_exception(err)
+                self.failure.exception()  # who saves is told as well: no complaint of asyncio where nobody waits
             raise
 
 

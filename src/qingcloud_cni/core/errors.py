@@ -129,6 +129,13 @@ class ResourceNotFound(CloudRefused):
     """2100: no such resource. On detach and delete that is success."""
 
 
+class StoreFailed(AgentError):
+    """The state file cannot be written: the agent ends, and what was asked may succeed once it is back.
+
+    No Unavailable: nobody may take it for a moment's trouble and go on with a table that is not on disk.
+    """
+
+
 # --- the process cannot start or go on ---------------------------------------------------------------
 
 
@@ -151,6 +158,7 @@ WIRE: dict[type[BaseException], tuple[int, int]] = {  # CNI code (spec 1.1.0 sec
     InvalidConfig: (7, 400),
     InvalidNetns: (8, 400),
     Unavailable: (11, 503),
+    StoreFailed: (11, 503),
     CannotServe: (50, 503),
     KernelRefused: (101, 500),  # from 100 on codes are the plugin's own
     CloudError: (102, 502),

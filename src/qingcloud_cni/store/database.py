@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from qingcloud_cni.core.errors import StartRefused
+from qingcloud_cni.core.errors import StartRefused, StoreFailed
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Nic
 from qingcloud_cni.core.seams import (
     Change,
@@ -33,6 +33,9 @@ _PRAGMAS = (
     "synchronous=FULL",  # an ADD's record survives a power cut
     "wal_autocheckpoint=1000",  # pages, some 200 requests: the one whose record comes then waits for two fsyncs more
 )
+_OF_THE_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}  # may be over the next moment
+_OF_THE_PLACE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SCHEMA = """
 CREATE TABLE nics (nic_id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
 CREATE TABLE attachments (network TEXT, container_id TEXT, ifname TEXT, body TEXT NOT NULL,
@@ -48,7 +51,10 @@ class Database:
     """Changes in, rows out. Not for two threads at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file; StartRefused where it is damaged, in use or of a newer version."""
+        """Open or make the file; StartRefused where it is damaged, in use or of a newer version.
+
+        StoreFailed where the disk does not do its part.
+        """
         self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
@@ -91,9 +97,18 @@ class Database:
         return [body for (body,) in self._db.execute(f"SELECT body FROM {table} ORDER BY rowid")]  # noqa: S608 - a literal of ours
 
     def write(self, changes: Sequence[Change]) -> None:
-        """All of *changes* in one transaction, or none."""
+        """All of *changes* in one transaction, or none; StoreFailed where the disk does not do its part."""
         if not changes:
             return
+        try:
+            self._transact(changes)
+        except sqlite3.Error as err:
+            fault = _code(err)
+            if fault in _OF_THE_DISK | _OF_THE_PLACE | _DAMAGE:  # anything else is a bug of ours
+                raise StoreFailed(f"state file {self._path} cannot be written: {err}; {_advice(fault)}") from err
+            raise
+
+    def _transact(self, changes: Sequence[Change]) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             for change in changes:
@@ -149,7 +164,22 @@ def _body(row: Nic | Attachment | Intent) -> str:
     return msgspec.json.encode(row).decode()
 
 
-def _unusable(path: Path, err: sqlite3.Error | msgspec.MsgspecError) -> StartRefused:
-    if getattr(err, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:  # the low byte; above it the finer reason
+def _code(err: Exception) -> int:
+    """SQLite's code for *err*: the low byte; above it stands the finer reason."""
+    return int(getattr(err, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _advice(fault: int) -> str:
+    if fault == sqlite3.SQLITE_FULL:
+        return "make room there"
+    if fault in _OF_THE_DISK | _OF_THE_PLACE:
+        return "mend the disk or the permissions there"
+    return "move it away to begin anew from cloud and kernel"
+
+
+def _unusable(path: Path, err: sqlite3.Error | msgspec.MsgspecError) -> StartRefused | StoreFailed:
+    fault = _code(err)
+    if fault == sqlite3.SQLITE_BUSY:
         return StartRefused(f"state file {path} is in use by another process; end that one first")
-    return StartRefused(f"state file {path} cannot be used: {err}; move it away to begin anew from cloud and kernel")
+    words = f"state file {path} cannot be used: {err}; {_advice(fault)}"
+    return StoreFailed(words) if fault in _OF_THE_DISK else StartRefused(words)
