@@ -12,7 +12,7 @@ from simulator import Sim, needs_root, running_sim
 
 pytestmark = needs_root
 
-VERSIONS = ("0.3.1",)
+VERSIONS = ("0.3.1", "1.0.0", "1.1.0")
 
 
 @pytest.fixture(scope="module")

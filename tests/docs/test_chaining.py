@@ -1,0 +1,53 @@
+"""The page on lists of plugins: its list works, and it says what the plugins speak."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from chains import call_of, libcni_of, wait_until_all_is_back
+from cni_networks import number, parse
+from cni_results import VERSIONS
+from hosts import Host, hosts_of, install
+from pages import ROOT, blocks, page, table
+from simulator import needs_root, running_sim
+
+PAGE = ROOT / "docs" / "chaining.md"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    home = tmp_path_factory.mktemp("chaining")
+    plugin = install(home)
+    with (
+        running_sim("--hosts", "1") as sim,
+        hosts_of(sim, iter(sim.info["namespaces"]["hosts"]), home, plugin) as take,
+    ):
+        host = take()
+        host.start(min_idle=1, max_idle=1)
+        yield host
+
+
+@needs_root
+def test_the_list_works_as_it_is_shown(host: Host) -> None:
+    """But for the place of the token: agents of tests have places of their own."""
+    (document,) = [json.loads(block.text) for block in blocks(PAGE) if block.language == "json"]
+    document["plugins"][0]["args"]["TokenFile"] = str(host.token_file)
+    network, container, library = parse(json.dumps(document).encode()), host.container(), libcni_of(host)
+    library.validate(network)
+    library.add(network, call_of(container))
+    library.check(network, call_of(container))
+    library.delete(network, call_of(container))
+    wait_until_all_is_back(host)
+
+
+@needs_root
+def test_plugins_speak_the_versions_that_are_told(host: Host) -> None:
+    library = libcni_of(host)
+    for names, told, *_ in table(page("docs/chaining.md"), "Plugin", "Versions"):
+        oldest, newest = told.split(" to ")
+        between = {v for v in VERSIONS if number(oldest) <= number(v) <= number(newest)}
+        for name in names.replace("`", "").split(", "):
+            spoken = set(library.versions(name))
+            assert between <= spoken, name
+            assert not {v for v in spoken if number("0.3.0") <= number(v) < number(oldest)}, name

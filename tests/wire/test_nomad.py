@@ -1,0 +1,120 @@
+"""Under Nomad: an ADD repeated without a DEL between, a DEL with a stale path and no arguments, STATUS first."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from chains import libcni_of, wait_until_all_is_back
+from cni_networks import Failed
+from emulators.nomad import Nomad
+from hosts import Host, NewHost
+from pages import ROOT
+from simulator import Sim, needs_root, running_sim
+
+pytestmark = needs_root
+
+EXAMPLE = ROOT / "examples" / "nomad" / "mynet.conflist"
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--hosts", "3") as running:
+        yield running
+
+
+def example(host: Host, version: str = "", **args: object) -> dict[str, Any]:
+    """As shipped, or in another *version*; agents of tests have places of their own."""
+    document: dict[str, Any] = json.loads(EXAMPLE.read_text())
+    document["plugins"][0]["args"] |= {"TokenFile": str(host.token_file), "SpoolDir": str(host.run_dir / "spool")}
+    document["plugins"][0]["args"] |= args
+    return document | ({"cniVersion": version} if version else {})
+
+
+def nomad_on(host: Host, document: dict[str, Any]) -> Nomad:
+    directory = host.directory / "config"
+    directory.mkdir(exist_ok=True)
+    (directory / EXAMPLE.name).write_text(json.dumps(document))
+    return Nomad(libcni_of(host), directory, document["name"])
+
+
+def verbs(nomad: Nomad) -> list[str]:
+    return [execution.verb for execution in nomad.library.executions]
+
+
+@pytest.mark.cni(54)
+@pytest.mark.parametrize(
+    ("version", "asked"),
+    [
+        ("0.3.1", ["ADD", "DEL"]),
+        ("", ["ADD", "CHECK", "DEL"]),
+        ("1.1.0", ["STATUS", "ADD", "STATUS", "CHECK", "STATUS", "DEL"]),
+    ],
+)
+def test_an_allocation_has_an_address_and_gives_it_back(host: Host, version: str, asked: list[str]) -> None:
+    """The client may start anew meanwhile. DEL comes without CNI_ARGS, while the namespace is still there."""
+    nomad, container, alloc = nomad_on(host, example(host, version)), host.container(), str(uuid4())
+    address = nomad.setup(alloc, container.path)
+    assert container.link()["addr_info"][0]["local"] == address
+    if version != "0.3.1":
+        nomad.restore(alloc, container.path)
+    nomad.teardown(alloc, container.path)
+    assert nomad.library.executions[-1].environment["CNI_ARGS"] == ""
+    assert (verbs(nomad), nomad.complaints) == (asked, [])
+    wait_until_all_is_back(host)
+
+
+@pytest.mark.cni(32)
+def test_an_add_that_failed_is_repeated_as_it_is(new_host: NewHost) -> None:
+    """No NIC is to be had at first; nothing of the first try is in the way of the second."""
+    host = new_host()
+    host.start(min_idle=1, max_idle=1, max_nics=1)
+    nomad = nomad_on(host, example(host, TimeoutSeconds=1.5))
+    first, second = host.container(), host.container()
+    nomad.setup("a1", first.path)
+    nomad.wait = lambda _seconds: nomad.teardown("a1", first.path)
+    address = nomad.setup("a2", second.path)
+    assert second.link()["addr_info"][0]["local"] == address
+    assert verbs(nomad) == ["ADD", "ADD", "DEL", "ADD"]
+    nomad.teardown("a2", second.path)
+    wait_until_all_is_back(host)
+
+
+@pytest.mark.cni(32)
+@pytest.mark.parametrize("version", ["", "1.1.0"])
+def test_an_add_that_never_succeeds_holds_nothing(host: Host, version: str) -> None:
+    document = example(host, version)
+    document["plugins"][0]["ipam"] = {"routes": [{"dst": "10.96.0.0/12", "gw": "192.0.2.1"}]}
+    nomad, container = nomad_on(host, document), host.container()
+    nomad.wait = lambda _seconds: None
+    with pytest.raises(Failed, match=r"192\.0\.2\.1"):
+        nomad.setup("a1", container.path)
+    assert verbs(nomad)[-3:] == ["ADD"] * 3
+    wait_until_all_is_back(host)
+
+
+@pytest.mark.cni(44)
+def test_a_stale_path_is_no_obstacle_to_del(host: Host) -> None:
+    nomad, container, alloc = nomad_on(host, example(host)), host.container(), str(uuid4())
+    nomad.setup(alloc, container.path)
+    container.delete()
+    nomad.teardown(alloc, container.path)
+    assert (nomad.complaints, host.attachments()) == ([], [])
+    wait_until_all_is_back(host)
+
+
+def test_with_1_1_0_an_absent_agent_keeps_del_from_being_sent(new_host: NewHost) -> None:
+    """Why the example stays with 1.0.0. The agent frees what was held when it sees that the namespace is gone."""
+    host = new_host()
+    host.start(min_idle=1, max_idle=1, max_nics=1)
+    nomad, container = nomad_on(host, example(host, "1.1.0")), host.container()
+    nomad.setup("a1", container.path)
+    host.agent.stop()
+    nomad.teardown("a1", container.path)
+    container.delete()
+    assert verbs(nomad) == ["STATUS", "ADD", "STATUS"]
+    assert len(nomad.complaints) == 1
+    host.start(idle=0, min_idle=1, max_idle=1, max_nics=1)
+    wait_until_all_is_back(host)
