@@ -25,6 +25,12 @@ QINGAGENT = str(Path(sys.executable).with_name("qingagent"))
 PORT = 31080
 LOG_LINES = 200  # of each agent, printed when its host is closed: pytest shows them where a test failed
 
+CUT_OFF = """
+table inet away {{
+  chain output {{ type filter hook output priority 0; ip daddr 127.0.0.1 tcp dport 7777 {verdict}; }}
+}}
+"""
+
 _T = TypeVar("_T")
 
 
@@ -70,6 +76,17 @@ class Container:
 
     def reaches(self, address: str) -> bool:
         return pings(self.name, address)
+
+    @contextmanager
+    def process(self, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A process inside, until it is over or the block is."""
+        with subprocess.Popen(("nsenter", f"--net={self.path}", *argv), stdout=subprocess.DEVNULL) as process:
+            try:
+                inside = Path(self.path).stat().st_ino
+                eventually(lambda: Path(f"/proc/{process.pid}/ns/net").stat().st_ino == inside, f"{argv} inside")
+                yield process
+            finally:
+                process.kill()
 
     def delete(self) -> None:
         run("ip", "netns", "delete", self.name)
@@ -264,6 +281,15 @@ class Host:
         """Its log goes to stderr; what is told here is told at any level."""
         argv = self.command(QINGAGENT, "cleanup", *self.flags(**{"loglevel": "error"} | settings), *args)
         return run(*argv, check=check, cwd=self.directory)
+
+    @contextmanager
+    def cut_off(self, verdict: str) -> Iterator[None]:
+        """While it lasts, packets to the cloud's API meet this verdict of nftables."""
+        run(*self.command("nft", "-f", "-"), input=CUT_OFF.format(verdict=verdict))
+        try:
+            yield
+        finally:
+            run(*self.command("nft", "delete", "table", "inet", "away"))
 
     # --- its API -------------------------------------------------------------------------------------
 

@@ -124,6 +124,16 @@ class Sim:
     def status(self) -> dict[str, Any]:
         return self.get("/admin/status")
 
+    @contextmanager
+    def fault(self, action: str, effect: str) -> Iterator[None]:
+        """While it lasts, this is what such calls get."""
+        faults = json.dumps([{"action": action, "effect": effect, "times": 10_000}])
+        run(QINGCLOUD_SIM, "faults", "set", "-", "--name", self.name, input=faults)
+        try:
+            yield
+        finally:
+            run(QINGCLOUD_SIM, "faults", "clear", "--name", self.name)
+
     def wait_job(self, job_id: str) -> None:
         def ended() -> bool:
             (job,) = self.call("DescribeJobs", jobs=[job_id])["job_set"]

@@ -1,9 +1,7 @@
 """DEL in every condition in which runtimes send it: it succeeds, frees what was recorded, and nothing else."""
 
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +26,6 @@ def assert_free(host: Host) -> None:
     """Both NICs are idle again; one whose link died is back after a moment."""
     assert host.attachments() == []
     eventually(host.is_untouched, "all NICs idle and parked")
-
-
-@contextmanager
-def process_in(container: Container, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that keeps running in the container's namespace."""
-    with subprocess.Popen(("nsenter", f"--net={container.path}", *argv), stdout=subprocess.DEVNULL) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.mark.cni(41, 54)
@@ -101,8 +89,7 @@ def test_del_finds_the_nic_in_a_namespace_that_lost_its_path(host: Host) -> None
     """The mount is gone and a file is left, but a process keeps the namespace alive, and the NIC in it."""
     container = host.container()
     nic_id = host.add(container)["interfaces"][0]["mac"]
-    with process_in(container, "sleep", "60") as process:
-        eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n", "the process inside")
+    with container.process("sleep", "60"):
         container.delete()
         Path(container.path).touch()
         try:
@@ -211,7 +198,7 @@ def test_del_succeeds_while_processes_run_in_the_namespace(host: Host, argv: tup
     """CRI-O takes the network away before the containers. The process is let alone."""
     container = host.container()
     host.add(container)
-    with process_in(container, *argv) as process:
+    with container.process(*argv) as process:
         host.delete(container)
         assert container.names == ["lo"]
         assert process.poll() is None

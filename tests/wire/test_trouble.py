@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,43 +10,17 @@ import pytest
 import yaml
 
 from hosts import Host, NewHost, open_files
-from simulator import QINGCLOUD_SIM, Sim, eventually, needs_root, run, running_sim
+from simulator import Sim, eventually, needs_root, run, running_sim
 
 pytestmark = needs_root
 
 ONE: dict[str, Any] = {"min_idle": 1, "max_idle": 1}
-AWAY = """
-table inet away {{
-  chain output {{ type filter hook output priority 0; ip daddr 127.0.0.1 tcp dport 7777 {verdict}; }}
-}}
-"""
 
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[Sim]:
     with running_sim("--hosts", "12") as running:
         yield running
-
-
-@contextmanager
-def away(host: Host, verdict: str) -> Iterator[None]:
-    """While it lasts, the way from this host to the API is closed."""
-    run(*host.command("nft", "-f", "-"), input=AWAY.format(verdict=verdict))
-    try:
-        yield
-    finally:
-        run(*host.command("nft", "delete", "table", "inet", "away"))
-
-
-@contextmanager
-def fault(sim: Sim, action: str, effect: str) -> Iterator[None]:
-    """While it lasts, this is what such calls get."""
-    faults = yaml.safe_dump([{"action": action, "effect": effect, "times": 10_000}])
-    run(QINGCLOUD_SIM, "faults", "set", "-", "--name", sim.name, input=faults)
-    try:
-        yield
-    finally:
-        run(QINGCLOUD_SIM, "faults", "clear", "--name", sim.name)
 
 
 def calls_with(host: Host, outcome: str) -> list[str]:
@@ -104,7 +78,7 @@ def test_an_api_that_cannot_be_reached_any_more_is_told_while_the_pool_serves(ne
     path.write_text(yaml.safe_dump(keys | {"connection_timeout": 1}))
     host.start(QYAccessFilePath=path, **ONE)
     verdict, words = UNREACHABLE[how]
-    with away(host, verdict):
+    with host.cut_off(verdict):
         assert_told(host, "unreachable", *words)
     assert_over(host)
 
@@ -124,7 +98,7 @@ def test_what_the_cloud_answers_in_trouble_is_told_while_the_pool_serves(
     host = new_host()
     host.start(**ONE)
     action, effect, outcome, words = FAULTS[name]
-    with fault(sim, action, effect):
+    with sim.fault(action, effect):
         assert_told(host, outcome, *words)
     assert_over(host)
 
@@ -133,7 +107,7 @@ def test_a_failed_job_is_told_and_its_nics_are_attached_again(new_host: NewHost,
     host = new_host()
     host.start(**ONE)
     container = host.container()
-    with fault(sim, "AttachNics", "fail-job"):
+    with sim.fault("AttachNics", "fail-job"):
         host.add(host.container())
         refused = host.cni("ADD", container, conf=host.conf(TimeoutSeconds=20))
         assert refused.code == 11, refused
