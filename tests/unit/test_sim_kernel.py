@@ -10,7 +10,7 @@ import pytest
 
 from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Netns, Route
-from qingcloud_cni.core.seams import Kernel, LinkOrder
+from qingcloud_cni.core.seams import Inspection, Kernel, LinkOrder
 from qingcloud_cni.sim.effects import FilterNic, PlugNic, UnplugNic
 from qingcloud_cni.sim.kernel import HOST_PATH, MOVE, FakeKernel
 from qingcloud_cni.sim.topology import Latencies
@@ -251,3 +251,40 @@ async def test_changes_are_told_to_every_watcher_and_none_is_missed() -> None:
         watcher.cancel()
     await asyncio.gather(*watchers, return_exceptions=True)
     await kernel.close()
+
+
+# --- looking -----------------------------------------------------------------------------------------
+
+
+@simulated
+async def test_an_interface_is_inspected_as_it_is() -> None:
+    kernel = make_kernel(NIC)
+    netns = kernel.make_netns(PATH)
+    assert await kernel.inspect(PATH, "eth0") == Inspection(netns)
+    placed = await kernel.attach(order(netns))
+    seen = await kernel.inspect(PATH, "eth0")
+    assert seen.link is not None
+    assert (seen.link.mac, seen.link.ifindex, seen.link.is_up) == (NIC, placed.ifindex, True)
+    assert (seen.addresses, seen.routes) == ((order(netns).address,), placed.routes)
+    kernel.change(PATH, "eth0", is_up=False, address="", routes=())
+    seen = await kernel.inspect(PATH, "eth0")
+    assert seen.link is not None
+    assert (seen.link.is_up, seen.addresses, seen.routes) == (False, (), ())
+    for path in (HOST_PATH, kernel.parking_path, "/run/netns/none"):
+        with pytest.raises(InvalidNetns):
+            await kernel.inspect(path, "eth0")
+
+
+@simulated
+async def test_a_namespace_is_gone_when_it_died_and_not_before() -> None:
+    kernel = make_kernel(NIC)
+    netns = kernel.make_netns(PATH)
+    wanted = order(netns)
+    await kernel.attach(wanted)
+    assert not await kernel.is_gone(NIC, netns, wanted.alias)
+    assert not await kernel.is_gone(NIC, Netns("/run/netns/elsewhere", netns.dev, netns.inode), wanted.alias)
+    kernel.kill_netns(PATH)
+    assert await kernel.is_gone(NIC, netns, wanted.alias)  # its NIC is on its way
+    await asyncio.sleep(1)
+    assert NIC in {link.mac for link in kernel.links_in(HOST_PATH)}
+    assert await kernel.is_gone(NIC, netns, wanted.alias)

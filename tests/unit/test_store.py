@@ -1,12 +1,15 @@
 """The store: what was saved is there, in order, whatever happens to the process; what cannot be used is refused."""
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +29,7 @@ from qingcloud_cni.core.model import (
     NicState,
     OpKind,
     Route,
+    Workload,
 )
 from qingcloud_cni.core.seams import (
     Change,
@@ -48,6 +52,7 @@ ATTACHMENT = Attachment(
     AttachmentKey("net", "pod", "eth0"), NIC.nic_id, Netns("/var/run/netns/ä", 4, 4026532000), 2.5,
     routes=(Route("0.0.0.0/0", "172.16.3.1"), Route("10.96.0.0/12", "172.16.3.253")),
     dns=Dns(("172.16.0.2",), "vpc.local", ("a", "b"), ("ndots:2",)), ifindex=7, mtu=1500, is_ready=True,
+    workload=Workload("web", "shop", "uid", "abc", (("app", "web"), ("", "ä"))),
 )  # fmt: skip
 CREATE = Intent("op1", OpKind.CREATE, 3.5, vxnet_id="vxnet-1", name="name", count=3)
 ATTACH = Intent("op2", OpKind.ATTACH, 4.5, nic_ids=(NIC.nic_id, "52:54:00:00:00:02"), job_id="j-1")
@@ -90,6 +95,18 @@ async def test_everything_saved_is_there_after_reopening(opens: Opens, path: Pat
     assert await store.load() == SNAPSHOT
     assert await store.events(10) == (EVENT,)
     await store.close()
+
+
+def test_an_attachment_written_before_it_told_of_its_pod_is_still_read(path: Path) -> None:
+    written = Database(path)
+    written.write([PutAttachment(ATTACHMENT)])
+    written.close()
+    with closing(sqlite3.connect(path)) as raw:
+        (body,) = raw.execute("SELECT body FROM attachments").fetchone()
+        old = {key: value for key, value in json.loads(body).items() if key != "workload"}
+        raw.execute("UPDATE attachments SET body = ?", (json.dumps(old),))
+        raw.commit()
+    assert reopened(path).attachments == (replace(ATTACHMENT, workload=Workload()),)
 
 
 @STORES

@@ -38,6 +38,20 @@ class NicView(msgspec.Struct, frozen=True):
     attachment: Annotated[str, Meta(description="network/container/ifname it serves; empty if none")]
 
 
+class LabelView(msgspec.Struct, frozen=True):
+    key: str
+    value: str
+
+
+class PodView(msgspec.Struct, frozen=True):
+    """What the runtime told in CNI_ARGS (K8S_POD_…); each empty where it told nothing."""
+
+    namespace: str
+    name: Annotated[str, Meta(description="under podman: the container's name")]
+    uid: str
+    infra_container_id: str
+
+
 class AttachmentView(msgspec.Struct, frozen=True):
     """A container's use of a NIC."""
 
@@ -49,6 +63,8 @@ class AttachmentView(msgspec.Struct, frozen=True):
     address: Annotated[str, Meta(description="with the prefix length")]
     vxnet_id: str
     routes: list[RouteView]
+    pod: PodView
+    labels: Annotated[list[LabelView], Meta(description="as args.cni or Mesos gave them")]
     since: float
     is_ready: Annotated[bool, Meta(description="false until the link is configured")]
 
@@ -146,7 +162,7 @@ def attachment_views(agent: Agent) -> list[AttachmentView]:
 
 
 def _attachment_view(attachment: Attachment, nics: Mapping[str, Nic]) -> AttachmentView:
-    nic = nics[attachment.nic_id]
+    nic, told = nics[attachment.nic_id], attachment.workload
     return AttachmentView(
         network=attachment.key.network,
         container_id=attachment.key.container_id,
@@ -156,6 +172,8 @@ def _attachment_view(attachment: Attachment, nics: Mapping[str, Nic]) -> Attachm
         address=nic.address,
         vxnet_id=nic.vxnet_id,
         routes=[RouteView(r.dst, r.gw) for r in attachment.routes],
+        pod=PodView(told.pod_namespace, told.pod_name, told.pod_uid, told.infra_container_id),
+        labels=[LabelView(key, value) for key, value in told.labels],
         since=attachment.since,
         is_ready=attachment.is_ready,
     )

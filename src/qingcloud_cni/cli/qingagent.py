@@ -141,10 +141,14 @@ def attachments(output: str, **_flags: Any) -> None:
 def _show_attachments(found: list[dict[str, Any]]) -> None:
     from qingcloud_cni.cli import show
 
-    rows = [a | {"age": show.age(a["since"])} for a in found]
-    columns = {"CONTAINER": "container_id", "NETWORK": "network", "IFNAME": "ifname", "ADDRESS": "address",
-               "NIC": "nic_id", "FOR": "age", "NETNS": "netns"}  # fmt: skip
+    rows = [a | {"age": show.age(a["since"]), "pod": _pod(a["pod"])} for a in found]
+    columns = {"POD": "pod", "CONTAINER": "container_id", "NETWORK": "network", "IFNAME": "ifname",
+               "ADDRESS": "address", "NIC": "nic_id", "FOR": "age", "NETNS": "netns"}  # fmt: skip
     show.as_table(rows, columns, "no containers")
+
+
+def _pod(pod: dict[str, str]) -> str:
+    return "/".join(filter(None, (pod["namespace"], pod["name"]))) or "-"
 
 
 @with_settings("run-dir")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-PIPE_WIDTH = 200  # columns where nobody folds lines
+PIPE_WIDTH = 1000  # columns where nobody folds lines
 
 
 def as_json(content: Any) -> None:

@@ -25,7 +25,7 @@ def valid_attachments(config: Mapping[str, object], network: str) -> frozenset[A
     for n, entry in enumerate(sections(key, keys[key])):
         container_id, ifname = (text(f"{key}[{n}].{k}", entry.get(k.lower())) for k in ("containerID", "ifname"))
         if not (container_id and ifname):
-            raise InvalidConfig(f"{key}[{n}] {entry!r} names no containerID and ifname, so nothing is freed")
+            raise InvalidConfig(f"{key}[{n}] names not both containerID and ifname, so nothing is freed")
         found.add(AttachmentKey(network, container_id, ifname))
     return frozenset(found)
 
