@@ -2,12 +2,16 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import virtual_time
 from qingcloud_cni.agent.agent import FIRST_CALL, Agent, World
+from qingcloud_cni.agent.cni_api import CniApi, CniRequest
+from qingcloud_cni.agent.metrics import Metrics
+from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings, resolve
 from qingcloud_cni.agent.tasks import Tasks
 from qingcloud_cni.agent.turns import Call
@@ -147,6 +151,37 @@ class SimulatedHost:
     async def delete(self, container: str) -> None:
         await self.agent.attachments.delete(key_of(container), Call(Verb.DEL))
 
+    async def ask(
+        self,
+        verb: str,
+        container: str,
+        config: Mapping[str, object] | None = None,
+        *,
+        netns: str | None = None,
+        cni_args: str = "",
+        timeout: float = 100.0,
+        is_awaited: Callable[[], bool] = lambda: True,
+        **more: object,
+    ) -> dict[str, Any] | None:
+        """A whole request, as it comes from the plugin; *config* and *more* are added to the network configuration.
+
+        For a container the namespace is made if it is not there, unless *netns* names another one.
+        """
+        is_of_host = verb in {Verb.GC, Verb.STATUS}
+        path = netns_of(container) if netns is None else netns
+        if verb == Verb.ADD and netns is None and path not in self.paths():
+            self.kernel.make_netns(path)
+        request = CniRequest(
+            command=verb,
+            container_id=container,
+            ifname="" if is_of_host else "eth0",
+            netns="" if is_of_host else path,
+            args=cni_args,
+            timeout=timeout,
+            config={"cniVersion": "1.1.0", "name": "net", "type": "qingcni", **(config or {}), **more},
+        )
+        return await CniApi(self.agent, Metrics())._serve(request, Phases(), is_awaited)
+
     def paths(self) -> set[str]:
         return self.kernel._paths()
 
@@ -241,6 +276,17 @@ async def simulated(
             await host.kill()
         pump.cancel()
         await asyncio.gather(pump, return_exceptions=True)
+
+
+def lived(test: Callable[[SimulatedHost], Awaitable[None]], tmp_path: Path, **settings: Any) -> None:
+    """Run *test* on a host of its own."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, **settings) as host:
+            await test(host)
+            host.check_invariants()
+
+    virtual_time.run(main())
 
 
 def set_faults(host: SimulatedHost, *specs: FaultSpec) -> None:
