@@ -62,6 +62,7 @@ def test_every_version_is_answered_in_itself(tmp_path: Path, version: str) -> No
 def test_check_right_after_add_is_fine_and_changes_nothing(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         result = await host.ask(Verb.ADD, "c0")
+        await host.agent.context.journal.save()
         before = (host.agent.context.table.attachments[key_of("c0")], host.kernel.links_in(netns_of("c0")))
         await host.ask(Verb.CHECK, "c0", prevResult=result)
         assert (host.agent.context.table.attachments[key_of("c0")], host.kernel.links_in(netns_of("c0"))) == before
