@@ -21,16 +21,20 @@ PIP := $(SET_UP) $(BIN)/python -m pip -qq --no-cache-dir --disable-pip-version-c
 SCRATCH := $(PYTHON) tools/scratch.py
 
 .NOTPARALLEL:
-.PHONY: help demo test bench lint format lock clean base machine peers
+.PHONY: help demo test test-runtimes bench lint format lock clean base machine peers runtimes
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 demo: machine $(INSTALLED)  ## two simulated hosts, six containers, a NIC of its own for each (ARGS=--keep leaves it up)
 	@$(SCRATCH) $(BIN)/python examples/demo.py $(ARGS)
 
-test: machine peers $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest)
-	@$(SCRATCH) sh -c 'exec $(BIN)/pytest --basetemp="$$TMPDIR/t" --leftovers=fail "$$@"' pytest $(ARGS)
+PYTEST := $(SCRATCH) sh -c 'exec $(BIN)/pytest --basetemp="$$TMPDIR/t" --leftovers=fail "$$@"' pytest
+test: machine peers runtimes $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest)
+	@$(PYTEST) $(ARGS)
+
+test-runtimes: machine peers runtimes $(INSTALLED)  ## of these the ones with real container runtimes
+	@$(PYTEST) tests/runtime/test_containerd.py $(ARGS)
 
 bench: machine peers $(INSTALLED)  ## what it costs, beside other plugins (ARGS=--quick, --full, --only=serial, --help)
 	@$(SCRATCH) $(BIN)/python -m bench $(ARGS)
@@ -67,6 +71,9 @@ machine:
 
 peers:
 	@PYTHON="$(PYTHON)" tools/packages.sh containernetworking-plugins
+
+runtimes:
+	@PYTHON="$(PYTHON)" tools/packages.sh busybox-static containerd runc
 
 # Two packages of the official clients come as source only: what builds them is installed first, hashes checked.
 # `--use-pep517` matters: their old `setup.py install` writes into /etc and the home directory.

@@ -244,18 +244,16 @@ class Host:
         """*argv* as it is run on this host: as `ip netns exec`, without a mount namespace of its own."""
         return ["nsenter", f"--net={self.sim.host(self.name)['netns']}", *argv]
 
+    def spawn(self, *argv: str, **options: Any) -> "subprocess.Popen[bytes]":
+        """Start *argv* on this host, and leave it to itself; *options* are those of Popen."""
+        return subprocess.Popen(self.command(*argv), stdin=subprocess.DEVNULL, cwd=self.directory, **options)
+
     def launch(self, **settings: object) -> AgentProcess:
         """Start an agent and leave it to itself."""
         number = len(self.agents) + 1
         log, complaints = (self.directory / f"agent-{number}.{kind}" for kind in ("log", "err"))
         with log.open("wb") as stdout, complaints.open("wb") as stderr:
-            process = subprocess.Popen(
-                self.command(QINGAGENT, "start", *self.flags(**settings)),
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=self.directory,
-            )
+            process = self.spawn(QINGAGENT, "start", *self.flags(**settings), stdout=stdout, stderr=stderr)
         self.agents.append(AgentProcess(process, log, complaints))
         return self.agent
 

@@ -18,6 +18,9 @@ does_its_work() {
         iputils-ping) command -v ping ;;
         procps) command -v ps ;;
         kmod) command -v modprobe ;;
+        busybox-static) busybox=$(command -v busybox) && ! ldd "$busybox" ;;  # `busybox` alone needs libraries
+        containerd) command -v containerd && command -v ctr ;;
+        runc) command -v runc ;;
         containernetworking-plugins) test -x /usr/lib/cni/host-device || test -x /opt/cni/bin/host-device ;;
         *) refuse "tools/packages.sh does not know the package $1" ;;
     esac >/dev/null 2>&1
