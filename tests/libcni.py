@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from answers import error_object
 from cni_networks import NEWEST, Failed, Network, parse, read_json
 from cni_results import CannotDecode, convert, decode
 from qingcloud_cni.sim.fabric_shell import inside
@@ -246,6 +247,8 @@ class Libcni:
         status, stdout, stderr = self._run(program, json.dumps(stdin).encode(), environment)
         self.executions.append(Execution(verb, program.name, stdin, environment, status, stdout, stderr))
         if status:
+            if program.name == "qingcni" and status > 0:
+                error_object(status, stdout)
             raise judge_failure(status, stdout, stderr)
         return stdout
 

@@ -60,7 +60,7 @@ def odd_paths(tmp_path: Path) -> dict[str, str]:
         "mount namespace": "/proc/self/ns/mnt",
         "ended process": "/proc/4194305/ns/net",
         "too long": "/run/netns/" + "x" * 5000,
-        "odd letters": "/run/netns/\t\u2028'\"\\",
+        "odd letters": "/run/netns/\n\t\u2028'\"\\",
         "relative": "run/netns/x",
     }
 

@@ -217,7 +217,7 @@ def read_config(request: Request) -> None:
         request.version = version
     name = pick(config, "name")
     if not name:
-        raise Refusal(7, "missing network name")
+        raise Refusal(7, "missing network name", 'the network configuration needs one, such as "name": "mynet"')
     if not isinstance(name, str) or not is_id(name):
         raise Refusal(7, "invalid characters found in network name", f"name={name!r}")
     request.network = name
@@ -557,7 +557,8 @@ def error_object(version: str, refusal: Refusal) -> bytes:
 
 
 def harmless(text: str) -> str:
-    """*text* without the words by which containerd takes a failed DEL for a success (go-cni)."""
+    """*text* on one line, without the words by which containerd takes a failed DEL for a success (go-cni)."""
+    text = text.replace("\n", "\\n")  # of a value that was given
     return text.replace("not found", "missing").replace("no such file", "missing file")
 
 
