@@ -3,6 +3,7 @@
 import json
 import stat
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,27 @@ from qingcloud_cni.sim.fabric_shell import inside
 from simulator import run
 
 RESERVED = "org.apache.mesos"
+PORT_MAPPER = "mesos-cni-port-mapper"  # what it does for its delegate; it makes no rules here
+_PORT_MAPPER = """
+import json, os, subprocess, sys
+config = json.load(sys.stdin)
+for needed in (config["chain"], *(os.environ[f"CNI_{name}"] for name in ("CONTAINERID", "IFNAME", "NETNS"))):
+    assert needed
+delegate = {**config["delegate"], "name": config["name"], "args": config["args"]}
+program = os.path.join(os.environ["CNI_PATH"], delegate["type"])
+done = subprocess.run([program], input=json.dumps(delegate), stdout=subprocess.PIPE, text=True)
+if os.environ["CNI_COMMAND"] == "ADD" and not done.returncode:
+    assert json.loads(done.stdout)["ip4"]["ip"]
+print(done.stdout)
+sys.exit(done.returncode)
+"""
+
+
+def write_port_mapper(plugins_dir: Path) -> None:
+    """Mesos's own plugin that wraps another one: its `args` replace those of its `delegate`."""
+    file = plugins_dir / PORT_MAPPER
+    file.write_text(f"#!{sys.executable} -IS\n{_PORT_MAPPER}")
+    file.chmod(0o755)
 
 
 class Failure(Exception):

@@ -33,7 +33,7 @@ def sim() -> Iterator[Sim]:
 def example(host: Host, **keys: Any) -> dict[str, Any]:
     """As shipped, with *keys* over those of the list; agents of tests have places of their own."""
     document: dict[str, Any] = json.loads(EXAMPLE.read_text())
-    document["plugins"][0]["args"] |= {"TokenFile": str(host.token_file), "SpoolDir": str(host.run_dir / "spool")}
+    document["plugins"][0]["args"] |= {"TokenFile": str(host.token_file), "SpoolDir": str(host.spool)}
     return document | keys
 
 

@@ -1,5 +1,6 @@
 """Under kubelet and containerd: loopback and network at once, keys as Go spells them, sandboxes stopped late."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -37,8 +38,27 @@ def test_loopback_and_network_are_added_at_once(host: Host, kubelet: Kubelet) ->
     (address,) = kubelet.run_sandbox(sandbox)
     (held,) = host.attachments()
     assert held["address"].partition("/")[0] == address
+    assert held["pod"] | {"uid": ""} == {
+        "namespace": "default", "name": sandbox.pod, "uid": "", "infra_container_id": sandbox.id
+    }  # fmt: skip
     assert sandbox.container.link("lo")["flags"].count("UP") == 1
     assert kubelet.is_node_ready()
+    kubelet.stop_sandbox(sandbox)
+    wait_until_all_is_back(host)
+
+
+@pytest.mark.cni(75)
+def test_what_a_pod_asks_for_is_understood_as_go_spells_it(host: Host, kubelet: Kubelet) -> None:
+    """`Servers`, `Searches` and `Options` become the result's dns; what is other plugins' work is no obstacle."""
+    sandbox = Sandbox(host.container())
+    kubelet.run_sandbox(sandbox)
+    (added,) = [e for e in kubelet.library.executions if (e.verb, e.plugin) == ("ADD", "qingcni")]
+    assert added.config["runtimeConfig"].keys() == added.config["capabilities"].keys()
+    assert json.loads(added.stdout)["dns"] == {
+        "nameservers": ["10.96.0.10"],
+        "search": ["svc.cluster.local"],
+        "options": ["ndots:5"],
+    }
     kubelet.stop_sandbox(sandbox)
     wait_until_all_is_back(host)
 

@@ -1,6 +1,7 @@
 """Under Mesos, as its isolator `network/cni` calls a plugin: no library, no version, a bare environment."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from chains import wait_until_all_is_back
-from emulators.mesos import Failure, Mesos
+from emulators.mesos import PORT_MAPPER, Failure, Mesos, write_port_mapper
 from hosts import Host, NewHost
 from pages import ROOT
 from simulator import Sim, eventually, needs_root, run, running_sim
@@ -23,7 +24,7 @@ LABELS = {"labels": [{"key": "team", "value": "blue"}]}
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "5") as running:
+    with running_sim("--hosts", "7") as running:
         yield running
 
 
@@ -41,7 +42,7 @@ def mesos(host: Host) -> Iterator[Mesos]:
     directory.mkdir()
     mesos = Mesos(host.directory / "mesos", host.plugin.parent, directory, host.netns)
     document = json.loads(EXAMPLE.read_text())
-    document["args"]["TokenFile"] = str(host.token_file)
+    document["args"] |= {"TokenFile": str(host.token_file), "SpoolDir": str(host.spool)}
     write(mesos, "mynet.conf", document)
     yield mesos
     for handle in mesos.root.glob("*/ns"):
@@ -87,8 +88,11 @@ def test_a_container_joins_its_networks_all_at_once(host: Host, mesos: Mesos) ->
         handle = mesos.handle("5f0c1bd6.debug-1")
         assert addresses(handle) == {"eth0": answers["mynet"]["ip4"]["ip"], "eth1": answers["other"]["ip4"]["ip"]}
         assert answers["other"]["dns"] == {"nameservers": ["10.0.0.53"]}
-        held = {(a["network"], a["container_id"], a["ifname"]) for a in host.attachments()}
-        assert held == {("mynet", "5f0c1bd6.debug-1", "eth0"), ("other", "5f0c1bd6.debug-1", "eth1")}
+        held = {(a["network"], a["container_id"], a["ifname"]): a["labels"] for a in host.attachments()}
+        assert held == {
+            ("mynet", "5f0c1bd6.debug-1", "eth0"): LABELS["labels"],
+            ("other", "5f0c1bd6.debug-1", "eth1"): [],
+        }
         mesos.cleanup("5f0c1bd6.debug-1")
     assert not [*mesos.root.iterdir()]
     wait_until_all_is_back(host)
@@ -103,6 +107,39 @@ def test_after_a_reboot_del_comes_without_a_namespace(host: Host, mesos: Mesos) 
     host.start(idle=0, min_idle=2, max_idle=2)
     mesos.cleanup("c1")
     assert not [*mesos.root.iterdir()]
+    wait_until_all_is_back(host)
+
+
+@pytest.mark.cni(53)
+def test_a_container_is_cleaned_up_while_the_agent_is_away(host: Host, mesos: Mesos) -> None:
+    """Mesos takes the DEL for done, and the agent does it when it is back."""
+    with task() as process:
+        mesos.isolate("c1", process.pid, [{"name": "mynet"}])
+        host.agent.stop()
+        mesos.cleanup("c1")
+        assert not [*mesos.root.iterdir()]
+        host.start(idle=0, min_idle=2, max_idle=2)
+        assert host.attachments() == []
+    wait_until_all_is_back(host)
+
+
+def test_the_port_mapper_hands_its_own_args_to_what_it_wraps(host: Host, mesos: Mesos) -> None:
+    """So `args` stand beside `delegate`, not in it. It wants a namespace for DEL: after a reboot the agent frees."""
+    mesos.plugins_dir = host.directory / "plugins"
+    mesos.plugins_dir.mkdir()
+    shutil.copy2(host.plugin, mesos.plugins_dir)
+    write_port_mapper(mesos.plugins_dir)
+    mapped = network(mesos, name="mapped", type=PORT_MAPPER, chain="MESOS", delegate={"type": "qingcni"})
+    write(mesos, "mapped.conf", mapped)
+    with task() as process:
+        answers = mesos.isolate("c1", process.pid, [{"name": "mapped"}])
+        assert addresses(mesos.handle("c1")) == {"eth0": answers["mapped"]["ip4"]["ip"]}
+        mesos.cleanup("c1")
+        wait_until_all_is_back(host)
+        mesos.isolate("c2", process.pid, [{"name": "mapped"}])
+    run("umount", "--no-mtab", str(mesos.handle("c2")))
+    with pytest.raises(Failure):
+        mesos.cleanup("c2")
     wait_until_all_is_back(host)
 
 

@@ -28,7 +28,7 @@ def sim() -> Iterator[Sim]:
 def example(host: Host, version: str = "", **args: object) -> dict[str, Any]:
     """As shipped, or in another *version*; agents of tests have places of their own."""
     document: dict[str, Any] = json.loads(EXAMPLE.read_text())
-    document["plugins"][0]["args"] |= {"TokenFile": str(host.token_file), "SpoolDir": str(host.run_dir / "spool")}
+    document["plugins"][0]["args"] |= {"TokenFile": str(host.token_file), "SpoolDir": str(host.spool)}
     document["plugins"][0]["args"] |= args
     return document | ({"cniVersion": version} if version else {})
 
