@@ -1,31 +1,15 @@
 """The page on lists of plugins: its list works, and it says what the plugins speak."""
 
 import json
-from collections.abc import Iterator
-
-import pytest
 
 from chains import call_of, libcni_of, wait_until_all_is_back
 from cni_networks import number, parse
 from cni_results import VERSIONS
-from hosts import Host, hosts_of, install
+from hosts import Host
 from pages import ROOT, blocks, page, table
-from simulator import needs_root, running_sim
+from simulator import needs_root
 
 PAGE = ROOT / "docs" / "chaining.md"
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    home = tmp_path_factory.mktemp("chaining")
-    plugin = install(home)
-    with (
-        running_sim("--hosts", "1") as sim,
-        hosts_of(sim, iter(sim.info["namespaces"]["hosts"]), home, plugin) as take,
-    ):
-        host = take()
-        host.start(min_idle=1, max_idle=1)
-        yield host
 
 
 @needs_root

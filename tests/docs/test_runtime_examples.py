@@ -20,7 +20,9 @@ def test_the_readme_names_every_file_where_it_goes_and_how_to_verify(folder: Pat
     text = readme.read_text(encoding="utf-8")
     near = {link for link in links(readme) if not link.startswith("../")}
     assert near == {file.name for file in files}
-    assert all((folder / link).resolve().exists() for link in links(readme))
+    for target, _, anchor in (link.partition("#") for link in links(readme)):
+        assert not anchor or anchor in anchors(folder / target)
+        assert (folder / target).exists()
     for file in files:
         assert f"/{file.name}` |" in text, file.name
     assert "erify" in text

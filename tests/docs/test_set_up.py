@@ -3,19 +3,19 @@
 import ipaddress
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hosts import Host, hosts_of, install
+from hosts import Host
 from pages import ROOT, blocks, page, table
 from qingcloud_cni.core.gateway import link_name
 from qingcloud_cni.core.seams import Gateway, ServicePath
 from qingcloud_cni.kernel import firewall
 from qingcloud_cni.kernel import gateway as kernel_gateway
-from simulator import needs_root, running_sim
+from simulator import needs_root
 
 KUBERNETES, MESOS = (ROOT / "docs" / f"{name}.md" for name in ("kubernetes", "mesos"))
 FIRST = Gateway("52:54:9f:00:00:01", "hostnic", "172.16.3.250/24", "172.16.3.1", 0)
@@ -28,19 +28,6 @@ def documents(path: Path) -> list[dict[str, Any]]:
 def network(path: Path) -> dict[str, Any]:
     (found,) = [document for document in documents(path) if document.get("type") == "qingcni"]
     return found
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    home = tmp_path_factory.mktemp("set-up")
-    plugin = install(home)
-    with (
-        running_sim("--hosts", "1") as sim,
-        hosts_of(sim, iter(sim.info["namespaces"]["hosts"]), home, plugin) as take,
-    ):
-        host = take()
-        host.start(min_idle=2, max_idle=2)
-        yield host
 
 
 def with_token(host: Host, document: Mapping[str, Any], **args: object) -> dict[str, Any]:

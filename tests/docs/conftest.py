@@ -1,0 +1,21 @@
+"""What the tests of pages share: a host with an agent, where what a page shows is tried."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from hosts import Host, hosts_of, install
+from simulator import running_sim
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    home = tmp_path_factory.mktemp("page")
+    plugin = install(home)
+    with (
+        running_sim("--hosts", "1") as sim,
+        hosts_of(sim, iter(sim.info["namespaces"]["hosts"]), home, plugin) as take,
+    ):
+        host = take()
+        host.start(min_idle=2, max_idle=2)
+        yield host
