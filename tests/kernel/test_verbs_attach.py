@@ -11,6 +11,7 @@ from pyroute2 import IPRoute
 
 from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Route
+from qingcloud_cni.core.seams import LinkOrder, PlacedLink
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.messages import LinkInfo
 from qingcloud_cni.kernel.namespaces import Namespace
@@ -301,3 +302,28 @@ async def test_address_is_the_orders(lab: Lab, kernel: HostKernel) -> None:
     await kernel.attach(replace(lab.order(mac, netns, "net1", ()), address=ADDRESS.replace("/24", "/32")))
     (info,) = ip_json("-n", pod, "-4", "addr", "show", "net1")[0]["addr_info"]
     assert (info["local"], info["prefixlen"], "broadcast" in info) == ("172.16.3.7", 32, False)
+
+
+async def test_moves_asked_for_at_once_are_made_one_at_a_time_in_their_order(
+    lab: Lab, kernel: HostKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    under_way: list[str] = []
+    attach = kernel._verbs.attach
+
+    def watched(order: LinkOrder) -> PlacedLink:
+        begun.append(order.mac)
+        under_way.append(order.mac)
+        assert under_way == [order.mac]
+        try:
+            return attach(order)
+        finally:
+            under_way.remove(order.mac)
+
+    monkeypatch.setattr(kernel._verbs, "attach", watched)
+    orders = []
+    for number in range(5):
+        netns = await kernel.identify(lab.path(lab.make_netns(f"pod{number}")))
+        orders.append(replace(lab.order(lab.plug(number), netns), alias=f"{lab.alias}{number}"))
+    await asyncio.gather(*(kernel.attach(order) for order in orders))
+    assert begun == [order.mac for order in orders]
