@@ -2,14 +2,17 @@
 
 import asyncio
 import socket
+import ssl
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from qingcloud_cni.cloud import Access, AioTransport
 from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown
+from simulator import run
 
 TARGET = "/iaas?access_key_id=THEKEYID&nics.1=52%3A54%3A00&nic_name=a%20b%2F~&signature=abcd%2B%3D"
 
@@ -188,6 +191,44 @@ async def test_a_server_without_tls_was_certainly_not_sent_the_request() -> None
                 await transport.send("GET", TARGET, b"", 0.5)
         assert not isinstance(certain.value, OutcomeUnknown)
         assert server.heads == []
+
+
+async def test_a_server_that_answers_tls_in_the_clear_is_told_as_such() -> None:
+    """What `protocol: https` before a port of plain HTTP comes to; OpenSSL's number for it is that of EPERM."""
+
+    async def plain(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with (
+        await asyncio.start_server(plain, "127.0.0.1", 0) as listener,
+        reaching(access(listener.sockets[0].getsockname()[1], protocol="https")) as transport,
+    ):
+        with pytest.raises(CloudUnreachable, match="cannot be reached: it speaks no TLS that fits: ") as certain:
+            await transport.send("GET", TARGET, b"", 5)
+    assert not isinstance(certain.value, OutcomeUnknown)
+    assert "not permitted" not in str(certain.value)
+    assert_no_secrets(certain.value)
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_told_as_such(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    request = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    run(*request, "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with (
+        await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as listener,
+        reaching(access(listener.sockets[0].getsockname()[1], protocol="https")) as transport,
+    ):
+        with pytest.raises(CloudUnreachable, match="its certificate is not accepted: ") as certain:
+            await transport.send("GET", TARGET, b"", 5)
+    assert not isinstance(certain.value, OutcomeUnknown)
+    assert_no_secrets(certain.value)
 
 
 async def test_closing_an_unused_transport_is_fine() -> None:

@@ -129,6 +129,9 @@ def _reason(err: BaseException, timeout: float) -> str:
         return f"its certificate is not accepted: {detail}"
     if isinstance(err, aiohttp.ClientConnectorDNSError):
         return f"its name cannot be resolved: {err.os_error.strerror or err.os_error}"
+    if isinstance(err, aiohttp.ClientSSLError):  # its errno is OpenSSL's own
+        detail = getattr(err.os_error, "reason", "") or "no reason given"
+        return f"it speaks no TLS that fits: {str(detail).replace('_', ' ').lower()}"
     for kind, words in _WORDS:
         if isinstance(err, kind):
             return words(timeout)
