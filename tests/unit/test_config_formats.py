@@ -121,7 +121,8 @@ NATIVE = {  # numbers, truths and lists as each format writes them
     ' "zone": null}',
     ".toml": '# none\nVXNET = ["vxnet-1", "vxnet-2"]\nmin-idle = 2\ncooldown = 1.5\n'
     "Allow-Readable-Access-File = true\n",
-    ".xml": "<?xml version='1.0' encoding='ISO-8859-1'?><!-- none --><c xmlns='urn:c' v='1'><VXNET> vxnet-1 </VXNET>"
+    ".xml": "<?xml version='1.0' encoding='ISO-8859-1'?><!-- none -->"
+    "<c xmlns='urn:c' xmlns:xsi='urn:i' xsi:x='y'><VXNET> vxnet-1 </VXNET>"
     "<min-idle>&#50;</min-idle><vxnet>vxnet-2</vxnet><cooldown><![CDATA[1.5]]></cooldown>"
     "<Allow-Readable-Access-File>on</Allow-Readable-Access-File></c>",
     ".ini": "; none\n# none\nVXNET: 'vxnet-1,vxnet-2'\nmin-idle=2\n\ncooldown = \"1.5\"\n"
@@ -223,7 +224,7 @@ REFUSED = [
     (".yaml", "zone: 'a", "F is broken: line 1, column "),
     (".yaml", "a: 1\nzone: !!python/object:os.system x", "F is broken: line 2, column 7: the tag "),
     (".yaml", "zone: !x a", "F is broken: line 1, column 7: the tag '!x' means nothing here"),
-    (".yaml", "zone: a\n--- \nzone: b", "F is broken: line 2, column 1: "),
+    (".yaml", "zone: a\n--- \nzone: b", "F is broken: line 2, column 1: found another document"),
     (".yaml", "? [a]\n: b", "F is broken: line 1, column 3: a key must be a word"),
     (".yaml", "zone: \x01", "F is broken: character 7: "),
     (".yaml", "[" * 60_000, "F is broken: "),
@@ -242,8 +243,9 @@ REFUSED = [
     (".xml", "", "F is broken: line 1, column 1: no element found"),
     (".xml", "<a>\n<zone>x</iface></a>", "F is broken: line 2, column 10: mismatched tag"),
     (".xml", "<a>&zone;</a>", "F is broken: line 1, column 4: undefined entity"),
+    (".xml", "<a zone='x'/>", "F is broken: line 1: element a has attribute 'zone'; values stand between the tags"),
     (".xml", "<a>words<zone>x</zone></a>", "F is broken: line 1: text outside of a key's element"),
-    (".xml", "<a>\n<zone name='x'/></a>", "F is broken: line 2: element zone has an attribute; values stand between"),
+    (".xml", "<a>\n<zone name='x'/></a>", "F is broken: line 2: element zone has attribute 'name'; values stand"),
     (".xml", DOCTYPE, "F is broken: line 1: DOCTYPE and entity declarations are refused; write the values out"),
     (".xml", '<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>', "F is broken: line 1: DOCTYPE"),
     (".xml", BOMB, "F is broken: line 1: DOCTYPE"),

@@ -83,7 +83,7 @@ def _flat(value: object) -> object:
 
 
 def xml_pairs(text: str) -> Pairs:
-    """Any root; an element is a key, and one that is repeated a list. DOCTYPE and entities are refused."""
+    """Any root; an element is a key, and one that is repeated a list. DOCTYPE, entities, attributes are refused."""
     reader = _XmlReader()
     try:
         reader.parser.Parse(text.encode(), True)
@@ -107,8 +107,9 @@ class _XmlReader:
         self.parser.EntityDeclHandler = self._refuse
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        if self._path and attributes:
-            raise self._broken(f"element {name} has an attribute; values stand between the tags")
+        for attribute in attributes:
+            if self._path or not attribute.startswith(("xmlns", "xsi:")):  # a schema's on the root say nothing
+                raise self._broken(f"element {name} has attribute {attribute!r}; values stand between the tags")
         self._path.append(name)
         if len(self._path) == 2:
             self._text, self._is_nested = "", False

@@ -28,7 +28,8 @@ def read_flat_yaml(text: str) -> list[tuple[str, object]] | None:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)  # the one in C crashes on deep nesting
     except yaml.MarkedYAMLError as err:
-        raise YamlFault(_place(err.problem_mark), err.problem or "it cannot be understood") from None
+        problem = (err.problem or "it cannot be understood").removeprefix("but ")  # it may go on from a context
+        raise YamlFault(_place(err.problem_mark), problem) from None
     except yaml.reader.ReaderError as err:
         raise YamlFault(f"character {err.position + 1}", str(err.reason)) from None
     except RecursionError:
