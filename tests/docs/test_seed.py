@@ -134,7 +134,7 @@ def test_global_flags_stand_before_or_after_the_command_and_the_later_one_counts
     (place / "a.json").write_text('{"vxnet": "vxnet-a"}')
     (place / "b.ini").write_text("vxnet = vxnet-b")
     given = ("--config", "a.json", "--loglevel", "debug")
-    for words in ((*given, "config", "check"), ("config", "check", *given)):
+    for words in ((*given, "config", "check"), ("config", *given, "check"), ("config", "check", *given)):
         found = checked(*words)
         assert found["vxnet"] == (["vxnet-a"], str(place / "a.json"))
         assert found["loglevel"] == ("debug", "--loglevel")

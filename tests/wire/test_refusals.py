@@ -26,6 +26,7 @@ ACCESS = f"{KEYS}host: 127.0.0.1\nport: 9\nprotocol: http\nconnection_retries: 0
 AS_NOBODY = f"""
 import os, sys
 import qingcloud_cni.agent.main, qingcloud_cni.agent.config_report, qingcloud_cni.cloud, qingcloud_cni.agent.logs
+import qingcloud_cni.cli.agent_client
 from qingcloud_cni.cli.qingagent import main
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
@@ -331,6 +332,13 @@ def test_a_second_agent_is_refused_with_status_3_and_the_first_one_goes_on(
     assert json.loads(shown.stdout)["pid"] == agent.pid
     assert not (place.directory / "run2").exists()
     assert place.parking() == [f"qingcni-{place.instance_id}"]
+
+
+def test_a_command_without_root_is_told_that_it_needs_root(place: Place, agent: subprocess.Popen[bytes]) -> None:
+    """And not to look whether the agent runs."""
+    done = run(sys.executable, "-c", AS_NOBODY, "status", "--run-dir", str(place.run_dir), check=False)
+    assert sentence(done, status=4).endswith("agent.sock answers root alone: run this as root\n")
+    assert agent.poll() is None
 
 
 def test_an_agent_of_another_namespace_with_the_same_run_dir_is_refused(

@@ -16,6 +16,7 @@ from qingcloud_cni.agent.startup import CloudComparison
 from qingcloud_cni.agent.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.errors import CloudError, CredentialsRefused, KernelRefused, NotInitialised, StartRefused
+from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
 from qingcloud_cni.core.table import Table
@@ -133,9 +134,12 @@ class Agent:
         self.context.path_due.notify()
 
     def is_drained(self) -> bool:
-        """Nothing but NICs that serve containers is left, and no cloud operation is under way."""
+        """Nothing but NICs that serve containers, their gateways' included, is left or under way."""
         table = self.context.table
-        return not table.intents and all(n.state is NicState.ASSIGNED for n in table.nics.values())
+        nics = tuple(table.nics.values())
+        spare = unused(nics, tuple(table.attachments.values()))
+        serving = {NicState.ASSIGNED, NicState.GATEWAY}
+        return not table.intents and all(n.state in serving and n.nic_id not in spare for n in nics)
 
     def stop(self) -> None:
         """Accept no ADD any more; those that wait are told so. NICs stay where they are."""

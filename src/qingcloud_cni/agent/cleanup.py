@@ -34,9 +34,7 @@ async def _give_back(parts: OpenAgent, *, force: bool, say: Callable[[str], obje
     held = tuple(parts.agent.context.table.attachments)
     if held and not force:
         names = ", ".join(str(key) for key in held[:5]) + (" …" if len(held) > 5 else "")
-        raise AgentError(
-            f"{len(held)} containers still have NICs ({names}); remove them first, or take the NICs with --force"
-        )
+        raise AgentError(f"containers still have NICs: {names}; remove them first, or take the NICs with --force")
     parts.agent.pool.drain()
     for key in held:
         await parts.agent.attachments.delete(key, Call(Verb.DEL))
@@ -86,4 +84,4 @@ def _progress(parts: OpenAgent) -> str:
     if not agent.is_cloud_compared:
         error = agent.last_cloud_error
         return f"waiting for the cloud: {error}" if error else "comparing with the cloud"
-    return f"{len(agent.context.table.nics)} NICs left to give back"
+    return f"NICs left to give back: {len(agent.context.table.nics)}"

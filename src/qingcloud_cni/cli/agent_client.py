@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from qingcloud_cni.core.errors import AgentError, Unavailable
+from qingcloud_cni.core.errors import AbilityMissing, AgentError, Unavailable
 
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 TIMEOUT = 30.0  # seconds for one call
@@ -23,11 +23,14 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def connect(path: Path) -> socket.socket:
-    """A connection to the agent; Unavailable where none listens."""
+    """A connection to the agent; Unavailable where none listens, AbilityMissing where only root may ask."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(TIMEOUT)
     try:
         connection.connect(str(path))
+    except PermissionError:
+        connection.close()
+        raise AbilityMissing(f"the agent at {path} answers root alone: run this as root") from None
     except OSError as err:
         connection.close()
         raise Unavailable(f"no agent answers at {path} ({err.strerror or err}); is qingagent running?") from err

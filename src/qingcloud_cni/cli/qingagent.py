@@ -167,18 +167,19 @@ def drain(timeout: str | None, **_flags: Any) -> None:
     except ValueError:
         raise StartRefused(f"--timeout {timeout!r} is refused: wanted {SECONDS.wanted}") from None
     _call("POST", "/v1/drain")
-    told = ""
+    told, listed = "", ""
     while True:
         found = _call("GET", "/v1/status")
         if found["drained"] and not found["attachments"]:
             click.echo("drained: no NIC is left")
             return
-        text = f"{sum(found['nics'].values())} NICs left, {found['attachments']} of them serve containers"
+        text = f"NICs left: {sum(found['nics'].values())}, containers that have one: {found['attachments']}"
         if text != told:
             click.echo(text)
             told = text
-            if found["drained"]:
-                _show_attachments(_call("GET", "/v1/attachments"))
+        if found["drained"] and text != listed:
+            _show_attachments(_call("GET", "/v1/attachments"))
+            listed = text
         if time.monotonic() >= end:
             raise AgentError(f"not drained within {timeout}: {text}")
         time.sleep(POLL)
@@ -196,8 +197,8 @@ def cleanup(*, force: bool, **_flags: Any) -> None:
     asyncio.run(clean_up(_host(sys.stderr), force=force, say=click.echo))
 
 
-@main.group(cls=SeedGroupHelp, help="Look at what the agent is set to.")
-def config() -> None: ...
+@main.group(cls=SeedGroupHelp, help="Look at what the agent is set to.", params=list(global_options()))
+def config(**_flags: Any) -> None: ...
 
 
 @with_settings()
