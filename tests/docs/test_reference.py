@@ -73,7 +73,7 @@ def test_no_command_is_described_that_is_not_there() -> None:
 
 def test_every_metric_is_described_with_its_labels() -> None:
     metrics = Metrics()
-    metrics.watch(Table(Snapshot()), lambda: 0, lambda: True)
+    metrics.watch(Table(Snapshot()), lambda: 0, lambda: True, lambda: 0)
     metrics.event(Event(0.0, "agent.ready"))
     metrics.cloud_call(CallSeen("AttachNics", CallOutcome.OK, 0.1, 0))
     metrics.cni_request("ADD", 0, 0.1, dict.fromkeys(Phase, 0.02))

@@ -5,6 +5,7 @@ import json
 import posix
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 
 from plugin_inputs import ENVIRONMENTS, JSON, check_answer, documents
 from plugin_process import RESULT, answer
+from qingcloud_cni.agent.spool_files import Oddity, SpoolFiles
+from qingcloud_cni.agent.values import Address
 from qingcloud_cni.plugin import qingcni
 
 
@@ -132,3 +135,26 @@ def test_whatever_comes_ends_in_one_document(
     run_to_its_end(process, chunks, place)
     assert process.status is not None
     check_answer(environment[b"CNI_COMMAND"], process.status, process.written[1], process.written[2])
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), environment=ENVIRONMENTS)
+def test_every_del_that_is_kept_can_be_read_by_the_agent(
+    place: Path, data: st.DataObject, environment: dict[bytes, bytes]
+) -> None:
+    directory = place / "kept"
+    for path in directory.glob("*"):
+        path.unlink()
+    stdin = data.draw(documents(st.just("localhost:1"), st.just(str(directory))))
+    process = Process(environment | {b"CNI_COMMAND": b"DEL"}, stdin)
+    run_to_its_end(process, [b""], place)
+    spool = SpoolFiles(directory, "i-1", place / "agent.sock", Address("127.0.0.1", 1))
+    found = list(spool.look())
+    assert len(found) == (process.status == 0)
+    for item in found:
+        if isinstance(item, Oddity):
+            assert item.event == "spool.left"
+        else:
+            assert item.kept.key.container_id.encode() == environment[b"CNI_CONTAINERID"]
+            assert item.kept.key.ifname.encode() == environment[b"CNI_IFNAME"]
+            assert item.kept.asked == pytest.approx(time.time(), abs=30)

@@ -1,6 +1,7 @@
 """The agent without its interfaces: the parts wired together, and the order in which they begin."""
 
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 
 from qingcloud_cni.agent.attachments import Attachments
@@ -12,10 +13,19 @@ from qingcloud_cni.agent.links import Links
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.settings import Settings
+from qingcloud_cni.agent.spool import Spool
+from qingcloud_cni.agent.spool_files import SpoolFiles
 from qingcloud_cni.agent.startup import CloudComparison
 from qingcloud_cni.agent.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.agent.vxnet_book import VxnetBook
-from qingcloud_cni.core.errors import CloudError, CredentialsRefused, KernelRefused, NotInitialised, StartRefused
+from qingcloud_cni.core.errors import (
+    CloudError,
+    CredentialsRefused,
+    KernelRefused,
+    NotInitialised,
+    StartRefused,
+    Unavailable,
+)
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
@@ -50,8 +60,10 @@ class Agent:
         self.pool = Pool(context, self.operations, chooser, settings.instance_nic_limit)
         self.gateways = Gateways(context, self.pool, self.operations, vxnets)
         self.links = Links(context, self.pool, self.gateways)
-        self.attachments = Attachments(context, self.pool, self.gateways)
-        self.records: list[TaskRecord] = []
+        files = SpoolFiles(settings.spool, context.instance_id, settings.socket, settings.bindaddr)
+        self.attachments = Attachments(context, self.pool, self.gateways, files)
+        self.spool = Spool(context, self.attachments, files)
+        self.records: list[TaskRecord] = [self.spool.record]
         self._comparison = CloudComparison(
             context, self.pool, self.operations, self.links, self.gateways, vxnets, settings.vxnet, settings.iface
         )
@@ -90,6 +102,8 @@ class Agent:
         """Table against kernel: before this nothing is served."""
         await self.attachments.settle_unfinished()
         await self.links.look()
+        with suppress(Unavailable):  # the task looks again, and records what is wrong
+            await self.spool.look()
         self._is_kernel_compared = True
 
     def begin(self) -> None:
@@ -99,6 +113,7 @@ class Agent:
         spawn("links", self.links.run())
         spawn("jobs", self.jobs.run())
         spawn("gateway check", self.gateways.run())
+        spawn(self.spool.record.name, self.spool.run())
         spawn("cloud comparison", self._compare_cloud())
         record = TaskRecord("orphan containers", LOOK_PERIOD)
         self.records.append(record)

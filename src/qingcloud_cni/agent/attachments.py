@@ -6,8 +6,10 @@ from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.phases import Phase, Phases
 from qingcloud_cni.agent.pool import Pool
+from qingcloud_cni.agent.spool_files import SpoolFile, SpoolFiles
 from qingcloud_cni.agent.turns import Call, Turns
 from qingcloud_cni.core.check import faults, finished
+from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import (
     CheckFailed,
     InvalidConfig,
@@ -29,8 +31,9 @@ TRIES = 3  # NICs tried where the link of the one chosen turns out to be missing
 class Attachments:
     """Serves what concerns attachments; requests for the same one wait for each other."""
 
-    def __init__(self, context: Context, pool: Pool, gateways: Gateways) -> None:
+    def __init__(self, context: Context, pool: Pool, gateways: Gateways, spool: SpoolFiles) -> None:
         self._context = context
+        self._spool = spool
         self._pool = pool
         self._gateways = gateways
         self._turns = Turns()
@@ -49,6 +52,8 @@ class Attachments:
             netns = await self._context.kernel.identify(netns_path)
         async with self._turns.turn(key, call):
             call.check()
+            if file := self._spool.find(key):
+                await self._finish(file, call.phases)
             if known := await self._known(key, netns, call):
                 return known, self._context.table.nics[known.nic_id]
             attachment, nic = await self._try_attach(key, netns, config, call)
@@ -62,13 +67,29 @@ class Attachments:
     async def delete(self, key: AttachmentKey, call: Call) -> None:
         """Take the container's NIC back; success where there is none.
 
-        ADDs that wait for one are ended. Unavailable if another request for it is not done in time.
+        ADDs that wait for one are ended. Unavailable if another request for it is not done in time, or if the caller
+        has gone: it has kept the DEL in the spool, or will repeat it, and an ADD may have come since.
         """
+        call.check()
         self._turns.call_off_adds(key, "a DEL of the same attachment came meanwhile")
         async with self._turns.turn(key, call):
+            call.check()
             attachment = self._context.table.attachments.get(key)
             if attachment is not None:
                 await self._release(attachment, "DEL", call.phases)
+
+    async def finish(self, file: SpoolFile) -> bool:
+        """Do a DEL that was kept while the agent could not be asked; False if a request for it is being served.
+
+        KernelRefused as `delete`; the file stays then.
+        """
+        if file.kept.key in self._turns:
+            return False
+        call = Call(Verb.DEL)
+        async with self._turns.turn(file.kept.key, call):
+            if self._spool.is_there(file):  # else an ADD has done it meanwhile
+                await self._finish(file, call.phases)
+        return True
 
     async def check(self, key: AttachmentKey, netns_path: str, previous: Result, call: Call) -> None:
         """Compare the attachment with the kernel and *previous*, the result of its ADD; CheckFailed names the faults.
@@ -132,6 +153,24 @@ class Attachments:
             except KernelRefused as err:
                 context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
         await context.journal.save()
+
+    async def _finish(self, file: SpoolFile, phases: Phases) -> None:
+        """What came later than the DEL is not touched. The file goes once the release is on disk."""
+        context, kept = self._context, file.kept
+        attachment = context.table.attachments.get(kept.key)
+        outcome = "nothing was held"
+        if attachment is not None and attachment.since > kept.asked:
+            outcome = f"nic {attachment.nic_id} is left: its ADD came later"
+        elif attachment is not None:
+            await self._release(attachment, "DEL, kept while the agent could not be asked", phases)
+            outcome = f"nic {attachment.nic_id} was released"
+        context.note("spool.done", subject=str(kept.key), detail=outcome)
+        with phases.waiting(Phase.STORE):
+            await context.journal.save()
+        try:
+            self._spool.remove(file)
+        except Unavailable as err:  # done is done: another time there will be nothing to do
+            context.note("spool.failed", subject=str(kept.key), detail=str(err))
 
     async def _collect(self, key: AttachmentKey, call: Call) -> None:
         context = self._context

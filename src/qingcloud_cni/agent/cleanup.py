@@ -1,5 +1,6 @@
 """`qingagent cleanup`: the host as it was before the first start."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -74,6 +75,8 @@ def _remove_files(settings: Settings) -> None:
     database = settings.database
     for path in (database, database.with_name(f"{database.name}-wal"), settings.socket, settings.token_file):
         path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(settings.spool)
     for directory in (settings.state_dir, settings.run_dir):
         with suppress(OSError):
             directory.rmdir()

@@ -1,6 +1,7 @@
 """POST /v1/cni: the plugin's requests, answered in the shape its version wants."""
 
 import logging
+import select
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -105,7 +106,7 @@ class CniApi:
         code, status, failure = 0, 200, ""
         try:
             request = _decode(await _body(http))
-            answer = await self._serve(request, phases, lambda: http.transport is not None)
+            answer = await self._serve(request, phases, lambda: _is_awaited(http))
             reply = b"" if answer is None else msgspec.json.encode(answer)
         except Exception as err:  # noqa: BLE001 - a bug in a handler is answered 999 and logged (style.md)
             code, status = wire(err)
@@ -195,6 +196,15 @@ class CniApi:
 def _check_netns(request: CniRequest) -> None:
     if not request.netns:
         raise InvalidEnvironment("required environment variable CNI_NETNS is missing")
+
+
+def _is_awaited(http: web.Request) -> bool:
+    """Whether the caller still holds its end of the connection: the kernel knows before the loop has read so far."""
+    if http.transport is None:
+        return False
+    poll = select.poll()
+    poll.register(http.transport.get_extra_info("socket"), select.POLLRDHUP)
+    return not poll.poll(0)
 
 
 async def _body(http: web.Request) -> bytes:

@@ -90,7 +90,12 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
         async with asyncio.TaskGroup() as group:
             tasks = Tasks(group)
             agent = await Agent.open(host.settings, host.instance_id, world, tasks)
-            metrics.watch(agent.context.table, lambda: agent.pool.waiting, lambda: agent.is_initialised)
+            metrics.watch(
+                agent.context.table,
+                lambda: agent.pool.waiting,
+                lambda: agent.is_initialised,
+                lambda: agent.spool.waiting,
+            )
             await agent.compare_kernel()
             agent.begin()
             yield OpenAgent(agent, kernel, metrics)

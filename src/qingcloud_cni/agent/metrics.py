@@ -19,9 +19,12 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class _TableCollector(Collector):
     """Gauges read when they are asked for, in another thread than changes the table: rows are copied at once."""
 
-    def __init__(self, table: Table, waiting: Callable[[], int], is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, table: Table, waiting: Callable[[], int], is_ready: Callable[[], bool], kept: Callable[[], int]
+    ) -> None:
         self._table = table
         self._waiting = waiting
+        self._kept = kept
         self._is_ready = is_ready
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
@@ -34,6 +37,7 @@ class _TableCollector(Collector):
         yield GaugeMetricFamily("qingagent_nics_asked", "NICs asked of the cloud, unanswered.", asked)
         yield GaugeMetricFamily("qingagent_attachments", "Containers that have a NIC.", len(self._table.attachments))
         yield GaugeMetricFamily("qingagent_adds_waiting", "ADDs that wait for a NIC.", self._waiting())
+        yield GaugeMetricFamily("qingagent_spooled", "DELs in the spool that could not be done yet.", self._kept())
         yield GaugeMetricFamily("qingagent_ready", "1 once ADDs are served.", float(self._is_ready()))
 
 
@@ -64,8 +68,10 @@ class Metrics:
         )  # fmt: skip
         self._events = Counter("qingagent_events", "Events by name.", ["name"], registry=self._registry)
 
-    def watch(self, table: Table, waiting: Callable[[], int], is_ready: Callable[[], bool]) -> None:
-        self._registry.register(_TableCollector(table, waiting, is_ready))
+    def watch(
+        self, table: Table, waiting: Callable[[], int], is_ready: Callable[[], bool], kept: Callable[[], int]
+    ) -> None:
+        self._registry.register(_TableCollector(table, waiting, is_ready, kept))
 
     def event(self, event: Event) -> None:
         self._events.labels(event.name).inc()

@@ -82,7 +82,7 @@ SETTINGS: tuple[Setting, ...] = (
             "id of this instance; read from instance-id-file if not given"),
     Setting("instance-id-file", PATH, "/etc/qingcloud/instance-id", "file that holds the id of this instance"),
     Setting("state-dir", PATH, "/var/lib/qingcloud-cni", "directory of the agent's database"),
-    Setting("run-dir", PATH, "/run/qingcloud-cni", "directory of the agent's socket and token"),
+    Setting("run-dir", PATH, "/run/qingcloud-cni", "directory of the agent's socket, token and spool"),
     Setting("allow-readable-access-file", FLAG, "false", "accept an access file that others than root may read"),
 )  # fmt: skip
 BY_KEY: Mapping[str, Setting] = {s.name.lower(): s for s in SETTINGS}
@@ -133,6 +133,10 @@ class Settings:
     @property
     def socket(self) -> Path:
         return self.run_dir / "agent.sock"
+
+    @property
+    def spool(self) -> Path:
+        return self.run_dir / "spool"
 
     @property
     def token_file(self) -> Path:

@@ -10,7 +10,7 @@ from qingcloud_cni.core.errors import Unavailable
 from qingcloud_cni.core.model import AttachmentKey
 
 GLANCE = 0.5  # seconds between looks whether a caller who waits is still there
-_GONE = "the caller of its ADD has gone"
+_HEEDED = frozenset({Verb.ADD, Verb.DEL})  # of these a caller that has gone may have asked the opposite since
 
 
 class Call:
@@ -77,8 +77,8 @@ class Call:
         self._look()
 
     def _look(self) -> None:
-        if self.verb is Verb.ADD and not self._is_awaited():
-            self.call_off(_GONE)
+        if self.verb in _HEEDED and not self._is_awaited():
+            self.call_off(f"the caller of its {self.verb} has gone")
 
 
 class Turns:

@@ -1,0 +1,27 @@
+"""DELs kept in a spool, as the plugin writes them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qingcloud_cni.core.model import AttachmentKey
+from qingcloud_cni.core.spool import file_name
+
+
+def keep(directory: Path, key: AttachmentKey, asked: float, **said: Any) -> Path:
+    """Write the file of a DEL asked at that time; *said* adds to what it says, or replaces it."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    content = {
+        "address": "127.0.0.1:31080",
+        "instanceID": "",
+        "network": key.network,
+        "containerID": key.container_id,
+        "ifname": key.ifname,
+        "time": asked,
+        "request": {"command": "DEL"},
+    }
+    path = directory / file_name(key)
+    draft = directory / f".{path.name}"
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps(content | said))
+    return draft.replace(path)
