@@ -34,7 +34,7 @@ test: machine peers runtimes $(INSTALLED)  ## all tests, on the built wheel (ARG
 	@$(PYTEST) $(ARGS)
 
 test-runtimes: machine peers runtimes $(INSTALLED)  ## of these the ones with real container runtimes
-	@$(PYTEST) tests/runtime/test_containerd.py $(ARGS)
+	@$(PYTEST) tests/runtime/test_containerd.py tests/runtime/test_podman.py $(ARGS)
 
 bench: machine peers $(INSTALLED)  ## what it costs, beside other plugins (ARGS=--quick, --full, --only=serial, --help)
 	@$(SCRATCH) $(BIN)/python -m bench $(ARGS)
@@ -73,7 +73,7 @@ peers:
 	@PYTHON="$(PYTHON)" tools/packages.sh containernetworking-plugins
 
 runtimes:
-	@PYTHON="$(PYTHON)" tools/packages.sh busybox-static containerd runc
+	@PYTHON="$(PYTHON)" tools/packages.sh busybox-static containerd runc podman
 
 # Two packages of the official clients come as source only: what builds them is installed first, hashes checked.
 # `--use-pep517` matters: their old `setup.py install` writes into /etc and the home directory.

@@ -21,6 +21,7 @@ does_its_work() {
         busybox-static) busybox=$(command -v busybox) && ! ldd "$busybox" ;;  # `busybox` alone needs libraries
         containerd) command -v containerd && command -v ctr ;;
         runc) command -v runc ;;
+        podman) command -v podman && command -v conmon ;;
         containernetworking-plugins) test -x /usr/lib/cni/host-device || test -x /opt/cni/bin/host-device ;;
         *) refuse "tools/packages.sh does not know the package $1" ;;
     esac >/dev/null 2>&1

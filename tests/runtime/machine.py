@@ -91,14 +91,54 @@ class Machine(Host):
             "mounts": sorted(mounts),
         }
 
+    def wait_calm(self, idle: int) -> dict[str, Any]:
+        """Wait until nothing is under way, *idle* NICs wait, and the cloud has no others of ours: the traces then."""
+
+        def calm() -> bool:
+            return len(self.nics("idle")) == idle and self.is_calm()
+
+        eventually(calm, f"{idle} idle NICs and nothing under way on {self.name}", seconds=60.0)
+        return self.traces()
+
     def wait_traces(self, before: Mapping[str, Any]) -> None:
         """All is as it was *before*; the kernel takes a moment to end a namespace."""
+        now: dict[str, Any] = {}
 
-        def differences() -> list[str]:
-            now = self.traces()
-            return [f"{kind}: {now[kind]}, was {before[kind]}" for kind in before if now[kind] != before[kind]]
+        def is_as_before() -> bool:
+            now.update(self.traces())
+            return now == before
 
-        eventually(lambda: not differences(), f"{self.name} as before; differs: {differences()}")
+        try:
+            eventually(is_as_before, f"{self.name} as before")
+        except AssertionError as err:
+            differing = [f"{kind}: {now[kind]}, was {before[kind]}" for kind in before if now[kind] != before[kind]]
+            raise AssertionError("; ".join([str(err), *differing])) from None
+
+
+@dataclass(frozen=True)
+class Before:
+    """How machines and the cloud were before there were agents."""
+
+    machines: tuple[Machine, ...]
+    traces: tuple[dict[str, Any], ...]
+    nics: list[dict[str, Any]]
+
+    @classmethod
+    def agents(cls, machines: tuple[Machine, ...]) -> "Before":
+        return cls(machines, tuple(machine.traces() for machine in machines), machines[0].sim.status()["nics"])
+
+    def is_again(self) -> bool:
+        """Whether it is the same once the agents are stopped and cleaned up after."""
+        for machine, traces in zip(self.machines, self.traces, strict=True):
+            assert machine.agent.stop() == 0
+            machine.cleanup()
+            machine.wait_traces(traces)
+        return bool(self.machines[0].sim.status()["nics"] == self.nics)
+
+
+def address_of(attachment: Mapping[str, Any]) -> str:
+    """The address the agent tells of, without its prefix length."""
+    return str(attachment["address"]).partition("/")[0]
 
 
 def cgroup_of(sim: Sim, name: str) -> str:

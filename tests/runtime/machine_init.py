@@ -69,8 +69,10 @@ def own_sys() -> None:
 
 
 def lay_out(staged: Path, kept: list[Path], binds: Mapping[str, str]) -> None:
-    # Copies of these mounts would keep other programs' namespaces alive, and the links in them.
-    subprocess.run(["umount", "--all", "--types", "nsfs", "--lazy"], check=True)
+    # Copies of these mounts would keep other programs' namespaces alive, and the links in them. It fails for those
+    # that their owner removes meanwhile: a mount goes with its place, in every mount namespace.
+    forget = ("umount", "--all", "--types", "nsfs", "--lazy")
+    subprocess.run(forget, check=False, stderr=subprocess.DEVNULL)
     own_etc(staged)
     own_sys()
     for directory in OWN:

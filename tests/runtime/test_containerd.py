@@ -15,54 +15,43 @@ import pytest
 
 from pages import page, table
 from runtime.containerd import Containerd, Pod, containerd_on
-from runtime.machine import EXAMPLES, machine_on
-from simulator import Sim, eventually, needs_root, running_sim
+from runtime.machine import EXAMPLES, Before, Machine, address_of
+from simulator import eventually, needs_root
 
 pytestmark = [needs_root, pytest.mark.timeout(300)]
 
 NETWORK = EXAMPLES / "containerd" / "10-mynet.conflist"
 MAX_PODS = 4
 POOL = {"min_idle": MAX_PODS, "max_idle": MAX_PODS, "max_nics": MAX_PODS + 1}  # one is the gateway
-
-
 SetNetwork = Callable[[Callable[[dict[str, Any]], dict[str, Any]]], Containerd]
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Two nodes, and how they and the cloud were before there were agents."""
-
-    sim: Sim
     nodes: tuple[Containerd, ...]
-    traces: tuple[dict[str, Any], ...]
-    nics: list[dict[str, Any]]
+    before: Before
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(machines: tuple[Machine, ...]) -> Iterator[Cluster]:
+    """Two nodes, ready for pods."""
     with ExitStack() as stack:
-        sim = stack.enter_context(running_sim("--hosts", "2"))
-        machines = [
-            stack.enter_context(machine_on(sim, name, tmp_path_factory.mktemp(name)))
-            for name in sim.info["namespaces"]["hosts"]
-        ]
         nodes = tuple(stack.enter_context(containerd_on(machine)) for machine in machines)
-        before = tuple(machine.traces() for machine in machines)
-        nics = sim.status()["nics"]
+        before = Before.agents(machines)
         for node in nodes:
             node.machine.start(idle=MAX_PODS, **POOL)
             node.new_pod("first").end()  # makes the host's gateway
-        yield Cluster(sim, nodes, before, nics)
+        yield Cluster(nodes, before)
 
 
 @pytest.fixture
 def nodes(cluster: Cluster) -> Iterator[tuple[Containerd, ...]]:
-    before = [calm(node) for node in cluster.nodes]
+    before = [node.machine.wait_calm(MAX_PODS) for node in cluster.nodes]
     yield cluster.nodes
     for node, traces in zip(cluster.nodes, before, strict=True):
         node.end_all()
+        node.machine.wait_calm(MAX_PODS)
         node.machine.wait_traces(traces)
-        calm(node)
 
 
 @pytest.fixture
@@ -84,25 +73,10 @@ def network(node: Containerd) -> Iterator[SetNetwork]:
     node.set_network(document)
 
 
-def calm(node: Containerd) -> dict[str, Any]:
-    """Nothing is attached, the pool has its size, and that is all the cloud has: the traces of it."""
-
-    def is_calm() -> bool:
-        return len(node.machine.nics("idle")) == MAX_PODS and node.machine.is_calm()
-
-    eventually(is_calm, f"no pods and a settled pool on {node.machine.name}", seconds=60.0)
-    return node.machine.traces()
-
-
 def attachment(pod: Pod) -> dict[str, Any]:
     """What the agent tells of a pod."""
     (found,) = [a for a in pod.runtime.machine.attachments() if a["container_id"] == pod.sandbox_id]
     return dict(found)
-
-
-def address_of(known: dict[str, Any]) -> str:
-    """The address of an attachment, without the prefix length."""
-    return str(known["address"]).partition("/")[0]
 
 
 def gateway_of(known: dict[str, Any]) -> str:
@@ -130,6 +104,18 @@ def test_a_pod_has_the_address_its_nic_has_in_the_cloud(node: Containerd) -> Non
     _, routes = pod.run("ip", "route")
     for route in known["routes"]:
         assert f"{route['dst'].replace('0.0.0.0/0', 'default')} via {route['gw']} dev eth0" in routes
+
+
+def test_the_agent_knows_whose_pod_it_is(node: Containerd) -> None:
+    pod = node.new_pod("web")
+    told = pod.config.metadata
+    assert attachment(pod)["pod"] == {
+        "namespace": told.namespace,
+        "name": "web",
+        "uid": told.uid,
+        "infra_container_id": pod.sandbox_id,
+    }
+    assert f"{told.namespace}/web" in node.machine.qingagent("attachments").stdout
 
 
 def test_pods_on_two_hosts_reach_each_other(nodes: tuple[Containerd, ...]) -> None:
@@ -271,8 +257,4 @@ def test_plugins_chained_behind_ours_do_their_work(network: SetNetwork, version:
 
 
 def test_afterwards_hosts_and_cloud_are_as_they_were_before(cluster: Cluster) -> None:
-    for node, traces in zip(cluster.nodes, cluster.traces, strict=True):
-        assert node.machine.agent.stop() == 0
-        node.machine.cleanup()
-        node.machine.wait_traces(traces)
-    assert cluster.sim.status()["nics"] == cluster.nics
+    assert cluster.before.is_again()
