@@ -138,6 +138,7 @@ def test_a_network_that_cannot_be_joined_ends_the_container_and_nothing_stays(ho
         with pytest.raises(Failure, match=r"192\.0\.2\.1"):
             mesos.isolate("c1", process.pid, [{"name": "mynet"}, {"name": "bad"}])
         assert addresses(mesos.handle("c1")).keys() == {"eth0"}
+        assert [held["network"] for held in host.attachments()] == ["mynet"]
         mesos.cleanup("c1")
     wait_until_all_is_back(host)
 

@@ -92,6 +92,7 @@ def test_an_add_that_never_succeeds_holds_nothing(host: Host, version: str) -> N
     with pytest.raises(Failed, match=r"192\.0\.2\.1"):
         nomad.setup("a1", container.path)
     assert verbs(nomad)[-3:] == ["ADD"] * 3
+    assert host.attachments() == []
     wait_until_all_is_back(host)
 
 
