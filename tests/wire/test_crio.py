@@ -26,7 +26,7 @@ SERVICES = {"dst": "10.96.0.0/12", "gw": "0.0.0.0"}
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "4") as running:
+    with running_sim("--hosts", "5") as running:
         yield running
 
 
@@ -117,6 +117,21 @@ def test_status_is_asked_again_and_again(new_host: NewHost) -> None:
     assert host.nics("idle") == []
     crio.status()
     crio.stop_pod(pod)
+    wait_until_all_is_back(host)
+
+
+@pytest.mark.cni(53)
+def test_the_one_del_is_kept_while_the_agent_is_away(new_host: NewHost) -> None:
+    host = new_host()
+    host.start(min_idle=1, max_idle=1, max_nics=1)
+    crio = crio_on(host, without_services(example(host)))
+    pod = pod_in(host.container())
+    crio.run_pod(pod)
+    host.agent.stop()
+    crio.stop_pod(pod)
+    assert crio.complaints == []
+    host.start(idle=0, min_idle=1, max_idle=1, max_nics=1)
+    assert (host.attachments(), [*host.spool.iterdir()]) == ([], [])
     wait_until_all_is_back(host)
 
 

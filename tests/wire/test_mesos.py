@@ -110,6 +110,19 @@ def test_after_a_reboot_del_comes_without_a_namespace(host: Host, mesos: Mesos) 
     wait_until_all_is_back(host)
 
 
+@pytest.mark.cni(53)
+def test_a_container_is_cleaned_up_while_the_agent_is_away(host: Host, mesos: Mesos) -> None:
+    """Mesos takes the DEL for done, and the agent does it when it is back."""
+    with task() as process:
+        mesos.isolate("c1", process.pid, [{"name": "mynet"}])
+        host.agent.stop()
+        mesos.cleanup("c1")
+        assert not [*mesos.root.iterdir()]
+        host.start(idle=0, min_idle=2, max_idle=2)
+        assert host.attachments() == []
+    wait_until_all_is_back(host)
+
+
 def test_the_port_mapper_hands_its_own_args_to_what_it_wraps(host: Host, mesos: Mesos) -> None:
     """So `args` stand beside `delegate`, not in it. It wants a namespace for DEL: after a reboot the agent frees."""
     mesos.plugins_dir = host.directory / "plugins"

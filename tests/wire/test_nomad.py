@@ -21,7 +21,7 @@ EXAMPLE = ROOT / "examples" / "nomad" / "mynet.conflist"
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "3") as running:
+    with running_sim("--hosts", "4") as running:
         yield running
 
 
@@ -103,6 +103,21 @@ def test_a_stale_path_is_no_obstacle_to_del(host: Host) -> None:
     container.delete()
     nomad.teardown(alloc, container.path)
     assert (nomad.complaints, host.attachments()) == ([], [])
+    wait_until_all_is_back(host)
+
+
+@pytest.mark.cni(53)
+def test_an_allocation_may_end_while_the_agent_is_away(new_host: NewHost) -> None:
+    """Nomad takes the DEL for done, and the namespace may go; the agent does it when it is back."""
+    host = new_host()
+    host.start(min_idle=1, max_idle=1, max_nics=1)
+    nomad, container = nomad_on(host, example(host)), host.container()
+    nomad.setup("a1", container.path)
+    host.agent.stop()
+    nomad.teardown("a1", container.path)
+    assert nomad.complaints == []
+    host.start(idle=0, min_idle=1, max_idle=1, max_nics=1)
+    assert (host.attachments(), [*host.spool.iterdir()]) == ([], [])
     wait_until_all_is_back(host)
 
 
