@@ -236,7 +236,6 @@ def test_sbr_fails_without_a_namespace_and_the_agent_frees_what_no_del_reaches(h
 # --- bandwidth -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.cni(32)
 @pytest.mark.parametrize("version", LISTS)
 def test_bandwidth_cannot_follow_and_nothing_is_left_of_the_add(host: Host, library: Libcni, version: str) -> None:
     """It wants a veth with a peer on the host. Nobody undoes the ADD: the runtime's DEL passes it and reaches us."""

@@ -135,7 +135,6 @@ def test_the_one_del_is_kept_while_the_agent_is_away(new_host: NewHost) -> None:
     wait_until_all_is_back(host)
 
 
-@pytest.mark.cni(52)
 def test_del_goes_by_the_cache_however_the_file_has_changed(host: Host, crio: Crio) -> None:
     pod = pod_in(host.container())
     crio.run_pod(pod)
@@ -149,7 +148,6 @@ def test_del_goes_by_the_cache_however_the_file_has_changed(host: Host, crio: Cr
     wait_until_all_is_back(host)
 
 
-@pytest.mark.cni(67, 68)
 def test_a_start_deletes_what_the_last_run_had_and_does_not_know_any_more(host: Host, crio: Crio) -> None:
     """DEL of what its cache has and it does not, then GC with those it knows, then a CHECK of each."""
     kept, lost = pod_in(host.container()), pod_in(host.container())

@@ -78,7 +78,7 @@ def addresses(handle: Path) -> dict[str, str]:
     return {row["ifname"]: f"{row['addr_info'][0]['local']}/24" for row in rows if row and row["ifname"] != "lo"}
 
 
-@pytest.mark.cni(76, 37)
+@pytest.mark.cni(76)
 def test_a_container_joins_its_networks_all_at_once(host: Host, mesos: Mesos) -> None:
     """eth0, eth1: each with a NIC of its own, told as `ip4` of 0.1.0; all are back when the container ends."""
     write(mesos, "any name will do", network(mesos, name="other", dns={"nameservers": ["10.0.0.53"]}))

@@ -61,7 +61,8 @@ def test_an_allocation_has_an_address_and_gives_it_back(host: Host, version: str
     if version != "0.3.1":
         nomad.restore(alloc, container.path)
     nomad.teardown(alloc, container.path)
-    assert nomad.library.executions[-1].environment["CNI_ARGS"] == ""
+    last = nomad.library.executions[-1]
+    assert (last.environment["CNI_ARGS"], last.stdout) == ("", b"")
     assert (verbs(nomad), nomad.complaints) == (asked, [])
     wait_until_all_is_back(host)
 
