@@ -8,7 +8,8 @@ import pytest
 from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import Unavailable
 from qingcloud_cni.core.model import Netns, NicState
-from simulated import SimulatedHost, key_of, lived, netns_of
+from qingcloud_cni.sim.topology import FaultSpec
+from simulated import SimulatedHost, key_of, lived, netns_of, set_faults
 
 
 def containers_of(host: SimulatedHost) -> set[str]:
@@ -74,6 +75,33 @@ def test_a_del_at_any_moment_of_an_add_leaves_nothing(tmp_path: Path, looks: int
         await host.until(lambda: host.states().count("idle") >= 3, "all at rest")
 
     lived(test, tmp_path, disk_seconds=0.01, cooldown=0)
+
+
+@pytest.mark.parametrize("cause", ["DEL", "caller"])
+def test_an_add_that_waits_for_a_gateway_ends_too_and_its_nic_is_free_again(tmp_path: Path, cause: str) -> None:
+    async def test(host: SimulatedHost) -> None:
+        set_faults(
+            host, FaultSpec("ModifyNicAttributes", "refuse", times=1000, code=1400, message="PermissionDenied")
+        )
+        is_there = [True]
+        routes = {"routes": [{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}]}
+        add = asyncio.create_task(host.ask(Verb.ADD, "c0", ipam=routes, is_awaited=lambda: is_there[0]))
+        await host.clock.sleep(20)
+        assert not add.done()
+        assert containers_of(host) == {"c0"}
+        begun = host.clock.now()
+        if cause == "DEL":
+            await host.ask(Verb.DEL, "c0")
+            assert host.clock.now() == begun
+        is_there[0] = False
+        with pytest.raises(Unavailable, match="a DEL of the same" if cause == "DEL" else "has gone"):
+            await add
+        assert host.clock.now() - begun <= 1.0
+        assert containers_of(host) == set()
+        assert not host.agent.context.moving
+        assert host.states().count("idle") >= 3
+
+    lived(test, tmp_path)
 
 
 def test_a_nic_that_comes_at_the_moment_the_add_is_called_off_is_not_lost(tmp_path: Path) -> None:
