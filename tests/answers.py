@@ -127,7 +127,7 @@ def _version(stdin: bytes) -> str:
     """The version in which a request is to be answered: the newest where its own cannot be read or is unknown."""
     try:
         keys = {key.lower(): value for key, value in json.loads(stdin).items()}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return VERSIONS[-1]
     version = keys.get("cniversion") or VERSIONS[0]
     return version if version in VERSIONS else VERSIONS[-1]

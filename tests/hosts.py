@@ -394,9 +394,14 @@ class Host:
         return execute(self.command(str(self.plugin)), self._environment(verb, container, ifname, variables), stdin)
 
     def begin(
-        self, verb: str, container: Container | str, ifname: str = "eth0", conf: Mapping[str, Any] | None = None
+        self,
+        verb: str,
+        container: Container | str,
+        ifname: str = "eth0",
+        conf: Mapping[str, Any] | None = None,
+        output: int = subprocess.DEVNULL,
     ) -> subprocess.Popen[bytes]:
-        """As `cni`, but it is left to run: to be killed or waited for; nobody hears what it says."""
+        """As `cni`, but it is left to run, in a session of its own: to be killed, or waited for."""
         with tempfile.TemporaryFile() as stdin:
             stdin.write(json.dumps(self.conf() if conf is None else conf).encode())
             stdin.seek(0)
@@ -404,7 +409,9 @@ class Host:
                 self.command(str(self.plugin)),
                 env=self._environment(verb, container, ifname, {}),
                 stdin=stdin,
-                stdout=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
 
     def _environment(

@@ -69,7 +69,7 @@ def odd_paths(tmp_path: Path) -> dict[str, str]:
 def test_what_is_no_network_namespace_is_refused_and_nothing_is_held(host: Host, tmp_path: Path) -> None:
     for kind, path in odd_paths(tmp_path).items():
         answer = host.cni("ADD", "c1", CNI_NETNS=path).refused(8, "netns")
-        assert answer.seconds < 2.0, kind
+        assert answer.seconds < 10.0, kind
     assert host.is_untouched()
 
 

@@ -217,7 +217,7 @@ async def _body(http: web.Request) -> bytes:
 def _decode(body: bytes) -> CniRequest:
     try:
         return _decoder.decode(body)
-    except msgspec.MsgspecError as err:
+    except (msgspec.MsgspecError, RecursionError) as err:  # the latter where it is nested too deeply
         raise UndecodableRequest(f"the request cannot be read: {err}") from None
 
 
