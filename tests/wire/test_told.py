@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hosts import Host
+from hosts import Host, NewHost
 from simulator import Sim, needs_root, running_sim
 
 pytestmark = needs_root
@@ -17,7 +17,7 @@ KUBELET = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-7;K8S_POD_INF
 
 @pytest.fixture(scope="module")
 def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
+    with running_sim("--hosts", "2") as running:
         yield running
 
 
@@ -89,3 +89,12 @@ def test_pod_and_labels_are_shown(host: Host) -> None:
     assert told[0].split()[:2] == ["POD", "CONTAINER"]
     assert {tuple(line.split()[:2]) for line in told[1:]} == {("shop/web-7", pod.name), ("-", bare.name)}
     assert json.loads(host.qingagent("attachments", "-o", "json").stdout) == host.attachments()
+
+
+def test_a_status_that_succeeds_is_no_news_in_the_log(new_host: NewHost) -> None:
+    """containerd asks every few seconds."""
+    host = new_host()
+    host.start(min_idle=1, max_idle=1, loglevel="info")
+    host.cni("STATUS", "", "", host.conf("1.1.0")).succeeded()
+    host.add(host.container())
+    assert [line["verb"] for line in host.agent.events("cni.request")] == ["ADD"]

@@ -114,10 +114,10 @@ class Attachments:
         left = [*unlisted(self._context.table.attachments.values(), network, valid)]
         for n, attachment in enumerate(left):
             if not call.left:
-                raise Unavailable(
-                    f"GC of {network}: {len(left) - n} of {len(left)} unlisted attachments not looked at"
-                    f" within {call.seconds:.0f} s"
+                told = (
+                    f"{len(left) - n} of {len(left)} unlisted attachments not looked at within {call.seconds:.0f} s"
                 )
+                raise Unavailable(f"GC of {network}: " + "; ".join((told, *failures)))
             if attachment.key not in self._turns:
                 try:
                     await self._collect(attachment.key, call)

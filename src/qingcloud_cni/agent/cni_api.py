@@ -124,22 +124,23 @@ class CniApi:
         verb = known_verb(request.command)
         version, network = version_of(request.config), network_name(request.config)
         check_allowed(verb, version)
-        check_names(request.container_id, request.ifname)
         seconds = max(min(request.timeout, LONGEST_WAIT[verb]) - SPARE, 0.0)
         call = Call(verb, seconds, phases=phases, is_awaited=is_awaited)
-        if verb is Verb.STATUS:
-            self._tell_status()
-        elif verb is Verb.GC:
-            await self._collect(request, network, call)
-        else:
-            key = check_key(network, request.container_id, request.ifname)
-            if verb is Verb.ADD:
-                return await self._add(request, key, version, call)
-            if verb is Verb.CHECK:
-                await self._check(request, key, call)
+        if verb is Verb.GC or verb is Verb.STATUS:
+            check_names(request.container_id, request.ifname)
+            if verb is Verb.GC:
+                await self._collect(request, network, call)
             else:
-                self._agent.check_kernel_compared()
-                await self._agent.attachments.delete(key, call)
+                self._tell_status()
+            return None
+        key = check_key(network, request.container_id, request.ifname)
+        if verb is Verb.ADD:
+            return await self._add(request, key, version, call)
+        if verb is Verb.CHECK:
+            await self._check(request, key, call)
+        else:
+            self._agent.check_kernel_compared()
+            await self._agent.attachments.delete(key, call)
         return None
 
     async def _add(self, request: CniRequest, key: AttachmentKey, version: str, call: Call) -> dict[str, object]:
@@ -175,12 +176,13 @@ class CniApi:
             raise CannotServe(str(err)) from err
 
     def _report(self, request: CniRequest | None, code: int, failure: str, phases: Phases) -> None:
-        """One line and one count per request."""
+        """One line and one count per request; containerd asks for STATUS every few seconds, which is no news."""
         verb = request.command if request is not None and request.command in set(Verb) else "other"
         total, waits = phases.total, phases.seconds()
         self._metrics.cni_request(verb, code, total, waits)
+        usual = logging.DEBUG if verb == Verb.STATUS else logging.INFO
         logs.say(
-            logging.WARNING if code else logging.INFO,
+            logging.WARNING if code else usual,
             "cni.request",
             verb=verb,
             container=request.container_id if request else "",

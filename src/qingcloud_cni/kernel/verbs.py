@@ -72,15 +72,11 @@ class Verbs:
     # --- the verbs -----------------------------------------------------------------------------------
 
     def identify(self, path: str) -> Netns:
-        with Namespace.open(path) as namespace:
-            if namespace.identity in self._own():
-                raise InvalidNetns(f"netns {path}: belongs to the host, not to a container")
+        with self._container(path) as namespace:
             return Netns(path, *namespace.identity)
 
     def inspect(self, path: str, ifname: str) -> Inspection:
-        with Namespace.open(path) as namespace, self._socket_in(namespace) as inside:
-            if namespace.identity in self._own():
-                raise InvalidNetns(f"netns {path}: belongs to the host, not to a container")
+        with self._container(path) as namespace, self._socket_in(namespace) as inside:
             netns = Netns(path, *namespace.identity)
             link = inside.link(name=ifname)
             if link is None or link.name != ifname:  # the kernel answers to altnames too
@@ -302,6 +298,14 @@ class Verbs:
             if link := Sought(mac).pick(place.links()):
                 return place, link
         raise LinkNotFound(f"nic {mac}: no such link on the host or in {self._parking_path}")
+
+    def _container(self, path: str) -> Namespace:
+        """Open a namespace that must not be one of our own."""
+        namespace = Namespace.open(path)
+        if namespace.identity not in self._own():
+            return namespace
+        namespace.close()
+        raise InvalidNetns(f"netns {path}: belongs to the host, not to a container")
 
     def _recorded(self, netns: Netns) -> Namespace:
         """Open a namespace that must still be what was recorded."""
