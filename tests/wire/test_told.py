@@ -92,7 +92,7 @@ def test_pod_and_labels_are_shown(host: Host) -> None:
 
 
 def test_a_status_that_succeeds_is_no_news_in_the_log(new_host: NewHost) -> None:
-    """containerd asks every few seconds."""
+    """Runtimes ask every few seconds."""
     host = new_host()
     host.start(min_idle=1, max_idle=1, loglevel="info")
     host.cni("STATUS", "", "", host.conf("1.1.0")).succeeded()
