@@ -115,7 +115,12 @@ SUBJECTS: dict[str, tuple[Claim, ...]] = {
             68, "GC with an empty list or `null` frees all such of its network, and none of another.", "spec 2, GC"
         ),
         Claim(69, "GC reads the list's old key too; without either key: code 7, and nothing is freed.", "library"),
-        Claim(70, "GC goes on after a failure, and reports it at the end.", "spec 2, GC"),
+        Claim(
+            70,
+            "GC goes on after a failure, and reports it at the end.",
+            "spec 2, GC",
+            "A real kernel cannot be told to refuse one NIC of several, so it is one in memory that does.",
+        ),
         Claim(71, "What is not listed but has a living namespace keeps its NIC, and an event says so.", "ours"),
     ),
     "Other keys and arguments": (

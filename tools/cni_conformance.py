@@ -79,8 +79,9 @@ def page(subjects: Mapping[str, tuple[Claim, ...]], found: Iterable[Proof]) -> I
         others = links.setdefault(proof.number, [])
         if proof.link not in others:
             others.append(proof.link)
-    for subject, claims in subjects.items():
-        yield from ("", f"## {subject}", "", "| No. | What must hold | Source | Proved by |", "|---|---|---|---|")
+    for n, (subject, claims) in enumerate(subjects.items()):
+        yield from ("",) * bool(n)
+        yield from (f"## {subject}", "", "| No. | What must hold | Source | Proved by |", "|---|---|---|---|")
         for claim in claims:
             cells = (str(claim.number), claim.text, claim.source)
             proved_by = "<br>".join(

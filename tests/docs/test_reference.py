@@ -37,6 +37,11 @@ def test_table_of_settings_is_the_generated_one() -> None:
     assert column(CONFIGURATION, "Setting", "Environment variable") == [s.name for s in SETTINGS]
 
 
+def test_conformance_page_is_the_generated_one_and_has_no_gap() -> None:
+    """Also fails where a claim has neither a test nor a reason, or a test has a number that is nobody's."""
+    assert_generated("tools.cni_conformance")
+
+
 def assert_generated(module: str) -> None:
     """The page is as *module* writes it."""
     argv = [sys.executable, "-m", module, "--check"]

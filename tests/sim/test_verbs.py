@@ -163,6 +163,7 @@ def test_gc_without_a_list_is_refused_and_one_that_is_switched_off_does_nothing(
     lived(test, tmp_path)
 
 
+@pytest.mark.cni(70)
 def test_gc_goes_on_after_one_that_fails_and_tells_it_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,8 +103,14 @@ ORDERS = {
 
 @pytest.mark.cni(74)
 @pytest.mark.parametrize("order", ORDERS)
-def test_arguments_in_any_order_are_no_obstacle(host: Host, order: str) -> None:
-    assert_works(host, host.conf(), CNI_ARGS=";".join(ORDERS[order]))
+def test_arguments_in_any_order_are_no_obstacle_and_a_pods_are_kept(host: Host, order: str) -> None:
+    attachment = assert_works(host, host.conf(), CNI_ARGS=";".join(ORDERS[order]))
+    assert attachment["pod"] == {
+        "namespace": POD["K8S_POD_NAMESPACE"],
+        "name": POD["K8S_POD_NAME"],
+        "uid": POD["K8S_POD_UID"],
+        "infra_container_id": POD["K8S_POD_INFRA_CONTAINER_ID"],
+    }
 
 
 @pytest.mark.cni(74)

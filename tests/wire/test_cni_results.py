@@ -93,18 +93,6 @@ def test_dns_is_said_as_it_was_given_and_never_null(
     assert b"null" not in answer.stdout
 
 
-@pytest.mark.cni(29)
-@pytest.mark.parametrize("version", ["0.2.0", "0.4.0", "1.1.0"])
-def test_dns_of_the_runtime_goes_before_the_configurations(host: Host, version: str) -> None:
-    """As containerd sends it: other keys than those of the result, spelt as Go spells them."""
-    asked = {"Servers": ["10.0.0.53"], "Searches": ["pod.local"], "Options": ["timeout:1"]}
-    conf = host.conf(version) | {"dns": DNS, "capabilities": {"dns": True}, "runtimeConfig": {"dns": asked}}
-    said = host.add(host.container(), conf=conf)["dns"]
-    assert said["nameservers"] == ["10.0.0.53"]
-    assert said["search"] == ["pod.local"]
-    assert said["options"] == ["timeout:1"]
-
-
 @pytest.mark.cni(24)
 def test_the_mtu_is_that_of_the_link(host: Host) -> None:
     """One that came to the host with another than the usual one keeps it."""

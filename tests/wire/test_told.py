@@ -54,6 +54,7 @@ def test_what_no_idle_nic_has_is_refused_in_a_sentence_and_nothing_is_held(host:
     assert host.is_untouched()
 
 
+@pytest.mark.cni(29)
 @pytest.mark.parametrize("servers", ["servers", "Servers"])
 def test_name_servers_of_the_runtime_are_in_the_result(host: Host, servers: str) -> None:
     conf = host.conf("1.0.0") | {"dns": {"nameservers": ["1.1.1.1"], "domain": "vpc.local"}}
@@ -67,6 +68,7 @@ def test_name_servers_of_the_runtime_are_in_the_result(host: Host, servers: str)
         }
 
 
+@pytest.mark.cni(73, 74)
 def test_pod_and_labels_are_shown(host: Host) -> None:
     conf = host.conf()
     conf["args"] |= {
