@@ -123,7 +123,7 @@ def _topology(file: _File, sim: str, hosts: int | None) -> Topology:
     if own_shape:
         for key in ("vxnets", "hosts"):
             if not getattr(file, key):
-                raise ValueError(f"{key}: needed where {own_shape[0]} is given")
+                raise ValueError(f"{key}: at least one is needed where the file gives {' and '.join(own_shape)}")
         if hosts is not None:
             raise ValueError("hosts: given both here and by --hosts")
     tag = "".join(c for c in sim if c.isalnum())
