@@ -268,6 +268,14 @@ def test_a_killed_writer_leaves_every_save_it_was_told_of(path: Path, lines: int
     assert {f"nic{n}" for n in told} <= held
 
 
+def test_every_commit_waits_for_the_disk(path: Path) -> None:
+    """What no test can try without cutting the power: SQLite syncs its log with every commit (2 is FULL)."""
+    opened = Database(path)
+    settings = {name: opened._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")}
+    opened.close()
+    assert settings == {"synchronous": 2, "journal_mode": "wal"}
+
+
 def refusal(path: Path, use: Callable[[Path], object] = reopened) -> str:
     with pytest.raises(StartRefused) as refused:
         use(path)
