@@ -48,8 +48,9 @@ def cluster(machines: tuple[Machine, ...]) -> Iterator[Cluster]:
 def nodes(cluster: Cluster) -> Iterator[tuple[Containerd, ...]]:
     before = [node.machine.wait_calm(MAX_PODS) for node in cluster.nodes]
     yield cluster.nodes
-    for node, traces in zip(cluster.nodes, before, strict=True):
+    for node in cluster.nodes:
         node.end_all()
+    for node, traces in zip(cluster.nodes, before, strict=True):
         node.machine.wait_calm(MAX_PODS)
         node.machine.wait_traces(traces)
 
@@ -203,9 +204,10 @@ def test_a_pod_stopped_while_the_agent_is_away_gives_its_nic_back(node: Containe
     nic_id = attachment(pod)["nic_id"]
     node.machine.agent.kill()
     pod.stop()
+    pod.remove()
     node.machine.start(idle=0, **POOL)
-    pod.end()
-    assert nic_id in {nic["nic_id"] for nic in node.machine.nics("idle", "cooling", "arriving")}
+    eventually(lambda: not node.machine.attachments(), "the release that was left for the agent")
+    assert nic_id in {nic["nic_id"] for nic in node.machine.nics()}
 
 
 def test_a_pod_whose_namespace_vanished_is_stopped_and_gives_its_nic_back(node: Containerd) -> None:

@@ -45,8 +45,9 @@ def hosts(machines: tuple[Machine, ...]) -> Hosts:
 def podmans(hosts: Hosts) -> Iterator[tuple[Podman, ...]]:
     before = [podman.machine.wait_calm(IDLE) for podman in hosts.podmans]
     yield hosts.podmans
-    for podman, traces in zip(hosts.podmans, before, strict=True):
+    for podman in hosts.podmans:
         podman.end_all()
+    for podman, traces in zip(hosts.podmans, before, strict=True):
         podman.machine.wait_calm(IDLE)
         podman.machine.wait_traces(traces)
 
