@@ -330,6 +330,7 @@ def exchange(request: Request) -> "tuple[int, bytes]":
     try:
         connect(request, sock)
         message = compose(request, "" if isinstance(place, str) else read_token(request))
+        sock.settimeout(rest(request))  # of which connecting may have taken some
         try:
             sock.sendall(message)
         except (BrokenPipeError, ConnectionResetError):
