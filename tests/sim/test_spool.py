@@ -132,6 +132,35 @@ def test_cut_off_anywhere_it_is_done_once_the_agent_is_back(
     virtual_time.run(main())
 
 
+def test_what_an_add_has_done_meanwhile_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task has read both files, and is busy with the first."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, cooldown=0) as host:
+            first, second = sorted(("c0", "c1"), key=lambda name: file_name(key_of(name)))
+            for name in (first, second):
+                await host.add(name)
+            busy, detach = asyncio.Event(), host.kernel.detach
+
+            async def slow(mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
+                if not busy.is_set():
+                    busy.set()
+                    await host.clock.sleep(5)
+                return await detach(mac, netns, ifindex, alias)
+
+            monkeypatch.setattr(host.kernel, "detach", slow)
+            kept(host, first)
+            path = kept(host, second)
+            await busy.wait()
+            await host.add(second)
+            assert not path.exists()
+            await host.clock.sleep(10)
+            assert is_held(host, second)
+            assert len(await events(host, "spool.done")) == 2
+
+    virtual_time.run(main())
+
+
 def test_one_that_the_kernel_refuses_is_tried_again_and_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,16 +205,18 @@ def test_while_an_add_of_its_attachment_is_served_others_are_done(
                 await host.clock.sleep(20)
                 return await attach(order)
 
-            await host.add("c1")
+            first, second = sorted(("c0", "c1"), key=lambda name: file_name(key_of(name)))  # as they are looked at
+            await host.add(second)
             monkeypatch.setattr(host.kernel, "attach", slow)
-            adding = asyncio.create_task(host.add("c0"))
+            adding = asyncio.create_task(host.add(first))
             await host.clock.sleep(1)
-            mine, other = kept(host, "c0"), kept(host, "c1")
+            mine, other = kept(host, first), kept(host, second)
             await until_done(host, other)
             assert mine.exists()
+            assert not adding.done()
             await adding
             await until_done(host, mine)
-            assert not is_held(host, "c0")
+            assert not is_held(host, first)
 
     virtual_time.run(main())
 

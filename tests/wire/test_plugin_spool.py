@@ -99,12 +99,15 @@ def test_no_other_verb_is_kept(run: Run, tmp_path: Path, verb: str) -> None:
     assert not (tmp_path / "spool").exists()
 
 
-def test_a_repeated_del_replaces_its_file(run: Run, tmp_path: Path) -> None:
+def test_a_repeated_del_replaces_its_file_as_a_whole(run: Run, tmp_path: Path) -> None:
+    """By a rename, since two files that are there at once have two inodes."""
     document = config(f"unix://{tmp_path}/agent.sock")
     assert run(DEL, document).status == 0
     first = kept(tmp_path / "spool")["time"]
+    (inode,) = (path.stat().st_ino for path in (tmp_path / "spool").iterdir())
     assert run(DEL | {"CNI_NETNS": ""}, document).status == 0
     assert kept(tmp_path / "spool")["time"] > first
+    assert [path.stat().st_ino for path in (tmp_path / "spool").iterdir()] != [inode]
 
 
 def test_each_attachment_has_a_file_of_its_own(run: Run, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class CniApi:
         code, status, failure = 0, 200, ""
         try:
             request = _decode(await _body(http))
-            answer = await self._serve(request, phases, lambda: _is_awaited(http))
+            answer = await self._serve(request, phases, lambda: is_awaited(http))
             reply = b"" if answer is None else msgspec.json.encode(answer)
         except Exception as err:  # noqa: BLE001 - a bug in a handler is answered 999 and logged (style.md)
             code, status = wire(err)
@@ -200,7 +200,7 @@ def _check_netns(request: CniRequest) -> None:
         raise InvalidEnvironment("required environment variable CNI_NETNS is missing")
 
 
-def _is_awaited(http: web.Request) -> bool:
+def is_awaited(http: web.Request) -> bool:
     """Whether the caller still holds its end of the connection: the kernel knows before the loop has read so far."""
     if http.transport is None:
         return False
