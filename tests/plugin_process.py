@@ -79,12 +79,14 @@ def config(bind: str = "unix:///nowhere/agent.sock", version: str | None = "0.3.
 
 @dataclass
 class PlayedAgent:
-    """Stands in for the agent: keeps every request and answers each with *reply*; None keeps silent."""
+    """Stands in for the agent: keeps every request and answers each with *reply*, at once and whole or otherwise."""
 
     listener: socket.socket
     address: str
-    reply: bytes | None = b""
-    resets: bool = False
+    reply: bytes = b""
+    resets: bool = False  # closes the connection as a process that is killed does
+    hangs: bool = False  # keeps it open after the reply, until the plugin goes away
+    pause: float = 0.0  # seconds between one byte and the next
     heads: list[bytes] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -111,13 +113,16 @@ class PlayedAgent:
             body += connection.recv(65536)
         self.heads.append(head)
         self.bodies.append(json.loads(body))
-        if self.reply is None:
-            assert connection.recv(1) == b""  # the plugin goes away first
-        elif self.resets:
+        if self.resets:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        else:
-            with contextlib.suppress(ConnectionError):  # the plugin may have heard enough
-                connection.sendall(self.reply)
+            return
+        with contextlib.suppress(ConnectionError):  # the plugin may have heard enough
+            for n in range(len(self.reply) if self.pause else 0):
+                connection.sendall(self.reply[n : n + 1])
+                time.sleep(self.pause)
+            connection.sendall(b"" if self.pause else self.reply)
+        if self.hangs:
+            assert connection.recv(1) == b""
 
 
 def answer(status: int, body: bytes) -> bytes:

@@ -2,17 +2,17 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plugin_process import ADD, DEL, RESULT, SUPPORTED, VERBS, PlayedAgent, Run, answer, config, played
+from plugin_process import ADD, DEL, RESULT, SUPPORTED, VERBS, PlayedAgent, Run, answer, config, played, runs
 from qingcloud_cni.cli.install_plugin import install_plugin
 
 BAD_SECONDS: tuple[object, ...] = (0, -1, "5", True, [], {})
@@ -411,19 +411,53 @@ def test_the_default_address_is_the_agents_socket(run: Run) -> None:
     assert error["cniVersion"] == "0.1.0"
 
 
-def test_a_silent_agent_is_code_11_when_the_time_is_over(run: Run, agent: PlayedAgent) -> None:
-    agent.reply = None
+@pytest.mark.cni(77)
+@pytest.mark.parametrize(
+    ("reply", "pause"),
+    [
+        (b"", 0),
+        (b"HT", 0),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", 0),
+        (answer(200, RESULT)[:-1], 0),
+        (answer(200, b"x" * 2000), 0.05),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 8000000\r\n\r\n" + b"x" * 7_000_000, 0),
+    ],
+)
+def test_an_agent_that_hangs_is_code_11_when_the_time_is_over(
+    run: Run, agent: PlayedAgent, reply: bytes, pause: float
+) -> None:
+    """However it begins, and however slowly it goes on; with the process stdout and stderr are closed."""
+    agent.reply, agent.pause, agent.hangs = reply, pause, True
     done = run(ADD, config(agent.address, TimeoutSeconds=0.7))
     assert done.error["code"] == 11
     assert done.error["msg"] == f"agent at {agent.address} gave no answer within 0.7 s"
-    assert 0.6 < done.seconds < 5
+    assert done.seconds > 0.6
+
+
+@pytest.mark.cni(77)
+@pytest.mark.parametrize("is_accepted", [False, True])
+def test_an_agent_that_reads_nothing_is_code_11_when_the_time_is_over(
+    run: Run, tmp_path: Path, is_accepted: bool
+) -> None:
+    """With a configuration that does not fit into the socket."""
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as threads:
+        listener.bind(str(tmp_path / "agent.sock"))
+        listener.listen()
+        running = threads.submit(
+            run, ADD, config(f"unix://{tmp_path}/agent.sock", TimeoutSeconds=1, Padding="x" * 4_000_000)
+        )
+        connection = listener.accept()[0] if is_accepted else None
+        done = running.result()
+        if connection is not None:
+            connection.close()
+    assert done.error["msg"].endswith("gave no answer within 1 s")
 
 
 def test_a_silent_agent_fails_status_within_its_3_seconds(run: Run, agent: PlayedAgent) -> None:
-    agent.reply = None
+    agent.hangs, agent.reply = True, b""
     done = run(VERBS["STATUS"][0], config(agent.address, "1.1.0"))
     assert (done.error["code"], done.error["msg"]) == (50, f"agent at {agent.address} gave no answer within 3 s")
-    assert 2.5 < done.seconds < 8  # a busy machine starts the process late
+    assert done.seconds > 2.5
 
 
 def test_a_full_queue_is_waited_for_until_the_time_is_over(run: Run, tmp_path: Path) -> None:
@@ -512,16 +546,22 @@ def test_another_interpreter_runs_the_source(plugin_file: Path, tmp_path: Path) 
     assert json.loads(done.stdout)["supportedVersions"] == SUPPORTED
 
 
-def test_parallel_calls_survive_an_upgrade_of_the_file(tmp_path: Path) -> None:
+@pytest.mark.cni(80)
+def test_a_hundred_calls_at_once_survive_upgrades_of_the_file(tmp_path: Path, agent: PlayedAgent) -> None:
+    """Each upgrade brings another file, as a new version would."""
     path = install_plugin(tmp_path, None)
     content = path.read_bytes()
-    calls = [
-        subprocess.Popen([path], env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        for _ in range(5)
-        if install_plugin(tmp_path, None) == path
-    ]
-    for call in calls:
-        output, _ = call.communicate(timeout=30)
-        assert json.loads(output)["supportedVersions"] == SUPPORTED
+    runs_it = runs(path)
+    with ThreadPoolExecutor(100) as threads:
+        calls = [threads.submit(runs_it, ADD, config(agent.address)) for _ in range(100)]
+        upgrades = 0
+        while not all(call.done() for call in calls):
+            inode = path.stat().st_ino
+            install_plugin(tmp_path, None)
+            assert path.stat().st_ino != inode
+            upgrades += 1
+        done = [call.result() for call in calls]
+    assert {(call.status, call.stdout, call.stderr) for call in done} == {(0, RESULT, b"")}
+    assert upgrades > 0
     assert path.read_bytes() == content
-    assert shutil.which("qingcni", path=str(tmp_path)) == str(path)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.suffix != ".sock"] == ["qingcni"]

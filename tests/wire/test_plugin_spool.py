@@ -28,7 +28,7 @@ def away(_agent: PlayedAgent) -> None:
 
 
 def silent(agent: PlayedAgent) -> None:
-    agent.reply = None
+    agent.reply, agent.hangs = b"", True
 
 
 def unanswering(agent: PlayedAgent) -> None:
@@ -39,11 +39,15 @@ def cut_off(agent: PlayedAgent) -> None:
     agent.reply = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n1234"
 
 
+def half_answering(agent: PlayedAgent) -> None:
+    agent.reply, agent.hangs = b"HTTP/1.1 200 OK\r\nContent-Le", True
+
+
 def somebody_else(agent: PlayedAgent) -> None:
     agent.reply = answer(404, b"<html>")
 
 
-@pytest.mark.parametrize("trouble", [away, silent, unanswering, cut_off, somebody_else])
+@pytest.mark.parametrize("trouble", [away, silent, unanswering, cut_off, half_answering, somebody_else])
 def test_a_del_without_an_answer_is_kept_and_succeeds(
     run: Run, agent: PlayedAgent, tmp_path: Path, trouble: Callable[[PlayedAgent], None]
 ) -> None:
@@ -80,7 +84,7 @@ def test_a_del_without_an_answer_is_kept_and_succeeds(
 
 def test_the_file_is_written_within_the_time_given(run: Run, agent: PlayedAgent, tmp_path: Path) -> None:
     """The agent is waited for until a tenth of the time is left."""
-    agent.reply = None
+    silent(agent)
     done = run(DEL, config(agent.address, TimeoutSeconds=2))
     assert kept(tmp_path / "spool")["containerID"] == "c1"
     assert done.seconds > 1.7
