@@ -262,6 +262,20 @@ def test_a_skewed_clock_is_told_and_waited_for(new_host: NewHost, sim: Sim) -> N
     assert agent.is_running
 
 
+def test_an_agent_that_has_not_heard_of_the_cloud_is_not_drained(new_host: NewHost, sim: Sim) -> None:
+    """Its table is empty, but the cloud may have NICs of ours: the drain waits, and says for what."""
+    host = new_host()
+    with fault(sim, "clock-skew"):
+        agent = host.launch(vxnet=OWN, min_idle=1, max_idle=1)
+        eventually(lambda: agent.events("cloud.unanswered"), "a refused call")
+        waiting = host.qingagent("drain", "--timeout", "1s", check=False)
+        assert waiting.returncode == 1, waiting
+        assert "NICs left: 0, containers that have one: 0; DescribeInstances" in waiting.stdout
+        assert "check the clock" in waiting.stdout
+        assert not host.status()["drained"]
+    assert host.qingagent("drain").stdout.splitlines()[-1] == "drained: no NIC is left"
+
+
 def test_a_node_of_an_appcenter_cluster_is_found(new_host: NewHost, sim: Sim) -> None:
     """DescribeInstances returns it only when asked with is_cluster_node=1."""
 

@@ -149,12 +149,16 @@ class Agent:
         self.context.path_due.notify()
 
     def is_drained(self) -> bool:
-        """Nothing but NICs that serve containers, their gateways' included, is left or under way."""
+        """Nothing but NICs that serve containers, their gateways' included, is left or under way.
+
+        Not before the comparison with the cloud, which may find more.
+        """
         table = self.context.table
         nics = tuple(table.nics.values())
         spare = unused(nics, tuple(table.attachments.values()))
         serving = {NicState.ASSIGNED, NicState.GATEWAY}
-        return not table.intents and all(n.state in serving and n.nic_id not in spare for n in nics)
+        is_free = all(n.state in serving and n.nic_id not in spare for n in nics)
+        return self.is_cloud_compared and is_free and not table.intents
 
     def stop(self) -> None:
         """Accept no ADD any more; those that wait are told so. NICs stay where they are."""

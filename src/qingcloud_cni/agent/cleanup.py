@@ -40,7 +40,7 @@ async def _give_back(parts: OpenAgent, *, force: bool, say: Callable[[str], obje
     for key in held:
         await parts.agent.attachments.delete(key, Call(Verb.DEL))
     told = ""
-    while not (parts.agent.is_cloud_compared and not parts.agent.context.table.nics and parts.agent.is_drained()):
+    while parts.agent.context.table.nics or not parts.agent.is_drained():
         text = _progress(parts)
         if text != told:
             say(text)

@@ -79,7 +79,9 @@ class StatusView(msgspec.Struct, frozen=True):
     cloud_compared: Annotated[bool, Meta(description="the table was compared with the cloud since the start")]
     cloud_error: Annotated[str, Meta(description="the latest trouble with the cloud; empty if there is none")]
     draining: bool
-    drained: Annotated[bool, Meta(description="no NIC is left but those that serve containers")]
+    drained: Annotated[
+        bool, Meta(description="no NIC is left but those that serve containers; not known before cloud_compared")
+    ]
     nics: Annotated[
         dict[NicState, Count], Meta(description="how many are in each state; states without are left out")
     ]

@@ -174,6 +174,7 @@ def drain(timeout: str | None, **_flags: Any) -> None:
             click.echo("drained: no NIC is left")
             return
         text = f"NICs left: {sum(found['nics'].values())}, containers that have one: {found['attachments']}"
+        text += f"; {found['cloud_error']}" if found["cloud_error"] else ""
         if text != told:
             click.echo(text)
             told = text
