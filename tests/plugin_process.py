@@ -79,14 +79,13 @@ def config(bind: str = "unix:///nowhere/agent.sock", version: str | None = "0.3.
 
 @dataclass
 class PlayedAgent:
-    """Stands in for the agent: keeps every request and answers each with *reply*, at once and whole or otherwise."""
+    """Stands in for the agent: keeps every request and answers each with *reply*."""
 
     listener: socket.socket
     address: str
     reply: bytes = b""
     resets: bool = False  # closes the connection as a process that is killed does
     hangs: bool = False  # keeps it open after the reply, until the plugin goes away
-    pause: float = 0.0  # seconds between one byte and the next
     heads: list[bytes] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
@@ -117,10 +116,7 @@ class PlayedAgent:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             return
         with contextlib.suppress(ConnectionError):  # the plugin may have heard enough
-            for n in range(len(self.reply) if self.pause else 0):
-                connection.sendall(self.reply[n : n + 1])
-                time.sleep(self.pause)
-            connection.sendall(b"" if self.pause else self.reply)
+            connection.sendall(self.reply)
         if self.hangs:
             assert connection.recv(1) == b""
 

@@ -30,31 +30,9 @@ def pool() -> int:
     return SIZE
 
 
-def begin(host: Host, verb: str, container: Container, address: str = "") -> subprocess.Popen[bytes]:
-    """Start the plugin; it has got all its input when this returns."""
-    environment = {
-        "CNI_COMMAND": verb,
-        "CNI_CONTAINERID": container.name,
-        "CNI_NETNS": container.path,
-        "CNI_IFNAME": "eth0",
-    }
-    conf = host.conf(BindAddr=address) if address else host.conf()
-    process = subprocess.Popen(
-        host.command(str(host.plugin)), env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(conf).encode())
-    process.stdin.close()
-    return process
-
-
-def kill(process: subprocess.Popen[bytes]) -> bytes:
-    """What it had printed by then."""
+def kill(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-    assert process.stdout is not None
-    with process.stdout:
-        return process.stdout.read()
 
 
 # --- at moments that are chosen --------------------------------------------------------------------------
@@ -139,10 +117,10 @@ HEARD = [half_answered, all_but_answered]  # it has answered
 def killed(host: Host, verb: str, container: Container, point: Callable[[Relay], None]) -> None:
     """The plugin is killed at *point*; its connection ends with it."""
     with Relay(host) as relay:
-        process = begin(host, verb, container, relay.address)
+        process = host.begin(verb, container, conf=host.conf(BindAddr=relay.address))
         relay.accept()
         point(relay)
-        assert kill(process) == b""
+        kill(process)
 
 
 def state(host: Host, container: Container) -> str:
@@ -179,24 +157,6 @@ def test_a_killed_add_leaves_all_or_nothing(host: Host, point: Callable[[Relay],
     eventually(host.is_untouched, "all NICs idle and parked")
 
 
-def test_an_add_killed_while_it_waits_gives_up_its_place(host: Host) -> None:
-    others = [host.container() for _ in range(SIZE)]
-    for container in others:
-        host.add(container)
-    late = host.container()
-    with Relay(host) as relay:
-        process = begin(host, "ADD", late, relay.address)
-        relay.accept()
-        sent(relay)
-        eventually(lambda: host.status()["waiting"] == 1, "the ADD in the queue")
-        assert kill(process) == b""
-    eventually(lambda: host.status()["waiting"] == 0, "nobody waits")
-    for container in others:
-        host.delete(container)
-    assert state(host, late) == "free"
-    eventually(host.is_untouched, "all NICs idle and parked")
-
-
 @pytest.mark.parametrize("point", [*UNHEARD, sent, *HEARD])
 def test_a_killed_del_leaves_all_or_nothing_and_can_be_repeated(host: Host, point: Callable[[Relay], None]) -> None:
     container = host.container()
@@ -215,7 +175,7 @@ def test_a_killed_del_leaves_all_or_nothing_and_can_be_repeated(host: Host, poin
 
 
 def killed_after(host: Host, verb: str, container: Container, seconds: float) -> None:
-    process = begin(host, verb, container)
+    process = host.begin(verb, container)
     time.sleep(seconds)
     kill(process)
 
@@ -240,20 +200,12 @@ def test_adds_and_dels_killed_at_any_time_leave_all_or_nothing(host: Host) -> No
 def test_a_del_killed_while_it_is_kept_leaves_a_whole_file_or_none(host: Host, tmp_path: Path) -> None:
     container = host.container()
     spool = tmp_path / "spool"
-    conf = json.dumps(host.conf(BindAddr=f"unix://{tmp_path}/nobody.sock", SpoolDir=str(spool))).encode()
-    environment = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": container.name, "CNI_IFNAME": "eth0"}
+    conf = host.conf(BindAddr=f"unix://{tmp_path}/nobody.sock", SpoolDir=str(spool))
     kept = 0
     for n in range(60):
-        process = subprocess.Popen(
-            [host.plugin], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert process.stdin is not None
-        process.stdin.write(conf)
-        process.stdin.close()
+        process = host.begin("DEL", container, conf=conf)
         time.sleep(n * 0.001)
-        assert kill(process) == b""
-        assert process.stderr is not None
-        process.stderr.close()
+        kill(process)
         for path in spool.glob("*.json") if spool.exists() else ():
             assert json.loads(path.read_bytes())["containerID"] == container.name
             path.unlink()
