@@ -78,18 +78,36 @@ class Machine(Host):
             source = next(path for directory in REFERENCE_PLUGINS if (path := Path(directory) / name).exists())
             self.run("ln", "--symbolic", str(source), BIN_DIR)
 
+    def mounts(self) -> list[str]:
+        """Where something is mounted, in the order in which it was."""
+        return [line.split()[4] for line in Path(f"/proc/{self.init}/mountinfo").read_text().splitlines()]
+
+    def reboot(self) -> None:
+        """What a reboot does: no process lives on, and what programs had in /run is gone; the rest is there."""
+        self.run("sh", "-c", "kill -KILL -1", check=False)  # spares itself, and the machine's first process
+        for agent in self.agents:
+            agent.wait()
+        for place in reversed(
+            [place for place in self.mounts() if place.startswith(("/run/netns/", "/run/containerd/"))]
+        ):
+            self.run("umount", "--lazy", place)
+        self.run("find", "/run/netns", "/run/containerd", "/run/qingcloud-cni", "-mindepth", "1", "-delete")
+
+    def rules(self) -> str:
+        """All of nftables."""
+        return self.run("nft", "list", "ruleset").stdout
+
     def traces(self) -> dict[str, Any]:
         """What containers and NICs leave on a host while they are there."""
         links = json.loads(self.run("ip", "-json", "link").stdout)
-        mounts = [line.split()[4] for line in Path(f"/proc/{self.init}/mountinfo").read_text().splitlines()]
         return {
             "namespaces": sorted(path.name for path in (self.root / "run/netns").iterdir()),
             "links": sorted(link["ifname"] for link in links),
             "addresses": self.run("ip", "-oneline", "-4", "address").stdout,
             "routes": self.run("ip", "-4", "route", "show", "table", "all").stdout,
             "rules": self.run("ip", "-4", "rule").stdout,
-            "nftables": self.run("nft", "list", "ruleset").stdout,
-            "mounts": sorted(set(mounts) - {PODMANS_OWN}),
+            "nftables": self.rules(),
+            "mounts": sorted(set(self.mounts()) - {PODMANS_OWN}),
         }
 
     def wait_calm(self, idle: int) -> dict[str, Any]:

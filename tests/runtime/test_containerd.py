@@ -41,6 +41,10 @@ def cluster(machines: tuple[Machine, ...]) -> Iterator[Cluster]:
         for node in nodes:
             node.machine.start(idle=MAX_PODS, **POOL)
             node.new_pod("first").end()  # makes the host's gateway
+        eventually(
+            lambda: all("masquerade" not in machine.rules() for machine in machines),
+            "no rules for pods that are gone",
+        )
         yield Cluster(nodes, before)
 
 
@@ -80,6 +84,12 @@ def attachment(pod: Pod) -> dict[str, Any]:
     return dict(found)
 
 
+def asked_about(pod: Pod) -> list[tuple[str, str | None, int]]:
+    """What its agent was asked about a pod since it started: verb, namespace and code."""
+    told = pod.runtime.machine.agent.events("cni.request")
+    return [(e["verb"], e.get("netns"), e["code"]) for e in told if e["container"] == pod.sandbox_id]
+
+
 def gateway_of(known: dict[str, Any]) -> str:
     return next(str(route["gw"]) for route in known["routes"] if route["dst"] == "0.0.0.0/0")
 
@@ -107,6 +117,7 @@ def test_a_pod_has_the_address_its_nic_has_in_the_cloud(node: Containerd) -> Non
         assert f"{route['dst'].replace('0.0.0.0/0', 'default')} via {route['gw']} dev eth0" in routes
 
 
+@pytest.mark.cni(74)
 def test_the_agent_knows_whose_pod_it_is(node: Containerd) -> None:
     pod = node.new_pod("web")
     told = pod.config.metadata
@@ -128,6 +139,7 @@ def test_pods_on_two_hosts_reach_each_other(nodes: tuple[Containerd, ...]) -> No
     assert other.reaches(one.address)
 
 
+@pytest.mark.cni(42)
 def test_a_pod_is_stopped_as_often_as_the_kubelet_likes_and_its_nic_comes_back_once(node: Containerd) -> None:
     pod = node.new_pod("web")
     nic_id = attachment(pod)["nic_id"]
@@ -166,6 +178,24 @@ def test_pods_outlive_a_restart_of_containerd_and_are_stopped_by_the_next(node: 
     assert node.machine.attachments() == []
 
 
+@pytest.mark.cni(7)
+def test_after_a_reboot_the_sandboxes_that_were_are_stopped_and_their_nics_free(node: Containerd) -> None:
+    """They are still listed: containerd keeps them, and libcni its results, where a reboot does not reach."""
+    pods = [node.new_pod(f"pod{n}") for n in range(2)]
+    node.machine.reboot()
+    node.kill()
+    node.machine.start(idle=0, **POOL)
+    node.start()
+    for pod in pods:
+        assert not pod.is_ready
+        pod.end()
+        assert ("DEL", None, 0) in asked_about(pod)
+    assert node.machine.attachments() == []
+    again = node.new_pod("again")
+    again.start_container()
+    assert again.reaches(gateway_of(attachment(again)))
+
+
 def test_pods_outlive_a_restart_of_the_agent(node: Containerd) -> None:
     pod = node.new_pod("web")
     pod.start_container()
@@ -187,6 +217,7 @@ def test_a_pod_that_cannot_have_a_nic_is_refused_with_the_agents_words_and_leave
     assert node.machine.attachments() == []
 
 
+@pytest.mark.cni(33)
 def test_a_deadline_of_the_kubelet_ends_an_add_that_waits(node: Containerd) -> None:
     """The plugin is killed at the deadline; what it asked for must not be done for nobody."""
     pods = [node.new_pod(f"pod{n}") for n in range(MAX_PODS)]
@@ -199,6 +230,7 @@ def test_a_deadline_of_the_kubelet_ends_an_add_that_waits(node: Containerd) -> N
     assert {a["container_id"] for a in node.machine.attachments()} == {p.sandbox_id for p in (*pods, fits)}
 
 
+@pytest.mark.cni(53)
 def test_a_pod_stopped_while_the_agent_is_away_gives_its_nic_back(node: Containerd) -> None:
     pod = node.new_pod("web")
     nic_id = attachment(pod)["nic_id"]
@@ -210,6 +242,7 @@ def test_a_pod_stopped_while_the_agent_is_away_gives_its_nic_back(node: Containe
     assert nic_id in {nic["nic_id"] for nic in node.machine.nics()}
 
 
+@pytest.mark.cni(47)
 def test_a_pod_whose_namespace_vanished_is_stopped_and_gives_its_nic_back(node: Containerd) -> None:
     """As after a reboot: containerd names no namespace then, and sends DEL all the same."""
     pod = node.new_pod("web")
@@ -220,8 +253,7 @@ def test_a_pod_whose_namespace_vanished_is_stopped_and_gives_its_nic_back(node: 
     node.machine.run("kill", "-KILL", str(pause))
     eventually(lambda: not pod.is_ready, "containerd sees the end of the pause process")
     pod.stop()
-    told = [e for e in node.machine.agent.events("cni.request") if e["container"] == pod.sandbox_id]
-    assert (told[-1]["verb"], told[-1].get("netns"), told[-1]["code"]) == ("DEL", None, 0)
+    assert asked_about(pod)[-1] == ("DEL", None, 0)
     assert node.machine.attachments() == []
     pod.remove()
     eventually(lambda: not node.machine.nics("arriving", "missing"), "the NIC is back on the host")

@@ -190,6 +190,7 @@ def test_without_the_agent_no_container_starts_and_those_that_end_give_their_nic
     eventually(lambda: not podman.machine.attachments(), "the release that was left for the agent")
 
 
+@pytest.mark.cni(47)
 def test_a_container_whose_namespace_vanished_is_removed_and_gives_its_nic_back(podman: Podman) -> None:
     container = podman.run("web")
     details = container.inspect()
