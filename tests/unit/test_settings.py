@@ -272,6 +272,7 @@ def test_any_value_of_a_file_is_taken_or_refused_in_one_sentence(setting: Settin
         ({"max-nics": "2"}, "max-nics 2 (--max-nics) is below min-idle 3 (default); raise it or lower min-idle"),
         ({"max-nics": "0", "min-idle": "0"}, "max-nics 0 (--max-nics) leaves no NIC for any container; raise it"),
         ({"gatewayns": "qingcni"}, "gatewayns qingcni (--gatewayns) is nic-name-prefix qingcni (default) as well;"),
+        ({"gatewayns": "eth0"}, "gatewayns eth0 (--gatewayns) is iface eth0 (default) as well; a gateway NIC needs"),
         ({"run-dir": "/" + "x" * 100}, "(--run-dir) is too long for a socket in it; choose a shorter --run-dir"),
         ({"run-dir": "/" + "ä" * 50}, "is too long for a socket in it; choose a shorter --run-dir"),
     ],

@@ -249,6 +249,8 @@ def _check(resolved: Resolved) -> None:
         raise StartRefused(
             f"{told('gatewayns')} is {told('nic-name-prefix')} as well; they tell NICs apart, so change one"
         )
+    if settings.gatewayns == settings.iface:
+        raise StartRefused(f"{told('gatewayns')} is {told('iface')} as well; a gateway NIC needs a name of its own")
     if len(os.fsencode(settings.socket)) > 107:  # sizeof(sun_path) - 1
         raise StartRefused(f"{told('run-dir')} is too long for a socket in it; choose a shorter --run-dir")
 
