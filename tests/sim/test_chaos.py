@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import virtual_time
+from kept import keep
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.sim.faults import EFFECTS, WRONG_KEYS
@@ -42,12 +43,17 @@ class Chaos:
         self.pending: set[asyncio.Task[None]] = set()
 
     async def step(self) -> None:
-        match self.rng.choices(("add", "delete", "die", "wait", "kill", "long"), (30, 20, 8, 30, 3, 2))[0]:
+        kinds = {"add": 30, "delete": 20, "keep": 5, "die": 8, "wait": 30, "kill": 3, "long": 2}
+        match self.rng.choices((*kinds,), (*kinds.values(),))[0]:
             case "add":
                 self.made += 1
                 self.begin(self.add(f"c{self.made}"))
             case "delete" if self.alive:
                 self.begin(self.delete(self.rng.choice(sorted(self.alive))))
+            case "keep" if self.alive:
+                name = self.keep(self.rng.choice(sorted(self.alive)))
+                if self.rng.random() < 0.5:
+                    self.begin(self.add(name))  # as the same container, in the same namespace
             case "die" if self.alive:
                 name = self.rng.choice(sorted(self.alive))
                 del self.alive[name]
@@ -79,6 +85,12 @@ class Chaos:
         if netns_of(name) in self.host.paths():
             self.host.kernel.kill_netns(netns_of(name))
 
+    def keep(self, name: str) -> str:
+        """DEL while the agent could not be asked; the container's namespace lives on."""
+        del self.alive[name]
+        keep(self.host.settings.spool, key_of(name), self.host.clock.now())
+        return name
+
     async def kill(self) -> None:
         """The agent dies, and with it every request that it was serving."""
         served = tuple(self.pending)
@@ -90,7 +102,9 @@ class Chaos:
             if path.startswith("/run/netns/c"):
                 self.host.kernel.kill_netns(path)
         await self.host.clock.sleep(self.rng.choice((0.0, 0.3, 40.0)))
+        kept = {self.keep(name) for name in sorted(self.alive) if self.rng.random() < 0.2}
         await self.host.start()
+        assert not kept & self.attached(), "they are released before anything is served"
 
     def attached(self) -> set[str]:
         return {a.key.container_id for a in self.host.agent.context.table.attachments.values()}
