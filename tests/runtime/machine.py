@@ -87,10 +87,9 @@ class Machine(Host):
         self.run("sh", "-c", "kill -KILL -1", check=False)  # spares itself, and the machine's first process
         for agent in self.agents:
             agent.wait()
-        for place in reversed(
-            [place for place in self.mounts() if place.startswith(("/run/netns/", "/run/containerd/"))]
-        ):
-            self.run("umount", "--lazy", place)
+        for place in reversed(self.mounts()):
+            if place.startswith(("/run/netns/", "/run/containerd/")):
+                self.run("umount", "--lazy", place)
         self.run("find", "/run/netns", "/run/containerd", "/run/qingcloud-cni", "-mindepth", "1", "-delete")
 
     def rules(self) -> str:
@@ -132,32 +131,6 @@ class Machine(Host):
         except AssertionError as err:
             differing = [f"{kind}: {now[kind]}, was {before[kind]}" for kind in before if now[kind] != before[kind]]
             raise AssertionError("; ".join([str(err), *differing])) from None
-
-
-@dataclass(frozen=True)
-class Before:
-    """How machines and the cloud were before there were agents."""
-
-    machines: tuple[Machine, ...]
-    traces: tuple[dict[str, Any], ...]
-    nics: list[dict[str, Any]]
-
-    @classmethod
-    def agents(cls, machines: tuple[Machine, ...]) -> "Before":
-        return cls(machines, tuple(machine.traces() for machine in machines), machines[0].sim.status()["nics"])
-
-    def is_again(self) -> bool:
-        """Whether it is the same once the agents are stopped and cleaned up after."""
-        for machine, traces in zip(self.machines, self.traces, strict=True):
-            assert machine.agent.stop() == 0
-            machine.cleanup()
-            machine.wait_traces(traces)
-        return bool(self.machines[0].sim.status()["nics"] == self.nics)
-
-
-def address_of(attachment: Mapping[str, Any]) -> str:
-    """The address the agent tells of, without its prefix length."""
-    return str(attachment["address"]).partition("/")[0]
 
 
 def cgroup_of(sim: Sim, name: str) -> str:

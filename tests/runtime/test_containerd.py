@@ -14,8 +14,9 @@ import grpc
 import pytest
 
 from pages import page, table
+from runtime.as_found import Before, address_of, left_as_found
 from runtime.containerd import Containerd, Pod, containerd_on
-from runtime.machine import EXAMPLES, Before, Machine, address_of
+from runtime.machine import EXAMPLES, Machine
 from simulator import eventually, needs_root
 
 pytestmark = [needs_root, pytest.mark.timeout(300)]
@@ -37,7 +38,7 @@ def cluster(machines: tuple[Machine, ...]) -> Iterator[Cluster]:
     """Two nodes, ready for pods."""
     with ExitStack() as stack:
         nodes = tuple(stack.enter_context(containerd_on(machine)) for machine in machines)
-        before = Before.agents(machines)
+        before = Before.of(machines)
         for node in nodes:
             node.machine.start(idle=MAX_PODS, **POOL)
             node.new_pod("first").end()  # makes the host's gateway
@@ -50,13 +51,8 @@ def cluster(machines: tuple[Machine, ...]) -> Iterator[Cluster]:
 
 @pytest.fixture
 def nodes(cluster: Cluster) -> Iterator[tuple[Containerd, ...]]:
-    before = [node.machine.wait_calm(MAX_PODS) for node in cluster.nodes]
-    yield cluster.nodes
-    for node in cluster.nodes:
-        node.end_all()
-    for node, traces in zip(cluster.nodes, before, strict=True):
-        node.machine.wait_calm(MAX_PODS)
-        node.machine.wait_traces(traces)
+    with left_as_found(cluster.nodes, MAX_PODS):
+        yield cluster.nodes
 
 
 @pytest.fixture

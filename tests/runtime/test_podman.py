@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pages import page, table
-from runtime.machine import EXAMPLES, Before, Machine, address_of
+from runtime.as_found import Before, address_of, left_as_found
+from runtime.machine import EXAMPLES, Machine
 from runtime.podman import IMAGE, Container, Podman
 from simulator import eventually, needs_root
 
@@ -35,7 +36,7 @@ def hosts(machines: tuple[Machine, ...]) -> Hosts:
     podmans = tuple(Podman(machine) for machine in machines)
     for podman in podmans:
         podman.install()
-    before = Before.agents(machines)
+    before = Before.of(machines)
     for machine in machines:
         machine.start(**POOL)
     return Hosts(podmans, before)
@@ -43,13 +44,8 @@ def hosts(machines: tuple[Machine, ...]) -> Hosts:
 
 @pytest.fixture
 def podmans(hosts: Hosts) -> Iterator[tuple[Podman, ...]]:
-    before = [podman.machine.wait_calm(IDLE) for podman in hosts.podmans]
-    yield hosts.podmans
-    for podman in hosts.podmans:
-        podman.end_all()
-    for podman, traces in zip(hosts.podmans, before, strict=True):
-        podman.machine.wait_calm(IDLE)
-        podman.machine.wait_traces(traces)
+    with left_as_found(hosts.podmans, IDLE):
+        yield hosts.podmans
 
 
 @pytest.fixture
@@ -139,7 +135,7 @@ def test_a_container_that_ends_by_itself_gives_its_nic_back(podman: Podman) -> N
 def test_a_container_in_two_networks_has_a_nic_of_each(podman: Podman, second: str) -> None:
     container = podman.run("both", "mynet", second)
     known = attachments(container)
-    assert {name: a["ifname"] for name, a in known.items()} == {"mynet": "eth0", second: "eth1"}
+    assert sorted(a["ifname"] for a in known.values()) == ["eth0", "eth1"]
     assert container.addresses() == {a["ifname"]: a["address"] for a in known.values()}
     told = container.networks()
     assert {name: told[name]["IPAddress"] for name in known} == {name: address_of(a) for name, a in known.items()}
@@ -147,6 +143,13 @@ def test_a_container_in_two_networks_has_a_nic_of_each(podman: Podman, second: s
     (default,) = [line for line in container.exec("ip", "route").splitlines() if line.startswith("default ")]
     (expected,) = [f"default via {route['gw']} dev {a['ifname']}" for a in known.values() for route in a["routes"]]
     assert f"{default} ".startswith(f"{expected} ")
+
+
+def test_interfaces_are_named_as_the_operator_wants(podman: Podman, second: str) -> None:
+    container = podman.run("both", "mynet:interface_name=data0", f"{second}:interface_name=eth0")
+    known = attachments(container)
+    assert {name: a["ifname"] for name, a in known.items()} == {"mynet": "data0", second: "eth0"}
+    assert container.addresses() == {a["ifname"]: a["address"] for a in known.values()}
 
 
 def test_a_running_container_joins_and_leaves_networks(podman: Podman, second: str) -> None:
