@@ -1,7 +1,10 @@
 """The spool as the agent reads it: which files are DELs for it, and what becomes of the others."""
 
+import errno
 import json
 import os
+import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,8 +178,15 @@ def make_pipe(path: Path) -> None:
     os.mkfifo(path, 0o600)
 
 
+def make_socket(path: Path) -> None:
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener, tempfile.TemporaryDirectory(dir=path.parents[2]) as short:
+        listener.bind(f"{short}/s")
+        Path(f"{short}/s").replace(path)
+
+
 SPOILS = [
-    spoil_content, spoil_mode, spoil_owner, spoil_name, spoil_size, make_link, make_directory, make_pipe
+    spoil_content, spoil_mode, spoil_owner, spoil_name, spoil_size, make_link, make_directory, make_pipe, make_socket
 ]  # fmt: skip
 
 
@@ -188,10 +198,12 @@ def test_what_cannot_be_used_is_set_aside_told_and_in_nobodys_way(
     path = keep(spool.directory, KEY, 1.0)
     other = keep(spool.directory, AttachmentKey("net", "other", "eth0"), 1.0)
     spoil(path)
+    files = len([*Path("/proc/self/fd").iterdir()])
     assert spool.find(KEY) is None
     oddity, file = sorted(found(spool), key=lambda item: isinstance(item, SpoolFile))
     assert isinstance(file, SpoolFile)
     assert file.path == other
+    assert len([*Path("/proc/self/fd").iterdir()]) == files
     assert isinstance(oddity, Oddity)
     assert oddity.event == "spool.unreadable"
     aside = Path(oddity.detail.partition(":")[0])
@@ -201,6 +213,21 @@ def test_what_cannot_be_used_is_set_aside_told_and_in_nobodys_way(
     assert not os.path.lexists(path)
     keep(spool.directory, KEY, 2.0)
     assert spool.find(KEY) is not None
+
+
+def test_what_may_be_readable_another_time_stays(spool: SpoolFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many open files say nothing about this one."""
+    path = keep(spool.directory, KEY, 1.0)
+    with monkeypatch.context() as patch:
+
+        def refuse(*_args: object) -> int:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        patch.setattr(os, "open", refuse)
+        assert found(spool) == found(spool) == [
+            Oddity("spool.failed", f"{path} cannot be read: Too many open files")
+        ]  # fmt: skip
+    assert [type(item) for item in found(spool)] == [SpoolFile]
 
 
 def test_other_names_and_young_drafts_are_not_touched(spool: SpoolFiles) -> None:

@@ -34,7 +34,7 @@ class Spool:
         if self._seen is not None and stamp == self._seen and not self.waiting:
             return
         try:
-            files = (*self._files.look(),)
+            files = self._files.look()
         except Unavailable as err:
             await self._note("spool.unusable", detail=str(err))
             raise
@@ -42,6 +42,10 @@ class Spool:
         waiting = 0
         for found in files:
             match found:
+                case Oddity("spool.failed", detail):
+                    waiting += 1
+                    failures.append(detail)
+                    await self._note("spool.failed", detail=detail)
                 case Oddity(event, detail):
                     await self._note(event, detail=detail)
                 case SpoolFile():

@@ -4,11 +4,11 @@ It lies in the run directory, which is in memory on every usual host, and holds 
 in the loop's thread.
 """
 
+import errno
 import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from qingcloud_cni.core.spool import UNIX, KeptDel, file_name, reaches, read_kep
 LARGEST = 16 * 1024 * 1024  # bytes; the plugin takes configurations of up to 8 MiB
 DRAFT_AGE = 3600.0  # seconds after which a file that is still being written is one of a plugin that was killed
 UNSURE = 2.0  # seconds within which a directory may change again without another time stamp
+_NO_FILE = frozenset({errno.ELOOP, errno.ENXIO})  # a link, a socket: O_NOFOLLOW and open(2) say so
+Identity = tuple[int, int, int]  # of a file: device, inode, time of its last change
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,13 @@ class SpoolFile:
     """A file that was read; *identity* tells whether it is still the same."""
 
     path: Path
-    identity: tuple[int, int, int]
+    identity: Identity
     kept: KeptDel
 
 
 @dataclass(frozen=True, slots=True)
 class Oddity:
-    """A file that is not dealt with, by the event that tells of it."""
+    """A file that is not dealt with, by the event that tells of it; `spool.failed` may go better another time."""
 
     event: str
     detail: str
@@ -48,7 +50,7 @@ class SpoolFiles:
         self._instance_id = instance_id
         self._socket = socket
         self._bindaddr = bindaddr
-        self._told: set[tuple[str, tuple[int, int, int]]] = set()
+        self._told: dict[Path, Identity] = {}
 
     def stamp(self) -> int | None:
         """Another value after every change; None while that is not certain, or while there is no directory."""
@@ -83,8 +85,8 @@ class SpoolFiles:
             except OSError as err:
                 raise Unavailable(f"spool file {file.path} cannot be removed: {err.strerror}") from err
 
-    def look(self) -> Iterator[SpoolFile | Oddity]:
-        """All files for this agent, and once each what is odd: files for others, and unreadable ones set aside.
+    def look(self) -> list[SpoolFile | Oddity]:
+        """All files for this agent, and what is odd; what is odd and stays is told once.
 
         Unavailable where the directory cannot be used.
         """
@@ -92,28 +94,33 @@ class SpoolFiles:
             self._check_directory()
             paths = sorted(self.directory.iterdir())
         except FileNotFoundError:
-            return
+            return []
         except OSError as err:
             raise Unavailable(f"spool {self.directory} cannot be read: {err.strerror}") from err
         for path in paths:
             if path.name.startswith("."):
                 _remove_stale(path)
-            elif path.suffix == ".json":
-                found = self._judge(path)
-                if isinstance(found, SpoolFile) or (found is not None and self._is_news(path)):
-                    yield found
+        told, self._told = self._told, {}
+        found = [self._judge(path, told.get(path)) for path in paths if path.suffix == ".json"]
+        return [item for item in found if item is not None]
 
-    def _judge(self, path: Path) -> SpoolFile | Oddity | None:
+    def _judge(self, path: Path, told: Identity | None) -> SpoolFile | Oddity | None:
+        """*told* is the identity of the file of this name that was told of before."""
         try:
             file = _read(path)
         except FileNotFoundError:
             return None
-        except (OSError, UndecodableRequest) as err:
+        except UndecodableRequest as err:
             return self._set_aside(path, str(err))
+        except OSError as err:
+            if err.errno in _NO_FILE:
+                return self._set_aside(path, "it is no regular file")
+            return Oddity("spool.failed", f"{path} cannot be read: {err.strerror}")
         if self._is_ours(file.kept):
             return file
+        self._told[path] = file.identity
         meant = file.kept.instance_id or file.kept.address
-        return Oddity("spool.left", f"{path.name} is for the agent of {meant}")
+        return Oddity("spool.left", f"{path.name} is for the agent of {meant}") if file.identity != told else None
 
     def _set_aside(self, path: Path, why: str) -> Oddity:
         """Out of the way, for somebody to look at."""
@@ -121,17 +128,8 @@ class SpoolFiles:
         try:
             path.rename(other)
         except OSError as err:
-            return Oddity("spool.unreadable", f"{path}: {why}; it cannot be renamed either: {err.strerror}")
+            return Oddity("spool.failed", f"{path}: {why}; it cannot be renamed either: {err.strerror}")
         return Oddity("spool.unreadable", f"{other}: {why}")
-
-    def _is_news(self, path: Path) -> bool:
-        try:
-            seen = path.name, _identity(path.lstat())
-        except OSError:
-            return True
-        is_news = seen not in self._told
-        self._told.add(seen)
-        return is_news
 
     def _is_ours(self, kept: KeptDel) -> bool:
         if kept.instance_id:
@@ -150,13 +148,16 @@ class SpoolFiles:
 def _read(path: Path) -> SpoolFile:
     """OSError or UndecodableRequest where it cannot be used."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or not _is_private(status, 0o077):
             raise UndecodableRequest("it must be a file of root's that nobody else may use")
         if status.st_size > LARGEST:
             raise UndecodableRequest(f"it has more than {LARGEST} bytes")
-        kept = read_kept(file.read())
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            kept = read_kept(file.read())
+    finally:
+        os.close(descriptor)
     if path.name != file_name(kept.key):
         raise UndecodableRequest(f"it does not have the name for {kept.key}")
     return SpoolFile(path, _identity(status), kept)
@@ -166,7 +167,7 @@ def _is_private(status: os.stat_result, others: int) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & others
 
 
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
+def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 

@@ -418,7 +418,7 @@ def body_length(request: Request, head: bytes) -> int:
     if lines[0][8:9] == b" " and lines[0][9:12].isdigit() and lines[0][12:13] in {b" ", b""}:
         for line in lines[1:]:
             name, _, value = line.partition(b":")
-            if name.lower() == b"content-length" and value.strip().isdigit():
+            if name.lower() == b"content-length" and value.strip().isdigit() and len(value) < 20:
                 return int(value)
     raise unheard(request, "does not answer as qingagent does")
 
