@@ -164,6 +164,22 @@ async def test_other_links_in_the_container_are_left_alone(lab: Lab, kernel: Hos
     assert lab.links(pod) == before
 
 
+async def test_a_namespace_with_the_number_of_one_that_died_keeps_its_links(
+    lab: Lab, kernel: HostKernel, pod: str
+) -> None:
+    """Numbers are given anew at once, and the index of a NIC that is nowhere may be another link's there."""
+    mac, _, link = await placed(lab, kernel, pod)
+    ip("-n", pod, "link", "del", "eth0")
+    other = lab.make_netns("other")
+    veth = f"link add eth0 index {link.ifindex} address {FOREIGN_MAC} type veth peer name x netns {pod}"
+    ip("-n", other, *veth.split())
+    with Namespace.open(lab.path(other)) as namespace:
+        died = Netns(lab.path("died"), *namespace.identity)
+    before = lab.links(other)
+    assert not await kernel.detach(mac, died, link.ifindex, lab.alias)
+    assert lab.links(other) == before
+
+
 async def test_recorded_namespace_that_is_the_hosts_is_not_searched(lab: Lab, kernel: HostKernel) -> None:
     """A record with a pid used again must not cost the host one of its links."""
     ip("-n", lab.host, "link", "add", "uplink", "address", FOREIGN_MAC, "type", "veth", "peer", "name", "x1")

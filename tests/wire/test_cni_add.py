@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts import Host, NewHost, address_of
+from hosts import PORT, Host, NewHost, address_of
 from simulator import Sim, eventually, links, needs_root, run, running_sim
 
 pytestmark = needs_root
@@ -40,6 +40,32 @@ def test_an_altname_is_a_name_that_is_taken(host: Host, ifname: str) -> None:
     run("ip", "-n", container.name, "link", "property", "del", "dev", "mine", "altname", ifname)
     host.add(container, ifname)
     assert sorted(container.names) == sorted(["lo", "mine", "other", ifname])
+
+
+@pytest.mark.cni(31)
+def test_the_loopback_interface_is_a_name_that_is_taken(host: Host) -> None:
+    container = host.container()
+    before = container.ip("-d", "addr", "show")
+    host.cni("ADD", container, "lo").refused(7, "lo", "taken")
+    host.delete(container, "lo")
+    assert container.ip("-d", "addr", "show") == before
+    assert host.is_untouched()
+
+
+@pytest.mark.cni(32)
+@pytest.mark.parametrize("ifname", ["all", "default"])
+def test_a_name_that_the_kernel_takes_for_its_settings_is_undone(host: Host, ifname: str) -> None:
+    """An interface may be called so, but can have no IPv4: afterwards the NICs serve as before."""
+    container, *others = (host.container() for _ in range(3))
+    for _ in range(3):  # more often than there are NICs
+        answer = host.cni("ADD", container, ifname)
+        assert answer.code in (4, 7, 101), answer
+        assert ifname in answer.message
+        assert container.names == ["lo"]
+    host.delete(container, ifname)
+    host.wait_idle(2)
+    for other in others:
+        assert other.reaches(host.add(other)["ips"][0]["gateway"])
 
 
 def odd_paths(tmp_path: Path) -> dict[str, str]:
@@ -163,6 +189,31 @@ def test_an_add_killed_at_any_moment_is_cleaned_up_by_the_del_that_follows(host:
     host.wait_idle(2)
     assert host.is_untouched()
     host.add(container)
+
+
+@pytest.mark.cni(33)
+def test_an_add_whose_caller_had_gone_before_it_was_heard_is_not_begun(host: Host) -> None:
+    """The agent stands still; ADD is killed, the DEL that follows waits as well; then both are heard at once."""
+    container = host.container()
+    host.agent.process.send_signal(signal.SIGSTOP)
+    try:
+        killed = host.begin("ADD", container)
+        eventually(lambda: unread(host) == 1, "the ADD sent")
+        killed.kill()
+        killed.wait()
+        deleting = host.begin("DEL", container)
+        eventually(lambda: unread(host) == 2, "the DEL sent")
+    finally:
+        host.agent.process.send_signal(signal.SIGCONT)
+    assert deleting.wait(timeout=30) == 0
+    assert container.names == ["lo"]
+    assert host.is_untouched()
+
+
+def unread(host: Host) -> int:
+    """How many requests lie in the agent's sockets, sent and not read."""
+    rows = run(*host.command("ss", "-Htn", f"sport = :{PORT}")).stdout.splitlines()
+    return sum(int(row.split()[1]) > 0 for row in rows)
 
 
 # --- at once ---------------------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ OTHER_ARGS: dict[str, dict[str, Any]] = {
     "what means nothing": {"cni": {"x": 1}, "org.example": [1, {"y": None}], "": {}, "BINDADDR2": "x"},
     "Mesos": {"org.apache.mesos": {"network_info": {"name": "mynet", "groups": ["a"], "labels": {"labels": []}}}},
     "Mesos, and nothing in it": {"org.apache.mesos": {}},
+    "other types": {"cni": 5, "org.apache.mesos": [None]},
+    "other types further in": {"cni": {"labels": "x", "ips": None}, "org.apache.mesos": {"network_info": "mynet"}},
+    "labels that are none": {"cni": {"labels": [5, {"key": 1, "value": []}, {}, {"key": "a"}]}},
 }
 
 

@@ -58,6 +58,11 @@ def _plain(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def previous_result(result: dict[str, Any], given: str | None) -> dict[str, Any]:
+    """As a configuration has it; where *given* is None without its version."""
+    return {"prevResult": {k: v for k, v in result.items() if given or k != "cniVersion"}}
+
+
 @pytest.mark.cni(38, 39, 40)
 @pytest.mark.parametrize("version", LATER)
 @pytest.mark.parametrize("given", [*VERSIONS, None])
@@ -71,7 +76,7 @@ def test_all_that_was_said_before_is_kept_and_ours_comes_behind(host: Host, vers
 
     previous = earlier(container, given or version, V4, V6)
     before = _plain(convert(previous, version))
-    conf = plain | {"prevResult": {k: v for k, v in previous.items() if given or k != "cniVersion"}}
+    conf = plain | previous_result(previous, given)
     answer = host.cni("ADD", container, conf=conf).succeeded()
     said = decode(answer.json, version)
     link, interfaces = container.link(), before.get("interfaces", [])
@@ -89,22 +94,22 @@ def test_all_that_was_said_before_is_kept_and_ours_comes_behind(host: Host, vers
     assert container.names == ["lo"]
 
 
-@pytest.mark.cni(28, 38)
+@pytest.mark.cni(28, 38, 39)
 @pytest.mark.parametrize("version", OLD)
-@pytest.mark.parametrize("given", VERSIONS)
+@pytest.mark.parametrize("given", [*VERSIONS, None])
 def test_where_a_version_has_room_for_one_address_a_second_one_is_refused(
-    host: Host, version: str, given: str
+    host: Host, version: str, given: str | None
 ) -> None:
     """Nothing is dropped in silence. An address of the other family has its place."""
     container = host.container()
     conf = host.conf(version)
-    refused = host.cni("ADD", container, conf=conf | {"prevResult": earlier(container, given, V4)})
+    refused = host.cni("ADD", container, conf=conf | previous_result(earlier(container, given or version, V4), given))
     refused.refused(7, "10.5.0.2/24", version, "one address")
     assert container.names == ["lo"]
     assert host.is_untouched()
 
-    previous = earlier(container, given, V6)
-    said = host.add(container, conf=conf | {"prevResult": previous})
+    previous = earlier(container, given or version, V6)
+    said = host.add(container, conf=conf | previous_result(previous, given))
     assert said["ip6"] == convert(previous, version)["ip6"]
     assert said["ip4"]["ip"].partition("/")[0] in [a["local"] for a in container.link()["addr_info"]]
 

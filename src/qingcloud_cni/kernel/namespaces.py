@@ -168,6 +168,14 @@ def find(identity: Identity, netns_dir: Path) -> Namespace | None:
     return None
 
 
+def leads_to(path: str, identity: Identity) -> bool:
+    """Whether *path* leads to the namespace of this identity."""
+    namespace = open_if(path, identity)
+    if namespace is not None:
+        namespace.close()
+    return namespace is not None
+
+
 def open_if(path: str, identity: Identity) -> Namespace | None:
     """Open *path* if it leads to the namespace of this identity."""
     try:

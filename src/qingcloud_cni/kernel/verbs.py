@@ -18,7 +18,16 @@ from qingcloud_cni.core.seams import Inspection, Link, LinkOrder, PlacedLink, Su
 from qingcloud_cni.kernel import parking
 from qingcloud_cni.kernel.gateway import Gateways
 from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, add_address, add_route, delete_altnames, set_link
-from qingcloud_cni.kernel.namespaces import Identity, Namespace, Traveller, find, open_if, reachable, write_setting
+from qingcloud_cni.kernel.namespaces import (
+    Identity,
+    Namespace,
+    Traveller,
+    find,
+    leads_to,
+    open_if,
+    reachable,
+    write_setting,
+)
 from qingcloud_cni.kernel.netlink import Netlink, NetlinkRefused
 from qingcloud_cni.kernel.nic import SPARE_NAME, Sought, candidates, mark, parked_name, read_mark, resetting
 from qingcloud_cni.kernel.routing import get_addresses, get_routes, parse_address, parse_route
@@ -124,7 +133,9 @@ class Verbs:
                 return True
             if self._bring_from_anywhere(sought, recorded):
                 return True
-            if inside is not None and self._bring_unsure(inside, sought):
+            # numbers of namespaces are given anew at once: for a guess the path must speak as well
+            is_the_one = leads_to(netns.path, (netns.dev, netns.inode))
+            if inside is not None and is_the_one and self._bring_unsure(inside, sought):
                 return True
         self._mtus.pop(mac, None)
         return False
@@ -145,8 +156,7 @@ class Verbs:
 
     def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
         recorded = (netns.dev, netns.inode)
-        if found := open_if(netns.path, recorded):
-            found.close()
+        if leads_to(netns.path, recorded):
             return False
         place = self.whereabouts(mac, alias)
         if place:
