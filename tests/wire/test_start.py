@@ -262,6 +262,16 @@ def test_a_skewed_clock_is_told_and_waited_for(new_host: NewHost, sim: Sim) -> N
     assert agent.is_running
 
 
+def test_keys_of_the_access_file_that_mean_nothing_are_told_once_and_passed_over(new_host: NewHost) -> None:
+    """By name, without what they hold; those of the official clients not at all."""
+    host = new_host()
+    path = access_file(host, nickname="blue", log_level="debug")
+    agent = host.start(QYAccessFilePath=path, vxnet=OWN, min_idle=1, max_idle=1)
+    (told,) = agent.events("access-file.unknown-keys")
+    assert (told["level"], told["keys"]) == ("warning", "nickname")
+    assert "blue" not in agent.log.read_text()
+
+
 def test_an_agent_that_has_not_heard_of_the_cloud_is_not_drained(new_host: NewHost, sim: Sim) -> None:
     """Its table is empty, but the cloud may have NICs of ours: the drain waits, and says for what."""
     host = new_host()
