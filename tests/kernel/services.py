@@ -54,7 +54,11 @@ CHAINS = """\
     jump mark-for-masquerade
     goto service-{chain}
   }}
+  chain local-{chain} {{
+    goto service-{chain}
+  }}
 """
+LOCAL = 2000  # above a Service's node port: the same port under externalTrafficPolicy: Local, which keeps the source
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def kube_proxy(host: str, services: Mapping[str, Service]) -> None:
             chain = f"{name}-{proto}"
             by_address.append(f"{service.address} . {proto} . 80 : goto service-{chain}")
             by_port.append(f"{proto} . {service.node_port} : goto external-{chain}")
+            by_port.append(f"{proto} . {service.node_port + LOCAL} : goto local-{chain}")
             chains.append(CHAINS.format(chain=chain, proto=proto, backend=service.backend, address=service.address))
     script = KUBE_PROXY.format(by_address=", ".join(by_address), by_port=", ".join(by_port), chains="".join(chains))
     run("nsenter", f"--net=/run/netns/{host}", "nft", "-f", "-", input=script)

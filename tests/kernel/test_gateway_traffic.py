@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,20 @@ from qingcloud_cni.core.seams import Gateway, ServicePath
 from qingcloud_cni.sim.fabric_shell import inside
 from simulator import needs_root, run, running_sim
 
-from .services import PORT, Bed, Service, ask, bed_on, connect, is_reached, kube_proxy, path_of, redirects, talk
+from .services import (
+    LOCAL,
+    PORT,
+    Bed,
+    Service,
+    ask,
+    bed_on,
+    connect,
+    is_reached,
+    kube_proxy,
+    path_of,
+    redirects,
+    talk,
+)
 
 pytestmark = needs_root
 
@@ -162,6 +176,22 @@ async def test_node_ports_answer_at_every_address(bed: Bed, gateway: Gateway) ->
         ):
             for name, service in services(bed).items():
                 assert ask(netns, proto, address, service.node_port)[0] == name, (proto, address, netns, name)
+
+
+async def test_what_kube_proxy_leaves_its_source_is_masqueraded_on_its_way_to_a_pod(
+    bed: Bed, gateway: Gateway
+) -> None:
+    """Node ports under the policy Local: a pod would answer the client itself, from an address nobody asked."""
+    name = "same-host-same-vxnet"
+    port = services(bed)[name].node_port + LOCAL
+    ways = {bed.address("host1"): bed.address("host1"), plain(gateway.address): plain(gateway.address)}
+    async with bed.serving(gateway) as kernel:
+        for proto, (asked, seen) in itertools.product(PROTOCOLS, ways.items()):
+            assert ask(bed.host2, proto, asked, port) == (name, seen)
+        await kernel.serve(replace(path_of(gateway), masquerade=(), services=()))
+        for asked in ways:
+            with pytest.raises(TimeoutError):
+                ask(bed.host2, "udp", asked, port, seconds=0.5)
 
 
 async def test_a_second_gateway_serves_another_vxnet(bed: Bed, gateway: Gateway) -> None:
