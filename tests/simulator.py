@@ -54,6 +54,17 @@ def run(*argv: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedPr
     return done
 
 
+@contextmanager
+def disk_of(size: str, place: Path) -> Iterator[Path]:
+    """A file system of *size* (`300k`, `2m`) at *place*, which is made."""
+    place.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place))
+    try:
+        yield place
+    finally:
+        run("umount", "--lazy", str(place))
+
+
 def links(netns: str) -> dict[str, dict[str, Any]]:
     """Links of a namespace (its name) by MAC, as `ip -j link` shows them."""
     rows = json.loads(run("ip", "-n", netns, "-j", "link", "show").stdout or "[]")

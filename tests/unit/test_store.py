@@ -45,7 +45,7 @@ from qingcloud_cni.core.seams import (
 from qingcloud_cni.store import database
 from qingcloud_cni.store.database import Database
 from qingcloud_cni.store.threaded import InlineStore, ThreadedStore
-from simulator import needs_root, run
+from simulator import disk_of, needs_root
 
 NIC = Nic("52:54:00:00:00:01", "name", "vxnet-1", "172.16.3.7/24", "172.16.3.1", NicState.COOLING, 1.5, 0.25)
 ATTACHMENT = Attachment(
@@ -349,14 +349,8 @@ def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=300k", "none", str(place))
-    try:
+    with disk_of("300k", tmp_path / "small") as place:
         yield place
-    finally:
-        run("umount", str(place))
 
 
 @needs_root

@@ -120,14 +120,8 @@ def test_a_failed_job_is_told_and_its_nics_are_attached_again(new_host: NewHost,
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=2m", "none", str(place))
-    try:
+    with disk_of("2m", tmp_path / "small") as place:
         yield place
-    finally:
-        run("umount", "--lazy", str(place))
 
 
 def test_a_full_disk_ends_the_agent_in_one_sentence_and_loses_nothing(new_host: NewHost, small_disk: Path) -> None:
