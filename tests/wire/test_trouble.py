@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hosts import Host, NewHost, open_files
-from simulator import Sim, eventually, needs_root, run, running_sim
+from simulator import Sim, disk_of, eventually, needs_root, running_sim
 
 pytestmark = needs_root
 
