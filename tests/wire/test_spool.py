@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -94,10 +93,15 @@ def test_an_add_after_a_kept_del_gets_a_nic_of_its_own_and_keeps_it(new_host: Ne
         after = adding.result().result
     assert after["interfaces"][0]["mac"] != before["interfaces"][0]["mac"]
     eventually(lambda: not spooled(host), "the file done")
-    time.sleep(2.5)  # two looks at the spool: what it would do wrong, it would do now
+    eventually(lambda: _was_refused(host), "the DEL that came too late refused")
     assert container.link()["address"] == after["interfaces"][0]["mac"]
     assert [row["nic_id"] for row in host.attachments()] == [after["interfaces"][0]["mac"]]
     host.delete(container)
+
+
+def _was_refused(host: Host) -> bool:
+    requests = host.agent.events("cni.request")
+    return any("the caller of its DEL has gone" in request.get("error", "") for request in requests)
 
 
 def _connections(host: Host) -> int:
