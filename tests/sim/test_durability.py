@@ -103,27 +103,56 @@ def test_an_attachment_killed_as_it_is_answered_is_found_as_it_was_answered(tmp_
     virtual_time.run(main())
 
 
-@pytest.mark.parametrize("changed", ["link", "address", "route", "namespace"])
-def test_what_was_not_answered_is_taken_back(tmp_path: Path, changed: str) -> None:
-    """The same, but the kernel has it otherwise than recorded: that ADD had not come to its end."""
+def meddle(host: SimulatedHost, what: str) -> None:
+    """What c0 may do to its link, or what its ADD had not done yet when it was cut off."""
+    (link,) = host.kernel._at(netns_of("c0")).links.values()
+    match what:
+        case "down":
+            link.is_up = False
+        case "address":
+            link.address = ""
+        case "route":
+            link.routes = link.routes[1:]
+        case "name":
+            link.name = "renamed"
+        case "alias":
+            link.alias = ""
+        case "mac":
+            link.mac = "02:00:00:00:00:01"
 
+
+@pytest.mark.parametrize("what", ["down", "address", "route", "name", "alias", "mac"])
+def test_a_link_in_its_container_stays_there_whatever_became_of_it(tmp_path: Path, what: str) -> None:
+    """That ADD may have been answered. Should it be repeated, the container gets all of a NIC anew."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, disk_seconds=DISK) as host:
+            answered = await host.add("c0")
+            await host.kill()
+            meddle(host, what)
+            await host.start()
+            (kept,) = host.agent.context.table.attachments.values()
+            assert kept.is_ready
+            assert kept.nic_id == answered.nic_id
+            assert [link.nic_id for link in host.kernel._at(netns_of("c0")).links.values()] == [answered.nic_id]
+            again = await host.add("c0")
+            assert again.routes == answered.routes
+            (link,) = host.kernel._at(netns_of("c0")).links.values()
+            assert (link.name, link.mac, link.is_up) == ("eth0", again.nic_id, True)
+            await host.delete("c0")
+            assert not host.kernel.links_in(netns_of("c0"))
+
+    virtual_time.run(main())
+
+
+def test_a_link_that_is_in_no_container_was_not_answered_and_is_taken_back(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, disk_seconds=DISK) as host:
             nic_id = (await host.add("c0")).nic_id
             await host.kill()
-            path = netns_of("c0")
-            (link,) = host.kernel._at(path).links.values()
-            match changed:
-                case "link":
-                    link.is_up = False
-                case "address":
-                    link.address = ""
-                case "route":
-                    link.routes = link.routes[1:]
-                case "namespace":
-                    host.kernel.kill_netns(path)
-                    await host.clock.sleep(5.0)
-                    host.kernel.make_netns(path)
+            host.kernel.kill_netns(netns_of("c0"))
+            await host.clock.sleep(5.0)
+            host.kernel.make_netns(netns_of("c0"))
             await host.start()
             await host.until(lambda: host.nics[nic_id].state is NicState.COOLING, "parked")
             assert not host.agent.context.table.attachments

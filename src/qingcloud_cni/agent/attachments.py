@@ -8,7 +8,7 @@ from qingcloud_cni.agent.phases import Phase, Phases
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.spool_files import SpoolFile, SpoolFiles
 from qingcloud_cni.agent.turns import Call, Turns
-from qingcloud_cni.core.check import faults, finished
+from qingcloud_cni.core.check import faults
 from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import (
     CheckFailed,
@@ -22,8 +22,8 @@ from qingcloud_cni.core.garbage import unlisted
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Netns, Nic, Route
 from qingcloud_cni.core.names import link_alias
 from qingcloud_cni.core.network_config import NetworkConfig, routes_for
-from qingcloud_cni.core.results import Result
-from qingcloud_cni.core.seams import LinkOrder, PlacedLink
+from qingcloud_cni.core.results import Result, result_of
+from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
 
 TRIES = 3  # NICs tried where the link of the one chosen turns out to be missing
 
@@ -130,29 +130,39 @@ class Attachments:
             )
 
     async def settle_unfinished(self) -> None:
-        """After a restart: attachments that are not ready on disk are finished where the kernel has them as recorded.
+        """After a restart: attachments that are not ready on disk stay if their link is in a container.
 
-        Such an ADD may have been answered. All others were not, and are taken back; where the kernel refuses that,
-        the next ADD or DEL of the container tries again.
+        Such an ADD may have been answered, whatever the container has done to its link since; one that was not is
+        followed by a DEL, or by an ADD that finds out. The others were not answered and are taken back; where the
+        kernel refuses that, the next look at the links does it, or the next ADD or DEL of the container.
         """
         context = self._context
-        for attachment in tuple(context.table.attachments.values()):
-            if attachment.is_ready:
-                continue
-            alias = link_alias(context.instance_id, attachment.nic_id)
+        unfinished = [a for a in context.table.attachments.values() if not a.is_ready]
+        survey = await context.kernel.survey() if unfinished else Survey((), ())
+        at_home = {link.mac for link in (*survey.host, *survey.parked)}
+        for attachment in unfinished:
+            nic_id = attachment.nic_id
             try:
-                seen = await context.kernel.inspect(attachment.netns.path, attachment.key.ifname)
-                done = finished(attachment, context.table.nics[attachment.nic_id], alias, seen)
-            except InvalidNetns:
-                done = None
-            try:
-                if done is not None:
-                    context.table.configured(done, context.now())
+                if nic_id not in at_home and await context.kernel.whereabouts(nic_id, self._alias(nic_id)):
+                    context.table.configured(await self._as_found(attachment), context.now())
                 else:
                     await self._release(attachment, "its ADD was cut off", Phases())
             except KernelRefused as err:
-                context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
+                context.note("attachment.not-undone", nic_id, str(attachment.key), str(err))
         await context.journal.save()
+
+    async def _as_found(self, attachment: Attachment) -> Attachment:
+        """With what the kernel tells of its link, if that has the name it was given."""
+        try:
+            seen = await self._context.kernel.inspect(attachment.netns.path, attachment.key.ifname)
+        except InvalidNetns:
+            return attachment
+        if seen.link is None or seen.link.alias != self._alias(attachment.nic_id):
+            return attachment
+        return replace(attachment, ifindex=seen.link.ifindex, mtu=seen.link.mtu)
+
+    def _alias(self, nic_id: str) -> str:
+        return link_alias(self._context.instance_id, nic_id)
 
     async def _finish(self, file: SpoolFile, phases: Phases) -> None:
         """What came later than the DEL is not touched. The file goes once the release is on disk."""
@@ -178,7 +188,7 @@ class Attachments:
             attachment = context.table.attachments.get(key)
             if attachment is None:
                 return
-            alias = link_alias(context.instance_id, attachment.nic_id)
+            alias = self._alias(attachment.nic_id)
             with call.phases.waiting(Phase.KERNEL):
                 is_gone = await context.kernel.is_gone(attachment.nic_id, attachment.netns, alias)
             if context.table.attachments.get(key) is not attachment:  # its link was seen back on the host meanwhile
@@ -191,7 +201,7 @@ class Attachments:
                 await context.journal.save()
 
     async def _known(self, key: AttachmentKey, netns: Netns, call: Call) -> Attachment | None:
-        """The attachment of an earlier ADD, if its link is where that one left it.
+        """The attachment of an earlier ADD, if its link is as that one left it.
 
         Anything else is taken back: what was cut off and not undone, and what the same container had in another
         namespace, or in this one and lost.
@@ -204,9 +214,10 @@ class Attachments:
         known = attachments.get(key)
         if known is None:  # its link was seen back on the host meanwhile
             return None
-        is_there = seen.link is not None and seen.link.ifindex == known.ifindex
-        if is_there and known.is_ready and known.netns.is_same(netns):
-            return replace(known, netns=netns)  # by whichever path it is called now
+        found = replace(known, netns=netns) if known.netns.is_same(netns) else known  # whatever its path is now
+        nic = self._context.table.nics[known.nic_id]
+        if not faults(found, nic, seen, result_of(found, nic), key.ifname):
+            return found
         await self._release(known, "ADD anew", call.phases)
         return None
 
@@ -276,14 +287,14 @@ class Attachments:
         return table.attachments[key], nic
 
     async def _place(self, attachment: Attachment, nic: Nic, routes: tuple[Route, ...]) -> PlacedLink:
-        alias = link_alias(self._context.instance_id, nic.nic_id)
+        alias = self._alias(nic.nic_id)
         order = LinkOrder(nic.nic_id, attachment.netns, attachment.key.ifname, nic.address, routes, alias)
         return await self._context.kernel.attach(order)
 
     async def _release(self, attachment: Attachment, cause: str, phases: Phases) -> None:
         """Bring the link home and give the NIC its rest; a link that is nowhere yet is awaited on the host."""
         context = self._context
-        alias = link_alias(context.instance_id, attachment.nic_id)
+        alias = self._alias(attachment.nic_id)
         context.moving.add(attachment.nic_id)
         try:
             with phases.waiting(Phase.KERNEL):

@@ -1,6 +1,4 @@
-"""Whether an attachment is as ADD left it: for CHECK, and for the start after an ADD that was cut off. Pure."""
-
-from dataclasses import replace
+"""Whether an attachment is as ADD left it: for CHECK, and for an ADD that is repeated. Pure."""
 
 from qingcloud_cni.core.model import Attachment, Nic, NicState
 from qingcloud_cni.core.results import Result
@@ -33,19 +31,6 @@ def faults(
         lost = [r for r in attachment.routes if (r.dst, r.gw) in routes and r not in seen.routes]
         found += [f"route to {r.dst} via {r.gw} is missing" for r in lost]
     return tuple(found)
-
-
-def finished(attachment: Attachment, nic: Nic, alias: str, seen: Inspection) -> Attachment | None:
-    """An attachment that is not ready on disk, made ready if ADD had come to its end; None if it had not.
-
-    The link is ours by its alias: a plugin behind us in the chain may have changed the MAC since.
-    """
-    link = seen.link
-    if link is None or link.alias != alias or not attachment.netns.is_same(seen.netns):
-        return None
-    if any(_link_faults(nic, seen, {link.mac}, attachment.key.ifname)) or set(attachment.routes) - set(seen.routes):
-        return None
-    return replace(attachment, is_ready=True, ifindex=link.ifindex, mtu=link.mtu)
 
 
 def _link_faults(nic: Nic, seen: Inspection, macs: set[str], ifname: str) -> tuple[str, ...]:
