@@ -90,18 +90,26 @@ def test_keys_are_found_without_regard_to_case(host: Host) -> None:
     assert {"dst": "10.96.0.0/12", "gw": "172.20.1.1"} in second["routes"]
 
 
+@pytest.mark.cni(19)
+@pytest.mark.parametrize("versions", [("0.4.0", "1.0.0"), ("1.0.0", "0.4.0"), ("9.9.9", "1.0.0")], ids=str)
+def test_of_keys_that_differ_in_case_the_last_one_counts(host: Host, versions: tuple[str, str]) -> None:
+    """For the plugin and for the agent alike, as for programs in Go."""
+    first, last = versions
+    conf = {"CNIVERSION": first, "NAME": "first", "cniversion": last, **host.conf(None)}
+    assert host.add(host.container(), conf=conf)["cniVersion"] == last
+    assert [attachment["network"] for attachment in host.attachments()] == ["mynet"]
+
+
+PAIRS = [f"{key}={value}" for key, value in POD.items()]
 ORDERS = {
-    "as kubelet's runtimes": ["IgnoreUnknown=1", *(f"{key}={value}" for key, value in POD.items())],
-    "backwards": [*(f"{key}={value}" for key, value in reversed(POD.items())), "IgnoreUnknown=1"],
-    "with unknown ones": [
-        "FOO=bar",
-        *(f"{key}={value}" for key, value in POD.items()),
-        "IgnoreUnknown=true",
-        "X=y=z",
-    ],
-    "without leave": [*(f"{key}={value}" for key, value in POD.items()), "FOO=bar"],
-    "with empty ones": ["", "IgnoreUnknown=1", "", *(f"{key}={value}" for key, value in POD.items()), "A=", ""],
+    "as kubelet's runtimes": ["IgnoreUnknown=1", *PAIRS],
+    "backwards": [*reversed(PAIRS), "IgnoreUnknown=1"],
+    "with unknown ones": ["FOO=bar", *PAIRS, "IgnoreUnknown=true", "X=y=z"],
+    "without leave": [*PAIRS, "FOO=bar"],
+    "with empty ones": ["", "IgnoreUnknown=1", "", *PAIRS, "A=", ""],
 }
+# The last one is not UTF-8: `\udcff` is how Python takes a byte that cannot be decoded.
+NONSENSE = ("IgnoreUnknown", "=", "a", ";;;", "=x", "a=b;c", " ", "é=ü", "IgnoreUnknown=maybe", "a=\udcff")
 
 
 @pytest.mark.cni(74)
@@ -117,9 +125,9 @@ def test_arguments_in_any_order_are_no_obstacle_and_a_pods_are_kept(host: Host, 
 
 
 @pytest.mark.cni(74)
-@pytest.mark.parametrize("text", ["IgnoreUnknown", "=", "a", ";;;", "=x", "a=b;c", " ", "é=ü", "IgnoreUnknown=maybe"])
+@pytest.mark.parametrize("text", NONSENSE, ids=ascii)
 def test_arguments_that_make_no_sense_are_no_obstacle(host: Host, text: str) -> None:
-    assert_works(host, host.conf(), CNI_ARGS=text)
+    assert_works(host, host.conf(), CNI_ARGS=text, CNI_PATH=text)
 
 
 MAPPING = {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}

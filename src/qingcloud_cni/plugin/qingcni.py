@@ -129,14 +129,13 @@ def members(fields: "tuple[tuple[str, str], ...]") -> str:
 
 
 def pick(mapping: "dict[str, object]", key: str) -> object:
-    """A key's value without regard to case, as Go programs read configurations; None where it is absent."""
-    if key in mapping:
-        return mapping[key]
+    """A key's value without regard to case, the last one's as Go programs have it; None where it is absent."""
     folded = key.lower()
+    value = None
     for name in mapping:
         if name.lower() == folded:
-            return mapping[name]
-    return None
+            value = mapping[name]
+    return value
 
 
 # --- the request ---------------------------------------------------------------------------------------
@@ -148,6 +147,11 @@ def variable(name: str) -> str:
         return value.decode("utf-8")
     except UnicodeDecodeError:
         raise Refusal(4, f"{name} is not UTF-8", repr(value)) from None
+
+
+def aside(name: str) -> str:
+    """A variable on which nothing depends: what cannot be decoded is replaced."""
+    return posix.environ.get(name.encode(), b"").decode("utf-8", "replace")
 
 
 def is_id(text: str) -> bool:
@@ -385,8 +389,8 @@ def payload(request: Request, seconds: float) -> bytes:
         ("containerID", request.container_id),
         ("netns", request.netns),
         ("ifname", request.ifname),
-        ("args", variable("CNI_ARGS")),
-        ("path", variable("CNI_PATH")),
+        ("args", aside("CNI_ARGS")),
+        ("path", aside("CNI_PATH")),
     ))  # fmt: skip
     body += f'"timeout":{max(seconds - SPARE, seconds / 2):.3f},"config":'
     return b"{" + body.encode() + request.stdin + b"}"
