@@ -25,6 +25,7 @@ QINGAGENT = str(Path(sys.executable).with_name("qingagent"))
 PORT = 31080
 LOG_LINES = 200  # of each agent, printed when its host is closed: pytest shows them where a test failed
 
+CARRIER = {"LOWER_UP", "NO-CARRIER"}
 CUT_OFF = """
 table inet away {{
   chain output {{ type filter hook output priority 0; ip daddr 127.0.0.1 tcp dport 7777 {verdict}; }}
@@ -69,6 +70,13 @@ class Container:
     def link(self, ifname: str = "eth0") -> dict[str, Any]:
         (row,) = self.ip("-d", "addr", "show", "dev", ifname)
         return row
+
+    def picture(self) -> list[list[Any]]:
+        """Links, addresses, routes and rules, without what comes of itself a moment after a link: carrier, IPv6."""
+        rows = self.ip("-d", "link", "show")
+        devices = [row | {"operstate": "", "flags": set(row["flags"]) - CARRIER} for row in rows]
+        addresses = [(row["ifname"], row["addr_info"]) for row in self.ip("-4", "addr", "show")]
+        return [devices, addresses, self.ip("-4", "route", "show", "table", "all"), self.ip("-4", "rule", "show")]
 
     def routes(self) -> dict[str, str]:
         """Gateway by destination, of all routes that have one."""

@@ -33,9 +33,9 @@ def test_an_altname_is_a_name_that_is_taken(host: Host, ifname: str) -> None:
     container = host.container()
     run("ip", "-n", container.name, "link", "add", "mine", "type", "veth", "peer", "name", "other")
     run("ip", "-n", container.name, "link", "property", "add", "dev", "mine", "altname", ifname)
-    before = container.ip("-d", "addr", "show")
+    before = container.picture()
     host.cni("ADD", container, ifname).refused(7, ifname, container.path, "taken")
-    assert container.ip("-d", "addr", "show") == before
+    assert container.picture() == before
     assert host.is_untouched()
     run("ip", "-n", container.name, "link", "property", "del", "dev", "mine", "altname", ifname)
     host.add(container, ifname)
@@ -45,10 +45,10 @@ def test_an_altname_is_a_name_that_is_taken(host: Host, ifname: str) -> None:
 @pytest.mark.cni(31)
 def test_the_loopback_interface_is_a_name_that_is_taken(host: Host) -> None:
     container = host.container()
-    before = container.ip("-d", "addr", "show")
+    before = container.picture()
     host.cni("ADD", container, "lo").refused(7, "lo", "taken")
     host.delete(container, "lo")
-    assert container.ip("-d", "addr", "show") == before
+    assert container.picture() == before
     assert host.is_untouched()
 
 

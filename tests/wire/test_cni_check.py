@@ -231,10 +231,9 @@ def test_another_mac_that_the_result_lists_is_no_fault(
 
 def everything(host: Host, container: Container) -> list[object]:
     """Kernel, table and cloud."""
-    inside = [container.ip(*words.split()) for words in ("-d addr show", "route show table all", "rule show")]
     outside = [links(host.netns), links(host.parking.name), run(*host.command("nft", "list", "ruleset")).stdout]
     cloud = host.sim.status()
-    return [inside, outside, host.nics(), host.attachments(), cloud["nics"], cloud["calls"]]
+    return [container.picture(), outside, host.nics(), host.attachments(), cloud["nics"], cloud["calls"]]
 
 
 @pytest.mark.cni(62)

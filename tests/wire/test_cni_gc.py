@@ -82,12 +82,12 @@ def test_what_is_not_listed_and_has_no_namespace_is_freed_at_once(host: Host, ke
     conf = host.conf(VERSION)
     result = host.add(valid, conf=conf)
     (nic_id,) = (a["nic_id"] for a in host.attachments() if a["container_id"] == lost.name)
-    before = valid.ip("-d", "addr", "show"), valid.routes()
+    before = valid.picture()
     with gone([lost]):
         gc(host, keys={key: listed(valid)}).succeeded()
         assert held(host) == {valid.name}
         assert [nic["state"] for nic in host.nics() if nic["nic_id"] == nic_id] == ["arriving"]
-    assert (valid.ip("-d", "addr", "show"), valid.routes()) == before
+    assert valid.picture() == before
     host.cni("CHECK", valid, conf=conf | {"prevResult": result}).succeeded()
     eventually(lambda: nic_id in links(host.parking.name), "the NIC at home")
 
@@ -111,12 +111,12 @@ def test_an_empty_list_frees_all_such_of_this_network_and_none_of_another(
 def test_what_is_not_listed_but_lives_keeps_its_nic_until_its_end(host: Host, nothing: list[object] | None) -> None:
     """Another runtime's list may not have it. An event says so; DEL frees it as ever."""
     alive, lost = added(host), added(host)
-    before = alive.ip("-d", "addr", "show"), alive.routes()
+    before = alive.picture()
     with gone([lost]):
         for _ in range(3):
             gc(host, keys={KEY: nothing}).succeeded()
         assert held(host) == {alive.name}
-    assert (alive.ip("-d", "addr", "show"), alive.routes()) == before
+    assert alive.picture() == before
     events = [e for e in host.agent.events("attachment.kept") if alive.name in e["subject"]]
     assert len(events) >= 1
     assert alive.path in events[0]["detail"]
