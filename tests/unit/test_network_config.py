@@ -212,7 +212,7 @@ def test_routes_to_install(asked: tuple[object, ...], installed: tuple[Route, ..
     assert routes_for(NIC, read_config(routed(*asked))) == installed
 
 
-@pytest.mark.parametrize("gateway", ["172.16.4.1", "10.0.0.1", "172.16.3.7"])
+@pytest.mark.parametrize("gateway", ["172.16.4.1", "10.0.0.1", "172.16.3.7", "172.16.3.0", "172.16.3.255"])
 def test_a_gateway_must_be_a_neighbour_in_the_vxnet(gateway: str) -> None:
     config = read_config(routed({"dst": "10.96.0.0/12", "gw": gateway}))
     with pytest.raises(InvalidConfig) as refusal:

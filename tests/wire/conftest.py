@@ -1,4 +1,4 @@
-"""What the end-to-end tests share; each module starts a simulator of its own as the fixture `sim`."""
+"""What the end-to-end tests share. Each module has a simulator of its own, with one host unless it says more."""
 
 import socket
 from collections.abc import Iterator
@@ -8,12 +8,18 @@ import pytest
 
 from hosts import Host, NewHost, hosts_of, install
 from plugin_process import PlayedAgent, Run, played, runs
-from simulator import Sim
+from simulator import Sim, running_sim
 
 
 @pytest.fixture(scope="session")
 def plugin_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("bin"))
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--hosts", "1") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

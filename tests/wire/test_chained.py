@@ -1,6 +1,6 @@
 """Later in a list of plugins, or after another one: what came before is kept, and `qingcni` adds its own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,12 @@ from cni_networks import Failed
 from emulators.gocni import interfaces
 from hosts import Host
 from libcni import Libcni
-from simulator import Sim, needs_root, running_sim
+from simulator import needs_root
 
 pytestmark = needs_root
 
 LISTS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0")
 CHECKED = ("0.4.0", "1.0.0")
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 @pytest.fixture

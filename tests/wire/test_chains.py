@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from chains import call_of, chain, libcni_of, ours, wait_until_all_is_back
 from cni_networks import Failed
 from hosts import Container, Host
 from libcni import Libcni
-from simulator import Sim, links, needs_root, run, running_sim
+from simulator import links, needs_root, run
 
 pytestmark = needs_root
 
@@ -29,12 +28,6 @@ answers = {"ADD": conf.get("prevResult"), "VERSION": {"cniVersion": "1.1.0", "su
 if answer := answers.get(os.environ["CNI_COMMAND"]):
     json.dump(answer, sys.stdout)
 """
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

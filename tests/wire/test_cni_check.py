@@ -1,6 +1,6 @@
 """CHECK: it finds what is no longer as ADD left it, overlooks what others added, and changes nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hosts import Container, Host
-from simulator import Sim, links, needs_root, run, running_sim
+from simulator import links, needs_root, run
 
 pytestmark = needs_root
 
@@ -17,12 +17,6 @@ SERVICES = "10.96.0.0/12"
 ROUTER = "172.20.1.1"
 OTHER_MAC = "02:00:00:00:00:07"
 FAULTY = 104
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 What is refused before the agent is asked is proved in test_plugin.py.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from hosts import Host
-from simulator import Sim, needs_root, run, running_sim
+from simulator import needs_root, run
 
 pytestmark = needs_root
 
@@ -38,12 +37,6 @@ OTHER_ARGS: dict[str, dict[str, Any]] = {
     "other types further in": {"cni": {"labels": "x", "ips": None}, "org.apache.mesos": {"network_info": "mynet"}},
     "labels that are none": {"cni": {"labels": [5, {"key": 1, "value": []}, {}, {"key": "a"}]}},
 }
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 def assert_works(host: Host, conf: dict[str, Any], **variables: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """DEL in every condition in which runtimes send it: it succeeds, frees what was recorded, and nothing else."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,11 @@ import pytest
 
 from cni_results import VERSIONS
 from hosts import Container, Host
-from simulator import Sim, eventually, links, needs_root, run, running_sim
+from simulator import eventually, links, needs_root, run
 
 pytestmark = needs_root
 
 SERVICES = "10.96.0.0/12"
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 def assert_free(host: Host) -> None:

@@ -3,12 +3,10 @@
 Refusals that need no agent are proved in test_plugin.py.
 """
 
-from collections.abc import Iterator
-
 import pytest
 
 from hosts import Host
-from simulator import Sim, links, needs_root, running_sim
+from simulator import links, needs_root
 
 pytestmark = needs_root
 
@@ -29,12 +27,6 @@ GOOD_IFNAMES = (
     "'\"\\&;|*?#~",
     "中中中中中",
 )
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 @pytest.mark.cni(10)

@@ -10,18 +10,12 @@ import pytest
 
 from answers import Answer
 from hosts import Container, Host
-from simulator import Sim, eventually, links, needs_root, running_sim
+from simulator import eventually, links, needs_root
 
 pytestmark = needs_root
 
 KEY, OLD_KEY = "cni.dev/valid-attachments", "cni.dev/attachments"
 VERSION = "1.1.0"
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 The expected results are computed by the tests' own model of the library (`cni_results`).
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from cni_results import OLD, VERSIONS, convert, decode
 from hosts import Container, Host
-from simulator import Sim, needs_root, running_sim
+from simulator import needs_root
 
 pytestmark = needs_root
 
@@ -19,12 +18,6 @@ ROUTES = [{"dst": SERVICES, "gw": "172.20.1.1"}]
 V4 = {"address": "10.5.0.2/24", "gateway": "10.5.0.1", "interface": 1}
 V6 = {"address": "fd00:5::2/64", "gateway": "fd00:5::1", "interface": 1}
 LATER = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 def earlier(container: Container, version: str, *ips: dict[str, Any]) -> dict[str, Any]:

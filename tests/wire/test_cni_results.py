@@ -1,14 +1,14 @@
 """Results of ADD in every version, key by key: what they say is what kernel and cloud have."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from cni_results import MIDDLE, NEW, OLD, VERSIONS
 from hosts import Container, Host
-from simulator import Sim, needs_root, run, running_sim
+from simulator import needs_root, run
 
 pytestmark = needs_root
 
@@ -21,12 +21,6 @@ DNS = {
     "options": ["ndots:2"],
 }
 ROUTES = [{"dst": "0.0.0.0/0", "gw": ROUTER}, {"dst": SERVICES, "gw": ROUTER}]
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 def expected(host: Host, container: Container, version: str, ifname: str, dns: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 
 from answers import error_object
 from hosts import Host
-from simulator import Sim, eventually, needs_root, running_sim
+from simulator import eventually, needs_root
 
 pytestmark = needs_root
 
@@ -24,12 +24,6 @@ AT_ONCE = 100
 SECONDS = 1.0  # that a request may take here …
 BUSY = 5.0  # … and what a busy machine may add
 VERBS = ("ADD", "CHECK", "GC", "STATUS")
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 def call(host: Host, verb: str, address: str = "") -> subprocess.Popen[bytes]:

@@ -4,7 +4,7 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,11 @@ from pathlib import Path
 import pytest
 
 from hosts import Container, Host
-from simulator import Sim, eventually, needs_root, running_sim
+from simulator import eventually, needs_root
 
 pytestmark = needs_root
 
 SIZE = 5  # NICs of the pool
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Under kubelet and containerd: loopback and network at once, keys as Go spells them, sandboxes stopped late."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -9,17 +8,11 @@ from chains import chain, libcni_of, ours, wait_until_all_is_back
 from cni_networks import Failed, Network
 from emulators.kubelet import Kubelet, Sandbox
 from hosts import Host
-from simulator import Sim, needs_root, running_sim
+from simulator import needs_root
 
 pytestmark = needs_root
 
 VERSIONS = ("0.3.1", "1.0.0", "1.1.0")
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
-        yield running
 
 
 @pytest.fixture(params=VERSIONS)

@@ -208,13 +208,15 @@ def routes_for(nic: Nic, config: NetworkConfig, host_gateway: str = "") -> tuple
 
     *host_gateway* replaces 0.0.0.0.
 
-    InvalidConfig where a given gateway lies outside the NIC's vxnet: the kernel could not reach it.
+    InvalidConfig where a given gateway can be none in the NIC's vxnet: the kernel could not reach it.
     """
-    network = ipaddress.IPv4Interface(nic.address).network
-    own = str(ipaddress.IPv4Interface(nic.address).ip)
+    own = ipaddress.IPv4Interface(nic.address)
+    network = own.network
+    nobody = {own.ip, network.network_address, network.broadcast_address}
     routes = tuple(Route(r.dst, host_gateway if r.gw == UNSPECIFIED else r.gw or nic.gateway) for r in config.routes)
     for route in routes:
-        if ipaddress.IPv4Address(route.gw) not in network or route.gw == own:
+        gateway = ipaddress.IPv4Address(route.gw)
+        if gateway not in network or gateway in nobody:
             raise InvalidConfig(
                 f"route to {route.dst}: gateway {route.gw} is not a neighbour in vxnet {nic.vxnet_id} ({network});"
                 " give an address of that vxnet or another --vxnet"
