@@ -43,7 +43,17 @@ class Containerd:
             self._process = self.machine.spawn("containerd", stdout=log, stderr=log, env=ENVIRONMENT)
         self._channel = grpc.insecure_channel(f"unix:{self.machine.root / SOCKET}", CHANNEL)
         self._runtime = interface()[1].RuntimeServiceStub(self._channel)
-        self.ask("Version")
+        eventually(self._is_initialised, "containerd serves its CRI", seconds=60.0)
+
+    def _is_initialised(self) -> bool:
+        """It answers on its socket before its CRI is ready to be asked."""
+        try:
+            self.ask("Version")
+        except grpc.RpcError as err:
+            if "not initialized yet" in str(err.details()):
+                return False
+            raise
+        return True
 
     def stop(self) -> None:
         """End it as systemd does; containers live on."""
