@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cni_results import VERSIONS
 from hosts import Container, Host
 from simulator import links, needs_root, run
 
@@ -123,6 +124,13 @@ def test_a_previous_result_that_does_not_speak_of_the_nic_is_told(
         case _:
             conf["prevResult"] = {"cniVersion": "1.0.0", "interfaces": [], "ips": []}
     host.cni("CHECK", container, conf=conf).refused(FAULTY, *words)
+
+
+@pytest.mark.cni(56)
+@pytest.mark.parametrize("version", [v for v in VERSIONS if v not in CHECKED])
+def test_a_version_without_check_is_code_1(host: Host, container: Container, version: str) -> None:
+    conf = add(host, container, version)
+    host.cni("CHECK", container, conf=conf).refused(1, "CHECK", version)
 
 
 @pytest.mark.cni(57)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cni_results import VERSIONS
 from hosts import Host
 from simulator import needs_root, run
 
@@ -145,6 +146,25 @@ def test_port_mappings_are_left_to_the_plugin_for_them(host: Host, spelling: str
 @pytest.mark.parametrize("name", ["a.b_c-D9", "0", "n" * 300])
 def test_every_allowed_network_name_works(host: Host, name: str) -> None:
     assert assert_works(host, host.conf() | {"name": name})["network"] == name
+
+
+@pytest.mark.cni(14)
+@pytest.mark.parametrize("stdin", [b"", b"[]", b"x", b"{} x", b'{"name":"\xff"}', b"\xef\xbb\xbf{}"], ids=repr)
+def test_a_configuration_that_cannot_be_read_is_refused_and_nothing_is_held(host: Host, stdin: bytes) -> None:
+    container = host.container()
+    for verb in ("ADD", "DEL", "CHECK", "GC", "STATUS"):
+        host.cni(verb, container, conf=stdin).refused(6, "network configuration", "JSON")
+    assert container.names == ["lo"]
+    assert host.is_untouched()
+
+
+@pytest.mark.cni(16)
+@pytest.mark.parametrize("version", ["2.0.0", "1.0", "0.5.0", "1.1", "v1.0.0", " 1.0.0", "1.0.0-rc1", "unknown"])
+def test_an_unsupported_version_is_refused_and_nothing_is_held(host: Host, version: str) -> None:
+    container = host.container()
+    host.cni("ADD", container, conf=host.conf(version)).refused(1, repr(version), ", ".join(VERSIONS))
+    assert container.names == ["lo"]
+    assert host.is_untouched()
 
 
 @pytest.mark.cni(17)

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from answers import Answer
+from cni_results import VERSIONS
 from hosts import Container, Host
 from simulator import eventually, links, needs_root
 
 pytestmark = needs_root
 
 KEY, OLD_KEY = "cni.dev/valid-attachments", "cni.dev/attachments"
-VERSION = "1.1.0"
+VERSION = VERSIONS[-1]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,16 @@ def test_the_interface_counts_as_well_as_the_container(host: Host) -> None:
     with gone([container]):
         gc(host, keys={KEY: listed(container, ifname="net1")}).succeeded()
         assert [a["ifname"] for a in host.attachments()] == ["net1"]
+
+
+@pytest.mark.cni(65)
+@pytest.mark.parametrize("version", VERSIONS[:-1])
+def test_a_version_without_gc_is_code_1_and_nothing_is_freed(host: Host, version: str) -> None:
+    container = added(host)
+    conf = host.conf(version) | {KEY: []}
+    with gone([container]):
+        host.cni("GC", "", "", conf, CNI_NETNS="").refused(1, "GC", version)
+        assert held(host) == {container.name}
 
 
 @pytest.mark.cni(69)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from answers import Answer
+from cni_results import VERSIONS
 from hosts import PORT, Host, NewHost
 from simulator import Sim, eventually, needs_root, running_sim
 
@@ -62,10 +63,14 @@ def test_an_empty_pool_is_no_reason_to_refuse(host: Host) -> None:
     status(host).succeeded()
 
 
+@pytest.mark.cni(65)
+@pytest.mark.parametrize("version", VERSIONS[:-1])
+def test_a_version_without_status_is_code_1(host: Host, version: str) -> None:
+    host.cni("STATUS", "", "", host.conf(version), CNI_NETNS="").refused(1, "STATUS", version)
+
+
 @pytest.mark.cni(63)
-@pytest.mark.parametrize(
-    "odd", [{"ipam": 5}, {"dns": "x"}, {"runtimeConfig": {"ips": ["x"]}}, {"isGateway": "maybe"}], ids=str
-)
+@pytest.mark.parametrize("odd", ODD, ids=str)
 def test_a_configuration_that_add_refuses_is_no_matter_of_status(host: Host, odd: dict[str, Any]) -> None:
     """Nobody would look for a mistake in one network in the state of the node."""
     host.cni("STATUS", "", "", host.conf("1.1.0") | odd, CNI_NETNS="").succeeded()
