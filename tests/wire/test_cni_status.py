@@ -81,6 +81,7 @@ def test_an_exhausted_quota_is_no_reason_to_refuse(new_host: NewHost, sim: Sim) 
     host = new_host()
     host.start(min_idle=1, max_idle=1)
     add(host).succeeded()
+    host.wait_idle(1)
     with sim.fault("CreateNics", "nic-quota"):
         add(host).succeeded()
         eventually(lambda: "2500" in host.status()["cloud_error"], "the quota exhausted")
