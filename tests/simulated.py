@@ -2,10 +2,11 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import virtual_time
 from qingcloud_cni.agent.agent import FIRST_CALL, Agent, World
@@ -13,10 +14,10 @@ from qingcloud_cni.agent.cni_api import CniApi, CniRequest
 from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings, resolve
-from qingcloud_cni.agent.tasks import Tasks
 from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.cloud import Access, Client
 from qingcloud_cni.core.cni import Verb
+from qingcloud_cni.core.errors import StoreRefused
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Nic
 from qingcloud_cni.core.names import is_ours
 from qingcloud_cni.core.network_config import NetworkConfig, read_config
@@ -31,27 +32,56 @@ from qingcloud_cni.sim.topology import FaultSpec, Topology, default_topology
 from qingcloud_cni.store.threaded import InlineStore
 from virtual_time import VirtualClock
 
+T = TypeVar("T")
 CONFIG = read_config({"cniVersion": "0.3.1", "name": "net", "type": "qingcni"})
+
+
+@dataclass
+class Disk:
+    """Of a host: it outlives the agent, and has bad times."""
+
+    seconds: float = 0.0  # what a save takes
+    obstacle: str = ""  # why it takes nothing, if it does not
+    takes_what_it_refuses: bool = False  # the words of the obstacle come too late: all is written
+    is_stuck: bool = False  # answers nobody
+    tries: int = 0  # saves asked for
 
 
 class SlowStore(InlineStore):
     """As a disk: what is saved is there after a while, in order; a kill in between loses it."""
 
-    def __init__(self, path: Path, seconds: float) -> None:
+    def __init__(self, path: Path, disk: Disk) -> None:
         super().__init__(path)
-        self._seconds = seconds
-        self._order = asyncio.Lock()
+        self._disk = disk
+        self.is_dead = False  # its process has ended: what it asks for now never happens
 
     def on_disk(self) -> Snapshot:
-        return self._database.load()
+        assert self._file._database is not None
+        return self._file._database.load()
 
     async def save(self, changes: Sequence[Change]) -> None:
-        if self._seconds:
-            async with self._order:
-                await asyncio.sleep(self._seconds)
-                await super().save(changes)
-        else:
-            await super().save(changes)
+        await self._turn(super().save(changes))
+
+    async def begin_anew(self, changes: Sequence[Change]) -> str:
+        return await self._turn(super().begin_anew(changes))
+
+    async def _turn(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            self._disk.tries += 1
+            await asyncio.sleep(self._disk.seconds)
+            while self._disk.is_stuck or self.is_dead:
+                await asyncio.sleep(0.5)
+            if self._disk.obstacle and not self._disk.takes_what_it_refuses:
+                raise StoreRefused(f"{self} cannot be written: {self._disk.obstacle}")
+            database = self._file._database
+            last_seq = database._last_seq if database is not None else 0
+            done = await work
+            if self._disk.obstacle and database is not None:
+                database._last_seq = last_seq  # as where COMMIT itself fails
+                raise StoreRefused(f"{self} cannot be written: {self._disk.obstacle}")
+            return done
+        finally:
+            work.close()
 
 
 class SimulatedHost:
@@ -66,7 +96,7 @@ class SimulatedHost:
         disk_seconds: float = 0.0,
         **settings: object,
     ) -> None:
-        self.disk_seconds = disk_seconds  # what a save takes
+        self.disk = Disk(disk_seconds)
         self.clock = VirtualClock()
         self.rng = random.Random(seed)
         self.topology = topology or default_topology("sim", hosts=1)
@@ -111,23 +141,23 @@ class SimulatedHost:
             raise
 
     async def _live(self, begun: "asyncio.Future[Agent]") -> None:
-        store = self.store = SlowStore(self.settings.database, self.disk_seconds)
+        store = self.store = SlowStore(self.settings.database, self.disk)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         client = Client(access, LocalTransport(self.api), clock=self.clock, rng=self.rng, observe=lambda _call: None)
         try:
-            async with asyncio.TaskGroup() as group:
-                world = World(client, self.kernel, store, self.clock, self.rng)
-                agent = await Agent.open(self.settings, self.instance_id, world, Tasks(group))
+            world = World(client, self.kernel, store, self.clock, self.rng)
+            async with Agent.opened(self.settings, self.instance_id, world) as agent:
                 await agent.compare_kernel()
                 agent.begin()
                 begun.set_result(agent)
-                await agent.context.journal.failure
+                await asyncio.Future()
         finally:
             await store.close()
 
     async def kill(self) -> None:
         """End the agent wherever it is: only the disk, the kernel and the cloud keep what they have."""
         assert self._running is not None
+        self.store.is_dead = True
         self._running.cancel()
         with suppress(asyncio.CancelledError):
             await self._running

@@ -4,12 +4,16 @@ import ast
 import re
 import subprocess
 import sys
+from random import Random
+from typing import cast
 
 import click
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pages import ROOT, column, page, source_trees, table
+from qingcloud_cni.agent.clock import SystemClock
+from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.openapi import ENDPOINTS
 from qingcloud_cni.agent.phases import Phase
@@ -21,7 +25,7 @@ from qingcloud_cni.cloud.calls import CallOutcome
 from qingcloud_cni.core.cni import VERSIONS
 from qingcloud_cni.core.errors import EXIT, WIRE
 from qingcloud_cni.core.model import Event, OpKind
-from qingcloud_cni.core.seams import Snapshot
+from qingcloud_cni.core.seams import Snapshot, Store
 from qingcloud_cni.core.table import FOLLOWS, Table
 
 CONFIGURATION = page("docs/configuration.md")
@@ -77,8 +81,9 @@ def test_no_command_is_described_that_is_not_there() -> None:
 
 
 def test_every_metric_is_described_with_its_labels() -> None:
-    metrics = Metrics()
-    metrics.watch(Table(Snapshot()), lambda: 0, lambda: True, lambda: 0)
+    metrics, nics = Metrics(), Table(Snapshot())
+    journal = Journal(nics, cast("Store", None), SystemClock(), Random())
+    metrics.watch(nics, journal, lambda: 0, lambda: True, lambda: 0)
     metrics.event(Event(0.0, "agent.ready"))
     metrics.cloud_call(CallSeen("AttachNics", CallOutcome.OK, 0.1, 0))
     metrics.cni_request("ADD", 0, 0.1, dict.fromkeys(Phase, 0.02))

@@ -11,7 +11,7 @@ from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import KernelRefused, Unavailable
 from qingcloud_cni.core.model import Event, Netns
-from qingcloud_cni.core.seams import LinkOrder, PlacedLink
+from qingcloud_cni.core.seams import EventFilter, LinkOrder, PlacedLink
 from qingcloud_cni.core.spool import file_name
 from simulated import SimulatedHost, key_of, netns_of, simulated
 
@@ -26,7 +26,7 @@ def is_held(host: SimulatedHost, container: str) -> bool:
 
 
 async def events(host: SimulatedHost, name: str) -> list[Event]:
-    return [event for event in await host.store.events(10_000) if event.name == name]
+    return list(await host.agent.context.journal.events(EventFilter(10_000, name=name)))
 
 
 async def until_done(host: SimulatedHost, *paths: Path) -> None:

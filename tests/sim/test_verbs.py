@@ -19,6 +19,7 @@ from qingcloud_cni.core.errors import (
     Unavailable,
 )
 from qingcloud_cni.core.model import Netns
+from qingcloud_cni.core.seams import EventFilter
 from qingcloud_cni.sim.topology import FaultSpec
 from simulated import SimulatedHost, key_of, lived, netns_of, set_faults, simulated
 
@@ -127,7 +128,7 @@ def test_gc_frees_what_is_not_listed_and_gone_and_keeps_what_lives(tmp_path: Pat
             host.kernel.kill_netns(netns_of(container))
         await host.ask(Verb.GC, "", {LIST: listed("listed")})
         assert containers_of(host) == {"listed", "alive", "dead-elsewhere"}
-        kept = [event for event in await host.store.events(50) if event.name == "attachment.kept"]
+        kept = await host.agent.context.journal.events(EventFilter(50, name="attachment.kept"))
         assert [(event.subject, event.detail.split(",")[0]) for event in kept] == [
             ("net/alive/eth0", "a GC did not list it")
         ]

@@ -30,7 +30,7 @@ from qingcloud_cni.core.errors import (
     OutcomeUnknown,
     PoolEmpty,
     StartRefused,
-    StoreFailed,
+    StoreRefused,
     Unavailable,
     UndecodableRequest,
     exit_status,
@@ -91,7 +91,7 @@ def test_whatever_may_succeed_later_says_try_again(cls: type[AgentError]) -> Non
         (AccessDenied, 103, 403),
         (CheckFailed, 104, 409),
         (CannotServe, 50, 503),
-        (StoreFailed, 11, 503),
+        (StoreRefused, 11, 503),
         (AgentError, 999, 500),
     ],
 )

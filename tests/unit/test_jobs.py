@@ -9,13 +9,14 @@ from typing import Any, cast
 import pytest
 
 import virtual_time
-from qingcloud_cni.agent.context import Context, Journal
+from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.jobs import FIRST_INTERVAL, LONGEST_INTERVAL, Jobs
+from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.tasks import Tasks
 from qingcloud_cni.core.errors import CloudUnreachable, ResourceNotFound
 from qingcloud_cni.core.model import Event
 from qingcloud_cni.core.plan import PoolPolicy
-from qingcloud_cni.core.seams import Change, Cloud, Job, JobStatus, Kernel, Snapshot
+from qingcloud_cni.core.seams import Change, Cloud, EventFilter, Job, JobStatus, Kernel, Snapshot
 from qingcloud_cni.core.table import Table
 from virtual_time import EPOCH, VirtualClock
 
@@ -50,8 +51,11 @@ class FakeStore:
     async def save(self, changes: Sequence[Change]) -> None:
         self.saved += changes
 
-    async def events(self, limit: int) -> tuple[Event, ...]:
-        return tuple(c for c in self.saved if isinstance(c, Event))[-limit:]
+    async def begin_anew(self, changes: Sequence[Change]) -> str:
+        raise NotImplementedError
+
+    async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
+        return tuple(c for c in self.saved if isinstance(c, Event))[-wanted.limit :]
 
     async def close(self) -> None:
         self.saved.clear()
@@ -63,12 +67,14 @@ def with_jobs(cloud: FakeCloud, use: Callable[[Jobs], Coroutine[Any, Any, None]]
 
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
-            table, tasks = Table(Snapshot()), Tasks(group)
+            table, tasks, rng = Table(Snapshot()), Tasks(group), random.Random(1)
+            journal = Journal(table, store, VirtualClock(), rng)
             context = Context(
-                "i-1", "qingcni", "hostnic", PoolPolicy(), table, Journal(table, store, ()), cast("Cloud", cloud),
-                cast("Kernel", None), VirtualClock(), random.Random(1), tasks,
+                "i-1", "qingcni", "hostnic", PoolPolicy(), table, journal, cast("Cloud", cloud),
+                cast("Kernel", None), VirtualClock(), rng, tasks,
             )  # fmt: skip
             jobs = Jobs(context)
+            tasks.spawn("store", journal.run())
             tasks.spawn("jobs", jobs.run())
             await use(jobs)
             assert jobs.pending == ()

@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import yaml
 
 from hosts import Host, NewHost, open_files
-from simulator import Sim, disk_of, eventually, needs_root, running_sim
+from simulator import Sim, eventually, needs_root, running_sim
 
 pytestmark = needs_root
 
@@ -116,41 +115,6 @@ def test_a_failed_job_is_told_and_its_nics_are_attached_again(new_host: NewHost,
     host.add(container)
     eventually(host.is_calm, "table and cloud agree")
     assert host.agent.events("nic.unattached")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    with disk_of("2m", tmp_path / "small") as place:
-        yield place
-
-
-def test_a_full_disk_ends_the_agent_in_one_sentence_and_loses_nothing(new_host: NewHost, small_disk: Path) -> None:
-    """It must not run ahead of its disk: the ADD may be tried again, and succeeds once there is room."""
-    host = new_host()
-    agent = host.start(state_dir=small_disk, **ONE)
-    first, second = host.container(), host.container()
-    before = host.add(first)
-    host.wait_idle(1)
-    others = small_disk / "others"
-    with suppress(OSError), others.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    answers = [host.cni("ADD", second)]
-    while answers[-1].status == 0:  # what is written goes into room the file has already
-        host.delete(second)
-        answers.append(host.cni("ADD", second))
-    said = f"state file {small_disk / 'agent.db'} cannot be written: database or disk is full; make room there"
-    assert agent.wait() == 1
-    assert agent.stderr == f"qingagent: {said}\n"
-    assert answers[-1].code == 11, answers[-1]  # with this sentence, or another writer was told and the agent is gone
-    assert "Traceback" not in agent.log.read_text()
-
-    others.unlink()
-    host.start(state_dir=small_disk, **ONE)
-    assert host.add(first) == before
-    host.add(second)
-    eventually(host.is_calm, "table and cloud agree")
-    assert host.agent.stop() == 0
 
 
 # --- the plugin and the agent ----------------------------------------------------------------------------

@@ -1,14 +1,17 @@
 """The agent without its interfaces: the parts wired together, and the order in which they begin."""
 
+import asyncio
 import random
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from qingcloud_cni.agent.attachments import Attachments
 from qingcloud_cni.agent.clock import delay_after
-from qingcloud_cni.agent.context import Context, Journal, Listener
+from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.jobs import Jobs
+from qingcloud_cni.agent.journal import Journal, Listener
 from qingcloud_cni.agent.links import Links
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
@@ -74,20 +77,42 @@ class Agent:
         self.last_cloud_error = ""
 
     @classmethod
-    async def open(cls, settings: Settings, instance_id: str, world: World, tasks: Tasks) -> "Agent":
-        """Load the table from disk; nothing is compared or begun yet."""
-        table = Table(await world.store.load())
-        journal = Journal(table, world.store, world.listeners)
-        return cls(settings, Context(
-            instance_id=instance_id, nic_name_prefix=settings.nic_name_prefix,
-            gateway_prefix=settings.gatewayns, policy=settings.pool, table=table,
-            journal=journal, cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=tasks,
-        ))  # fmt: skip
+    @asynccontextmanager
+    async def opened(cls, settings: Settings, instance_id: str, world: World) -> AsyncIterator["Agent"]:
+        """An agent whose table is loaded; nothing is compared or begun yet.
+
+        On exit its tasks are cancelled, and then what they changed is written.
+        """
+        snapshot = await world.store.load()
+        table = Table(snapshot)
+        async with asyncio.TaskGroup() as writers:
+            journal = Journal(table, world.store, world.clock, world.rng, world.listeners)
+            writers.create_task(journal.run(), name="store")
+            async with asyncio.TaskGroup() as group:
+                context = Context(
+                    instance_id=instance_id, nic_name_prefix=settings.nic_name_prefix,
+                    gateway_prefix=settings.gatewayns, policy=settings.pool, table=table, journal=journal,
+                    cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=Tasks(group),
+                )  # fmt: skip
+                journal.when_recovered = context.look_again
+                if snapshot.set_aside:
+                    context.note("store.set-aside", detail=snapshot.set_aside)
+                yield cls(settings, context)
+                context.tasks.cancel()
+            journal.end()
 
     @property
     def is_initialised(self) -> bool:
         """Kernel compared with the table, and the cloud compared once or the table not empty."""
         return self._is_kernel_compared and (self.is_cloud_compared or self._serves_from_disk)
+
+    @property
+    def obstacle(self) -> str:
+        """Why no ADD is served at the moment; "" where they are."""
+        if not self.is_initialised:
+            return self.last_cloud_error or "the comparison at start is under way"
+        trouble = self.context.journal.trouble
+        return f"{trouble} (ADD is refused; DEL, CHECK and GC are served)" if trouble else ""
 
     def check_initialised(self) -> None:
         if not self.is_initialised:
@@ -136,7 +161,7 @@ class Agent:
                 failures += 1
                 self.last_cloud_error = str(err)
                 self.context.note("cloud.unanswered", detail=str(err))
-                await self.context.journal.save()
+                self.context.journal.push()
                 await self.context.clock.sleep(delay_after(failures, self.context.rng))
             else:
                 break
@@ -144,9 +169,8 @@ class Agent:
         self.last_cloud_error = ""
         self.pool.is_open = True
         self.context.note("agent.ready")
-        await self.context.journal.save()
-        self.context.plan_due.notify()
-        self.context.path_due.notify()
+        self.context.journal.push()
+        self.context.look_again()
 
     def is_drained(self) -> bool:
         """Nothing but NICs that serve containers, their gateways' included, is left or under way.

@@ -1,5 +1,6 @@
 """ADD, DEL, CHECK and GC: a container's way to a NIC, and the NIC's way back."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 from qingcloud_cni.agent.context import Context
@@ -16,6 +17,7 @@ from qingcloud_cni.core.errors import (
     InvalidNetns,
     KernelRefused,
     LinkNotFound,
+    StoreRefused,
     Unavailable,
 )
 from qingcloud_cni.core.garbage import unlisted
@@ -56,6 +58,7 @@ class Attachments:
                 await self._finish(file, call.phases)
             if known := await self._known(key, netns, call):
                 return known, self._context.table.nics[known.nic_id]
+            self._context.journal.check()
             attachment, nic = await self._try_attach(key, netns, config, call)
             try:
                 call.check()
@@ -149,7 +152,7 @@ class Attachments:
                     await self._release(attachment, "its ADD was cut off", Phases())
             except KernelRefused as err:
                 context.note("attachment.not-undone", nic_id, str(attachment.key), str(err))
-        await context.journal.save()
+        context.journal.push()
 
     async def _as_found(self, attachment: Attachment) -> Attachment:
         """With what the kernel tells of its link, if that has the name it was given."""
@@ -174,9 +177,10 @@ class Attachments:
         elif attachment is not None:
             await self._release(attachment, "DEL, kept while the agent could not be asked", phases)
             outcome = f"nic {attachment.nic_id} was released"
-        context.note("spool.done", subject=str(kept.key), detail=outcome)
         with phases.waiting(Phase.STORE):
-            await context.journal.save()
+            await context.journal.record()
+        context.note("spool.done", subject=str(kept.key), detail=outcome)
+        context.journal.push()
         try:
             self._spool.remove(file)
         except Unavailable as err:  # done is done: another time there will be nothing to do
@@ -198,7 +202,7 @@ class Attachments:
             else:
                 detail = f"a GC did not list it, and its namespace {attachment.netns.path} lives"
                 context.note("attachment.kept", attachment.nic_id, str(key), detail)
-                await context.journal.save()
+                context.journal.push()
 
     async def _known(self, key: AttachmentKey, netns: Netns, call: Call) -> Attachment | None:
         """The attachment of an earlier ADD, if its link is as that one left it.
@@ -261,11 +265,12 @@ class Attachments:
                 with call.phases.waiting(Phase.KERNEL):
                     await self._gateways.prepare()
             with call.phases.waiting(Phase.STORE):
-                await context.journal.save()
+                await context.journal.record()
             with call.phases.waiting(Phase.KERNEL):
                 placed = await self._place(attachment, nic, routes)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now())
+            attachment = table.attachments[key]
             is_on_disk = placed.routes == routes  # the rest can be seen in the kernel: `settle_unfinished`
         except (InvalidConfig, InvalidNetns, Unavailable) as err:  # nothing was sent under its address
             table.returned_unused(key, context.now(), str(err))
@@ -278,13 +283,21 @@ class Attachments:
             raise
         finally:
             context.moving.discard(nic.nic_id)
-            if is_on_disk:
-                context.tasks.spawn(f"save {key}", context.journal.save())
-            else:
-                with call.phases.waiting(Phase.STORE):
-                    await context.journal.save()
+            context.journal.push()
             context.plan_due.notify()
-        return table.attachments[key], nic
+        if not is_on_disk:
+            await self._record(key, call.phases)
+        return attachment, nic
+
+    async def _record(self, key: AttachmentKey, phases: Phases) -> None:
+        """On disk before the answer; what cannot be recorded is taken back, for a restart would do so."""
+        try:
+            with phases.waiting(Phase.STORE):
+                await self._context.journal.record()
+        except StoreRefused as err:
+            if attachment := self._context.table.attachments.get(key):
+                await self._release(attachment, str(err), phases)
+            raise
 
     async def _place(self, attachment: Attachment, nic: Nic, routes: tuple[Route, ...]) -> PlacedLink:
         alias = self._alias(nic.nic_id)
@@ -304,8 +317,10 @@ class Attachments:
             context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
         finally:
             context.moving.discard(attachment.nic_id)
-        with phases.waiting(Phase.STORE):
-            await context.journal.save()
+        context.journal.push()
         context.plan_due.notify()
+        # A disk that takes nothing keeps no container: after a crash the kernel shows that its link is home.
+        with phases.waiting(Phase.STORE), suppress(StoreRefused):
+            await context.journal.record()
         if attachment.services:
             context.path_due.notify()

@@ -84,6 +84,8 @@ def _remove_files(settings: Settings) -> None:
 
 def _progress(parts: OpenAgent) -> str:
     agent = parts.agent
+    if trouble := agent.context.journal.trouble:
+        return f"waiting for the disk: {trouble}"
     if not agent.is_cloud_compared:
         error = agent.last_cloud_error
         return f"waiting for the cloud: {error}" if error else "comparing with the cloud"

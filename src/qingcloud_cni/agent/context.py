@@ -1,45 +1,17 @@
 """What every part of the agent works with: the table and its journal, the seams, the signals."""
 
-import asyncio
 import random
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.tasks import Signal, Tasks
 from qingcloud_cni.core.gateway import free_index
 from qingcloud_cni.core.model import Event, Nic
 from qingcloud_cni.core.names import NicName, is_ours
 from qingcloud_cni.core.plan import PoolPolicy
-from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
+from qingcloud_cni.core.seams import Clock, Cloud, Kernel
 from qingcloud_cni.core.table import Table
-
-Listener = Callable[[Event], None]  # logs and metrics hear of every event
-
-
-class Journal:
-    """Brings what changed in the table to disk. A failed write ends the agent: memory must not run ahead of it."""
-
-    def __init__(self, table: Table, store: Store, listeners: tuple[Listener, ...]) -> None:
-        self._table = table
-        self._store = store
-        self._listeners = listeners
-        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # never has a result
-
-    async def save(self) -> None:
-        """When this returns, everything that had changed before the call is on disk."""
-        changes = self._table.take_changes()
-        for change in changes:
-            if isinstance(change, Event):
-                for listener in self._listeners:
-                    listener(change)
-        try:
-            await self._store.save(changes)
-        except Exception as err:
-            if not self.failure.done():
-                self.failure.set_exception(err)
-                self.failure.exception()  # who saves is told as well: no complaint of asyncio where nobody waits
-            raise
 
 
 @dataclass(slots=True)
@@ -65,6 +37,11 @@ class Context:
     def now(self) -> float:
         return self.clock.now()
 
+    def look_again(self) -> None:
+        """Something that held back everything does so no more."""
+        self.plan_due.notify()
+        self.path_due.notify()
+
     def new_operation(self) -> str:
         """An id that was never used before and sorts anywhere: 64 random bits."""
         return uuid.UUID(int=self.rng.getrandbits(128)).hex[:16]
@@ -80,11 +57,11 @@ class Context:
     def names_gateway(self, name: str) -> bool:
         return is_ours(name, self.gateway_prefix, self.instance_id)
 
-    def enter(self, nic: Nic, event: str, detail: str = "") -> None:
+    def enter(self, nic: Nic, event: str, *, subject: str = "", detail: str = "") -> None:
         """A NIC of ours that the table does not know; one that is named as a gateway gets the lowest free index."""
         if self.names_gateway(nic.name):
             nic = replace(nic, gateway_index=free_index(self.table.nics.values()))
-        self.table.add(nic, event, detail)
+        self.table.add(nic, event, subject=subject, detail=detail)
 
     def note(self, name: str, nic_id: str = "", subject: str = "", detail: str = "") -> None:
         self.table.note(Event(self.now(), name, nic_id, subject, detail))

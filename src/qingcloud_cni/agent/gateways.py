@@ -139,7 +139,7 @@ class Gateways:
     async def run(self) -> None:
         """Make what ADDs wait for, and bring the kernel to what is needed: on every change, and every 30 s."""
         while True:
-            if self._pool.is_open and not self._pool.is_draining:
+            if self._pool.may_begin and not self._pool.is_draining:
                 wanted = {v for v, count in self._wanted.items() if count and self._serving(v) is None}
                 wanted |= {n.vxnet_id for n in self._unattached() if n.nic_id not in self._unused()}
                 for vxnet_id in wanted:
@@ -158,7 +158,7 @@ class Gateways:
                 self._context.note("gateway.refused", detail=str(err))
             except Unavailable as err:
                 self._context.note("gateway.unknown", detail=str(err))
-            await self._context.journal.save()
+            self._context.journal.push()
             await self._context.path_due.wait(self._pause())
 
     def _pause(self) -> float:
@@ -280,7 +280,7 @@ class Gateways:
             context.note("gateway.refused", nic_id, detail=str(err))
         finally:
             context.moving.discard(nic_id)
-        await context.journal.save()
+        context.journal.push()
         context.path_due.notify()
         self._ready.notify()
 

@@ -67,7 +67,7 @@ class Jobs:
             return
         except CloudError as err:
             self._context.note("jobs.unanswered", detail=str(err))
-            await self._context.journal.save()
+            self._context.journal.push()
         for job_id in job_ids:
             job = seen.get(job_id)
             if job is not None and job.status is not JobStatus.PENDING:

@@ -34,7 +34,7 @@ class Links:
                 await self.look()
             except KernelRefused as err:  # the periodic look comes in any case
                 self._context.note("links.unseen", detail=str(err))
-                await self._context.journal.save()
+                self._context.journal.push()
 
     async def look(self) -> None:
         """Compare once, and begin the cures; parking goes on in tasks of its own.
@@ -61,7 +61,7 @@ class Links:
                         to_park.append(nic_id)
             for nic_id in to_park:
                 self._receive(nic_id)
-            await context.journal.save()
+            context.journal.push()
             context.arrivals.notify()
             context.plan_due.notify()
             await self._seek_missing()
@@ -117,5 +117,5 @@ class Links:
         finally:
             context.moving.discard(nic_id)
         self._pool.hand_out()
-        await context.journal.save()
+        context.journal.push()
         context.plan_due.notify()

@@ -10,7 +10,15 @@ from qingcloud_cni.core.model import Event
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _FIELDS = "fields"  # attribute of a record that holds what belongs to its event
-_TROUBLE = (".refused", ".unanswered", ".missing", ".gone", "-failed", "not-adopted")  # ends of event names
+_TROUBLE = (  # ends of event names
+    ".refused",
+    ".unanswered",
+    ".missing",
+    ".gone",
+    "-failed",
+    "not-adopted",
+    "set-aside",
+)
 log = logging.getLogger("qingagent")
 
 

@@ -4,8 +4,8 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from qingcloud_cni.agent import logs
@@ -17,7 +17,6 @@ from qingcloud_cni.agent.lock import take_lock
 from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.server import Server
 from qingcloud_cni.agent.settings import Settings
-from qingcloud_cni.agent.tasks import Tasks
 from qingcloud_cni.agent.views import ConfigView
 from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client
 from qingcloud_cni.core.errors import AbilityMissing, StartRefused
@@ -64,7 +63,7 @@ async def serve(host: Host) -> None:
                 try:
                     await server.begin(listeners)
                     logs.say(20, "agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))
-                    await _first(stop.wait(), parts.agent.context.journal.failure)
+                    await stop.wait()
                 finally:
                     parts.agent.stop()
                     await server.end()
@@ -87,20 +86,20 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
         access = replace(host.access, zone=host.settings.zone)
         cloud = Client(access, AioTransport(access), clock=clock, rng=rng, observe=_observer(metrics))
         world = World(cloud, kernel, store, clock, rng, (logs.event, metrics.event))
-        async with asyncio.TaskGroup() as group:
-            tasks = Tasks(group)
-            agent = await Agent.open(host.settings, host.instance_id, world, tasks)
+        async with Agent.opened(host.settings, host.instance_id, world) as agent:
+            journal = agent.context.journal
             metrics.watch(
                 agent.context.table,
+                journal,
                 lambda: agent.pool.waiting,
-                lambda: agent.is_initialised,
+                lambda: not agent.obstacle,
                 lambda: agent.spool.waiting,
             )
             await agent.compare_kernel()
             agent.begin()
             yield OpenAgent(agent, kernel, metrics)
-            tasks.cancel()
-        await agent.context.journal.save()
+        if journal.unsaved:
+            logs.say(40, "store.unsaved", changes=journal.unsaved, cause=journal.trouble)
     except* StartRefused:
         if kernel is not None:
             await _leave_nothing(kernel)
@@ -138,17 +137,3 @@ def _watch_signals(stop: asyncio.Event) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping, number)
-
-
-async def _first(*awaitables: Awaitable[object]) -> None:
-    """Wait for the first of several to end; its exception is raised."""
-    futures = [asyncio.ensure_future(a) for a in awaitables]
-    try:
-        done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-        for future in done:
-            future.result()
-    finally:
-        for future in futures:
-            future.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await future

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.phases import Phase
 from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.core.model import Event, NicState, OpKind
@@ -20,14 +21,20 @@ class _TableCollector(Collector):
     """Gauges read when they are asked for, in another thread than changes the table: rows are copied at once."""
 
     def __init__(
-        self, table: Table, waiting: Callable[[], int], is_ready: Callable[[], bool], kept: Callable[[], int]
+        self,
+        table: Table,
+        journal: Journal,
+        waiting: Callable[[], int],
+        is_ready: Callable[[], bool],
+        kept: Callable[[], int],
     ) -> None:
         self._table = table
+        self._journal = journal
         self._waiting = waiting
         self._kept = kept
         self._is_ready = is_ready
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         nics = GaugeMetricFamily("qingagent_nics", "NICs of this host by state.", labels=["state"])
         states = [n.state for n in tuple(self._table.nics.values())]
         for state in NicState:
@@ -38,7 +45,11 @@ class _TableCollector(Collector):
         yield GaugeMetricFamily("qingagent_attachments", "Containers that have a NIC.", len(self._table.attachments))
         yield GaugeMetricFamily("qingagent_adds_waiting", "ADDs that wait for a NIC.", self._waiting())
         yield GaugeMetricFamily("qingagent_spooled", "DELs in the spool that could not be done yet.", self._kept())
-        yield GaugeMetricFamily("qingagent_ready", "1 once ADDs are served.", float(self._is_ready()))
+        yield GaugeMetricFamily("qingagent_ready", "1 while ADDs are served.", float(self._is_ready()))
+        journal = self._journal
+        yield CounterMetricFamily("qingagent_store_refusals", "Writes the disk did not take.", journal.refusals)
+        yield GaugeMetricFamily("qingagent_store_unsaved_changes", "Changes that are not on disk.", journal.unsaved)
+        yield GaugeMetricFamily("qingagent_store_behind_seconds", "How long it takes nothing.", journal.behind)
 
 
 class Metrics:
@@ -69,9 +80,14 @@ class Metrics:
         self._events = Counter("qingagent_events", "Events by name.", ["name"], registry=self._registry)
 
     def watch(
-        self, table: Table, waiting: Callable[[], int], is_ready: Callable[[], bool], kept: Callable[[], int]
+        self,
+        table: Table,
+        journal: Journal,
+        waiting: Callable[[], int],
+        is_ready: Callable[[], bool],
+        kept: Callable[[], int],
     ) -> None:
-        self._registry.register(_TableCollector(table, waiting, is_ready, kept))
+        self._registry.register(_TableCollector(table, journal, waiting, is_ready, kept))
 
     def event(self, event: Event) -> None:
         self._events.labels(event.name).inc()

@@ -29,7 +29,8 @@ from qingcloud_cni.core.vxnets import VxnetChooser
 LINK_FIRST = 10.0  # seconds in which an attached link usually shows; only then is the job asked about
 LINK_AFTER_JOB = 20.0  # seconds after a successful attach job in which the link has to show
 LOOK_AGAIN = 5.0  # seconds between two looks at what a write without a reply has done
-LATE_EFFECT = 30.0  # seconds after which a call that was cut off has no effect any more (a call takes at most 20)
+FRESH = 5.0  # seconds for which an intent may have waited for the disk when the call is made
+LATE_EFFECT = 30.0  # seconds from an intent after which its call has no effect any more (a call takes at most 20)
 
 _T = TypeVar("_T")
 Prepare = Callable[[Sequence[str]], Awaitable[bool]]
@@ -64,7 +65,7 @@ class Operations:
 
     async def grow(self, intents: Sequence[Intent], prepare: Prepare | None = None) -> None:
         """Carry out creates at once, then one attach for all that they brought, if *prepare* says they are ready."""
-        await self._context.journal.save()
+        intents = [await self._announced(intent) for intent in intents]
         await asyncio.gather(*(self._create(intent) for intent in intents))
         made = [n for i in intents for n in self._made(i)]
         is_ready = prepare is None or not made or await prepare(made)
@@ -81,7 +82,7 @@ class Operations:
         if made and is_ready:
             await self.attach(self.begin_attach(made))
         else:
-            await self._changed()
+            self._changed()
 
     async def _create(self, intent: Intent) -> None:
         try:
@@ -89,7 +90,7 @@ class Operations:
         except OutcomeUnknown as err:
             self.growth.cause = str(err)  # what an ADD that waits meanwhile is told
             self._context.note("create.unanswered", subject=intent.op_id, detail=str(err))
-            await self._context.journal.save()
+            self._context.journal.push()
             created = await self._look_up_created(intent, _patience(err))
             if not created:
                 self.growth.failed(self._context.now(), str(err))
@@ -119,7 +120,7 @@ class Operations:
         self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
         if created:
             self._chooser.worked(intent.vxnet_id, len(created))
-        await self._changed()
+        self._changed()
 
     async def _create_refused(self, intent: Intent, err: CloudError) -> None:
         """Learn whether a refusal concerns this vxnet or the cloud as a whole."""
@@ -150,7 +151,7 @@ class Operations:
 
     async def attach(self, intent: Intent) -> None:
         """Ask for the intent's NICs on this instance and see their links arrive."""
-        await self._changed()
+        intent = await self._announced(intent)
         try:
             job_id = await self._context.cloud.attach_nics(self._context.instance_id, intent.nic_ids)
         except OutcomeUnknown as err:
@@ -170,10 +171,10 @@ class Operations:
         for nic_id in self._in(intent, NicState.ATTACHING):
             self._table.not_attached(nic_id, self._context.now(), str(err))
         self._table.finish(intent.op_id, "attach.refused", self._context.now(), str(err))
-        await self._changed()
+        self._changed()
 
     async def _follow_attach(self, op_id: str) -> None:
-        await self._context.journal.save()
+        self._context.journal.push()
         intent = self._table.intents[op_id]
         failure = ""
         if not await self._links_arrive(intent, self._left(intent, LINK_FIRST)) and intent.job_id:
@@ -184,7 +185,7 @@ class Operations:
                 await self._links_arrive(intent, LINK_AFTER_JOB)
         await self._judge_not_arrived(intent, failure)
         self._table.finish(op_id, "attach.finished", self._context.now(), failure)
-        await self._changed()
+        self._changed()
 
     async def _links_arrive(self, intent: Intent, seconds: float) -> bool:
         """Whether all links of the operation have shown within *seconds*."""
@@ -232,7 +233,7 @@ class Operations:
 
     async def detach(self, intent: Intent) -> None:
         """Ask for the NICs off this instance; delete them once the cloud confirms."""
-        await self._changed()
+        intent = await self._announced(intent)
         patience = 0.0
         try:
             job_id = await self._context.cloud.detach_nics(intent.nic_ids)
@@ -245,7 +246,7 @@ class Operations:
         await self._follow_detach(intent.op_id, patience)
 
     async def _follow_detach(self, op_id: str, patience: float = LATE_EFFECT) -> None:
-        await self._context.journal.save()
+        self._context.journal.push()
         intent = self._table.intents[op_id]
         job = await self._jobs.end(intent.job_id) if intent.job_id else None
         if job is not None and job.status is JobStatus.SUCCESSFUL:
@@ -262,7 +263,7 @@ class Operations:
         if free := tuple(n for n in free if n not in needed):
             await self.delete(self.begin_delete(free))
         else:
-            await self._changed()
+            self._changed()
 
     async def _judge_detach(self, intent: Intent, patience: float) -> tuple[str, ...]:
         """The NICs that are free in spite of all; those still attached go back to the pool."""
@@ -285,7 +286,7 @@ class Operations:
 
     async def delete(self, intent: Intent) -> None:
         """Delete free NICs, however long it takes; "not found" is success."""
-        await self._changed()
+        intent = await self._announced(intent)
         await self._delete(intent, intent.nic_ids)
 
     async def _delete(self, intent: Intent, nic_ids: Sequence[str]) -> None:
@@ -297,16 +298,16 @@ class Operations:
             except CloudError as err:
                 failures += 1
                 self._context.note("delete.unanswered", subject=intent.op_id, detail=str(err))
-                await self._context.journal.save()
+                self._context.journal.push()
                 await self._context.clock.sleep(delay_after(failures, self._context.rng))
                 left = await self._still_free(left)
             else:
                 for nic_id in left:
                     self._table.drop(nic_id, "nic.deleted", self._context.now())
                 left = ()
-            await self._context.journal.save()
+            self._context.journal.push()
         self._table.finish(intent.op_id, "delete.finished", self._context.now())
-        await self._changed()
+        self._changed()
 
     async def _still_free(self, nic_ids: Sequence[str]) -> tuple[str, ...]:
         """Those of *nic_ids* that wait to be deleted; the others are moved on: gone, or attached by somebody."""
@@ -359,8 +360,20 @@ class Operations:
         """What is left of *seconds* since the intent; after a restart much of it may have passed."""
         return max(intent.since + seconds - self._context.now(), 0.0)
 
-    async def _changed(self) -> None:
+    async def _announced(self, intent: Intent) -> Intent:
+        """The intent as it is on disk, where it has to be before the cloud is asked.
+
+        One that waited long for the disk is dated anew: after a restart its age tells what the call may still do.
+        """
+        self._context.plan_due.notify()
         await self._context.journal.save()
+        while (now := self._context.now()) - self._table.intents[intent.op_id].since > FRESH:
+            self._table.renew(intent.op_id, now)
+            await self._context.journal.save()
+        return self._table.intents[intent.op_id]
+
+    def _changed(self) -> None:
+        self._context.journal.push()
         self._context.plan_due.notify()
 
     def _unused_gateways(self) -> frozenset[str]:
@@ -382,7 +395,7 @@ class Operations:
                 failures += 1
                 self.growth.cause = str(err)
                 self._context.note("nics.unanswered", detail=str(err))
-                await self._context.journal.save()
+                self._context.journal.push()
                 await self._context.clock.sleep(delay_after(failures, self._context.rng))
 
 

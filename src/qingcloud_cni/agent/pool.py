@@ -55,6 +55,11 @@ class Pool:
         self._refusal = ""  # why no ADD is served any more
 
     @property
+    def may_begin(self) -> bool:
+        """Whether anything may be asked of the cloud: it was compared, and the disk takes intents."""
+        return self.is_open and not self._context.journal.trouble
+
+    @property
     def waiting(self) -> int:
         return len(self._waiters)
 
@@ -124,7 +129,7 @@ class Pool:
         return self._give(self._context.table.nics[nic_id])
 
     def _give(self, nic: Nic) -> bool:
-        if not self._waiters:
+        if not self._waiters or self._context.journal.trouble:
             return False
         waiter = self._waiters.popleft()
         waiter.nic.set_result(self._assign(waiter.attachment, nic))
@@ -170,6 +175,8 @@ class Pool:
         growth = self._operations.growth
         resting = self._chooser.resting(self._context.now())
         wait = explain_wait(self.state(), self._context.policy, self._context.now())
+        if trouble := self._context.journal.trouble:
+            return trouble
         if not self.is_open:
             return "the cloud has not answered since the agent started"
         if wait:
@@ -185,12 +192,12 @@ class Pool:
         while True:
             self._rest()
             self.hand_out()
-            if self.is_open and any(not isinstance(a, Rest) for a in self.plan()):
+            if self.may_begin and any(not isinstance(a, Rest) for a in self.plan()):
                 await self._gather()
                 self._rest()  # addresses that rested meanwhile belong to the same plan
                 self.hand_out()
                 self._carry_out()
-            await self._context.journal.save()
+            self._context.journal.push()
             await self._context.plan_due.wait(self._pause())
 
     async def _gather(self) -> None:

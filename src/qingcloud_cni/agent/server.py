@@ -91,10 +91,9 @@ class Server:
 
     async def _readyz(self, _request: web.Request) -> web.Response:
         """Ready says that ADDs are served; an empty pool or a silent cloud later on does not change it."""
-        if self._agent.is_initialised:
-            return web.Response(text="ready\n")
-        cause = self._agent.last_cloud_error or "the comparison at start is under way"
-        return web.Response(text=f"not ready: {cause}\n", status=503)
+        if cause := self._agent.obstacle:
+            return web.Response(text=f"not ready: {cause}\n", status=503)
+        return web.Response(text="ready\n")
 
     async def _render_metrics(self, _request: web.Request) -> web.Response:
         body = await asyncio.to_thread(self._metrics.render)

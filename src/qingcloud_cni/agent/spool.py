@@ -5,7 +5,7 @@ from qingcloud_cni.agent.clock import delay_after
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.spool_files import Oddity, SpoolFile, SpoolFiles
 from qingcloud_cni.agent.tasks import TaskRecord, repeat
-from qingcloud_cni.core.errors import AgentError, Unavailable
+from qingcloud_cni.core.errors import AgentError, StoreRefused, Unavailable
 
 PERIOD = 1.0  # seconds between glances at the directory
 LONGEST_DELAY = 10.0  # seconds after a failure: others may come meanwhile
@@ -36,7 +36,7 @@ class Spool:
         try:
             files = self._files.look()
         except Unavailable as err:
-            await self._note("spool.unusable", detail=str(err))
+            self._note("spool.unusable", detail=str(err))
             raise
         failures: list[str] = []
         waiting = 0
@@ -47,19 +47,21 @@ class Spool:
                     failures.append(detail)
                     await self._note("spool.failed", detail=detail)
                 case Oddity(event, detail):
-                    await self._note(event, detail=detail)
+                    self._note(event, detail=detail)
                 case SpoolFile():
                     try:
                         waiting += not await self._attachments.finish(found)
+                    except StoreRefused:  # told already; the file stays until it is on disk
+                        waiting += 1
                     except AgentError as err:
                         waiting += 1
                         failures.append(str(err))
-                        await self._note("spool.failed", str(found.kept.key), str(err))
+                        self._note("spool.failed", str(found.kept.key), str(err))
         self.waiting = waiting
         self._seen = stamp
         if failures:
             raise Unavailable("; ".join(failures))
 
-    async def _note(self, event: str, subject: str = "", detail: str = "") -> None:
+    def _note(self, event: str, subject: str = "", detail: str = "") -> None:
         self._context.note(event, subject=subject, detail=detail)
-        await self._context.journal.save()
+        self._context.journal.push()

@@ -47,7 +47,7 @@ class CloudComparison:
         cures = cloud_drift(self.context.table, cloud, survey, self.context.instance_id, self.context.is_ours)
         for cure in cures:
             self._cure(cure)
-        await self.context.journal.save()
+        self.context.journal.push()
         await self.links.look()
         for intent in tuple(self.context.table.intents.values()):
             self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
@@ -70,7 +70,7 @@ class CloudComparison:
                 state = NicState.MISSING if is_attached else NicState.CREATING  # the look that follows finds its link
                 address = address_in(vxnet, found.private_ip)
                 nic = Nic(found.nic_id, found.name, vxnet.vxnet_id, address, vxnet.gateway, state, now)
-                self.context.enter(nic, "nic.adopted", f"{found.status} {nic.address}")
+                self.context.enter(nic, "nic.adopted", detail=f"{found.status} {nic.address}")
             case Forget(nic_id):
                 table.drop(nic_id, "nic.gone", now, "neither cloud nor kernel knows it")
             case Unattached(nic_id):

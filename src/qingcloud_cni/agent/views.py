@@ -78,6 +78,8 @@ class StatusView(msgspec.Struct, frozen=True):
     ready: Annotated[bool, Meta(description="ADDs are served")]
     cloud_compared: Annotated[bool, Meta(description="the table was compared with the cloud since the start")]
     cloud_error: Annotated[str, Meta(description="the latest trouble with the cloud; empty if there is none")]
+    store_error: Annotated[str, Meta(description="why the disk takes nothing at the moment; empty if it does")]
+    unsaved: Annotated[Count, Meta(description="changes that are not on disk")]
     draining: bool
     drained: Annotated[
         bool, Meta(description="no NIC is left but those that serve containers; not known before cloud_compared")
@@ -124,9 +126,11 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         version=version,
         instance_id=agent.context.instance_id,
         pid=pid,
-        ready=agent.is_initialised,
+        ready=not agent.obstacle,
         cloud_compared=agent.is_cloud_compared,
         cloud_error=agent.last_cloud_error or agent.operations.growth.cause or agent.operations.shrinking.cause,
+        store_error=agent.context.journal.trouble,
+        unsaved=agent.context.journal.unsaved,
         draining=agent.pool.is_draining,
         drained=agent.is_drained(),
         nics={state: states.count(state) for state in NicState if state in states},

@@ -101,6 +101,7 @@ def status(output: str, **_flags: Any) -> None:
         "waiting": found["waiting"],
         "operations": ", ".join(found["operations"]),
         "cloud": found["cloud_error"] or ("fine" if found["cloud_compared"] else "not compared yet"),
+        "disk": found["store_error"] and f"{found['store_error']} ({found['unsaved']} changes wait for it)",
     }
     for name, value in lines.items():
         if value != "":

@@ -63,6 +63,17 @@ class PoolEmpty(Unavailable):
     """No NIC became ready before the deadline; the message gives the true cause."""
 
 
+class StoreRefused(Unavailable):
+    """The disk does not take what must be recorded: nothing may be begun. What was done is kept and written later."""
+
+
+# --- the state file ----------------------------------------------------------------------------------
+
+
+class StoreDamaged(AgentError):
+    """What is in the state file cannot be relied on, or written to; a new one must be begun."""
+
+
 # --- the kernel --------------------------------------------------------------------------------------
 
 
@@ -129,13 +140,6 @@ class ResourceNotFound(CloudRefused):
     """2100: no such resource. On detach and delete that is success."""
 
 
-class StoreFailed(AgentError):
-    """The state file cannot be written: the agent ends, and what was asked may succeed once it is back.
-
-    No Unavailable: nobody may take it for a moment's trouble and go on with a table that is not on disk.
-    """
-
-
 # --- the process cannot start or go on ---------------------------------------------------------------
 
 
@@ -158,7 +162,6 @@ WIRE: dict[type[BaseException], tuple[int, int]] = {  # CNI code (spec 1.1.0 sec
     InvalidConfig: (7, 400),
     InvalidNetns: (8, 400),
     Unavailable: (11, 503),
-    StoreFailed: (11, 503),
     CannotServe: (50, 503),
     KernelRefused: (101, 500),  # from 100 on codes are the plugin's own
     CloudError: (102, 502),

@@ -143,3 +143,6 @@ class Event:
     nic_id: str = ""
     subject: str = ""  # attachment key or operation id
     detail: str = ""
+    job_id: str = ""  # the cloud's, of the operation
+    pod: str = ""  # "namespace/name", where the runtime told it of the attachment
+    seq: int = field(default=0, compare=False)  # its place among all events; 0 until it is on disk

@@ -292,18 +292,49 @@ class Snapshot:
     attachments: tuple[Attachment, ...] = ()
     intents: tuple[Intent, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)  # of the kernel: values before they were changed
+    set_aside: str = ""  # what was wrong with a file that could not be used, and where it is kept
+
+
+EVENTS_KEPT = 10_000  # the latest events, or somewhat more; about 3 MB
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events are wanted; empty fields admit all."""
+
+    limit: int  # the latest so many; with *after* the first so many
+    after: int = 0  # only those behind the event of this number
+    nic_id: str = ""
+    container: str = ""  # of attachments of containers whose id begins so
+    pod: str = ""  # "namespace/name", or the name alone
+    subject: str = ""
+    name: str = ""  # "nic.assigned", or all of a kind: "nic"
 
 
 class Store(Protocol):
-    """The truth on disk."""
+    """The truth on disk. Its text is what messages call it by."""
 
-    async def load(self) -> Snapshot: ...
+    async def load(self) -> Snapshot:
+        """Everything there is. A file that is damaged is set aside, and the answer is empty but for that.
+
+        StartRefused where the file is in use or of a newer version, StoreRefused where the disk allows no file.
+        """
 
     async def save(self, changes: Sequence[Change]) -> None:
-        """Write *changes* in one transaction; when it returns they and those of all earlier calls are durable."""
+        """Write *changes* in one transaction; they are durable when it returns.
 
-    async def events(self, limit: int) -> tuple[Event, ...]:
-        """The latest *limit* events, oldest first."""
+        StoreRefused if the disk does not take them: to be repeated with the same changes first, for they may be there
+        all the same. StoreDamaged if `begin_anew` has to come first.
+        """
+
+    async def begin_anew(self, changes: Sequence[Change]) -> str:
+        """Set aside a file that is damaged, and write a new one that holds *changes*; where the old one is now.
+
+        StoreRefused as `save`; to be repeated then. "" if there was none any more.
+        """
+
+    async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
+        """Those on disk that fit, oldest first."""
 
     async def close(self) -> None: ...
 

@@ -107,6 +107,16 @@ class Table:
         changes, self._changes = tuple(self._changes), []
         return changes
 
+    def rows(self) -> tuple[Change, ...]:
+        """All that the table holds, as changes that make it from nothing."""
+        settings = tuple(PutSetting(name, before) for name, before in self._settings.items())
+        return (
+            *map(PutNic, self._nics.values()),
+            *map(PutAttachment, self._attachments.values()),
+            *map(PutIntent, self._intents.values()),
+            *settings,
+        )
+
     def note(self, event: Event) -> None:
         """Record something that happened and changed no state."""
         self._changes.append(event)
@@ -131,6 +141,10 @@ class Table:
     def job_started(self, op_id: str, job_id: str) -> None:
         """The cloud has queued the operation."""
         self._put_intent(replace(self._intents[op_id], job_id=job_id))
+
+    def renew(self, op_id: str, now: float) -> None:
+        """The operation begins only now: its record waited for the disk."""
+        self._put_intent(replace(self._intents[op_id], since=now))
 
     def finish(self, op_id: str, event: str, now: float, detail: str = "") -> None:
         """The operation is over, well or badly; its NICs have been moved on by the caller."""
@@ -169,13 +183,13 @@ class Table:
 
     # --- NICs ----------------------------------------------------------------------------------------
 
-    def add(self, nic: Nic, event: str, detail: str = "") -> None:
+    def add(self, nic: Nic, event: str, *, subject: str = "", detail: str = "") -> None:
         """A NIC of ours that was not in the table."""
         if nic.nic_id in self._nics:
             raise IllegalTransition(f"{nic.nic_id} is in the table already: {self._nics[nic.nic_id]}")
         self._nics[nic.nic_id] = nic
         self._changes.append(PutNic(nic))
-        self.note(Event(nic.since, event, nic.nic_id, detail=detail or nic.address))
+        self.note(Event(nic.since, event, nic.nic_id, subject, detail or nic.address))
 
     def drop(self, nic_id: str, event: str, now: float, detail: str = "") -> None:
         """The NIC is no more; so is an attachment it may have had."""

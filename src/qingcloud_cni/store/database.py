@@ -4,156 +4,262 @@ Exactly one connection exists: SQLite before 3.51.3 can corrupt a WAL that two c
 `locking_mode=EXCLUSIVE` enforces it.
 """
 
+import os
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from qingcloud_cni.core.errors import StartRefused, StoreFailed
+from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Nic
 from qingcloud_cni.core.seams import (
+    EVENTS_KEPT,
     Change,
     DropAttachment,
     DropIntent,
     DropNic,
+    EventFilter,
     PutAttachment,
     PutIntent,
     PutNic,
     PutSetting,
     Snapshot,
 )
+from qingcloud_cni.core.table import violations
+from qingcloud_cni.store.schema import SUMMED, checksum, upgrade
 
-SCHEMA_VERSION = 1
-EVENTS_KEPT = 10_000  # about 2 MB
 EVENTS_TRIMMED = 1_000  # older ones go after every so many new ones
 _PRAGMAS = (
     "locking_mode=EXCLUSIVE",
     "journal_mode=WAL",
     "synchronous=FULL",  # an ADD's record survives a power cut
     "wal_autocheckpoint=1000",  # pages, some 200 requests: the one whose record comes then waits for two fsyncs more
+    "journal_size_limit=8388608",  # bytes kept of a WAL that has grown beyond that, in a time without room for more
 )
-_OF_THE_DISK = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}  # may be over the next moment
-_OF_THE_PLACE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_SCHEMA = """
-CREATE TABLE nics (nic_id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
-CREATE TABLE attachments (network TEXT, container_id TEXT, ifname TEXT, body TEXT NOT NULL,
-    PRIMARY KEY (network, container_id, ifname)) STRICT;
-CREATE TABLE intents (op_id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
-CREATE TABLE settings (name TEXT PRIMARY KEY, before TEXT NOT NULL) STRICT;
-CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, name TEXT NOT NULL,
-    nic_id TEXT NOT NULL, subject TEXT NOT NULL, detail TEXT NOT NULL) STRICT;
-"""
+_IN_USE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+_REFUSED = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+_Row = TypeVar("_Row", Nic, Attachment, Intent)
 
 
 class Database:
     """Changes in, rows out. Not for two threads at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file; StartRefused where it is damaged, in use or of a newer version.
+        """Open the file, make or upgrade it.
 
-        StoreFailed where the disk does not do its part.
+        StartRefused where it is in use or of a newer version, StoreRefused where the disk does not allow it,
+        StoreDamaged where it is no database of ours, or none any more.
         """
+        if path.is_dir():
+            raise StartRefused(f"{named(path)} is a directory; remove it, or choose another --state-dir")
         self._path = path
-        try:
+        with self._told():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
-        except sqlite3.Error as err:
-            raise _unusable(path, err) from err
         try:
-            self._prepare(path)
-        except sqlite3.Error as err:
-            self._db.close()
-            raise _unusable(path, err) from err
-        except StartRefused:
+            with self._told(is_known=False):
+                self._prepare()
+        except BaseException:
             self._db.close()
             raise
+        self._identity = _identity(path)
 
-    def _prepare(self, path: Path) -> None:
+    def _prepare(self) -> None:
+        self._db.text_factory = _text
         for pragma in _PRAGMAS:
             self._db.execute(f"PRAGMA {pragma}")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise StartRefused(
-                f"state file {path} has schema {version}, and this program knows {SCHEMA_VERSION}:"
-                " a newer version wrote it; run that one"
-            )
-        if version == 0:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        upgrade(self._db, named(self._path))
+        (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # a millisecond
+        if verdict != "ok":
+            raise StoreDamaged(f"{named(self._path)} is damaged: {' '.join(verdict.split())}")
+        (last,) = self._db.execute("SELECT max(seq) FROM events").fetchone()
+        # A new file goes on with higher numbers than any before it: whoever reads on from one misses nothing.
+        self._last_seq: int = time.time_ns() // 1_000_000 if last is None else last
+
+    # --- rows ----------------------------------------------------------------------------------------
 
     def load(self) -> Snapshot:
-        """All rows; StartRefused where one cannot be read."""
-        try:
-            return Snapshot(
-                nics=tuple(msgspec.json.decode(body, type=Nic) for body in self._bodies("nics")),
-                attachments=tuple(msgspec.json.decode(body, type=Attachment) for body in self._bodies("attachments")),
-                intents=tuple(msgspec.json.decode(body, type=Intent) for body in self._bodies("intents")),
-                settings=dict(self._db.execute("SELECT name, before FROM settings ORDER BY rowid").fetchall()),
+        """All rows; StoreDamaged where one cannot be read, is not what was written, or contradicts another."""
+        with self._told(is_known=False):
+            snapshot = Snapshot(
+                nics=self._rows("nics", Nic),
+                attachments=self._rows("attachments", Attachment),
+                intents=self._rows("intents", Intent),
+                settings={texts[0]: texts[1] for texts in self._texts("settings")},
             )
-        except (sqlite3.Error, msgspec.MsgspecError) as err:
-            raise _unusable(self._path, err) from err
+        if broken := violations(snapshot.nics, snapshot.attachments):
+            raise StoreDamaged(f"{named(self._path)} is damaged: {broken[0]}")
+        return snapshot
 
-    def _bodies(self, table: str) -> list[str]:
-        return [body for (body,) in self._db.execute(f"SELECT body FROM {table} ORDER BY rowid")]  # noqa: S608 - a literal of ours
-
-    def write(self, changes: Sequence[Change]) -> None:
-        """All of *changes* in one transaction, or none; StoreFailed where the disk does not do its part."""
-        if not changes:
-            return
+    def _rows(self, table: str, kind: type[_Row]) -> tuple[_Row, ...]:
         try:
-            self._transact(changes)
-        except sqlite3.Error as err:
-            fault = _code(err)
-            if fault in _OF_THE_DISK | _OF_THE_PLACE | _DAMAGE:  # anything else is a bug of ours
-                raise StoreFailed(f"state file {self._path} cannot be written: {err}; {_advice(fault)}") from err
-            raise
+            return tuple(msgspec.json.decode(texts[-1], type=kind) for texts in self._texts(table))
+        except msgspec.MsgspecError as err:
+            raise StoreDamaged(f"{named(self._path)} is damaged: table {table}: {err}") from err
 
-    def _transact(self, changes: Sequence[Change]) -> None:
+    def _texts(self, table: str) -> Iterator[tuple[str, ...]]:
+        """What the rows hold, in the order of their coming, compared with their checksums."""
+        columns = ", ".join(SUMMED[table])
+        rows = self._db.execute(f"SELECT {columns}, sum FROM {table} ORDER BY rowid")
+        for *texts, expected in rows:
+            if checksum(*texts) != expected:
+                raise StoreDamaged(f"{named(self._path)} is damaged: table {table}: checksum of {texts[0]}")
+            yield tuple(texts)
+
+    # --- changes -------------------------------------------------------------------------------------
+
+    def write(self, changes: Sequence[Change], *, is_all: bool = False) -> None:
+        """All of *changes* in one transaction, or none; *is_all*: in the place of every row there is.
+
+        StoreRefused where the disk does not take them: to be repeated with the same changes and more behind them, for
+        nobody knows whether they are there all the same. StoreDamaged where the file has gone.
+        """
+        if not changes and not is_all:
+            return
+        if _identity(self._path) != self._identity:
+            raise StoreDamaged(f"{named(self._path)} is no longer the file that was opened: it was moved or removed")
+        last = self._last_seq
+        with self._told(), self._transaction():
+            for table in SUMMED if is_all else ():
+                self._db.execute(f"DELETE FROM {table}")
+            for change in changes:
+                if isinstance(change, Event):
+                    last += 1
+                    self._put_event(last, change)
+                else:
+                    self._apply(change)
+            if last // EVENTS_TRIMMED > self._last_seq // EVENTS_TRIMMED:
+                self._db.execute("DELETE FROM events WHERE seq <= ?", (last - EVENTS_KEPT,))
+        self._last_seq = last
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            for change in changes:
-                self._apply(change)
+            yield
             self._db.execute("COMMIT")
         finally:
-            if self._db.in_transaction:
+            if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
                 self._db.execute("ROLLBACK")
 
     def _apply(self, change: Change) -> None:
-        execute = self._db.execute
         match change:
             case PutNic(nic):
-                execute("INSERT OR REPLACE INTO nics VALUES (?, ?)", (nic.nic_id, _body(nic)))
+                self._put("nics", nic.nic_id, _body(nic))
             case DropNic(nic_id):
-                execute("DELETE FROM nics WHERE nic_id = ?", (nic_id,))
+                self._drop("nics", nic_id)
             case PutAttachment(attachment):
-                row = (*_columns(attachment.key), _body(attachment))
-                execute("INSERT OR REPLACE INTO attachments VALUES (?, ?, ?, ?)", row)
+                self._put("attachments", *_columns(attachment.key), _body(attachment))
             case DropAttachment(key):
-                execute(
-                    "DELETE FROM attachments WHERE network = ? AND container_id = ? AND ifname = ?", _columns(key)
-                )
+                self._drop("attachments", *_columns(key))
             case PutIntent(intent):
-                execute("INSERT OR REPLACE INTO intents VALUES (?, ?)", (intent.op_id, _body(intent)))
-            case PutSetting(name, before):
-                execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, before))
+                self._put("intents", intent.op_id, _body(intent))
             case DropIntent(op_id):
-                execute("DELETE FROM intents WHERE op_id = ?", (op_id,))
-            case Event():
-                columns = (change.at, change.name, change.nic_id, change.subject, change.detail)
-                seq = execute(
-                    "INSERT INTO events (at, name, nic_id, subject, detail) VALUES (?, ?, ?, ?, ?)", columns
-                ).lastrowid
-                if seq is not None and seq % EVENTS_TRIMMED == 0:
-                    execute("DELETE FROM events WHERE seq <= ?", (seq - EVENTS_KEPT,))
+                self._drop("intents", op_id)
+            case PutSetting(name, before):
+                self._put("settings", name, before)
 
-    def events(self, limit: int) -> tuple[Event, ...]:
-        rows = self._db.execute(
-            "SELECT at, name, nic_id, subject, detail FROM events ORDER BY seq DESC LIMIT ?", (limit,)
-        ).fetchall()
-        return tuple(Event(*row) for row in reversed(rows))
+    def _put(self, table: str, *texts: str) -> None:
+        places = ", ".join("?" for _ in texts)
+        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places}, ?)", (*texts, checksum(*texts)))
+
+    def _drop(self, table: str, *key: str) -> None:
+        where = " AND ".join(f"{column} = ?" for column in SUMMED[table][: len(key)])
+        self._db.execute(f"DELETE FROM {table} WHERE {where}", key)
+
+    def _put_event(self, seq: int, event: Event) -> None:
+        """Under the number it got when this was tried before, if it was: it may be there already."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, event.at, event.name, event.nic_id, event.subject, event.detail, event.job_id, event.pod),
+        )
+
+    # --- events --------------------------------------------------------------------------------------
+
+    def events(self, wanted: EventFilter) -> tuple[Event, ...]:
+        where, values = _conditions(wanted)
+        order = "ASC" if wanted.after else "DESC"
+        query = (
+            "SELECT at, name, nic_id, subject, detail, job_id, pod, seq FROM events"
+            f" WHERE {where} ORDER BY seq {order} LIMIT ?"
+        )
+        with self._told():
+            rows = self._db.execute(query, (*values, wanted.limit)).fetchall()
+        return tuple(Event(*row) for row in (rows if wanted.after else reversed(rows)))
 
     def close(self) -> None:
         self._db.close()
+
+    # --- errors --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _told(self, *, is_known: bool = True) -> Iterator[None]:
+        """SQLite's errors, in our words; *is_known* while the tables are those we know: a bug is no damage then."""
+        try:
+            yield
+        except sqlite3.Error as err:
+            code = getattr(err, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF  # above it stands the finer reason
+            if code in _IN_USE:
+                raise StartRefused(f"{named(self._path)} is in use by another process; end that one first") from err
+            if code in _REFUSED:
+                advice = "make room" if code == sqlite3.SQLITE_FULL else "mend the disk or the permissions"
+                raise StoreRefused(f"{named(self._path)} cannot be written: {err}; {advice} there") from err
+            if code in _DAMAGED or (code == sqlite3.SQLITE_ERROR and not is_known):
+                raise StoreDamaged(f"{named(self._path)} is damaged: {err}") from err
+            raise
+
+
+def named(path: Path) -> str:
+    """How the file is called in messages."""
+    return f"state file {path}"
+
+
+def _text(raw: bytes) -> str:
+    """A row that was damaged is told by its checksum, and an event is for people."""
+    return raw.decode(errors="replace")
+
+
+def _conditions(wanted: EventFilter) -> tuple[str, list[str | int]]:
+    """The filter as an SQL expression and its values."""
+    clauses: list[str] = ["seq > ?"]
+    values: list[str | int] = [wanted.after]
+    if wanted.nic_id:
+        clauses.append("nic_id = ?")
+        values.append(wanted.nic_id)
+    if wanted.subject:
+        clauses.append("subject = ?")
+        values.append(wanted.subject)
+    if wanted.container:  # the second part of network/container/ifname begins with it
+        clauses.append("instr(substr(subject, instr(subject, '/')), '/' || ?) = 1 AND instr(subject, '/') > 0")
+        values.append(wanted.container)
+    if wanted.pod:
+        clauses.append("(pod = ? OR substr(pod, instr(pod, '/') + 1) = ?)")
+        values += [wanted.pod, wanted.pod]
+    if wanted.name:
+        clauses.append("(name = ? OR substr(name, 1, length(?) + 1) = ? || '.')")
+        values += [wanted.name] * 3
+    return " AND ".join(clauses), values
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        info = os.stat(path)  # noqa: PTH116 - once per write
+    except OSError:
+        return (0, 0)
+    return (info.st_dev, info.st_ino)
 
 
 def _columns(key: AttachmentKey) -> tuple[str, str, str]:
@@ -162,24 +268,3 @@ def _columns(key: AttachmentKey) -> tuple[str, str, str]:
 
 def _body(row: Nic | Attachment | Intent) -> str:
     return msgspec.json.encode(row).decode()
-
-
-def _code(err: Exception) -> int:
-    """SQLite's code for *err*: the low byte; above it stands the finer reason."""
-    return int(getattr(err, "sqlite_errorcode", 0)) & 0xFF
-
-
-def _advice(fault: int) -> str:
-    if fault == sqlite3.SQLITE_FULL:
-        return "make room there"
-    if fault in _OF_THE_DISK | _OF_THE_PLACE:
-        return "mend the disk or the permissions there"
-    return "move it away to begin anew from cloud and kernel"
-
-
-def _unusable(path: Path, err: sqlite3.Error | msgspec.MsgspecError) -> StartRefused | StoreFailed:
-    fault = _code(err)
-    if fault == sqlite3.SQLITE_BUSY:
-        return StartRefused(f"state file {path} is in use by another process; end that one first")
-    words = f"state file {path} cannot be used: {err}; {_advice(fault)}"
-    return StoreFailed(words) if fault in _OF_THE_DISK else StartRefused(words)

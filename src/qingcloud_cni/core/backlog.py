@@ -1,0 +1,48 @@
+"""Changes that could not be written yet: kept in few rows, however long it takes. Pure."""
+
+from collections.abc import Iterable
+
+from qingcloud_cni.core.model import Event
+from qingcloud_cni.core.seams import (
+    EVENTS_KEPT,
+    Change,
+    DropAttachment,
+    DropIntent,
+    DropNic,
+    PutAttachment,
+    PutIntent,
+    PutNic,
+    PutSetting,
+)
+
+
+def compacted(changes: Iterable[Change]) -> list[Change]:
+    """What *changes* come to, written in one transaction: of every row the last one, and the latest events."""
+    last: dict[tuple[str, object], Change] = {}
+    events: list[Change] = []
+    for change in changes:
+        if isinstance(change, Event):
+            events.append(change)
+        else:
+            last[_row(change)] = change
+    return [*last.values(), *events[-EVENTS_KEPT:]]
+
+
+def _row(change: Change) -> tuple[str, object]:
+    match change:
+        case PutNic(nic):
+            return "nic", nic.nic_id
+        case DropNic(nic_id):
+            return "nic", nic_id
+        case PutAttachment(attachment):
+            return "attachment", attachment.key
+        case DropAttachment(key):
+            return "attachment", key
+        case PutIntent(intent):
+            return "intent", intent.op_id
+        case DropIntent(op_id):
+            return "intent", op_id
+        case PutSetting(name):
+            return "setting", name
+        case Event():
+            return "event", change

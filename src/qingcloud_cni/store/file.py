@@ -1,0 +1,65 @@
+"""The state file, whichever database is in it at the moment; blocking."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
+from qingcloud_cni.core.model import Event
+from qingcloud_cni.core.seams import Change, EventFilter, Snapshot
+from qingcloud_cni.store.aside import set_aside
+from qingcloud_cni.store.database import Database, named
+
+
+class StateFile:
+    """What `core.seams.Store` promises. Not for two threads at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database: Database | None = None
+        self._aside: str | None = None  # where the damaged file went, until there is a whole one
+
+    def __str__(self) -> str:
+        return named(self._path)
+
+    def load(self) -> Snapshot:
+        self.close()
+        is_empty = self._path.is_file() and not self._path.stat().st_size  # SQLite takes that for a new one
+        try:
+            self._database = Database(self._path)
+            return Snapshot(set_aside=f"{self} was empty") if is_empty else self._database.load()
+        except StoreDamaged as err:
+            self.close()
+            told = f"{err}; it is kept as {set_aside(self._path)}"
+        try:
+            self._database = Database(self._path)
+        except StoreRefused as err:
+            raise StoreRefused(f"{told}; there is no new one: {err}") from err
+        return Snapshot(set_aside=told)
+
+    def save(self, changes: Sequence[Change]) -> None:
+        if self._database is None:
+            raise StoreDamaged(f"{self} was set aside, and there is no new one yet")
+        self._database.write(changes)
+
+    def begin_anew(self, changes: Sequence[Change]) -> str:
+        self.close()
+        if self._aside is None:
+            self._aside = str(set_aside(self._path) or "")
+        database = Database(self._path)
+        try:
+            database.write(changes, is_all=True)
+        except BaseException:
+            database.close()
+            raise
+        self._database, where_now, self._aside = database, self._aside, None
+        return where_now
+
+    def events(self, wanted: EventFilter) -> tuple[Event, ...]:
+        if self._database is None:
+            raise StoreRefused(f"{self} was set aside, and there is no new one yet")
+        return self._database.events(wanted)
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
