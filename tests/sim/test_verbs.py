@@ -1,6 +1,7 @@
 """CHECK, GC and STATUS, every version, chains and wishes: whole requests on a virtual clock."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from qingcloud_cni.core.errors import (
 )
 from qingcloud_cni.core.model import Netns
 from qingcloud_cni.core.seams import EventFilter
-from qingcloud_cni.sim.topology import FaultSpec
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 from simulated import SimulatedHost, key_of, lived, netns_of, set_faults, simulated
 
 LIST = "cni.dev/valid-attachments"
@@ -221,8 +222,10 @@ def test_gc_leaves_alone_what_a_request_speaks_of_just_now(tmp_path: Path) -> No
 
 
 def test_status_fails_until_the_agent_is_initialised_and_not_after(tmp_path: Path) -> None:
+    topology = replace(default_topology("sim", 1), latencies=Latencies(call=(0.2, 0.2)))
+
     async def main() -> None:
-        async with simulated(tmp_path, is_warm=False) as host:
+        async with simulated(tmp_path, topology, is_warm=False) as host:
             assert not host.agent.is_initialised
             with pytest.raises(CannotServe, match="the agent is not ready yet"):
                 await host.ask(Verb.STATUS, "")

@@ -83,7 +83,7 @@ def test_a_full_disk_refuses_adds_and_nothing_else(new_host: NewHost, small: Pat
     assert metric(host, "qingagent_store_unsaved_changes") > 0
     assert metric(host, "qingagent_store_behind_seconds") > 0
     assert [line["level"] for line in agent.events("store.refused")] == ["warning"]
-    calls = len(host.sim.status()["nics"])
+    nics = len(host.sim.status()["nics"])
 
     agent.kill()  # what it had not written is lost, and the kernel shows it
     agent = host.launch(state_dir=small, **POOL)
@@ -101,7 +101,7 @@ def test_a_full_disk_refuses_adds_and_nothing_else(new_host: NewHost, small: Pat
     host.add(host.container())
     host.add(goes)
     eventually(host.is_calm, "table and cloud agree")
-    assert len(host.sim.status()["nics"]) == calls
+    assert len(host.sim.status()["nics"]) == nics
     agent.kill()
     host.start(idle=0, state_dir=small, **POOL)
     assert len(host.attachments()) == 3
