@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,28 +60,25 @@ class SlowStore(InlineStore):
         return self._file._database.load()
 
     async def save(self, changes: Sequence[Change]) -> None:
-        await self._turn(super().save(changes))
+        await self._turn(super().save, changes)
 
     async def begin_anew(self, changes: Sequence[Change]) -> str:
-        return await self._turn(super().begin_anew(changes))
+        return await self._turn(super().begin_anew, changes)
 
-    async def _turn(self, work: Coroutine[Any, Any, T]) -> T:
-        try:
-            self._disk.tries += 1
-            await asyncio.sleep(self._disk.seconds)
-            while self._disk.is_stuck or self.is_dead:
-                await asyncio.sleep(0.5)
-            if self._disk.obstacle and not self._disk.takes_what_it_refuses:
-                raise StoreRefused(f"{self} cannot be written: {self._disk.obstacle}")
-            database = self._file._database
-            last_seq = database._last_seq if database is not None else 0
-            done = await work
-            if self._disk.obstacle and database is not None:
-                database._last_seq = last_seq  # as where COMMIT itself fails
-                raise StoreRefused(f"{self} cannot be written: {self._disk.obstacle}")
-            return done
-        finally:
-            work.close()
+    async def _turn(self, write: Callable[[Sequence[Change]], Awaitable[T]], changes: Sequence[Change]) -> T:
+        self._disk.tries += 1
+        await asyncio.sleep(self._disk.seconds)
+        while self._disk.is_stuck or self.is_dead:
+            await asyncio.sleep(0.5)
+        if self._disk.obstacle and not self._disk.takes_what_it_refuses:
+            raise StoreRefused(f"{self} cannot be written: {self._disk.obstacle}")
+        database = self._file._database
+        last_seq = database._last_seq if database is not None else 0
+        done = await write(changes)
+        if self._disk.obstacle and database is not None:
+            database._last_seq = last_seq  # as where COMMIT itself fails
+            raise StoreRefused(f"{self} cannot be written: {self._disk.obstacle}")
+        return done
 
 
 class SimulatedHost:
