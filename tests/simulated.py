@@ -50,8 +50,8 @@ class Disk:
 class SlowStore(InlineStore):
     """As a disk: what is saved is there after a while, in order; a kill in between loses it."""
 
-    def __init__(self, path: Path, disk: Disk) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, seal: Path, disk: Disk) -> None:
+        super().__init__(path, seal)
         self._disk = disk
         self.is_dead = False  # its process has ended: what it asks for now never happens
 
@@ -138,7 +138,7 @@ class SimulatedHost:
             raise
 
     async def _live(self, begun: "asyncio.Future[Agent]") -> None:
-        store = self.store = SlowStore(self.settings.database, self.disk)
+        store = self.store = SlowStore(self.settings.database, self.settings.seal, self.disk)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         client = Client(access, LocalTransport(self.api), clock=self.clock, rng=self.rng, observe=lambda _call: None)
         try:
@@ -176,7 +176,7 @@ class SimulatedHost:
         return attachment
 
     async def delete(self, container: str) -> None:
-        await self.agent.attachments.delete(key_of(container), Call(Verb.DEL))
+        await self.agent.attachments.delete(key_of(container), Call(Verb.DEL), netns_of(container))
 
     async def ask(
         self,

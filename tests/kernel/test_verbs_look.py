@@ -159,5 +159,5 @@ async def test_a_living_namespace_whose_nic_lost_every_sign_is_not_gone(
     mac, netns, _ = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "set", "eth0", "down")
     ip("-n", pod, "link", "set", "eth0", "address", "52:54:00:ff:ff:ff", "alias", "mine")
-    assert not await kernel.whereabouts(mac, lab.alias)
+    assert not await kernel.search({mac: lab.alias})
     assert not await kernel.is_gone(mac, replace(netns, path=lab.path("never-made")), lab.alias)

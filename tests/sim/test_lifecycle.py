@@ -165,42 +165,6 @@ def test_containers_that_died_while_the_agent_was_away_are_released(tmp_path: Pa
     virtual_time.run(main())
 
 
-def test_with_its_database_lost_the_agent_adopts_its_nics(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            nics = set(host.nics)
-            await host.kill()
-            for file in tmp_path.iterdir():
-                file.unlink()
-            await host.start()
-            await _settled(host)
-            assert set(host.nics) == nics
-            assert host.states() == ["idle"] * 3
-
-    virtual_time.run(main())
-
-
-def test_with_its_database_lost_the_agent_never_takes_the_nic_of_a_living_container(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            nic_id = (await host.add("c0")).nic_id
-            await host.kill()
-            for file in tmp_path.iterdir():
-                file.unlink()
-            await host.start()
-            await host.until(lambda: host.agent.is_cloud_compared, "compared")
-            assert host.nics[nic_id].state is NicState.MISSING
-            host.agent.pool.drain()
-            await host.until(lambda: len(host.nics) == 1, "all others are given back")
-            await host.clock.sleep(300)
-            assert [link.mac for link in host.kernel.links_in(netns_of("c0"))] == [nic_id]
-            host.kernel.kill_netns(netns_of("c0"))
-            await host.until(lambda: not host.nics, "given back once its container is gone")
-            assert not host.ours_in_cloud()
-
-    virtual_time.run(main())
-
-
 def test_foreign_nics_are_never_touched_and_leave_less_room(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, is_warm=False, instance_nic_limit=4) as host:

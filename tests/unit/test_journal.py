@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.disk = Disk()
-        self.store = SlowStore(path, self.disk)
+        self.store = SlowStore(path, path.with_name("seal"), self.disk)
         self.table = Table(Snapshot())
         self.heard: list[str] = []
         self.journal = Journal(

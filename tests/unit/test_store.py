@@ -81,7 +81,7 @@ def reopened(path: Path) -> Snapshot:
 
 
 class Opens(Protocol):
-    def __call__(self, path: Path) -> Store: ...
+    def __call__(self, path: Path, seal: Path) -> Store: ...
 
 
 STORES = pytest.mark.parametrize("opens", [ThreadedStore, InlineStore])
@@ -89,12 +89,12 @@ STORES = pytest.mark.parametrize("opens", [ThreadedStore, InlineStore])
 
 @STORES
 async def test_everything_saved_is_there_after_reopening(opens: Opens, path: Path) -> None:
-    store = opens(path)
+    store = opens(path, path.with_name("seal"))
     assert await store.load() == Snapshot()
     await store.save(ALL)
     assert await store.load() == SNAPSHOT
     await store.close()
-    store = opens(path)
+    store = opens(path, path.with_name("seal"))
     assert await store.load() == SNAPSHOT
     assert await store.events(LATEST) == (EVENT,)
     await store.close()
@@ -102,7 +102,7 @@ async def test_everything_saved_is_there_after_reopening(opens: Opens, path: Pat
 
 @STORES
 async def test_rows_are_replaced_and_dropped(opens: Opens, path: Path) -> None:
-    store = opens(path)
+    store = opens(path, path.with_name("seal"))
     await store.load()
     await store.save(ALL)
     idle = Nic(NIC.nic_id, "other", "vxnet-2", "10.0.0.1/8", "10.0.0.2", NicState.IDLE, 9.0)
@@ -115,7 +115,7 @@ async def test_rows_are_replaced_and_dropped(opens: Opens, path: Path) -> None:
 
 @STORES
 async def test_a_save_happens_as_a_whole_or_not_at_all(opens: Opens, path: Path) -> None:
-    store = opens(path)
+    store = opens(path, path.with_name("seal"))
     await store.load()
     with pytest.raises(sqlite3.IntegrityError):
         await store.save([PutIntent(CREATE), Event(None, "x")])  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def numbered(number: int) -> Nic:
 
 @pytest.fixture
 async def threaded(path: Path) -> AsyncIterator[ThreadedStore]:
-    store = ThreadedStore(path)
+    store = ThreadedStore(path, path.with_name("seal"))
     await store.load()
     yield store
     await store.close()
@@ -200,7 +200,7 @@ async def test_a_cancelled_save_is_written_all_the_same(threaded: ThreadedStore)
 
 
 async def test_closing_waits_for_what_was_saved(path: Path) -> None:
-    store = ThreadedStore(path)
+    store = ThreadedStore(path, path.with_name("seal"))
     await store.load()
     saves = [asyncio.ensure_future(store.save([PutNic(numbered(n))])) for n in range(50)]
     await asyncio.sleep(0)
@@ -219,7 +219,7 @@ from qingcloud_cni.core.seams import PutNic
 from qingcloud_cni.store.threaded import ThreadedStore
 
 async def main():
-    store = ThreadedStore(Path(sys.argv[1]))
+    store = ThreadedStore(Path(sys.argv[1]), Path(sys.argv[1] + ".seal"))
     await store.load()
     number = 0
     async def writer():

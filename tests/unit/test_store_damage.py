@@ -1,17 +1,18 @@
 """A state file that was damaged, in whichever way, is told from a good one: no row is believed that was not written.
 
-Of a damaged WAL SQLite believes the part before the damage: then the file is as it was some changes ago.
+Of a damaged WAL SQLite believes the part before the damage: then the file is as it was some changes ago, and only the
+seal tells.
 """
 
 import logging
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from damage import DAMAGES, Damage
 from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Netns, Nic, NicState, OpKind, Route
 from qingcloud_cni.core.seams import (
@@ -59,66 +60,31 @@ def gone(n: int) -> tuple[Change, ...]:
 def history(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Snapshot]]:
     """A file with some changes in its WAL still, as a kill leaves it, and every state it went through since then."""
     folder = tmp_path_factory.mktemp("history")
-    writer = Database(folder / "agent.db")
+    file = StateFile(folder / "agent.db", folder / "seal")
+    file.load()
+    assert file._database is not None
     for n in range(40):
-        writer.write(served(n))
+        file.save(served(n))
     for n in range(0, 40, 3):
-        writer.write(gone(n))
-    writer._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    states = [writer.load()]
+        file.save(gone(n))
+    file._database._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    states = [file._database.load()]
     for n in range(40, 60):
-        writer.write([*served(n), *gone(n - 20 if (n - 20) % 3 else n - 19)])
-        states.append(writer.load())
+        file.save([*served(n), *gone(n - 20 if (n - 20) % 3 else n - 19)])
+        states.append(file._database.load())
     kept = folder / "kept"
     kept.mkdir()
-    for part in ("agent.db", "agent.db-wal"):
+    for part in ("agent.db", "agent.db-wal", "seal"):
         shutil.copy(folder / part, kept)
-    writer.close()
+    file.close()
     return kept, states
 
 
-Damage = Callable[[random.Random, bytearray], None]
-
-
-def truncated(rng: random.Random, raw: bytearray) -> None:
-    del raw[rng.randrange(len(raw)) :]
-
-
-def emptied(_rng: random.Random, raw: bytearray) -> None:
-    raw.clear()
-
-
-def zeroed(rng: random.Random, raw: bytearray) -> None:
-    start = rng.choice((0, rng.randrange(len(raw))))
-    end = min(start + rng.choice((16, 512, 4096, len(raw))), len(raw))
-    raw[start:end] = bytes(end - start)
-
-
-def overwritten(rng: random.Random, raw: bytearray) -> None:
-    start = rng.choice((0, rng.randrange(len(raw))))
-    end = min(start + rng.choice((4, 512, 4096, len(raw))), len(raw))
-    raw[start:end] = rng.randbytes(end - start)
-
-
-def flipped(rng: random.Random, raw: bytearray) -> None:
-    for _ in range(rng.choice((1, 1, 1, 20))):
-        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
-
-
-def swapped(rng: random.Random, raw: bytearray) -> None:
-    """Two pages change places, or one is there twice."""
-    pages = len(raw) // 4096
-    one, two = rng.randrange(pages) * 4096, rng.randrange(pages) * 4096
-    first, second = raw[one : one + 4096], raw[two : two + 4096]
-    raw[two : two + 4096] = first
-    if rng.random() < 0.5:
-        raw[one : one + 4096] = second
-
-
-@pytest.mark.parametrize("damage", [truncated, emptied, zeroed, overwritten, flipped, swapped])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("part", ["agent.db", "agent.db-wal"])
+@pytest.mark.parametrize("is_sealed", [True, False], ids=["sealed", "unsealed"])
 def test_no_row_is_believed_that_was_not_written(
-    history: tuple[Path, list[Snapshot]], tmp_path: Path, part: str, damage: Damage
+    history: tuple[Path, list[Snapshot]], tmp_path: Path, part: str, damage: Damage, *, is_sealed: bool
 ) -> None:
     source, states = history
     outcomes: dict[str, int] = {}
@@ -129,15 +95,18 @@ def test_no_row_is_believed_that_was_not_written(
         raw = bytearray((folder / part).read_bytes())
         damage(rng, raw)
         (folder / part).write_bytes(raw)
+        if not is_sealed:
+            (folder / "seal").unlink()
         outcome = _opened(folder / "agent.db", states, f"seed {seed}")
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
     log.info("%s %s: %s", part, damage.__name__, outcomes)
     assert outcomes.get("as written", 0) < SEEDS, "nothing was damaged"
+    assert not (is_sealed and "earlier" in outcomes)
 
 
 def _opened(path: Path, states: list[Snapshot], told: str) -> str:
     """Load the file, and see that what came of it is right; what came of it."""
-    file = StateFile(path)
+    file = StateFile(path, path.with_name("seal"))
     try:
         found = file.load()
     except StartRefused as err:  # the very number of its version was changed
@@ -163,7 +132,7 @@ def _opened(path: Path, states: list[Snapshot], told: str) -> str:
 
 
 def _reloaded(path: Path) -> Snapshot:
-    file = StateFile(path)
+    file = StateFile(path, path.with_name("seal"))
     try:
         return file.load()
     finally:
@@ -193,8 +162,51 @@ def test_rows_that_are_not_as_they_were_written_give_the_file_away(tmp_path: Pat
     with sqlite3.connect(path) as raw:
         raw.execute(statement)
     raw.close()
-    file = StateFile(path)
+    file = StateFile(path, path.with_name("seal"))
     assert "is damaged" in file.load().set_aside
+    file.close()
+
+
+def test_a_copy_from_yesterday_is_told_from_the_file_itself(tmp_path: Path) -> None:
+    path, seal = tmp_path / "agent.db", tmp_path / "seal"
+    file = StateFile(path, seal)
+    file.load()
+    file.save(served(1))
+    file.close()
+    copy = path.read_bytes()
+    for n in range(2, 5):
+        file = StateFile(path, seal)
+        assert not file.load().set_aside
+        file.save(served(n))
+        file.close()
+    path.write_bytes(copy)
+    file = StateFile(path, seal)
+    assert "its last 3 of 4 writes are missing" in file.load().set_aside
+    file.save(served(9))
+    file.close()
+    assert not StateFile(path, seal).load().set_aside
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x", b"\xff 1", b"one two three", b"0123456789ABCDEF 99999"])
+def test_a_seal_that_says_nothing_of_this_file_is_no_obstacle(tmp_path: Path, content: bytes | None) -> None:
+    path, seal = tmp_path / "agent.db", tmp_path / "seal"
+    file = StateFile(path, seal)
+    file.load()
+    file.save(served(1))
+    file.close()
+    seal.unlink()
+    if content is not None:
+        seal.write_bytes(content)
+    file = StateFile(path, seal)
+    assert len(file.load().nics) == 1
+    file.close()
+
+
+def test_where_no_seal_can_be_made_the_file_is_used_all_the_same(tmp_path: Path) -> None:
+    file = StateFile(tmp_path / "agent.db", tmp_path / "no such directory" / "seal")
+    for n in range(3):
+        assert len(file.load().nics) == n
+        file.save(served(n))
     file.close()
 
 
@@ -202,7 +214,7 @@ def test_a_file_that_is_no_state_file_is_set_aside(tmp_path: Path) -> None:
     for number, content in enumerate((b"no database at all, but long enough to be read as one" * 40, b"short")):
         path = tmp_path / str(number)
         path.write_bytes(content)
-        file = StateFile(path)
+        file = StateFile(path, path.with_name("seal"))
         assert "file is not a database" in file.load().set_aside
         file.close()
         assert aside.earlier(path)[0].read_bytes() == content
@@ -213,7 +225,7 @@ def test_a_foreign_database_is_set_aside(tmp_path: Path) -> None:
     with sqlite3.connect(path) as raw:
         raw.execute("CREATE TABLE nics (x)")
     raw.close()
-    file = StateFile(path)
+    file = StateFile(path, path.with_name("seal"))
     assert "table nics already exists" in file.load().set_aside
     file.close()
 
@@ -238,7 +250,7 @@ def test_where_nothing_can_be_renamed_it_is_said(tmp_path: Path, monkeypatch: py
     path.write_bytes(b"no database at all")
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(StoreRefused, match="cannot be set aside: Read-only file system"):
-        StateFile(path).load()
+        StateFile(path, path.with_name("seal")).load()
 
 
 # --- while the agent runs ----------------------------------------------------------------------------
@@ -250,7 +262,7 @@ async def test_a_new_file_holds_what_it_is_given_and_the_old_one_is_kept(
     opens: type[ThreadedStore] | type[InlineStore], tmp_path: Path, is_there: bool
 ) -> None:
     path = tmp_path / "agent.db"
-    store = opens(path)
+    store = opens(path, path.with_name("seal"))
     await store.load()
     await store.save(served(1))
     if is_there:
@@ -270,7 +282,7 @@ def test_until_the_new_file_is_whole_nothing_else_is_written_to_it(
 ) -> None:
     """Tried again, it sets aside nothing more, and leaves no row of the first try."""
     path = tmp_path / "agent.db"
-    file = StateFile(path)
+    file = StateFile(path, path.with_name("seal"))
     file.load()
     file.save(served(1))
     write = Database.write

@@ -127,6 +127,7 @@ class Agent:
         """Table against kernel: before this nothing is served."""
         await self.attachments.settle_unfinished()
         await self.links.look()
+        await self.links.seek()
         with suppress(Unavailable):  # the task looks again, and records what is wrong
             await self.spool.look()
         self._is_kernel_compared = True

@@ -8,6 +8,7 @@ from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.phases import Phase, Phases
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.spool_files import SpoolFile, SpoolFiles
+from qingcloud_cni.agent.strays import Strays
 from qingcloud_cni.agent.turns import Call, Turns
 from qingcloud_cni.core.check import faults
 from qingcloud_cni.core.cni import Verb
@@ -39,6 +40,7 @@ class Attachments:
         self._pool = pool
         self._gateways = gateways
         self._turns = Turns()
+        self._strays = Strays(context)
 
     async def add(
         self, key: AttachmentKey, netns_path: str, config: NetworkConfig, call: Call
@@ -56,6 +58,7 @@ class Attachments:
             call.check()
             if file := self._spool.find(key):
                 await self._finish(file, call.phases)
+            await self._strays.recognise(key, netns_path, call, config)
             if known := await self._known(key, netns, call):
                 return known, self._context.table.nics[known.nic_id]
             self._context.journal.check()
@@ -67,8 +70,10 @@ class Attachments:
                 raise
             return attachment, nic
 
-    async def delete(self, key: AttachmentKey, call: Call) -> None:
+    async def delete(self, key: AttachmentKey, call: Call, netns_path: str = "") -> None:
         """Take the container's NIC back; success where there is none.
+
+        *netns_path* may lead to one that the table, begun anew, does not know of.
 
         ADDs that wait for one are ended. Unavailable if another request for it is not done in time, or if the caller
         has gone: it has kept the DEL in the spool, or will repeat it, and an ADD may have come since.
@@ -77,6 +82,8 @@ class Attachments:
         self._turns.call_off_adds(key, "a DEL of the same attachment came meanwhile")
         async with self._turns.turn(key, call):
             call.check()
+            if key not in self._context.table.attachments and netns_path:
+                await self._strays.fetch(key, netns_path, call)
             attachment = self._context.table.attachments.get(key)
             if attachment is not None:
                 await self._release(attachment, "DEL", call.phases)
@@ -100,6 +107,7 @@ class Attachments:
         Changes nothing. Raises InvalidNetns, KernelRefused; Unavailable as `delete`.
         """
         async with self._turns.turn(key, call):
+            await self._strays.recognise(key, netns_path, call)
             with call.phases.waiting(Phase.KERNEL):
                 seen = await self._context.kernel.inspect(netns_path, key.ifname)
             attachment = self._context.table.attachments.get(key)

@@ -10,9 +10,9 @@ from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import AgentError
-from qingcloud_cni.core.model import Netns, NicState
-from qingcloud_cni.core.names import link_alias
+from qingcloud_cni.core.model import Attachment
 from qingcloud_cni.core.seams import ServicePath
+from qingcloud_cni.store.aside import state_files
 
 LOOK = 0.5  # seconds between looks at what is left
 
@@ -32,13 +32,8 @@ async def clean_up(host: Host, *, force: bool, say: Callable[[str], object]) -> 
 
 
 async def _give_back(parts: OpenAgent, *, force: bool, say: Callable[[str], object]) -> None:
-    held = tuple(parts.agent.context.table.attachments)
-    if held and not force:
-        names = ", ".join(str(key) for key in held[:5]) + (" …" if len(held) > 5 else "")
-        raise AgentError(f"containers still have NICs: {names}; remove them first, or take the NICs with --force")
+    await _empty_containers(parts, force=force)
     parts.agent.pool.drain()
-    for key in held:
-        await parts.agent.attachments.delete(key, Call(Verb.DEL))
     told = ""
     while parts.agent.context.table.nics or not parts.agent.is_drained():
         text = _progress(parts)
@@ -46,34 +41,29 @@ async def _give_back(parts: OpenAgent, *, force: bool, say: Callable[[str], obje
             say(text)
             told = text
         await parts.agent.context.clock.sleep(LOOK)
-        await _fetch_strays(parts, force=force)
+        await _empty_containers(parts, force=force)  # the comparison with the cloud may have found more
     await parts.kernel.serve(ServicePath())
     await parts.kernel.restore(parts.agent.context.table.settings)
 
 
-async def _fetch_strays(parts: OpenAgent, *, force: bool) -> None:
-    """NICs of containers that the table does not know: left alone, or with *force* taken from them."""
-    agent, context = parts.agent, parts.agent.context
-    strays = [n for n in context.table.in_state(NicState.MISSING) if n.nic_id not in agent.pool.nowhere]
-    if not agent.is_cloud_compared or len(strays) < len(context.table.nics):
-        return
-    for nic in strays:
-        alias = link_alias(context.instance_id, nic.nic_id)
-        where = await context.kernel.whereabouts(nic.nic_id, alias)
-        if where and not force:
-            raise AgentError(
-                f"NIC {nic.nic_id} is in {where}, in use by a container that the agent does not know;"
-                " remove the container first, or take its NIC with --force"
-            )
-        await context.kernel.detach(nic.nic_id, Netns("", 0, 0), 0, alias)
-    if strays:
-        await agent.links.look()
+async def _empty_containers(parts: OpenAgent, *, force: bool) -> None:
+    """Take the NICs that containers have, with *force*; else AgentError if there are any."""
+    held = tuple(parts.agent.context.table.attachments.values())
+    if held and not force:
+        names = ", ".join(_named(attachment) for attachment in held[:5]) + (" …" if len(held) > 5 else "")
+        raise AgentError(f"containers still have NICs: {names}; remove them first, or take the NICs with --force")
+    for attachment in held:
+        await parts.agent.attachments.delete(attachment.key, Call(Verb.DEL))
+
+
+def _named(attachment: Attachment) -> str:
+    """The container, or where it is if nobody has told whose a NIC is that was found."""
+    return f"{attachment.nic_id} in {attachment.netns.path}" if attachment.key.is_nameless else str(attachment.key)
 
 
 def _remove_files(settings: Settings) -> None:
     """Only what the agent made; the directories go if nothing else is in them."""
-    database = settings.database
-    for path in (database, database.with_name(f"{database.name}-wal"), settings.socket, settings.token_file):
+    for path in (*state_files(settings.database), settings.seal, settings.socket, settings.token_file):
         path.unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         shutil.rmtree(settings.spool)

@@ -140,7 +140,7 @@ class CniApi:
             await self._check(request, key, call)
         else:
             self._agent.check_kernel_compared()
-            await self._agent.attachments.delete(key, call)
+            await self._agent.attachments.delete(key, call, request.netns)
         return None
 
     async def _add(self, request: CniRequest, key: AttachmentKey, version: str, call: Call) -> dict[str, object]:

@@ -59,7 +59,7 @@ class Context:
 
     def enter(self, nic: Nic, event: str, *, subject: str = "", detail: str = "") -> None:
         """A NIC of ours that the table does not know; one that is named as a gateway gets the lowest free index."""
-        if self.names_gateway(nic.name):
+        if self.names_gateway(nic.name) and not nic.is_gateway:
             nic = replace(nic, gateway_index=free_index(self.table.nics.values()))
         self.table.add(nic, event, subject=subject, detail=detail)
 

@@ -150,7 +150,8 @@ class Gateways:
                     self.receive(nic.nic_id)
             is_check = self._context.now() - self._checked >= CHECK_PERIOD
             try:
-                await self.refresh(is_check=is_check)
+                if self._others is not None or self._context.table.nics:  # else gateways may serve that are unknown
+                    await self.refresh(is_check=is_check)
                 if is_check:
                     self._checked = self._context.now()
             except KernelRefused as err:

@@ -1,14 +1,16 @@
 """Links: sees NICs arrive, vanish and return, by looking whenever the kernel says that something changed."""
 
 import asyncio
+from collections.abc import Sequence
 
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.core.drift import Arrived, Lost, Returned, link_drift
 from qingcloud_cni.core.errors import KernelRefused
-from qingcloud_cni.core.model import NicState
+from qingcloud_cni.core.model import Nic, NicState
 from qingcloud_cni.core.names import link_alias
+from qingcloud_cni.core.recovery import nameless
 
 UNHURRIED = 0.1  # seconds until a look while nobody waits for a link: a survey takes the kernel thread 3 ms
 
@@ -64,24 +66,26 @@ class Links:
             context.journal.push()
             context.arrivals.notify()
             context.plan_due.notify()
-            await self._seek_missing()
+            missing = table.in_state(NicState.MISSING)  # of which only these may be detached
+            await self._seek([n for n in missing if self._pool.is_draining or n.is_gateway])
 
-    async def _seek_missing(self) -> None:
-        """Learn which missing NICs are really nowhere: one that a container unknown to the table has is not taken.
+    async def seek(self) -> None:
+        """Learn where missing NICs are. One that a container has serves it, even if the table does not know whom."""
+        await self._seek(self._context.table.in_state(NicState.MISSING))
 
-        Only of those that may be detached: the search goes through every namespace.
-        """
-        context = self._context
-        nowhere: set[str] = set()
-        for nic in context.table.in_state(NicState.MISSING):
-            if not (self._pool.is_draining or nic.is_gateway):
-                continue
-            if not await context.kernel.whereabouts(nic.nic_id, link_alias(context.instance_id, nic.nic_id)):
-                nowhere.add(nic.nic_id)
-        if nowhere != self._pool.nowhere:
+    async def _seek(self, missing: Sequence[Nic]) -> None:
+        context, table = self._context, self._context.table
+        sought = {n.nic_id: link_alias(context.instance_id, n.nic_id) for n in missing}
+        found = await context.kernel.search(sought) if sought else {}
+        for nic in missing:
+            is_still = table.nics.get(nic.nic_id) is nic and nic.nic_id not in context.moving
+            if nic.nic_id in found and is_still and not nic.is_gateway:
+                table.found(nameless(nic, found[nic.nic_id], context.now()), context.now())
+        nowhere = set(sought) - set(found)
+        if found or nowhere != self._pool.nowhere:
             self._pool.nowhere = nowhere
-            context.plan_due.notify()
-            context.path_due.notify()
+            context.journal.push()
+            context.look_again()
 
     def _release(self, nic_id: str, *, is_parked: bool) -> None:
         """An attachment is over without a DEL: its namespace is gone, or the ADD that made it was cut off."""

@@ -78,7 +78,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
     """
     ensure_directory(host.settings.state_dir, "--state-dir")
     metrics, clock, rng = Metrics(), SystemClock(), random.Random()
-    store = ThreadedStore(host.settings.database)
+    store = ThreadedStore(host.settings.database, host.settings.seal)
     kernel: HostKernel | None = None
     cloud: Client | None = None
     try:

@@ -131,6 +131,10 @@ class Settings:
         return self.state_dir / "agent.db"
 
     @property
+    def seal(self) -> Path:
+        return self.run_dir / "agent.seal"
+
+    @property
     def socket(self) -> Path:
         return self.run_dir / "agent.sock"
 

@@ -8,10 +8,10 @@ from qingcloud_cni.agent.links import Links
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.vxnet_book import VxnetBook, address_in
-from qingcloud_cni.core.drift import Adopt, Attached, Forget, Unattached, cloud_drift
+from qingcloud_cni.core.drift import Adopt, Attached, CloudCure, Forget, Unattached, cloud_drift
 from qingcloud_cni.core.errors import StartRefused
-from qingcloud_cni.core.model import Nic, NicState
-from qingcloud_cni.core.seams import CloudNic, Instance, Vxnet
+from qingcloud_cni.core.recovery import adopted, adopted_gateway
+from qingcloud_cni.core.seams import CloudNic, Instance, Survey, Vxnet
 
 _MANAGED = 1  # vxnet_type of one that a router gives addresses in
 
@@ -41,14 +41,15 @@ class CloudComparison:
         here = [n for n in cloud.values() if n.instance_id == self.context.instance_id]
         others = tuple(n for n in here if n.nic_id in reserved or not self.context.is_ours(n.name))
         self.pool.others = sum(n.role == 0 for n in others)
-        self.gateways.learn(others)
         for nic_id in reserved:
             cloud.pop(nic_id, None)
         cures = cloud_drift(self.context.table, cloud, survey, self.context.instance_id, self.context.is_ours)
         for cure in cures:
-            self._cure(cure)
+            self._cure(cure, survey)
         self.context.journal.push()
         await self.links.look()
+        await self.links.seek()
+        self.gateways.learn(others)  # last: from now on gateways that serve nothing are undone
         for intent in tuple(self.context.table.intents.values()):
             self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
 
@@ -58,18 +59,19 @@ class CloudComparison:
         here = await self.context.cloud.nics(instance_id=self.context.instance_id)
         return {n.nic_id: n for n in (*free, *here)}
 
-    def _cure(self, cure: Adopt | Forget | Unattached | Attached) -> None:
+    def _cure(self, cure: CloudCure, survey: Survey) -> None:
         table, now = self.context.table, self.context.now()
         match cure:
-            case Adopt(found, is_attached):
+            case Adopt(found):
                 vxnet = self.vxnets.known(found.vxnet_id)
                 if vxnet is None or not found.private_ip:
                     detail = f"it has no address, or its vxnet {found.vxnet_id} none"
                     self.context.note("nic.not-adopted", found.nic_id, detail=detail)
                     return
-                state = NicState.MISSING if is_attached else NicState.CREATING  # the look that follows finds its link
-                address = address_in(vxnet, found.private_ip)
-                nic = Nic(found.nic_id, found.name, vxnet.vxnet_id, address, vxnet.gateway, state, now)
+                nic = adopted(found, vxnet, address_in(vxnet, found.private_ip), now)
+                if self.context.names_gateway(nic.name):
+                    link = next((link for link in survey.host if link.mac == nic.nic_id), None)
+                    nic = adopted_gateway(nic, link, self.context.gateway_prefix)
                 self.context.enter(nic, "nic.adopted", detail=f"{found.status} {nic.address}")
             case Forget(nic_id):
                 table.drop(nic_id, "nic.gone", now, "neither cloud nor kernel knows it")

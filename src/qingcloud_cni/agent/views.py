@@ -55,8 +55,8 @@ class PodView(msgspec.Struct, frozen=True):
 class AttachmentView(msgspec.Struct, frozen=True):
     """A container's use of a NIC."""
 
-    network: str
-    container_id: str
+    network: Annotated[str, Meta(description="empty while no request has told whose a NIC is that was found")]
+    container_id: Annotated[str, Meta(description="empty with the network")]
     ifname: str
     netns: Annotated[str, Meta(description="CNI_NETNS as the runtime gave it")]
     nic_id: str
@@ -171,7 +171,7 @@ def _attachment_view(attachment: Attachment, nics: Mapping[str, Nic]) -> Attachm
     nic, told = nics[attachment.nic_id], attachment.workload
     return AttachmentView(
         network=attachment.key.network,
-        container_id=attachment.key.container_id,
+        container_id="" if attachment.key.is_nameless else attachment.key.container_id,
         ifname=attachment.key.ifname,
         netns=attachment.netns.path,
         nic_id=nic.nic_id,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
-from qingcloud_cni.core.model import Attachment, Nic, NicState
+from qingcloud_cni.core.model import NO_GATEWAY, Attachment, Nic, NicState
 from qingcloud_cni.core.seams import CloudNic, Gateway, ServicePath
 
 LAST_INDEX = 62  # one per NIC an instance can have beside its primary one
@@ -41,6 +41,11 @@ def link_name(prefix: str, index: int) -> str:
     """The first gateway's link is named *prefix*, further ones *prefix*1, *prefix*2 …; at most 15 bytes."""
     number = str(index) if index else ""
     return prefix[: 15 - len(number)] + number
+
+
+def index_of(prefix: str, name: str) -> int:
+    """The index of the gateway whose link has this name; NO_GATEWAY if it is no gateway's."""
+    return next((i for i in range(LAST_INDEX + 1) if link_name(prefix, i) == name), NO_GATEWAY)
 
 
 def free_index(nics: Iterable[Nic]) -> int:

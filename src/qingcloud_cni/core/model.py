@@ -50,7 +50,15 @@ class AttachmentKey:
     ifname: str
 
     def __str__(self) -> str:
-        return f"{self.network}/{self.container_id}/{self.ifname}"
+        return f"{self.network or '?'}/{self.container_id}/{self.ifname}"
+
+    @property
+    def is_nameless(self) -> bool:
+        """Of a NIC found in a container by a table begun anew, until a request tells whose it is.
+
+        The NIC's id stands in the place of the container's.
+        """
+        return not self.network
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,3 +41,9 @@ def is_ours(name: str, prefix: str, instance_id: str) -> bool:
 def link_alias(instance_id: str, nic_id: str) -> str:
     """What is written on a NIC's link, so that it is known inside a container even if its MAC was changed there."""
     return f"qingcni/{instance_id}/{nic_id}"
+
+
+def aliased_nic(alias: str, instance_id: str) -> str:
+    """The NIC that `link_alias` speaks of; "" if it is none of this instance's."""
+    prefix = link_alias(instance_id, "")
+    return alias.removeprefix(prefix) if alias.startswith(prefix) else ""

@@ -209,8 +209,11 @@ class Kernel(Protocol):
         that can be reached. True: it is parked now. False: no reachable namespace holds it.
         """
 
-    async def whereabouts(self, mac: str, alias: str) -> str:
-        """The path of a reachable namespace, the host's and the parking one included, that holds it; "" if none."""
+    async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
+        """Look for the links of NICs, alias by MAC, in all namespaces that can be reached but the host's and parking.
+
+        What was found, as `inspect` tells of it, by MAC.
+        """
 
     async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
         """Whether a recorded namespace is no more, as far as it can be known.

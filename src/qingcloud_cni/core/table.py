@@ -33,7 +33,7 @@ FOLLOWS: Mapping[NicState, frozenset[NicState]] = MappingProxyType(
         _S.COOLING: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
         _S.DETACHING: frozenset({_S.DELETING, _S.IDLE, _S.COOLING, _S.MISSING, _S.CREATING}),
         _S.DELETING: frozenset({_S.MISSING}),
-        _S.MISSING: frozenset({_S.ARRIVING, _S.DETACHING, _S.CREATING}),
+        _S.MISSING: frozenset({_S.ARRIVING, _S.DETACHING, _S.CREATING, _S.ASSIGNED}),
         _S.QUARANTINED: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
         _S.GATEWAY: frozenset({_S.ARRIVING, _S.DETACHING, _S.MISSING}),
     }
@@ -268,6 +268,20 @@ class Table:
             raise IllegalTransition(f"attachment {key} exists already")
         self._move(attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key))
         self._put_attachment(attachment)
+
+    def found(self, attachment: Attachment, now: float) -> None:
+        """A missing NIC's link is in a container that the table does not know: *attachment* is nameless."""
+        key, netns = attachment.key, attachment.netns
+        self._move(
+            attachment.nic_id, NicState.ASSIGNED, "nic.found", now, subject=str(key), detail=netns.path, released=0.0
+        )
+        self._put_attachment(attachment)
+
+    def named(self, nameless: AttachmentKey, attachment: Attachment, now: float) -> None:
+        """A request has told whose a NIC is that was found."""
+        self._drop_attachment(nameless)
+        self._put_attachment(attachment)
+        self.note(Event(now, "attachment.named", attachment.nic_id, str(attachment.key), str(nameless)))
 
     def routed(self, attachment: Attachment) -> None:
         """Its routes are decided; the link is about to be moved."""

@@ -67,8 +67,8 @@ class HostKernel:
     async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
         return await self._in_thread(self._verbs.detach, mac, netns, ifindex, alias)
 
-    async def whereabouts(self, mac: str, alias: str) -> str:
-        return await self._in_thread(self._verbs.whereabouts, mac, alias)
+    async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
+        return await self._in_thread(self._verbs.search, sought)
 
     async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
         return await self._in_thread(self._verbs.is_gone, mac, netns, alias)

@@ -5,8 +5,8 @@ once, and a crash before or after it leaves a link that can be told by name, ali
 """
 
 import errno
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
@@ -90,14 +90,7 @@ class Verbs:
             link = inside.link(name=ifname)
             if link is None or link.name != ifname:  # the kernel answers to altnames too
                 return Inspection(netns)
-            addresses = [parse_address(message.body) for message in inside.dump(get_addresses(), "list addresses")]
-            routes = [parse_route(message.body) for message in inside.dump(get_routes(), "list routes")]
-        return Inspection(
-            netns,
-            Link(link.mac, link.name, link.ifindex, link.is_up, read_mark(link.alias)[0], link.mtu),
-            tuple(a.address for a in addresses if a.ifindex == link.ifindex),
-            tuple(Route(r.dst, r.gateway) for r in routes if r is not None and r.ifindex == link.ifindex),
-        )
+            return _inspection(netns, inside, link)
 
     def survey(self) -> Survey:
         return Survey(host=candidates(self._host.links()), parked=candidates(self._parking.links()))
@@ -140,27 +133,28 @@ class Verbs:
         self._mtus.pop(mac, None)
         return False
 
-    def whereabouts(self, mac: str, alias: str) -> str:
-        sought = Sought(mac, alias)
-        for place, name in zip((self._host, self._parking), self._home_names(), strict=True):
-            if sought.pick(place.links()):
-                return name
-        for identity, path in reachable(self._netns_dir):
-            namespace = None if identity in self._own() else open_if(path, identity)
-            if namespace is None:
-                continue
-            with namespace, self._socket_in(namespace) as place:
-                if sought.pick(place.links()):
-                    return path
-        return ""
+    def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
+        found: dict[str, Inspection] = {}
+        left = {mac: Sought(mac, alias) for mac, alias in sought.items()}
+        with closing(self._elsewhere(set())) as visits:
+            for netns, place in visits:
+                links = place.links()
+                for mac, nic in tuple(left.items()):
+                    if link := nic.pick(links):
+                        found[mac] = _inspection(netns, place, link)
+                        del left[mac]
+                if not left:
+                    break
+        return found
 
     def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
         recorded = (netns.dev, netns.inode)
         if leads_to(netns.path, recorded):
             return False
-        place = self.whereabouts(mac, alias)
-        if place:
-            return place in self._home_names()
+        if any(Sought(mac, alias).pick(place.links()) for place in (self._host, self._parking)):
+            return True
+        if self.search({mac: alias}):
+            return False
         if found := find(recorded, self._netns_dir):  # its link may have lost every sign of what it is
             found.close()
             return False
@@ -230,15 +224,9 @@ class Verbs:
 
     def _bring_from_anywhere(self, sought: Sought, recorded: Namespace | None) -> bool:
         """Search every reachable namespace but the host's, the parking and the *recorded* one."""
-        known = self._own() | ({recorded.identity} if recorded else set())
-        for identity, path in reachable(self._netns_dir):
-            namespace = None if identity in known else open_if(path, identity)
-            if namespace is None:
-                continue
-            with namespace, self._socket_in(namespace) as place:
-                if self._bring_from(place, sought):
-                    return True
-        return False
+        known = {recorded.identity} if recorded else set()
+        with closing(self._elsewhere(known)) as visits:
+            return any(self._bring_from(place, sought) for _netns, place in visits)
 
     def _bring_if_there(self, place: Netlink, link: LinkInfo, mac: str) -> bool:
         try:
@@ -339,9 +327,14 @@ class Verbs:
         with place:
             yield place
 
-    def _home_names(self) -> tuple[str, str]:
-        """How `whereabouts` calls the host's and the parking namespace."""
-        return "the host", str(self._parking_path)
+    def _elsewhere(self, known: set[Identity]) -> Generator[tuple[Netns, Netlink], None, None]:
+        """Visit every reachable namespace but the host's, the parking and the *known* ones."""
+        for identity, path in reachable(self._netns_dir):
+            namespace = None if identity in known | self._own() else open_if(path, identity)
+            if namespace is None:
+                continue
+            with namespace, self._socket_in(namespace) as place:
+                yield Netns(path, *identity), place
 
     def _own(self) -> set[Identity]:
         return {self._traveller.home.identity, self._parking_ns.identity}
@@ -363,3 +356,15 @@ def _is_added(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) -
             raise
         return False
     return True
+
+
+def _inspection(netns: Netns, place: Netlink, link: LinkInfo) -> Inspection:
+    """What there is of a link in a container."""
+    addresses = [parse_address(message.body) for message in place.dump(get_addresses(), "list addresses")]
+    routes = [parse_route(message.body) for message in place.dump(get_routes(), "list routes")]
+    return Inspection(
+        netns,
+        Link(link.mac, link.name, link.ifindex, link.is_up, read_mark(link.alias)[0], link.mtu),
+        tuple(a.address for a in addresses if a.ifindex == link.ifindex),
+        tuple(Route(r.dst, r.gateway) for r in routes if r is not None and r.ifindex == link.ifindex),
+    )

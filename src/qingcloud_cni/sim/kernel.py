@@ -180,7 +180,7 @@ class FakeKernel:
         link = next((link for link in self._at(path).links.values() if link.name == ifname), None)
         if link is None:
             return Inspection(netns)
-        return Inspection(netns, link.shown(), (link.address,) if link.address else (), link.routes)
+        return _inspection(self._at(path), link)
 
     async def survey(self) -> Survey:
         return Survey(self.links_in(HOST_PATH), self.links_in(self.parking_path))
@@ -220,16 +220,19 @@ class FakeKernel:
                 self._announce()
             return True
 
-    async def whereabouts(self, mac: str, alias: str) -> str:
-        found = self._find(mac)
-        return found[0].path if found is not None else ""
+    async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
+        found: dict[str, Inspection] = {}
+        for space in self._containers.values():
+            for link in space.links.values():
+                for mac in (m for m, alias in sought.items() if m in (link.nic_id, link.mac) or link.alias == alias):
+                    found[mac] = _inspection(space, link)
+        return found
 
     async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
         if self._recorded(netns) is not None:
             return False
-        place = await self.whereabouts(mac, alias)
-        if place:
-            return place in {HOST_PATH, self.parking_path}
+        if found := self._find(mac):
+            return found[0] in (self._host, self._parking)
         return all(space.inode != netns.inode for space in self._spaces())
 
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
@@ -393,6 +396,10 @@ class FakeKernel:
     def _new_space(self, path: str) -> _Space:
         self._last_inode += 1
         return _Space(path, self._last_inode)
+
+
+def _inspection(space: _Space, link: _Link) -> Inspection:
+    return Inspection(space.netns, link.shown(), (link.address,) if link.address else (), link.routes)
 
 
 def _is_placed(link: _Link, order: LinkOrder) -> bool:

@@ -34,6 +34,11 @@ def set_aside(path: Path) -> Path | None:
     return target if is_there else None
 
 
+def state_files(path: Path) -> list[Path]:
+    """Every file the store may have made at *path* and beside it, there or not."""
+    return [_with(file, part) for file in (path, *earlier(path)) for part in _PARTS]
+
+
 def earlier(path: Path) -> list[Path]:
     """The files that were set aside and are still there, the oldest first."""
     found = path.parent.glob(f"{path.name}.damaged-*")

@@ -88,6 +88,9 @@ class Database:
         (last,) = self._db.execute("SELECT max(seq) FROM events").fetchone()
         # A new file goes on with higher numbers than any before it: whoever reads on from one misses nothing.
         self._last_seq: int = time.time_ns() // 1_000_000 if last is None else last
+        self.birth: str  # tells it from every other file
+        self.writes: int  # since then
+        self.birth, self.writes = self._db.execute("SELECT birth, writes FROM meta").fetchone()
 
     # --- rows ----------------------------------------------------------------------------------------
 
@@ -141,9 +144,11 @@ class Database:
                     self._put_event(last, change)
                 else:
                     self._apply(change)
+            self._db.execute("UPDATE meta SET writes = ?", (self.writes + 1,))
             if last // EVENTS_TRIMMED > self._last_seq // EVENTS_TRIMMED:
                 self._db.execute("DELETE FROM events WHERE seq <= ?", (last - EVENTS_KEPT,))
         self._last_seq = last
+        self.writes += 1
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

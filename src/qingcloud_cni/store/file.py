@@ -8,13 +8,15 @@ from qingcloud_cni.core.model import Event
 from qingcloud_cni.core.seams import Change, EventFilter, Snapshot
 from qingcloud_cni.store.aside import set_aside
 from qingcloud_cni.store.database import Database, named
+from qingcloud_cni.store.seal import Seal
 
 
 class StateFile:
     """What `core.seams.Store` promises. Not for two threads at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, seal: Path) -> None:
         self._path = path
+        self._seal = Seal(seal)
         self._database: Database | None = None
         self._aside: str | None = None  # where the damaged file went, until there is a whole one
 
@@ -26,6 +28,7 @@ class StateFile:
         is_empty = self._path.is_file() and not self._path.stat().st_size  # SQLite takes that for a new one
         try:
             self._database = Database(self._path)
+            self._seal.check(str(self), self._database.birth, self._database.writes)
             return Snapshot(set_aside=f"{self} was empty") if is_empty else self._database.load()
         except StoreDamaged as err:
             self.close()
@@ -40,6 +43,7 @@ class StateFile:
         if self._database is None:
             raise StoreDamaged(f"{self} was set aside, and there is no new one yet")
         self._database.write(changes)
+        self._seal.note(self._database.birth, self._database.writes)
 
     def begin_anew(self, changes: Sequence[Change]) -> str:
         self.close()
@@ -51,8 +55,9 @@ class StateFile:
         except BaseException:
             database.close()
             raise
-        self._database, where_now, self._aside = database, self._aside, None
-        return where_now
+        self._database, where, self._aside = database, self._aside, None
+        self._seal.note(database.birth, database.writes)
+        return where
 
     def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         if self._database is None:
@@ -60,6 +65,7 @@ class StateFile:
         return self._database.events(wanted)
 
     def close(self) -> None:
+        self._seal.close()
         if self._database is not None:
             self._database.close()
             self._database = None

@@ -61,7 +61,7 @@ CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, na
 
 
 def _to_2(db: Connection) -> None:
-    """Checksums of rows; events that tell the cloud's job and the pod, and whose numbers are given by us."""
+    """Checksums of rows, and a count of writes; events that tell the cloud's job and the pod, numbered by us."""
     for table, columns in SUMMED.items():
         db.execute(f"ALTER TABLE {table} ADD COLUMN sum INTEGER NOT NULL DEFAULT 0")
         names = ", ".join(columns)
@@ -74,7 +74,9 @@ CREATE TABLE events_2 (seq INTEGER PRIMARY KEY, at REAL NOT NULL, name TEXT NOT 
     subject TEXT NOT NULL, detail TEXT NOT NULL, job_id TEXT NOT NULL, pod TEXT NOT NULL) STRICT;
 INSERT INTO events_2 SELECT seq, at, name, nic_id, subject, detail, '', '' FROM events;
 DROP TABLE events;
-ALTER TABLE events_2 RENAME TO events
+ALTER TABLE events_2 RENAME TO events;
+CREATE TABLE meta (birth TEXT NOT NULL, writes INTEGER NOT NULL) STRICT;
+INSERT INTO meta VALUES (hex(randomblob(8)), 0)
 """,
     )
 

@@ -17,8 +17,8 @@ T = TypeVar("T")
 class ThreadedStore:
     """For the agent: `fsync` blocks, so the file has a thread of its own."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = StateFile(path)
+    def __init__(self, path: Path, seal: Path) -> None:
+        self._file = StateFile(path, seal)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="store")
 
     def __str__(self) -> str:
@@ -49,8 +49,8 @@ class ThreadedStore:
 class InlineStore:
     """The same without a thread, for loops on a virtual clock."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = StateFile(path)
+    def __init__(self, path: Path, seal: Path) -> None:
+        self._file = StateFile(path, seal)
 
     def __str__(self) -> str:
         return str(self._file)
