@@ -210,7 +210,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule(operation=numbers)
     def job_started(self, operation: int) -> None:
         op_id = str(operation)
-        self.attempt(lambda: self.table.job_started(op_id, "j-1"), op_id in self.table.intents)
+        self.attempt(lambda: self.table.job_started(op_id, "j-1", self.now), op_id in self.table.intents)
 
     @rule(operation=numbers, of=st.lists(numbers, max_size=3))
     def reserve(self, operation: int, of: list[int]) -> None:

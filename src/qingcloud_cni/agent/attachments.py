@@ -13,6 +13,7 @@ from qingcloud_cni.agent.turns import Call, Turns
 from qingcloud_cni.core.check import faults
 from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import (
+    AgentError,
     CheckFailed,
     InvalidConfig,
     InvalidNetns,
@@ -22,7 +23,7 @@ from qingcloud_cni.core.errors import (
     Unavailable,
 )
 from qingcloud_cni.core.garbage import unlisted
-from qingcloud_cni.core.model import Attachment, AttachmentKey, Netns, Nic, Route
+from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Netns, Nic, Route
 from qingcloud_cni.core.names import link_alias
 from qingcloud_cni.core.network_config import NetworkConfig, routes_for
 from qingcloud_cni.core.results import Result, result_of
@@ -62,7 +63,15 @@ class Attachments:
             if known := await self._known(key, netns, call):
                 return known, self._context.table.nics[known.nic_id]
             self._context.journal.check()
-            attachment, nic = await self._try_attach(key, netns, config, call)
+            pod = config.workload.pod
+            begun = self._context.now() - call.phases.total
+            self._context.table.note(Event(begun, "attachment.requested", "", str(key), netns_path, pod=pod))
+            try:
+                attachment, nic = await self._try_attach(key, netns, config, call)
+            except AgentError as err:
+                self._context.note("attachment.refused", subject=str(key), detail=str(err), pod=pod)
+                self._context.journal.push()
+                raise
             try:
                 call.check()
             except Unavailable as err:
@@ -266,6 +275,7 @@ class Attachments:
             if config.services:
                 with call.phases.waiting(Phase.CLOUD), call.waiting():
                     gateway = await self._gateways.address_for(nic, config, call.left)
+                context.note("attachment.routed", nic.nic_id, str(key), gateway, pod=config.workload.pod)
             routes = routes_for(nic, config, gateway)
             attachment = replace(attachment, routes=routes)
             table.routed(attachment)
@@ -277,7 +287,7 @@ class Attachments:
             with call.phases.waiting(Phase.KERNEL):
                 placed = await self._place(attachment, nic, routes)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
-            table.configured(attachment, context.now())
+            table.configured(attachment, context.now(), call.phases.told())
             attachment = table.attachments[key]
             is_on_disk = placed.routes == routes  # the rest can be seen in the kernel: `settle_unfinished`
         except (InvalidConfig, InvalidNetns, Unavailable) as err:  # nothing was sent under its address

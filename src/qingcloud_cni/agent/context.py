@@ -63,5 +63,5 @@ class Context:
             nic = replace(nic, gateway_index=free_index(self.table.nics.values()))
         self.table.add(nic, event, subject=subject, detail=detail)
 
-    def note(self, name: str, nic_id: str = "", subject: str = "", detail: str = "") -> None:
-        self.table.note(Event(self.now(), name, nic_id, subject, detail))
+    def note(self, name: str, nic_id: str = "", subject: str = "", detail: str = "", *, pod: str = "") -> None:
+        self.table.note(Event(self.now(), name, nic_id, subject, detail, pod=pod))

@@ -63,7 +63,7 @@ def say(level: int, name: str, **fields: Any) -> None:
 def event(seen: Event) -> None:
     """Listener of the journal."""
     level = logging.WARNING if seen.name.endswith(_TROUBLE) else logging.INFO
-    say(level, seen.name, nic=seen.nic_id, subject=seen.subject, detail=seen.detail)
+    say(level, seen.name, nic=seen.nic_id, subject=seen.subject, detail=seen.detail, job=seen.job_id, pod=seen.pod)
 
 
 def cloud_call(call: CallSeen) -> None:

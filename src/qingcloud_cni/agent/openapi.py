@@ -11,7 +11,7 @@ from msgspec import Meta
 from qingcloud_cni import __version__
 from qingcloud_cni.agent.access import OPEN_PATHS
 from qingcloud_cni.agent.cni_api import CniRequest
-from qingcloud_cni.agent.views import AttachmentView, ConfigView, Count, NicView, StatusView
+from qingcloud_cni.agent.views import AttachmentView, ConfigView, Count, EventQuery, EventView, NicView, StatusView
 from qingcloud_cni.core.errors import WIRE
 
 _TEXT = "text/plain"
@@ -136,6 +136,7 @@ class Endpoint:
     summary: str
     answers: Mapping[int, Answer]
     asks: type | None = None  # what the request's body is
+    query: type | None = None  # what its parameters are
 
 
 _CNI_ANSWERS = {
@@ -158,6 +159,15 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
         ("get", "/v1/nics"): Endpoint("The NICs of this host", {200: Answer("", (list[NicView],))}),
         ("get", "/v1/attachments"): Endpoint(
             "The containers that have a NIC", {200: Answer("", (list[AttachmentView],))}
+        ),
+        ("get", "/v1/events"): Endpoint(
+            "What has happened, oldest first: the latest events, or those behind a given one",
+            {
+                200: Answer("those that fit", (list[EventView],)),
+                400: Answer("a parameter will not do", (CniError,)),
+                503: Answer("the state file does not answer", (CniError,)),
+            },
+            query=EventQuery,
         ),
         ("get", "/v1/config"): Endpoint("The settings, each with its source", {200: Answer("", (ConfigView,))}),
         ("get", "/v1/openapi.json"): Endpoint("This document", {200: Answer("", (dict[str, object],))}),
@@ -209,10 +219,21 @@ def _operation(path: str, endpoint: Endpoint, schema_of: Mapping[str, object]) -
         "security": [] if is_open else [{"token": []}],
         "responses": {str(status): _response(answers[status], schema_of) for status in sorted(answers)},
     }
+    if endpoint.query is not None:
+        operation["parameters"] = _parameters(endpoint.query)
     if endpoint.asks is not None:
         content = {_JSON: {"schema": schema_of[repr(endpoint.asks)]}}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _parameters(query: type) -> list[dict[str, object]]:
+    """The fields of a struct, each as a parameter of its own."""
+    schema = msgspec.json.schema_components([query])[1][query.__name__]
+    return [
+        {"name": name, "in": "query", "description": field.pop("description"), "schema": field}
+        for name, field in schema["properties"].items()
+    ]
 
 
 def _response(answer: Answer, schema_of: Mapping[str, object]) -> dict[str, object]:

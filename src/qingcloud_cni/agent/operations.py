@@ -116,7 +116,7 @@ class Operations:
             if vxnet is not None and made.nic_id not in self._table.nics:
                 address = address_in(vxnet, made.private_ip)
                 nic = Nic(made.nic_id, intent.name, vxnet.vxnet_id, address, vxnet.gateway, NicState.CREATING, now)
-                self._context.enter(nic, "nic.created")
+                self._context.enter(nic, "nic.created", subject=intent.op_id)
         self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
         if created:
             self._chooser.worked(intent.vxnet_id, len(created))
@@ -160,7 +160,7 @@ class Operations:
             await self._attach_refused(intent, err)
             return
         else:
-            self._table.job_started(intent.op_id, job_id)
+            self._table.job_started(intent.op_id, job_id, self._context.now())
         await self._follow_attach(intent.op_id)
 
     async def _attach_refused(self, intent: Intent, err: CloudError) -> None:
@@ -242,7 +242,7 @@ class Operations:
             self._context.note("detach.unanswered", subject=intent.op_id, detail=str(err))
             self.shrinking.failed(self._context.now(), str(err))
         else:
-            self._table.job_started(intent.op_id, job_id)
+            self._table.job_started(intent.op_id, job_id, self._context.now())
         await self._follow_detach(intent.op_id, patience)
 
     async def _follow_detach(self, op_id: str, patience: float = LATE_EFFECT) -> None:

@@ -38,6 +38,10 @@ class Phases:
         """Seconds since the beginning."""
         return self._now() - self._begun
 
+    def told(self) -> str:
+        """Where the time went until now, for people."""
+        return ", ".join(f"{phase} {seconds:.3f} s" for phase, seconds in self.seconds().items() if seconds >= 0.0005)
+
     def seconds(self) -> Mapping[Phase, float]:
         """Seconds of every phase until now; together the total."""
         waits = {phase: self._waits.get(phase, 0.0) for phase in Phase}

@@ -102,6 +102,9 @@ class Pool:
         self._context.plan_due.notify()
         if waiter.nic.done():  # at once: the row goes to disk before the pool plans anew
             return waiter.nic.result()
+        self._context.note(
+            "attachment.queued", subject=str(attachment.key), detail=self._cause(), pod=attachment.workload.pod
+        )
         try:
             with call.waiting():
                 await asyncio.wait({waiter.nic}, timeout=call.left)

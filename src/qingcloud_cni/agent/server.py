@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
@@ -14,11 +15,20 @@ from qingcloud_cni.agent.cni_api import CniApi
 from qingcloud_cni.agent.listeners import Listeners
 from qingcloud_cni.agent.metrics import CONTENT_TYPE, Metrics
 from qingcloud_cni.agent.openapi import document
-from qingcloud_cni.agent.views import ConfigView, attachment_views, nic_views, status_view
+from qingcloud_cni.agent.views import (
+    ConfigView,
+    EventQuery,
+    attachment_views,
+    event_filter,
+    event_views,
+    nic_views,
+    status_view,
+)
 from qingcloud_cni.core.cni import render_error
-from qingcloud_cni.core.errors import AccessDenied, wire
+from qingcloud_cni.core.errors import AccessDenied, AgentError, UndecodableRequest, wire
 
 LARGEST_REQUEST = 1024 * 1024  # bytes; a network configuration has some hundred
+Query = TypeVar("Query", bound=msgspec.Struct)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -48,6 +58,7 @@ class Server:
                 web.get("/v1/status", self._status),
                 web.get("/v1/nics", self._nics),
                 web.get("/v1/attachments", self._attachments),
+                web.get("/v1/events", self._events),
                 web.get("/v1/config", self._show_config),
                 web.get("/v1/openapi.json", self._describe),
                 web.post("/v1/drain", self._drain),
@@ -76,6 +87,14 @@ class Server:
     async def _attachments(self, _request: web.Request) -> web.Response:
         return _json(attachment_views(self._agent))
 
+    async def _events(self, request: web.Request) -> web.Response:
+        try:
+            events = await self._agent.context.journal.events(event_filter(_asked(request, EventQuery)))
+        except AgentError as err:
+            code, status = wire(err)
+            return _json(render_error(code, str(err)), status)
+        return _json(event_views(events))
+
     async def _show_config(self, _request: web.Request) -> web.Response:
         return _json(self._config)
 
@@ -98,6 +117,17 @@ class Server:
     async def _render_metrics(self, _request: web.Request) -> web.Response:
         body = await asyncio.to_thread(self._metrics.render)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+
+def _asked(request: web.Request, kind: type[Query]) -> Query:
+    """The query of a request; UndecodableRequest says what is wrong with it."""
+    given = dict(request.query)
+    try:
+        if len(given) < len(request.query):
+            raise UndecodableRequest("a parameter is given twice")
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as err:
+        raise UndecodableRequest(f"the query will not do: {err}") from None
 
 
 def _json(content: object, status: int = 200) -> web.Response:

@@ -3,14 +3,15 @@
 Times are in seconds since the epoch, durations in seconds. A NIC's id is its MAC address.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from qingcloud_cni.agent.agent import Agent
-from qingcloud_cni.core.model import Attachment, Nic, NicState
+from qingcloud_cni.core.model import Attachment, Event, Nic, NicState
+from qingcloud_cni.core.seams import EventFilter
 
 Count = Annotated[int, Meta(ge=0)]
 SettingValue = str | bool | int | float | list[str]
@@ -93,6 +94,37 @@ class StatusView(msgspec.Struct, frozen=True):
     operations: Annotated[list[str], Meta(description="cloud writes under way: kind and id")]
 
 
+Word = Annotated[str, Meta(pattern="^[!-~]*$", max_length=300)]  # ASCII without blanks
+MOST_EVENTS = 20_000  # more than are kept
+
+
+class EventQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which events are wanted; what is not given admits all."""
+
+    limit: Annotated[
+        int, Meta(ge=1, le=MOST_EVENTS, description="the latest so many; with `after` the first so many")
+    ] = 100
+    after: Annotated[int, Meta(ge=0, le=2**53, description="only those behind the event of this number")] = 0
+    nic: Annotated[Word, Meta(description="of this NIC")] = ""
+    container: Annotated[Word, Meta(description="of attachments of containers whose id begins so")] = ""
+    pod: Annotated[Word, Meta(description="of attachments of this pod: namespace/name, or the name alone")] = ""
+    subject: Annotated[Word, Meta(description="of this attachment (network/container/ifname) or operation")] = ""
+    name: Annotated[Word, Meta(description="of this name, or of a kind: `nic` admits `nic.assigned`")] = ""
+
+
+class EventView(msgspec.Struct, frozen=True):
+    """Something that happened on this host."""
+
+    seq: Annotated[int, Meta(gt=0, description="its number; they grow, with gaps now and then")]
+    at: Annotated[float, Meta(description="when")]
+    name: Annotated[str, Meta(examples=["nic.assigned"])]
+    nic_id: str
+    subject: Annotated[str, Meta(description="an attachment (network/container/ifname), or an operation")]
+    detail: str
+    job_id: Annotated[str, Meta(description="the cloud's job, of an operation")]
+    pod: Annotated[str, Meta(description="of an attachment, where the runtime told it")]
+
+
 class SettingView(msgspec.Struct, frozen=True):
     """A setting, and who set it."""
 
@@ -139,6 +171,17 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         waiting=agent.pool.waiting,
         operations=[f"{i.kind} {i.op_id}" for i in table.intents.values()],
     )
+
+
+def event_filter(query: EventQuery) -> EventFilter:
+    return EventFilter(
+        query.limit, query.after, nic_id=query.nic.lower(), container=query.container, pod=query.pod,
+        subject=query.subject, name=query.name,
+    )  # fmt: skip
+
+
+def event_views(events: Iterable[Event]) -> list[EventView]:
+    return [EventView(e.seq, e.at, e.name, e.nic_id, e.subject, e.detail, e.job_id, e.pod) for e in events]
 
 
 def nic_views(agent: Agent) -> list[NicView]:

@@ -153,6 +153,35 @@ def _pod(pod: dict[str, str]) -> str:
 
 
 @with_settings("run-dir")
+@main.command(cls=SeedHelp, help="List what has happened on this host, oldest first.")
+@click.option("--lines", "-n", "limit", metavar="int", type=click.IntRange(1), default=100,
+              help="the latest so many (default 100)")  # fmt: skip
+@click.option("--follow", "-f", is_flag=True, help="go on with what happens from now on")
+@click.option("--nic", metavar="string", default="", help="only of this NIC")
+@click.option("--container", metavar="string", default="", help="only of containers whose id begins so")
+@click.option("--pod", metavar="string", default="", help="only of this pod: namespace/name, or the name alone")
+@click.option("--name", metavar="string", default="", help="only events of this name, or of a kind such as nic")
+@_output
+@_plainly
+def events(output: str, *, follow: bool, **asked: Any) -> None:
+    from qingcloud_cni.cli import history
+
+    wanted = {name: asked[name] for name in ("limit", "nic", "container", "pod", "name")}
+    history.show_events(lambda target: _call("GET", target), wanted, output, follow=follow)
+
+
+@with_settings("run-dir")
+@main.command(cls=SeedHelp, help="Tell what became of a container, pod or NIC, and how long each step took.")
+@click.argument("of", metavar="id")
+@_output
+@_plainly
+def explain(output: str, *, of: str, **_flags: Any) -> None:
+    from qingcloud_cni.cli import history
+
+    history.show_stories(lambda target: _call("GET", target), of, output)
+
+
+@with_settings("run-dir")
 @main.command(cls=SeedHelp, help="Accept no new container, give back every free NIC, and wait for the rest. "
               "A restart of the agent ends it.")  # fmt: skip
 @click.option(

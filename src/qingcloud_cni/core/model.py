@@ -100,6 +100,11 @@ class Workload:
     infra_container_id: str = ""
     labels: tuple[tuple[str, str], ...] = ()  # key and value
 
+    @property
+    def pod(self) -> str:
+        """Namespace and name; the name alone where there is no namespace, "" where neither was told."""
+        return f"{self.pod_namespace}/{self.pod_name}" if self.pod_namespace else self.pod_name
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
@@ -152,5 +157,5 @@ class Event:
     subject: str = ""  # attachment key or operation id
     detail: str = ""
     job_id: str = ""  # the cloud's, of the operation
-    pod: str = ""  # "namespace/name", where the runtime told it of the attachment
+    pod: str = ""  # of the attachment: "namespace/name", where the runtime told it
     seq: int = field(default=0, compare=False)  # its place among all events; 0 until it is on disk

@@ -138,9 +138,11 @@ class Table:
         intent = Intent(op_id, OpKind.DELETE, now, nic_ids=tuple(nic_ids))
         return self._intend_for(intent, NicState.DELETING, "nic.deleting")
 
-    def job_started(self, op_id: str, job_id: str) -> None:
+    def job_started(self, op_id: str, job_id: str, now: float) -> None:
         """The cloud has queued the operation."""
-        self._put_intent(replace(self._intents[op_id], job_id=job_id))
+        intent = replace(self._intents[op_id], job_id=job_id)
+        self._put_intent(intent)
+        self.note(Event(now, f"{intent.kind}.accepted", subject=op_id, job_id=job_id))
 
     def renew(self, op_id: str, now: float) -> None:
         """The operation begins only now: its record waited for the disk."""
@@ -150,7 +152,7 @@ class Table:
         """The operation is over, well or badly; its NICs have been moved on by the caller."""
         intent = self._intents.pop(op_id)
         self._changes.append(DropIntent(op_id))
-        self.note(Event(now, event, subject=op_id, detail=detail or intent.job_id))
+        self.note(Event(now, event, subject=op_id, detail=detail, job_id=intent.job_id))
 
     def reserve(self, op_id: str, nic_ids: Sequence[str]) -> None:
         """NICs that a create brought belong to its operation until they are asked to be attached."""
@@ -251,13 +253,14 @@ class Table:
         subject: str = "",
         detail: str = "",
         released: float | None = None,
+        pod: str = "",
     ) -> None:
         self._check(nic_id, state, event)
         nic = self._nics[nic_id]
         nic = replace(nic, state=state, since=now, released=nic.released if released is None else released)
         self._nics[nic_id] = nic
         self._changes.append(PutNic(nic))
-        self.note(Event(now, event, nic_id, subject, detail))
+        self.note(Event(now, event, nic_id, subject, detail, pod=pod))
 
     # --- attachments ---------------------------------------------------------------------------------
 
@@ -266,7 +269,10 @@ class Table:
         key = attachment.key
         if key in self._attachments:
             raise IllegalTransition(f"attachment {key} exists already")
-        self._move(attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key))
+        self._move(
+            attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key),
+            pod=attachment.workload.pod,
+        )  # fmt: skip
         self._put_attachment(attachment)
 
     def found(self, attachment: Attachment, now: float) -> None:
@@ -281,32 +287,41 @@ class Table:
         """A request has told whose a NIC is that was found."""
         self._drop_attachment(nameless)
         self._put_attachment(attachment)
-        self.note(Event(now, "attachment.named", attachment.nic_id, str(attachment.key), str(nameless)))
+        self._tell(attachment, "attachment.named", now, str(nameless))
 
     def routed(self, attachment: Attachment) -> None:
         """Its routes are decided; the link is about to be moved."""
         self._put_attachment(attachment)
 
-    def configured(self, attachment: Attachment, now: float) -> None:
-        """The link is as asked; ADD may be answered once this is on disk."""
+    def configured(self, attachment: Attachment, now: float, detail: str = "") -> None:
+        """The link is as asked."""
         known = self._attachments.get(attachment.key)
         if known is None or known.nic_id != attachment.nic_id:
             raise IllegalTransition(f"attachment {attachment.key} with NIC {attachment.nic_id} is unknown: {known}")
         self._put_attachment(replace(attachment, is_ready=True))
-        self.note(Event(now, "attachment.ready", attachment.nic_id, str(attachment.key)))
+        self._tell(attachment, "attachment.ready", now, detail)
 
     def returned_unused(self, key: AttachmentKey, now: float, detail: str) -> None:
         """The ADD failed before the link left the parking namespace: the NIC is as good as before."""
-        nic_id = self._attachments[key].nic_id
+        attachment = self._attachments[key]
         self._drop_attachment(key)
-        self._move(nic_id, NicState.IDLE, "nic.returned", now, subject=str(key), detail=detail)
+        self._move(
+            attachment.nic_id, NicState.IDLE, "nic.returned", now, subject=str(key), detail=detail,
+            pod=attachment.workload.pod,
+        )  # fmt: skip
 
     def released(self, key: AttachmentKey, now: float, *, is_parked: bool, cause: str) -> None:
         """The attachment is over. The address rests; a link that is not parked yet is awaited on the host."""
-        nic_id = self._attachments[key].nic_id
+        attachment = self._attachments[key]
         self._drop_attachment(key)
         state = NicState.COOLING if is_parked else NicState.ARRIVING
-        self._move(nic_id, state, "nic.released", now, subject=str(key), detail=cause, released=now)
+        self._move(
+            attachment.nic_id, state, "nic.released", now, subject=str(key), detail=cause, released=now,
+            pod=attachment.workload.pod,
+        )  # fmt: skip
+
+    def _tell(self, attachment: Attachment, event: str, now: float, detail: str) -> None:
+        self.note(Event(now, event, attachment.nic_id, str(attachment.key), detail, pod=attachment.workload.pod))
 
     def _put_attachment(self, attachment: Attachment) -> None:
         self._attachments[attachment.key] = attachment
