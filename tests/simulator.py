@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +63,15 @@ def disk_of(size: str, place: Path) -> Iterator[Path]:
         yield place
     finally:
         run("umount", "--lazy", str(place))
+
+
+def fill(place: Path) -> Path:
+    """Take all the room there is at *place*; the file to remove again."""
+    others = place / "others"
+    with suppress(OSError), others.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return others
 
 
 def links(netns: str) -> dict[str, dict[str, Any]]:

@@ -46,8 +46,7 @@ from qingcloud_cni.core.seams import (
 from qingcloud_cni.store import database
 from qingcloud_cni.store.database import Database
 from qingcloud_cni.store.threaded import InlineStore, ThreadedStore
-from simulator import needs_root
-from small_disk import fill, small_disk
+from simulator import disk_of, fill, needs_root
 
 NIC = Nic("52:54:00:00:00:01", "name", "vxnet-1", "172.16.3.7/24", "172.16.3.1", NicState.ASSIGNED, 1.5, 0.25)
 ATTACHMENT = Attachment(
@@ -292,7 +291,7 @@ def test_a_file_that_vanishes_or_is_replaced_takes_no_more(path: Path) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file on a disk of 300 KiB."""
-    with small_disk(tmp_path / "small", "300k") as place:
+    with disk_of("300k", tmp_path / "small") as place:
         yield place / "agent.db"
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from hosts import Host, NewHost, address_of
-from simulator import Sim, eventually, links, needs_root, running_sim
-from small_disk import fill, small_disk
+from simulator import Sim, disk_of, eventually, fill, links, needs_root, running_sim
 
 pytestmark = needs_root
 
@@ -23,7 +22,7 @@ def sim() -> Iterator[Sim]:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    with small_disk(tmp_path / "small", "2m") as place:
+    with disk_of("2m", tmp_path / "small") as place:
         yield place
 
 
