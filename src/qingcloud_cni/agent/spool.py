@@ -45,7 +45,7 @@ class Spool:
                 case Oddity("spool.failed", detail):
                     waiting += 1
                     failures.append(detail)
-                    await self._note("spool.failed", detail=detail)
+                    self._note("spool.failed", detail=detail)
                 case Oddity(event, detail):
                     self._note(event, detail=detail)
                 case SpoolFile():
