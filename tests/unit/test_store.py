@@ -57,7 +57,7 @@ ATTACHMENT = Attachment(
 )  # fmt: skip
 CREATE = Intent("op1", OpKind.CREATE, 3.5, vxnet_id="vxnet-1", name="name", count=3)
 ATTACH = Intent("op2", OpKind.ATTACH, 4.5, nic_ids=(NIC.nic_id, "52:54:00:00:00:02"), job_id="j-1")
-EVENT = Event(5.5, "nic.assigned", NIC.nic_id, "net/pod/eth0", "why, “so”", "j-1", "default/web")
+EVENT = Event(5.5, "nic.assigned", NIC.nic_id, "net/pod/eth0", "why, “so”", "assigned", "j-1", "default/web")
 ALL: tuple[Change, ...] = (PutNic(NIC), PutAttachment(ATTACHMENT), PutIntent(CREATE), PutIntent(ATTACH), EVENT)
 SNAPSHOT = Snapshot((NIC,), (ATTACHMENT,), (CREATE, ATTACH))
 LATEST = EventFilter(100)
@@ -140,7 +140,7 @@ times = st.floats(0, 4e9)
         Intent, texts, st.sampled_from(OpKind), times, texts, texts, st.integers(0, 99),
         st.lists(texts, max_size=3).map(tuple), texts,
     ),
-    event=st.builds(Event, times, texts, texts, texts, texts, texts, texts),
+    event=st.builds(Event, times, texts, texts, texts, texts, texts, texts, texts),
 )  # fmt: skip
 def test_any_row_comes_back_as_it_was(nic: Nic, attachment: Attachment, intent: Intent, event: Event) -> None:
     nic = replace(nic, state=NicState.ASSIGNED)

@@ -311,10 +311,10 @@ def test_events_carry_who_and_why() -> None:
     events = [c for c in table.take_changes() if isinstance(c, Event)]
     nic_id, key = new_nic(1).nic_id, "net/pod1/eth0"
     assert events == [
-        Event(2.0, "nic.assigned", nic_id, key),
+        Event(2.0, "nic.assigned", nic_id, key, state="assigned"),
         Event(3.0, "attachment.ready", nic_id, key),
-        Event(4.0, "nic.released", nic_id, key, "DEL"),
-        Event(5.0, "nic.detaching", nic_id, "op", "unused"),
+        Event(4.0, "nic.released", nic_id, key, "DEL", "cooling"),
+        Event(5.0, "nic.detaching", nic_id, "op", "unused", "detaching"),
         Event(5.0, "detach.intended", subject="op"),
         Event(6.0, "detach.finished", subject="op"),
     ]

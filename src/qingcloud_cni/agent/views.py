@@ -121,6 +121,7 @@ class EventView(msgspec.Struct, frozen=True):
     nic_id: str
     subject: Annotated[str, Meta(description="an attachment (network/container/ifname), or an operation")]
     detail: str
+    state: Annotated[str, Meta(description="of the NIC from now on, `gone` at its end; empty if it did not change")]
     job_id: Annotated[str, Meta(description="the cloud's job, of an operation")]
     pod: Annotated[str, Meta(description="of an attachment, where the runtime told it")]
 
@@ -181,7 +182,7 @@ def event_filter(query: EventQuery) -> EventFilter:
 
 
 def event_views(events: Iterable[Event]) -> list[EventView]:
-    return [EventView(e.seq, e.at, e.name, e.nic_id, e.subject, e.detail, e.job_id, e.pod) for e in events]
+    return [EventView(e.seq, e.at, e.name, e.nic_id, e.subject, e.detail, e.state, e.job_id, e.pod) for e in events]
 
 
 def nic_views(agent: Agent) -> list[NicView]:

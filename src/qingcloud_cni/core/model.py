@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 NO_GATEWAY = -1  # index of NICs that are no gateway
+GONE = "gone"  # what events call the state of a NIC that left the table
 
 
 class NicState(StrEnum):
@@ -156,6 +157,7 @@ class Event:
     nic_id: str = ""
     subject: str = ""  # attachment key or operation id
     detail: str = ""
+    state: str = ""  # of the NIC from now on: a NicState, or GONE; "" where it did not change
     job_id: str = ""  # the cloud's, of the operation
     pod: str = ""  # of the attachment: "namespace/name", where the runtime told it
     seq: int = field(default=0, compare=False)  # its place among all events; 0 until it is on disk

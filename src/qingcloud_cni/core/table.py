@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.model import GONE, Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.names import parse_nic_name
 from qingcloud_cni.core.seams import (
     Change,
@@ -191,7 +191,7 @@ class Table:
             raise IllegalTransition(f"{nic.nic_id} is in the table already: {self._nics[nic.nic_id]}")
         self._nics[nic.nic_id] = nic
         self._changes.append(PutNic(nic))
-        self.note(Event(nic.since, event, nic.nic_id, subject, detail or nic.address))
+        self.note(Event(nic.since, event, nic.nic_id, subject, detail or nic.address, nic.state.value))
 
     def drop(self, nic_id: str, event: str, now: float, detail: str = "") -> None:
         """The NIC is no more; so is an attachment it may have had."""
@@ -200,7 +200,7 @@ class Table:
             self._drop_attachment(attachment.key)
         del self._nics[nic_id]
         self._changes.append(DropNic(nic_id))
-        self.note(Event(now, event, nic_id, detail=detail))
+        self.note(Event(now, event, nic_id, detail=detail, state=GONE))
 
     def not_attached(self, nic_id: str, now: float, detail: str) -> None:
         """The cloud has it attached nowhere."""
@@ -260,7 +260,7 @@ class Table:
         nic = replace(nic, state=state, since=now, released=nic.released if released is None else released)
         self._nics[nic_id] = nic
         self._changes.append(PutNic(nic))
-        self.note(Event(now, event, nic_id, subject, detail, pod=pod))
+        self.note(Event(now, event, nic_id, subject, detail, state.value, pod=pod))
 
     # --- attachments ---------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ _PRAGMAS = (
     "wal_autocheckpoint=1000",  # pages, some 200 requests: the one whose record comes then waits for two fsyncs more
     "journal_size_limit=8388608",  # bytes kept of a WAL that has grown beyond that, in a time without room for more
 )
+_COLUMNS = "at, name, nic_id, subject, detail, state, job_id, pod"  # of an event, in the order of its fields
 _IN_USE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 _REFUSED = frozenset(
@@ -187,9 +188,10 @@ class Database:
 
     def _put_event(self, seq: int, event: Event) -> None:
         """Under the number it got when this was tried before, if it was: it may be there already."""
+        e = event
         self._db.execute(
-            "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (seq, event.at, event.name, event.nic_id, event.subject, event.detail, event.job_id, event.pod),
+            f"INSERT OR REPLACE INTO events (seq, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (seq, e.at, e.name, e.nic_id, e.subject, e.detail, e.state, e.job_id, e.pod),
         )
 
     # --- events --------------------------------------------------------------------------------------
@@ -197,10 +199,7 @@ class Database:
     def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         where, values = _conditions(wanted)
         order = "ASC" if wanted.after else "DESC"
-        query = (
-            "SELECT at, name, nic_id, subject, detail, job_id, pod, seq FROM events"
-            f" WHERE {where} ORDER BY seq {order} LIMIT ?"
-        )
+        query = f"SELECT {_COLUMNS}, seq FROM events WHERE {where} ORDER BY seq {order} LIMIT ?"
         with self._told():
             rows = self._db.execute(query, (*values, wanted.limit)).fetchall()
         return tuple(Event(*row) for row in (rows if wanted.after else reversed(rows)))

@@ -71,8 +71,8 @@ def _to_2(db: Connection) -> None:
         db,
         """
 CREATE TABLE events_2 (seq INTEGER PRIMARY KEY, at REAL NOT NULL, name TEXT NOT NULL, nic_id TEXT NOT NULL,
-    subject TEXT NOT NULL, detail TEXT NOT NULL, job_id TEXT NOT NULL, pod TEXT NOT NULL) STRICT;
-INSERT INTO events_2 SELECT seq, at, name, nic_id, subject, detail, '', '' FROM events;
+    subject TEXT NOT NULL, detail TEXT NOT NULL, state TEXT NOT NULL, job_id TEXT NOT NULL, pod TEXT NOT NULL) STRICT;
+INSERT INTO events_2 SELECT seq, at, name, nic_id, subject, detail, '', '', '' FROM events;
 DROP TABLE events;
 ALTER TABLE events_2 RENAME TO events;
 CREATE TABLE meta (birth TEXT NOT NULL, writes INTEGER NOT NULL) STRICT;
