@@ -134,6 +134,22 @@ def test_a_save_without_changes_waits_for_those_before_it(path: Path) -> None:
     journalled(path, use)
 
 
+def test_what_changes_during_a_write_is_not_taken_for_written(path: Path) -> None:
+    async def use(bench: Bench) -> None:
+        bench.disk.seconds = 1.0
+        bench.add(0)
+        bench.journal.push()
+        await asyncio.sleep(0.5)
+        bench.add(1)
+        bench.journal.push()
+        assert bench.journal.unsaved == 4
+        await asyncio.sleep(0.6)
+        assert bench.journal.unsaved == 2
+        assert len(bench.store.on_disk().nics) == 1
+
+    journalled(path, use)
+
+
 def test_what_is_pushed_is_written_soon(path: Path) -> None:
     async def use(bench: Bench) -> None:
         bench.add(0)
