@@ -163,7 +163,7 @@ class Attachments:
         for attachment in unfinished:
             nic_id = attachment.nic_id
             try:
-                if nic_id not in at_home and await context.kernel.whereabouts(nic_id, self._alias(nic_id)):
+                if nic_id not in at_home and await context.kernel.search({nic_id: self._alias(nic_id)}):
                     context.table.configured(await self._as_found(attachment), context.now())
                 else:
                     await self._release(attachment, "its ADD was cut off", Phases())
