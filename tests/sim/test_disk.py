@@ -1,6 +1,6 @@
 """While the disk takes nothing: what is answered, what is not, and that a kill at any point of it loses nothing.
 
-The rule (docs/decisions/0012): nothing is given away and nothing asked of the cloud, for no record of it would
+The rule (docs/decisions/0013): nothing is given away and nothing asked of the cloud, for no record of it would
 survive. Whatever a later start can see in the kernel goes on: links come home, and DEL is answered.
 """
 

@@ -45,6 +45,11 @@ def new_attachment(nic_id: str, number: int = 1, since: float = 2.0) -> Attachme
     return Attachment(AttachmentKey("net", f"pod{number}", "eth0"), nic_id, NETNS, since)
 
 
+def nameless(nic_id: str) -> Attachment:
+    """Of a NIC that was found in a container."""
+    return Attachment(AttachmentKey("", nic_id, "eth0"), nic_id, NETNS, 2.0, is_ready=True)
+
+
 def replayed(changes: list[Change]) -> Snapshot:
     """What a store that knows nothing but *changes* would hold."""
     nics: dict[str, Nic] = {}
@@ -210,7 +215,15 @@ class TableMachine(RuleBasedStateMachine):
     @rule(operation=numbers)
     def job_started(self, operation: int) -> None:
         op_id = str(operation)
-        self.attempt(lambda: self.table.job_started(op_id, "j-1", self.now), op_id in self.table.intents)
+        is_legal = op_id in self.table.intents
+        self.attempt(lambda: self.table.job_started(op_id, "j-1", "attach.accepted", self.now), is_legal)
+
+    @rule(operation=numbers)
+    def renew(self, operation: int) -> None:
+        op_id = str(operation)
+        is_legal = op_id in self.table.intents
+        self.attempt(lambda: self.table.renew(op_id, self.now), is_legal)
+        assert not is_legal or self.table.intents[op_id].since == self.now
 
     @rule(operation=numbers, of=st.lists(numbers, max_size=3))
     def reserve(self, operation: int, of: list[int]) -> None:
@@ -229,9 +242,26 @@ class TableMachine(RuleBasedStateMachine):
     def assign(self, number: int, container: int) -> None:
         attachment = new_attachment(new_nic(number).nic_id, container, self.now)
         is_legal = self.may(attachment.nic_id, S.ASSIGNED) and attachment.key not in self.table.attachments
+        is_legal = is_legal and self.table.nics[attachment.nic_id].state is not S.MISSING
         self.attempt(lambda: self.table.assign(attachment), is_legal)
         if is_legal:
             assert self.table.attachment_of(attachment.nic_id) == attachment
+
+    @rule(number=numbers)
+    def found(self, number: int) -> None:
+        attachment = nameless(new_nic(number).nic_id)
+        nic = self.table.nics.get(attachment.nic_id)
+        is_legal = nic is not None and nic.state is S.MISSING
+        self.attempt(lambda: self.table.found(attachment, self.now), is_legal)
+        assert not is_legal or self.table.nics[attachment.nic_id].released == 0.0
+
+    @rule(number=numbers, container=numbers)
+    def named(self, number: int, container: int) -> None:
+        before = nameless(new_nic(number).nic_id)
+        attachment = replace(before, key=new_attachment("", container).key)
+        known = self.table.attachments
+        is_legal = before.key in known and attachment.key not in known
+        self.attempt(lambda: self.table.named(before.key, attachment, self.now), is_legal)
 
     @rule(number=numbers, container=numbers)
     def configured(self, number: int, container: int) -> None:

@@ -160,7 +160,7 @@ class Operations:
             await self._attach_refused(intent, err)
             return
         else:
-            self._table.job_started(intent.op_id, job_id, self._context.now())
+            self._table.job_started(intent.op_id, job_id, "attach.accepted", self._context.now())
         await self._follow_attach(intent.op_id)
 
     async def _attach_refused(self, intent: Intent, err: CloudError) -> None:
@@ -242,7 +242,7 @@ class Operations:
             self._context.note("detach.unanswered", subject=intent.op_id, detail=str(err))
             self.shrinking.failed(self._context.now(), str(err))
         else:
-            self._table.job_started(intent.op_id, job_id, self._context.now())
+            self._table.job_started(intent.op_id, job_id, "detach.accepted", self._context.now())
         await self._follow_detach(intent.op_id, patience)
 
     async def _follow_detach(self, op_id: str, patience: float = LATE_EFFECT) -> None:

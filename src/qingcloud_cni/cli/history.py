@@ -84,10 +84,15 @@ def _tell(found: Sequence[Story]) -> None:
         title += [f"pod {story.pod}"] if story.pod else []
         title += [f"NIC {story.nic_id}"] if story.nic_id not in ("", story.subject) else []
         click.echo(", ".join(title) + ("" if story.is_over else ", goes on"))
-        show.as_table([_step_row(step) for step in story.steps], _STEPS, "nothing")
+        _table([_step_row(step) for step in story.steps], _STEPS, "nothing")
         click.echo()
         unknown = "no calls of the cloud are known: none was needed, or the events do not reach back so far"
-        show.as_table([_call_row(operation) for operation in story.operations], _CALLS, unknown)
+        _table([_call_row(operation) for operation in story.operations], _CALLS, unknown)
+
+
+def _table(rows: Sequence[Mapping[str, str]], columns: Mapping[str, str], empty: str) -> None:
+    """Without the columns that have nothing to say."""
+    show.as_table(rows, {title: key for title, key in columns.items() if any(row[key] for row in rows)}, empty)
 
 
 def _step_row(step: Step) -> dict[str, str]:

@@ -138,11 +138,11 @@ class Table:
         intent = Intent(op_id, OpKind.DELETE, now, nic_ids=tuple(nic_ids))
         return self._intend_for(intent, NicState.DELETING, "nic.deleting")
 
-    def job_started(self, op_id: str, job_id: str, now: float) -> None:
+    def job_started(self, op_id: str, job_id: str, event: str, now: float) -> None:
         """The cloud has queued the operation."""
         intent = replace(self._intents[op_id], job_id=job_id)
         self._put_intent(intent)
-        self.note(Event(now, f"{intent.kind}.accepted", subject=op_id, job_id=job_id))
+        self.note(Event(now, event, subject=op_id, job_id=job_id))
 
     def renew(self, op_id: str, now: float) -> None:
         """The operation begins only now: its record waited for the disk."""
@@ -269,6 +269,8 @@ class Table:
         key = attachment.key
         if key in self._attachments:
             raise IllegalTransition(f"attachment {key} exists already")
+        if self._nics[attachment.nic_id].state is NicState.MISSING:
+            raise IllegalTransition(f"nic {attachment.nic_id} is missing: it cannot be given to {key}")
         self._move(
             attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key),
             pod=attachment.workload.pod,
@@ -278,6 +280,8 @@ class Table:
     def found(self, attachment: Attachment, now: float) -> None:
         """A missing NIC's link is in a container that the table does not know: *attachment* is nameless."""
         key, netns = attachment.key, attachment.netns
+        if self._nics[attachment.nic_id].state is not NicState.MISSING or key in self._attachments:
+            raise IllegalTransition(f"nic {attachment.nic_id} is found though it is not missing: {key}")
         self._move(
             attachment.nic_id, NicState.ASSIGNED, "nic.found", now, subject=str(key), detail=netns.path, released=0.0
         )
@@ -285,6 +289,9 @@ class Table:
 
     def named(self, nameless: AttachmentKey, attachment: Attachment, now: float) -> None:
         """A request has told whose a NIC is that was found."""
+        known = self._attachments.get(nameless)
+        if known is None or known.nic_id != attachment.nic_id or attachment.key in self._attachments:
+            raise IllegalTransition(f"attachment {nameless} is to be {attachment.key}, but was {known}")
         self._drop_attachment(nameless)
         self._put_attachment(attachment)
         self._tell(attachment, "attachment.named", now, str(nameless))
