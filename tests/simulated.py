@@ -24,7 +24,7 @@ from qingcloud_cni.core.network_config import NetworkConfig, read_config
 from qingcloud_cni.core.seams import Change, Snapshot
 from qingcloud_cni.core.table import Table, violations
 from qingcloud_cni.sim.api import Api
-from qingcloud_cni.sim.faults import EFFECTS, WRONG_KEYS, Faults
+from qingcloud_cni.sim.faults import EFFECTS, WRONG_KEYS, Faults, Strike
 from qingcloud_cni.sim.kernel import FakeKernel
 from qingcloud_cni.sim.local import LocalTransport, run_jobs
 from qingcloud_cni.sim.model import Model
@@ -217,7 +217,7 @@ class SimulatedHost:
     def console(self, action: str, *nic_ids: str, **params: str) -> dict[str, Any]:
         """A call that the agent knows nothing of; the cloud's answer, whatever it is."""
         ids = {f"nics.{n}": nic_id for n, nic_id in enumerate(nic_ids, 1)}
-        faults, self.model._faults = self.model._faults, Faults(())
+        faults, self.model._faults = self.model._faults, Faults((), rng=self.rng)
         try:
             return self.model.call({"action": action, "zone": self.topology.zone} | ids | params)
         finally:
@@ -318,7 +318,7 @@ def lived(test: Callable[[SimulatedHost], Awaitable[None]], tmp_path: Path, **se
 
 def set_faults(host: SimulatedHost, *specs: FaultSpec) -> None:
     """Replace the cloud's faults, counting calls anew; none ends them all."""
-    host.model._faults = Faults(specs)
+    host.model.set_faults(specs)
 
 
 class RandomFaults(Faults):
@@ -330,16 +330,17 @@ class RandomFaults(Faults):
     def __init__(
         self, rng: random.Random, rate: float, effects: tuple[str, ...] = ("refuse", "lose-reply", "fail-job")
     ) -> None:
-        super().__init__(())
+        super().__init__((), rng=rng)
         self.rate = rate
-        self._rng = rng
         self._effects = effects
 
-    def strike(self, action: str) -> tuple[FaultSpec, ...]:
+    def strike(self, params: Mapping[str, str], now: float) -> tuple[Strike, ...]:
         if self._rng.random() >= self.rate:
             return ()
+        action = params["action"]
         code = self._rng.choice((5100, 5000, 2500, 1400, 5200))
         effects = [e for e in self._effects if not EFFECTS[e] or action in EFFECTS[e]]
         if action == FIRST_CALL:
             effects = [e for e in effects if e != WRONG_KEYS]
-        return (FaultSpec(action, self._rng.choice(effects), code=code, message="InjectedFault"),)
+        spec = FaultSpec(action, self._rng.choice(effects), code=code, message="InjectedFault")
+        return (Strike(spec, self.lateness(spec)),)

@@ -110,6 +110,19 @@ def test_a_nic_returns_down_as_dev_ifindex_when_its_namespace_dies(sim: Sim) -> 
     assert nic["nic_id"] not in {known["nic_id"] for known in sim.status()["nics"]}
 
 
+def test_a_link_with_an_odd_name_has_it_again_when_it_comes_back() -> None:
+    with running_sim("--hosts", "1") as sim:
+        odd = '[{"action": "AttachNics", "effect": "odd-name", "name": "wlan"}]'
+        run(QINGCLOUD_SIM, "faults", "set", "-", "--name", sim.name, input=odd)
+        (nic,) = sim.new_nics("host1", "vxnet-pods001")
+        first = links(sim.netns())[nic["nic_id"]]
+        with container() as pod:
+            move_in(sim.netns(), pod, nic, "172.20.1.1")
+        back = eventually(lambda: links(sim.netns()).get(nic["nic_id"]), "the NIC back on its host")
+        assert (first["ifname"], back["ifname"]) == ("wlan0", "wlan0")
+        assert ("UP" in first["flags"], "UP" in back["flags"]) == (True, False)
+
+
 def test_a_nic_detached_while_it_returns_does_not_come_back() -> None:
     with running_sim("--replug-latency", "1s") as sim:
         (gone, kept) = sim.new_nics("host1", "vxnet-pods001", count=2)

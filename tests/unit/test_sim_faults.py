@@ -16,7 +16,7 @@ from qingcloud_cni.sim.api import Api, Reply
 from qingcloud_cni.sim.fault_list import read_faults, tell_faults
 from qingcloud_cni.sim.faults import EFFECTS, Faults
 from qingcloud_cni.sim.http import make_app
-from qingcloud_cni.sim.model import Model
+from qingcloud_cni.sim.model import NEEDS, Model
 from qingcloud_cni.sim.topology import FaultSpec, Topology, default_topology
 
 NOW = 1_704_164_645.0
@@ -166,19 +166,18 @@ async def test_faults_of_the_connection_go_over_http() -> None:
 
 @pytest.mark.parametrize("effect", [effect for effect, actions in EFFECTS.items() if actions])
 def test_a_fault_on_every_action_strikes_only_where_it_can(effect: str) -> None:
-    faults = Faults([FaultSpec("*", effect, times=99)])
-    struck = {
-        action for action in ("CreateNics", "AttachNics", "DetachNics", "DescribeNics") if faults.strike(action)
-    }
+    faults = Faults([FaultSpec("*", effect, times=99)], rng=random.Random(1))
+    struck = {action for action in NEEDS if faults.strike({"action": action}, 0.0)}
     assert struck == set(EFFECTS[effect])
 
 
 def test_the_list_tells_how_many_calls_each_will_still_strike() -> None:
-    faults = Faults([FaultSpec("CreateNics", "reset", nth=2, times=2), FaultSpec("*", "silence")])
+    specs = [FaultSpec("CreateNics", "reset", nth=2, times=2), FaultSpec("*", "silence")]
+    faults = Faults(specs, rng=random.Random(1))
     left = []
     for _ in range(4):
-        left.append([row["left"] for row in tell_faults(faults)])
-        faults.strike("CreateNics")
+        left.append([row["left"] for row in tell_faults(faults, 0.0)])
+        faults.strike({"action": "CreateNics"}, 0.0)
     assert left == [[2, 1], [2, 0], [1, 0], [0, 0]]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import random
 import selectors
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -191,6 +192,17 @@ async def test_a_dead_namespace_gives_its_nics_back_late_and_down() -> None:
     assert now() - died == pytest.approx(0.21)
     assert await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
     assert names(kernel, kernel.parking_path).keys() == {NIC}
+
+
+@simulated
+async def test_an_odd_name_is_the_links_again_when_it_comes_back() -> None:
+    kernel = make_kernel()
+    kernel.apply(replace(plug(NIC), link_name="wlan"), replace(plug(OTHER), link_name="wlan"))
+    assert (names(kernel)[NIC], names(kernel)[OTHER]) == ("wlan0", "wlan1")
+    await kernel.attach(order(kernel.make_netns(PATH)))
+    kernel.kill_netns(PATH)
+    await asyncio.sleep(1)
+    assert names(kernel)[NIC] == "wlan0"
 
 
 @simulated

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from qingcloud_cni.core.errors import StartRefused
+from qingcloud_cni.sim.durations import parse_range
 from qingcloud_cni.sim.topology import Latencies, Topology, default_topology
-from qingcloud_cni.sim.topology_file import load_topology, parse_range
+from qingcloud_cni.sim.topology_file import load_topology
 
 SHAPE = """
 routers: [{router_id: rtr-1, vpc_network: 10.0.0.0/8}]
@@ -94,6 +95,11 @@ def test_instance_ids_follow_the_simulators_name(file: Path) -> None:
         (SHAPE.replace("name: one", "name: one, instance_id: x-1"), "hosts[0].instance_id"),
         ("hosts: [{name: one, vxnet_id: vxnet-a}]", "vxnets: at least one is needed where the file gives hosts"),
         ("vxnets: []", "vxnets: at least one is needed where the file gives vxnets"),
+        (SHAPE.replace("name: one", "name: one, access_key_id: OTHER"), "hosts[0].access_key_id"),
+        (SHAPE + "more_keys: [{access_key_id: OTHER, secret_access_key: ''}]", "more_keys[0].secret_access_key"),
+        (SHAPE + "more_keys: [{access_key_id: SIMULATEDACCESSKEYID, secret_access_key: x}]", "is given twice"),
+        (SHAPE + "faults: [{action: CreateNics, effect: reset, lasts: soon}]", "faults[0].lasts"),
+        (SHAPE + "faults: [{action: CreateNics, effect: reset, vxnet: vxnet-z}]", "faults[0].vxnet"),
         ("- a\n- b", "cloud.yaml"),
         ("a: [", "line 1"),
     ],

@@ -15,7 +15,7 @@ Range = tuple[float, float]
 
 
 def _read_range(_ctx: click.Context, param: click.Parameter, value: str | None) -> Range | None:
-    from qingcloud_cni.sim.topology_file import parse_range
+    from qingcloud_cni.sim.durations import parse_range
 
     try:
         return None if value is None else parse_range(value)
@@ -214,8 +214,10 @@ def _absolute(path: Path | None) -> Path | None:
 def _show_faults(in_force: list[dict[str, Any]]) -> None:
     from qingcloud_cni.cli import show
 
-    columns = {"ACTION": "action", "EFFECT": "effect", "NTH": "nth", "TIMES": "times", "LEFT": "left"}
-    show.as_table(in_force, columns, "no faults")
+    rows = [{key: "-" if value is None else value for key, value in row.items()} for row in in_force]
+    columns = {"ACTION": "action", "EFFECT": "effect", "NTH": "nth", "TIMES": "times", "CHANCE": "chance",
+               "LEFT": "left", "ENDS IN": "ends_in"}  # fmt: skip
+    show.as_table(rows, columns, "no faults")
 
 
 def _show(found: dict[str, Any]) -> None:

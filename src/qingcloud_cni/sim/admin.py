@@ -20,10 +20,10 @@ def add_admin(app: web.Application, model: Model, tell_status: Callable[[], dict
         return web.json_response(tell_status())
 
     async def answer_faults(_request: web.Request) -> web.Response:
-        return web.json_response({"faults": tell_faults(model.faults)})
+        return web.json_response({"faults": tell_faults(model.faults, model.state.now())})
 
     async def replace_faults(request: web.Request) -> web.Response:
-        """Replace the whole list; calls are counted anew. 400 and one sentence for what could never strike."""
+        """Replace the whole list; its time begins now. 400 and one sentence for what could never strike."""
         try:
             model.set_faults(read_faults(json.loads(await request.read())))
         except ValueError as err:  # no JSON is one as well

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from qingcloud_cni.sim import refusals, signature
-from qingcloud_cni.sim.faults import BAD_GATEWAY, LOSE_REPLY, NOT_JSON, RESET, SILENCE
+from qingcloud_cni.sim.faults import (
+    BAD_GATEWAY,
+    LATE_REPLY,
+    LOSE_REPLY,
+    NOT_JSON,
+    OVERTAKEN_REPLY,
+    RESET,
+    SILENCE,
+)
 from qingcloud_cni.sim.model import Model, Outcome, refused
 from qingcloud_cni.sim.params import Params
 from qingcloud_cni.sim.refusals import Refusal
@@ -15,7 +23,7 @@ from qingcloud_cni.sim.refusals import Refusal
 PATHS = ("/iaas/", "/iaas")
 JSON = "application/json"  # exactly: the old Go SDK refuses it with a charset
 MAX_AGE = 60.0  # seconds after which a time stamp is refused
-LOOK_PERIOD = 1.0  # seconds between looks at whether a client that gets no answer has given up
+LOOK_PERIOD = 1.0  # seconds between looks at whether a client that waits has given up, or may have its answer
 GATEWAY_PAGE = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>502 Bad Gateway</body>\r\n</html>\r\n"
 COMMON = ("access_key_id", "signature_method", "signature_version", "signature", "time_stamp")
 
@@ -43,15 +51,17 @@ class Api:
         self._now = now
         self._sleep = sleep
         self._rng = rng
+        self._taken = 0  # calls so far
+        self._latest = 0  # of those that were answered, the one that came last
 
     async def respond(
         self, method: str, target: str, body: bytes, *, has_gone: Callable[[], bool] = lambda: False
     ) -> Reply | None:
         """Answer a request; None: the connection shall be cut without a reply.
 
-        A request that a fault meets with silence is held until *has_gone* says that its client gave up; where it
-        never does, until cancelled. A call takes effect at some moment of its latency, so whoever gives up waiting
-        cannot know whether it did.
+        A request that a fault holds is held until *has_gone* says that its client gave up; where it never does, until
+        cancelled. A call takes effect at some moment of its latency, so whoever gives up waiting cannot know whether
+        it did.
         """
         path, _, query = target.partition("?")
         if path not in PATHS:
@@ -63,12 +73,17 @@ class Api:
         before = self._rng.uniform(0.0, latency)
         if latency > 0:
             await self._sleep(before)
+        self._taken += 1
+        number = self._taken
         outcome = self._handle(method, path, query, body)
         if latency > 0:
             await self._sleep(latency - before)
-        if outcome.obstacle == SILENCE:
-            while not has_gone():
-                await self._sleep(LOOK_PERIOD)
+        if outcome.obstacle == LATE_REPLY:
+            await self._sleep(outcome.seconds)
+        held = outcome.obstacle == SILENCE
+        while (held or (outcome.obstacle == OVERTAKEN_REPLY and self._latest <= number)) and not has_gone():
+            await self._sleep(LOOK_PERIOD)
+        self._latest = max(self._latest, number)
         return _reply(outcome)
 
     def _handle(self, method: str, path: str, query: str, body: bytes) -> Outcome:
@@ -87,10 +102,10 @@ class Api:
         params = signature.decode(encoded)
         self._model.check(params)
         sent = _common(params)
-        topology = self._model.topology
-        if params["access_key_id"] != topology.access_key_id:
+        secret = self._model.topology.keys.get(params["access_key_id"])
+        if secret is None:
             raise refusals.unknown_key(params["access_key_id"])
-        if not signature.verify(method, path, encoded, topology.secret_access_key):
+        if not signature.verify(method, path, encoded, secret):
             raise Refusal(refusals.UNAUTHENTICATED, "AuthFailure, signature not matched")
         if self._now() - sent > MAX_AGE:
             raise refusals.expired(params["time_stamp"])

@@ -1,12 +1,13 @@
 """The writing actions: what must hold before them, and what they change (qingcloud-api.md section 3)."""
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Any
 
 from qingcloud_cni.sim import refusals
 from qingcloud_cni.sim.addresses import AddressBook
 from qingcloud_cni.sim.effects import FilterNic
-from qingcloud_cni.sim.faults import FAIL_JOB, LOSE_LINK
+from qingcloud_cni.sim.faults import JobFault
 from qingcloud_cni.sim.jobs import ATTACH, DETACH, Jobs
 from qingcloud_cni.sim.params import Params
 from qingcloud_cni.sim.state import AVAILABLE, IN_USE, CloudState, NicRecord, VxnetRecord
@@ -25,16 +26,19 @@ def create_nics(state: CloudState, params: Params) -> dict[str, Any]:
     without_ip = params.number("disable_ip", 0) == 1
     book = None if without_ip else vxnet.book
     addresses = [_wanted_address(vxnet, book, text) for text in wanted]
+    account = state.topology.limits.nics_per_account
+    if account and state.count_secondary() + count > account:
+        raise refusals.quota(f"this account has {state.count_secondary()} nics, its quota is {account}")
     _check_room(state, vxnet, count, needs_address=book is not None)
     made = []
     for n in range(count):
         address = _take(book, addresses[n] if addresses else None)
         made.append(state.add_nic(vxnet, params.text("nic_name"), address))
-    state.exhausted.discard(vxnet.vxnet_id)
+    state.exhausted.pop(vxnet.vxnet_id, None)
     return {"nics": [{"nic_id": nic.nic_id, "private_ip": nic.private_ip} for nic in made]}
 
 
-def attach_nics(state: CloudState, jobs: Jobs, params: Params, faults: frozenset[str]) -> dict[str, Any]:
+def attach_nics(state: CloudState, jobs: Jobs, params: Params, fault: JobFault) -> dict[str, Any]:
     """Queue one job for all NICs. Beyond the instance's limit it is 1400: the platform's bound, not a quota."""
     host = state.find_host(params.needed("instance"))
     nics = state.find_nics(params.needed_list("nics"))
@@ -48,10 +52,10 @@ def attach_nics(state: CloudState, jobs: Jobs, params: Params, faults: frozenset
     most = state.topology.limits.nics_per_instance
     if held + len(nics) > most:
         raise refusals.denied(f"instance [{host.instance_id}] holds {held} of at most {most} nics")
-    return _submit(jobs, ATTACH, nics, (host.instance_id,), faults)
+    return {"job_id": jobs.submit(ATTACH, nics, (host.instance_id,), fault).job_id}
 
 
-def detach_nics(state: CloudState, jobs: Jobs, params: Params, faults: frozenset[str]) -> dict[str, Any]:
+def detach_nics(state: CloudState, jobs: Jobs, params: Params, fault: JobFault) -> dict[str, Any]:
     nics = state.find_nics(params.needed_list("nics"))
     for nic in nics:
         if nic.role == 1:
@@ -59,7 +63,8 @@ def detach_nics(state: CloudState, jobs: Jobs, params: Params, faults: frozenset
         _check_idle(nic)
         if nic.status != IN_USE:
             raise refusals.denied(f"resource [{nic.nic_id}] is [{nic.status}], can not be detached")
-    return _submit(jobs, DETACH, nics, tuple(dict.fromkeys(nic.instance_id for nic in nics)), faults)
+    instance_ids = tuple(dict.fromkeys(nic.instance_id for nic in nics))
+    return {"job_id": jobs.submit(DETACH, nics, instance_ids, fault).job_id}
 
 
 def delete_nics(state: CloudState, params: Params) -> dict[str, Any]:
@@ -70,9 +75,15 @@ def delete_nics(state: CloudState, params: Params) -> dict[str, Any]:
         if nic.status != AVAILABLE:
             raise refusals.denied(f"resource [{nic.nic_id}] is [{nic.status}], can not be deleted")
     for nic in nics:
-        _give_back(state, nic)
-        del state.nics[nic.nic_id]
+        state.remove(nic)
     return {}
+
+
+def lose_nics(state: CloudState, nic_ids: Iterable[str]) -> None:
+    """Somebody deletes NICs at the console, attached or not; those that a job is about stay, and primary ones."""
+    for nic in [state.nics[nic_id] for nic_id in map(str.lower, nic_ids) if nic_id in state.nics]:
+        if not nic.busy and nic.role != 1:
+            state.remove(nic)
 
 
 def modify_nic_attributes(state: CloudState, params: Params) -> dict[str, Any]:
@@ -89,13 +100,6 @@ def modify_nic_attributes(state: CloudState, params: Params) -> dict[str, Any]:
         if nic.is_plugged:
             state.effects.append(FilterNic(nic.nic_id, nic.private_ip, nic.enable_aspoof))
     return {}
-
-
-def _submit(
-    jobs: Jobs, action: str, nics: list[NicRecord], instance_ids: tuple[str, ...], faults: frozenset[str]
-) -> dict[str, Any]:
-    job = jobs.submit(action, nics, instance_ids, fails=FAIL_JOB in faults, loses_links=LOSE_LINK in faults)
-    return {"job_id": job.job_id}
 
 
 def _check_idle(nic: NicRecord) -> None:
@@ -136,12 +140,6 @@ def _take(book: AddressBook | None, wanted: IPv4Address | None) -> str:
     return str(book.take())
 
 
-def _give_back(state: CloudState, nic: NicRecord) -> None:
-    book = state.vxnets[nic.vxnet_id].book
-    if book and nic.private_ip:
-        book.give_back(IPv4Address(nic.private_ip))
-
-
 def _move(state: CloudState, nic: NicRecord, vxnet_id: str, private_ip: str) -> None:
     """Give a NIC another vxnet, another address or both; in another vxnet it gets a free address if none is named."""
     vxnet = state.find_vxnet(vxnet_id)
@@ -152,5 +150,5 @@ def _move(state: CloudState, nic: NicRecord, vxnet_id: str, private_ip: str) -> 
     wanted = _wanted_address(vxnet, vxnet.book, private_ip) if private_ip else None
     if vxnet_id != nic.vxnet_id:
         _check_room(state, vxnet, 1, needs_address=True)
-    _give_back(state, nic)
+    state.free_address(nic)
     nic.vxnet_id, nic.private_ip = vxnet_id, _take(vxnet.book, wanted)

@@ -1,12 +1,13 @@
 """The reading actions: filters, pages, and the shape in which records are shown (qingcloud-api.md section 3)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from typing import Any, TypeVar
 
 from qingcloud_cni.sim import jobs as job_queue
 from qingcloud_cni.sim import refusals
+from qingcloud_cni.sim.faults import EMPTY_LIST, MISSING_PAGE, PARTIAL_LIST
 from qingcloud_cni.sim.params import Params
 from qingcloud_cni.sim.state import CloudState, HostRecord, JobRecord, NicRecord, VxnetRecord
 
@@ -96,6 +97,21 @@ def describe_jobs(state: CloudState, params: Params) -> dict[str, Any]:
         and _fits(OWNER, params.choices("owner"))
     ]
     return _page("job_set", hits, params, lambda job: _job(job, now))
+
+
+def cut(answer: dict[str, Any], params: Params, faults: Iterable[str]) -> dict[str, Any]:
+    """A page of a list as the *faults*, of those that concern lists, leave it."""
+    (name,) = (key for key in answer if key != "total_count")
+    items, total = answer[name], answer["total_count"]
+    for fault in faults:
+        if fault == MISSING_PAGE:
+            items = []
+        elif fault == EMPTY_LIST:
+            items, total = [], 0
+        elif fault == PARTIAL_LIST:
+            total //= 2
+            items = items[: max(total - params.page().start, 0)]
+    return {name: items, "total_count": total}
 
 
 def stamp(seconds: float) -> str:

@@ -12,6 +12,7 @@ class PlugNic:
     vxnet_id: str
     private_ip: str
     enable_aspoof: bool
+    link_name: str = ""  # what stands before the number in its name, now and whenever it comes back; "": as usual
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,10 +180,9 @@ class Fabric:
                 return
 
     async def _appear(self, host: str, ports: Sequence[Port]) -> None:
-        """As a new device: the next free `ethN`, up, as stock images leave it."""
+        """As a new device: the next free `ethN`, or the name a fault wants, up, as stock images leave it."""
         taken = {row["ifname"] for row in await ip_json(host, "link", "show")}
-        free = (name for number in itertools.count() if (name := f"eth{number}") not in taken)
-        named = [(port, next(free)) for port in ports]
+        named = [(port, _free_name(port.nic.link_name or "eth", taken)) for port in ports]
         try:
             for router in {port.router for port in ports}:
                 await ip_batch(router, [port.bridge_end_first(name) for port, name in named if port.router == router])
@@ -192,10 +191,16 @@ class Fabric:
             await ip_batch(host, [f"link set {name} up" for _, name in named], tolerate=_GONE)
 
     async def _come_back(self, host: str, ports: Sequence[Port]) -> None:
-        """As the kernel hands a device back whose namespace died: `dev<ifindex>`, down."""
-        first = max(row["ifindex"] for row in await ip_json(host, "link", "show")) + 1
+        """As the kernel hands a device back whose namespace died: down, `dev<ifindex>` or as a fault wants."""
+        links = await ip_json(host, "link", "show")
+        first = max(row["ifindex"] for row in links) + 1
+        taken = {row["ifname"] for row in links}
+        named = [
+            (port, ifindex, _free_name(port.nic.link_name, taken) if port.nic.link_name else f"dev{ifindex}")
+            for ifindex, port in enumerate(ports, first)
+        ]
         try:
-            await ip_batch(host, [port.host_end_first(ifindex) for ifindex, port in enumerate(ports, first)])
+            await ip_batch(host, [port.host_end_first(ifindex, name) for port, ifindex, name in named])
         finally:
             for router in {port.router for port in ports}:
                 lines = [f"link set {port.name} master {port.bridge} up" for port in ports if port.router == router]
@@ -238,6 +243,13 @@ def _batch_key(effect: Effect) -> tuple[type, str]:
 def _by_host(ports: Iterable[Port]) -> list[tuple[str, list[Port]]]:
     ordered = sorted(ports, key=lambda port: port.host)
     return [(host, list(group)) for host, group in itertools.groupby(ordered, key=lambda port: port.host)]
+
+
+def _free_name(prefix: str, taken: set[str]) -> str:
+    """The lowest numbered name that is not *taken*; it is from now on."""
+    name = next(name for number in itertools.count() if (name := f"{prefix}{number}") not in taken)
+    taken.add(name)
+    return name
 
 
 def _set_sysctls(values: dict[str, str]) -> None:

@@ -145,13 +145,13 @@ class Port:
             f" type veth peer name {ifname} address {self.nic.nic_id} netns {self.host}"
         )
 
-    def host_end_first(self, ifindex: int) -> str:
-        """The line, for the host's namespace, that makes the pair with the NIC as `dev<ifindex>`.
+    def host_end_first(self, ifindex: int, ifname: str) -> str:
+        """The line, for the host's namespace, that makes the pair with the NIC under this index and name.
 
         `ip link add` gives an ifindex only to the first end; the port must be put on its bridge afterwards.
         """
         return (
-            f"link add dev{ifindex} index {ifindex} address {self.nic.nic_id} type veth"
+            f"link add {ifname} index {ifindex} address {self.nic.nic_id} type veth"
             f" peer name {self.name} address {port_mac(self.nic.nic_id)} group {PORT_GROUP} netns {self.router}"
         )
 

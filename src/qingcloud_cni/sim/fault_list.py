@@ -1,17 +1,23 @@
 """A list of faults as users write it: in the topology file, in a file of its own, over the admin API."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from math import inf
+from typing import Any, TypeVar
 
 import msgspec
 
-from qingcloud_cni.sim.faults import Faults
+from qingcloud_cni.sim.durations import parse_duration, parse_range
+from qingcloud_cni.sim.faults import Faults, check
 from qingcloud_cni.sim.model import NEEDS
 from qingcloud_cni.sim.topology import FaultSpec
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?")
+_LINK_PREFIX = re.compile(r"[a-z][a-z0-9]{0,9}")  # what can stand before a number in a link's name
+
+T = TypeVar("T")
+
 _PLACED = re.compile(r"(.*) - at `\$\.?(.*)`")
 
 
@@ -19,9 +25,15 @@ class FaultEntry(msgspec.Struct, forbid_unknown_fields=True):
     action: str
     effect: str
     nth: int = 1
-    times: int = 1
+    times: int | None = None
+    after: str | float = 0.0
+    lasts: str | float | None = None
+    chance: float = 1.0
+    vxnet: str = ""
+    by: str | float | None = None
     code: int = 5100
     message: str = "ServerBusy"
+    name: str = "ens"
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,20 +55,53 @@ def read_faults(document: object) -> tuple[FaultSpec, ...]:
 
 def make_faults(entries: Sequence[FaultEntry]) -> tuple[FaultSpec, ...]:
     """Take the entries of a list; ValueError names the one that could never strike, and why."""
-    specs = tuple(FaultSpec(**msgspec.structs.asdict(entry)) for entry in entries)
-    for number, spec in enumerate(specs):
-        if spec.action != "*" and spec.action not in NEEDS:
-            raise ValueError(f"faults[{number}].action: {spec.action!r} is neither '*' nor any of {', '.join(NEEDS)}")
-        try:
-            Faults([spec])
-        except ValueError as err:
-            raise ValueError(f"faults[{number}]: {err}") from err
-    return specs
+    return tuple(_make_fault(f"faults[{number}]", entry) for number, entry in enumerate(entries))
 
 
-def tell_faults(faults: Faults) -> list[dict[str, Any]]:
-    """The list in force, with *left*: how many calls each will still strike."""
-    return [asdict(spec) | {"left": faults.left(spec)} for spec in faults.specs]
+def _make_fault(place: str, entry: FaultEntry) -> FaultSpec:
+    if entry.action != "*" and entry.action not in NEEDS:
+        raise ValueError(f"{place}.action: {entry.action!r} is neither '*' nor any of {', '.join(NEEDS)}")
+    if not _LINK_PREFIX.fullmatch(entry.name):
+        raise ValueError(f"{place}.name: {entry.name!r}: up to 10 of a-z and 0-9 are allowed, a letter first")
+    spec = FaultSpec(
+        action=entry.action,
+        effect=entry.effect,
+        nth=entry.nth,
+        times=entry.times,
+        after=_read(parse_duration, entry.after, f"{place}.after"),
+        lasts=None if entry.lasts is None else _read(parse_duration, entry.lasts, f"{place}.lasts"),
+        chance=entry.chance,
+        vxnet=entry.vxnet,
+        by=None if entry.by is None else _read(parse_range, entry.by, f"{place}.by"),
+        code=entry.code,
+        message=entry.message,
+        name=entry.name,
+    )
+    try:
+        check(spec)
+    except ValueError as err:
+        raise ValueError(f"{place}: {err}") from err
+    return spec
+
+
+def _read(parse: Callable[[str | float], T], text: str | float, place: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as err:
+        raise ValueError(f"{place}: {err}") from err
+
+
+def tell_faults(faults: Faults, now: float) -> list[dict[str, Any]]:
+    """The list in force. *left*: how many calls each will still strike, *ends_in*: seconds; None without limit."""
+    return [
+        asdict(spec)
+        | {
+            "times": spec.most,
+            "left": faults.left(number),
+            "ends_in": None if (ends := faults.ends(spec)) == inf else round(max(ends - now, 0.0), 1),
+        }
+        for number, spec in enumerate(faults.specs)
+    ]
 
 
 def plainly(message: str) -> str:

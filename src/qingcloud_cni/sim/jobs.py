@@ -1,14 +1,17 @@
 """Jobs of the simulated cloud: one at a time per instance, each with a latency; links first, then the new status."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 
-from qingcloud_cni.sim.effects import UnplugNic
-from qingcloud_cni.sim.state import CloudState, JobRecord, NicRecord
+from qingcloud_cni.sim.faults import JobFault
+from qingcloud_cni.sim.state import CloudState, JobRecord, LateLink, NicRecord
 
 ATTACH = "AttachNics"
 DETACH = "DetachNics"
 BUSY = {ATTACH: "attaching", DETACH: "detaching"}
-STATUSES = ("pending", "working", "successful", "failed")
+HALF_DONE = "done with failure"
+STATUSES = ("pending", "working", "successful", "failed", HALF_DONE)
 
 
 class Jobs:
@@ -18,14 +21,17 @@ class Jobs:
         self._state = state
         self._open: list[JobRecord] = []
 
-    def submit(
-        self, action: str, nics: list[NicRecord], instance_ids: tuple[str, ...], *, fails: bool, loses_links: bool
-    ) -> JobRecord:
-        """Queue a job behind all others of its instances; until its end the NICs are busy and keep their status."""
+    def submit(self, action: str, nics: list[NicRecord], instance_ids: tuple[str, ...], fault: JobFault) -> JobRecord:
+        """Queue a job behind all others of its instances; until its end the NICs are busy and keep their status.
+
+        None waits for one that does not end.
+        """
         state = self._state
         low, high = state.topology.latencies.attach if action == ATTACH else state.topology.latencies.detach
         now = state.now()
-        begin = max([now, *(job.due for job in self._open if not set(job.instance_ids).isdisjoint(instance_ids))])
+        before = (job.ends for job in self._moving() if not set(job.instance_ids).isdisjoint(instance_ids))
+        begin = max([now, *before])
+        due = begin + state.rng.uniform(low, high) + fault.slower
         nic_ids = tuple(nic.nic_id for nic in nics)
         directive: dict[str, object] = {"action": action, "nics": nic_ids, "zone": state.topology.zone}
         if action == ATTACH:
@@ -38,9 +44,9 @@ class Jobs:
             directive=json.dumps(directive),
             create_time=now,
             begin=begin,
-            due=begin + state.rng.uniform(low, high),
-            fails=fails,
-            loses_links=loses_links,
+            due=due,
+            ends=due + fault.links_early,
+            fault=fault,
         )
         for nic in nics:
             nic.busy = BUSY[action]
@@ -65,14 +71,23 @@ class Jobs:
             for nic_id in job.nic_ids
         ]
 
+    def release_endless(self) -> None:
+        """Have the jobs that would never end fail now."""
+        for job in self._open:
+            if job.fault.is_endless:
+                job.fault = replace(job.fault, is_endless=False, fails=True)
+                job.due = job.ends = self._state.now()
+
     def next_due(self) -> float | None:
-        """When the next step of any job is due; None if no job is open."""
-        return min((job.due for job in self._open), default=None)
+        """When the next step of any job is due; None if there is nothing to wait for."""
+        links = (late.due for late in self._state.late_links)
+        return min((*map(_next_step, self._moving()), *links), default=None)
 
     def advance(self) -> None:
         """Take each job that is due one step further: first its links appear or vanish, then it ends."""
         now = self._state.now()
-        for job in sorted((job for job in self._open if job.due <= now), key=lambda job: job.due):
+        self._plug_late(now)
+        for job in sorted((job for job in self._moving() if _next_step(job) <= now), key=_next_step):
             if not job.has_landed:
                 job.has_landed = True
                 self._land(job)
@@ -80,28 +95,53 @@ class Jobs:
                 self._open.remove(job)
                 self._end(job)
 
+    def _moving(self) -> Iterable[JobRecord]:
+        return (job for job in self._open if not job.fault.is_endless)
+
+    def _plug_late(self, now: float) -> None:
+        state = self._state
+        for late in [late for late in state.late_links if late.due <= now]:
+            state.late_links.remove(late)
+            state.effects.append(state.plug(state.nics[late.nic_id], late.instance_id))
+
+    def _done(self, job: JobRecord) -> list[NicRecord]:
+        """The NICs with which a job does what was asked."""
+        nics = [self._state.find_nic(nic_id) for nic_id in job.nic_ids]
+        if job.fault.fails:
+            return []
+        return nics[: len(nics) // 2] if job.fault.is_half_done else nics
+
     def _land(self, job: JobRecord) -> None:
-        if job.fails:
-            return
-        for nic in map(self._state.find_nic, job.nic_ids):
+        for nic in self._done(job):
             if job.action == DETACH:
-                nic.is_plugged = False
-                self._state.effects.append(UnplugNic(nic.nic_id))
-            elif not job.loses_links:
-                self._state.effects.append(self._state.plug(nic, job.instance_ids[0]))
+                self._state.unplug(nic)
+            else:
+                nic.link_name = job.fault.link_name
+                if not (job.fault.loses_links or job.fault.links_late):
+                    self._state.effects.append(self._state.plug(nic, job.instance_ids[0]))
 
     def _end(self, job: JobRecord) -> None:
-        job.end = "failed" if job.fails else "successful"
-        job.end_time = self._state.now()
-        job.error_codes = "5000" if job.fails else ""  # the real values are not known
-        for nic in map(self._state.find_nic, job.nic_ids):
+        state, fault = self._state, job.fault
+        job.end = "failed" if fault.fails else HALF_DONE if fault.is_half_done else "successful"
+        job.end_time = state.now()
+        job.error_codes = "5000" if job.end != "successful" else ""  # the real values are not known
+        done = self._done(job)
+        for nic in map(state.find_nic, job.nic_ids):
             nic.busy = ""
-            if job.fails:
-                continue
-            if job.action == ATTACH:
-                self._state.put_on(nic, job.instance_ids[0])
+        for nic in done:
+            if job.action == DETACH:
+                state.take_off(nic)
             else:
-                self._state.take_off(nic)
+                state.put_on(nic, job.instance_ids[0])
+                if fault.links_late and not fault.loses_links:
+                    late = LateLink(nic.nic_id, job.instance_ids[0], job.end_time + fault.links_late)
+                    state.late_links.append(late)
+            if fault.loses_nics:
+                state.remove(nic)
+
+
+def _next_step(job: JobRecord) -> float:
+    return job.ends if job.has_landed else job.due
 
 
 def status(job: JobRecord, now: float) -> str:

@@ -50,6 +50,7 @@ class _Link:
     alias: str = ""
     address: str = ""
     routes: tuple[Route, ...] = ()
+    prefix: str = ""  # what stands before the number when it comes back; "": the kernel's way
 
     def shown(self) -> Link:
         return Link(self.mac, self.name, self.ifindex, self.is_up, self.alias, MTU)
@@ -104,7 +105,9 @@ class FakeKernel:
         match effect:
             case PlugNic(nic_id=nic_id, instance_id=self.instance_id) if self._find(nic_id) is None:
                 self._last_ifindex += 1
-                self._host.links[self._last_ifindex] = _Link(nic_id, nic_id, self._free_name(), self._last_ifindex)
+                name = self._free_name(effect.link_name or "eth")
+                link = _Link(nic_id, nic_id, name, self._last_ifindex, prefix=effect.link_name)
+                self._host.links[self._last_ifindex] = link
                 self._announce()
             case UnplugNic(nic_id=nic_id):
                 self._unplug(nic_id)
@@ -120,8 +123,9 @@ class FakeKernel:
             del space.links[link.ifindex]
             self._announce()
 
-    def _free_name(self) -> str:
-        return next(name for n in range(len(self._host.links) + 1) if not self._host.has_name(name := f"eth{n}"))
+    def _free_name(self, prefix: str) -> str:
+        names = (f"{prefix}{n}" for n in range(len(self._host.links) + 1))
+        return next(name for name in names if not self._host.has_name(name))
 
     # --- the container runtime --------------------------------------------------------------------
 
@@ -162,7 +166,7 @@ class FakeKernel:
 
     def _return(self, inode: int) -> None:
         for link in self._lost.pop(inode):
-            link.reset(f"dev{link.ifindex}")
+            link.reset(self._free_name(link.prefix) if link.prefix else f"dev{link.ifindex}")
             self._host.links[link.ifindex] = link
             self._announce()
 

@@ -6,19 +6,31 @@ what `take_effects` hands out (sim.local.run_jobs does all three).
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from math import inf
 from typing import Any
 
 from qingcloud_cni.sim import changes, describe, refusals
 from qingcloud_cni.sim.effects import Effect, PlugNic
-from qingcloud_cni.sim.faults import ADDRESS_QUOTA, AFTERWARDS, IN_STEAD, LOSE_REPLY, Faults, refusal_of
+from qingcloud_cni.sim.faults import (
+    ADDRESS_QUOTA,
+    AFTERWARDS,
+    IN_STEAD,
+    LISTS,
+    LOSE_REPLY,
+    NIC_GONE,
+    Faults,
+    Strike,
+    job_fault,
+    refusal_of,
+)
 from qingcloud_cni.sim.jobs import Jobs
 from qingcloud_cni.sim.params import Params
-from qingcloud_cni.sim.records import Records, worth_keeping
+from qingcloud_cni.sim.records import Hour, Records, worth_keeping
 from qingcloud_cni.sim.refusals import Refusal
-from qingcloud_cni.sim.state import build
+from qingcloud_cni.sim.state import CloudState, build
 from qingcloud_cni.sim.topology import FaultSpec, Topology
 
 HOUR = 3600.0
@@ -36,12 +48,21 @@ NEEDS: dict[str, tuple[str, ...]] = {  # every action there is, and the paramete
 }
 
 
+DESCRIBES: dict[str, Callable[[CloudState, Params], dict[str, Any]]] = {
+    "DescribeInstances": describe.describe_instances,
+    "DescribeVxnets": describe.describe_vxnets,
+    "DescribeNics": describe.describe_nics,
+    "DescribeJobs": describe.describe_jobs,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answer to a call, and the fault's effect that keeps it from arriving as it is ("": none)."""
+    """The answer to a call, and the fault's effect that keeps it from arriving as it is ("": none), or now."""
 
     envelope: dict[str, Any]
     obstacle: str = ""
+    seconds: float = 0.0  # how late it arrives, where that is the obstacle
 
     @property
     def is_reply_lost(self) -> bool:
@@ -58,10 +79,9 @@ class Model:
         self.calls: Counter[str] = Counter()  # authenticated calls per action, refused ones included
         self.on_work: Callable[[], None] = _nothing  # told when a job was queued or an effect is waiting
         self._jobs = Jobs(self.state)
-        self._faults = Faults(topology.faults)
+        self._faults = self._begin_faults(topology.faults)
         self._began = now()
-        self._hour_began: float | None = None
-        self._calls_this_hour = 0
+        self._hours: dict[str, Hour] = {}  # by access key
 
     def check(self, params: Mapping[str, str]) -> None:
         """Raise Refusal unless action, zone and the action's parameters are there."""
@@ -89,26 +109,30 @@ class Model:
         action = params["action"].strip()
         self.calls[action] += 1
         try:
-            self._spend_call()
+            self._spend_call(params.get("access_key_id", ""))
         except Refusal as refusal:
             return Outcome(refused(refusal))
-        struck = self._faults.strike(action)
-        obstacle = _first(struck, AFTERWARDS)
-        for spec in struck:
-            if spec.effect in IN_STEAD:
-                return Outcome({}, spec.effect)
-            said = refusal_of(spec, params)
+        struck = self._faults.strike(params, self.state.now())
+        late = next((strike for strike in struck if strike.effect in AFTERWARDS), None)
+        obstacle = (late.effect, late.seconds) if late else ("", 0.0)
+        for strike in struck:
+            if strike.effect in IN_STEAD:
+                return Outcome({}, strike.effect)
+            said = refusal_of(strike.spec, params)
             if said:
-                if spec.effect == ADDRESS_QUOTA:
-                    self.state.exhausted.add(params["vxnet"].strip())
-                return Outcome(refused(said), obstacle)
+                if strike.effect == ADDRESS_QUOTA:
+                    self.state.exhausted[params["vxnet"].strip()] = self._faults.ends(strike.spec)
+                return Outcome(refused(said), *obstacle)
         try:
-            fields = self._act(action, Params(params), frozenset(spec.effect for spec in struck))
+            fields = self._act(action, Params(params), struck)
         except Refusal as refusal:
-            return Outcome(refused(refusal), obstacle)
-        if self.state.effects or "job_id" in fields:
+            return Outcome(refused(refusal), *obstacle)
+        finally:
+            if self.state.effects:
+                self.on_work()
+        if "job_id" in fields:
             self.on_work()
-        return Outcome({"action": f"{action}Response", **fields, "ret_code": 0}, obstacle)
+        return Outcome({"action": f"{action}Response", **fields, "ret_code": 0}, *obstacle)
 
     @property
     def faults(self) -> Faults:
@@ -116,9 +140,18 @@ class Model:
         return self._faults
 
     def set_faults(self, specs: Iterable[FaultSpec]) -> None:
-        """Replace all faults; calls are counted anew. ValueError for one that could never strike."""
-        self._faults = Faults(specs)
+        """Replace all faults; their time begins now. ValueError for one that could never strike."""
+        self._faults = self._begin_faults(specs)
         self.state.exhausted.clear()
+        self._jobs.release_endless()
+        self.on_work()  # not only those: a wait for what is due may have to end
+
+    def _begin_faults(self, specs: Iterable[FaultSpec]) -> Faults:
+        faults = Faults(specs, rng=self.state.rng, since=self.state.now())
+        for spec in faults.specs:
+            if spec.vxnet and spec.vxnet not in self.state.vxnets:
+                raise ValueError(f"fault on {spec.action}: there is no vxnet {spec.vxnet!r}")
+        return faults
 
     def next_due(self) -> float | None:
         """When `advance` has something to do; a time that has passed means now, None that nothing is under way."""
@@ -159,12 +192,13 @@ class Model:
             nics=tuple(state.nics.values()),
             jobs=tuple(worth_keeping(state.jobs)),
             books={vxnet.vxnet_id: vxnet.book.record() for vxnet in state.vxnets.values() if vxnet.book},
-            exhausted=tuple(sorted(state.exhausted)),
+            late_links=tuple(state.late_links),
+            exhausted={vxnet_id: None if until == inf else until for vxnet_id, until in state.exhausted.items()},
             calls=dict(self.calls),
-            hour_began=self._hour_began,
-            calls_this_hour=self._calls_this_hour,
+            hours=dict(self._hours),
             faults=self._faults.specs,
-            fault_calls=dict(self._faults.calls),
+            faults_since=self._faults.since,
+            tallies=tuple(self._faults.tallies),
         )
 
     def restore(self, records: Records) -> None:
@@ -176,6 +210,7 @@ class Model:
         state.nics = {nic.nic_id: nic for nic in records.nics}
         state.jobs = {job.job_id: job for job in records.jobs}
         state.effects = []
+        state.late_links = list(records.late_links)
         for host in state.hosts.values():
             host.create_time = records.began
         for vxnet in state.vxnets.values():
@@ -185,42 +220,43 @@ class Model:
                 vxnet.book.restore(records.books[vxnet.vxnet_id], (IPv4Address(nic.private_ip) for nic in here))
         self._jobs.resume()
         self.calls = Counter(records.calls)
-        self._began, self._hour_began = records.began, records.hour_began
-        self._calls_this_hour = records.calls_this_hour
+        self._began, self._hours = records.began, dict(records.hours)
         if records.topology.faults == self.topology.faults:
-            self._faults = Faults(records.faults, records.fault_calls)
-            state.exhausted = set(records.exhausted)
+            self._faults = Faults(records.faults, rng=state.rng, since=records.faults_since, tallies=records.tallies)
+            state.exhausted = {v: inf if until is None else until for v, until in records.exhausted.items()}
         self.on_work()
 
-    def _spend_call(self) -> None:
-        """Count a call against the quota of the hour, which begins with the first call after the last hour's end."""
+    def _spend_call(self, access_key_id: str) -> None:
+        """Count a call against its key's quota; an hour begins with the first call after the end of the last one."""
         limit = self.topology.limits.calls_per_hour
         if not limit:
             return
         now = self.state.now()
-        if self._hour_began is None or now - self._hour_began >= HOUR:
-            self._hour_began, self._calls_this_hour = now, 0
-        if self._calls_this_hour >= limit:
+        hour = self._hours.get(access_key_id)
+        if hour is None or now - hour.began >= HOUR:
+            hour = Hour(now, 0)
+        if hour.calls >= limit:
             raise refusals.quota(f"{limit} API calls per hour are used up")
-        self._calls_this_hour += 1
+        self._hours[access_key_id] = Hour(hour.began, hour.calls + 1)
 
-    def _act(self, action: str, params: Params, faults: frozenset[str]) -> dict[str, Any]:
+    def _act(self, action: str, params: Params, struck: Sequence[Strike]) -> dict[str, Any]:
+        """Do what is asked; raises Refusal."""
         state = self.state
+        effects = [strike.effect for strike in struck]
+        if action in DESCRIBES:
+            return describe.cut(DESCRIBES[action](state, params), params, [e for e in effects if e in LISTS])
+        if NIC_GONE in effects and action not in {"CreateNics", "AttachNics"}:
+            changes.lose_nics(state, params.listed("nics") or [params.text("nic")])
         match action:
-            case "DescribeInstances":
-                return describe.describe_instances(state, params)
-            case "DescribeVxnets":
-                return describe.describe_vxnets(state, params)
-            case "DescribeNics":
-                return describe.describe_nics(state, params)
-            case "DescribeJobs":
-                return describe.describe_jobs(state, params)
             case "CreateNics":
-                return changes.create_nics(state, params)
+                fields = changes.create_nics(state, params)
+                if NIC_GONE in effects:
+                    changes.lose_nics(state, [nic["nic_id"] for nic in fields["nics"]])
+                return fields
             case "AttachNics":
-                return changes.attach_nics(state, self._jobs, params, faults)
+                return changes.attach_nics(state, self._jobs, params, job_fault(struck))
             case "DetachNics":
-                return changes.detach_nics(state, self._jobs, params, faults)
+                return changes.detach_nics(state, self._jobs, params, job_fault(struck))
             case "DeleteNics":
                 return changes.delete_nics(state, params)
             case "ModifyNicAttributes":
@@ -231,10 +267,6 @@ class Model:
 def refused(refusal: Refusal) -> dict[str, Any]:
     """The envelope of an error: a code and a message, no action."""
     return {"message": refusal.message, "ret_code": refusal.ret_code}
-
-
-def _first(struck: Iterable[FaultSpec], effects: frozenset[str]) -> str:
-    return next((spec.effect for spec in struck if spec.effect in effects), "")
 
 
 def _nothing() -> None:

@@ -9,13 +9,21 @@ import msgspec
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.sim.addresses import BookRecord
 from qingcloud_cni.sim.fabric_remains import read_record
-from qingcloud_cni.sim.state import JobRecord, NicRecord
+from qingcloud_cni.sim.faults import Tally
+from qingcloud_cni.sim.state import JobRecord, LateLink, NicRecord
 from qingcloud_cni.sim.topology import FaultSpec, Topology
 
-FORM = 1  # of what is written; another number is not understood
+FORM = 2  # of what is written; another number is not understood
 PAST_JOBS = 200  # jobs that are over and still told of
 
 _CLOUD = "cloud.json"  # beside the record of what was made
+
+
+class Hour(msgspec.Struct, frozen=True):
+    """What an access key has used of its quota of calls."""
+
+    began: float
+    calls: int
 
 
 class Records(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,12 +34,13 @@ class Records(msgspec.Struct, frozen=True, kw_only=True):
     nics: tuple[NicRecord, ...]
     jobs: tuple[JobRecord, ...]
     books: dict[str, BookRecord]  # by vxnet id
-    exhausted: tuple[str, ...]
+    late_links: tuple[LateLink, ...]
+    exhausted: dict[str, float | None]  # until when, by vxnet id; None: until a create there succeeds
     calls: dict[str, int]
-    hour_began: float | None
-    calls_this_hour: int
+    hours: dict[str, Hour]  # by access key
     faults: tuple[FaultSpec, ...]
-    fault_calls: dict[str, int]
+    faults_since: float
+    tallies: tuple[Tally, ...]
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):

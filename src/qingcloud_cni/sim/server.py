@@ -197,15 +197,16 @@ class Simulator:
     def _write_host_files(self) -> None:
         """Give each host the two files a real one has."""
         topology = self.options.topology
-        access = {
-            "qy_access_key_id": topology.access_key_id,
-            "qy_secret_access_key": topology.secret_access_key,
-            "zone": topology.zone,
-            "host": API_HOST,
-            "port": self.options.port,
-            "protocol": "http",
-        }
         for host in topology.hosts:
+            key_id = host.access_key_id or topology.access_key_id
+            access = {
+                "qy_access_key_id": key_id,
+                "qy_secret_access_key": topology.keys[key_id],
+                "zone": topology.zone,
+                "host": API_HOST,
+                "port": self.options.port,
+                "protocol": "http",
+            }
             client_yaml, instance_id_file = host_files(self.options.state_dir, host)
             client_yaml.parent.mkdir(exist_ok=True)
             client_yaml.touch(mode=0o600)

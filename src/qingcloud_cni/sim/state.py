@@ -5,10 +5,12 @@ import string
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from math import inf
 
 from qingcloud_cni.sim import refusals
 from qingcloud_cni.sim.addresses import AddressBook
-from qingcloud_cni.sim.effects import Effect, PlugNic
+from qingcloud_cni.sim.effects import Effect, PlugNic, UnplugNic
+from qingcloud_cni.sim.faults import JobFault
 from qingcloud_cni.sim.topology import HostSpec, Topology, VxnetSpec
 
 AVAILABLE = "available"
@@ -30,6 +32,7 @@ class NicRecord:
     enable_aspoof: bool = True
     busy: str = ""  # what a job is about to do with it: "attaching", "detaching"
     is_plugged: bool = False  # its link was asked to appear, and not yet to vanish
+    link_name: str = ""  # what stands before the number in the names of its link, where that is a fault's
 
 
 @dataclass(slots=True)
@@ -57,7 +60,7 @@ class VxnetRecord:
 
 @dataclass(slots=True)
 class JobRecord:
-    """One AttachNics or DetachNics under way; *begin* and *due* are seconds on the model's clock."""
+    """One AttachNics or DetachNics under way; *begin*, *due* and *ends* are seconds on the model's clock."""
 
     job_id: str
     action: str
@@ -66,13 +69,22 @@ class JobRecord:
     directive: str
     create_time: float
     begin: float
-    due: float
-    fails: bool = False
-    loses_links: bool = False
+    due: float  # when links appear or vanish
+    ends: float  # when its end shows
+    fault: JobFault
     has_landed: bool = False  # its effects were handed to the hardware
-    end: str = ""  # "successful" or "failed" once it is over
+    end: str = ""  # "successful", "failed" or "done with failure" once it is over
     end_time: float = 0.0
     error_codes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LateLink:
+    """A link that appears although the job that brings it is over."""
+
+    nic_id: str
+    instance_id: str
+    due: float
 
 
 @dataclass(slots=True)
@@ -87,7 +99,9 @@ class CloudState:
     nics: dict[str, NicRecord] = field(default_factory=dict)
     jobs: dict[str, JobRecord] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
-    exhausted: set[str] = field(default_factory=set)  # vxnets that a fault shows without free addresses
+    late_links: list[LateLink] = field(default_factory=list)
+    exhausted: dict[str, float] = field(default_factory=dict)  # vxnets that a fault shows without free addresses,
+    # and until when; infinity until a create there succeeds
 
     def new_nic_id(self) -> str:
         """Draw a MAC as the cloud gives them: 52:54 and four octets."""
@@ -107,12 +121,15 @@ class CloudState:
         """NICs attached to an instance, primary first."""
         return sorted((n for n in self.nics.values() if n.instance_id == instance_id), key=lambda n: n.sequence)
 
+    def count_secondary(self) -> int:
+        return sum(nic.role != 1 for nic in self.nics.values())
+
     def count_in(self, vxnet_id: str) -> int:
         return sum(nic.vxnet_id == vxnet_id for nic in self.nics.values())
 
     def room_in(self, vxnet: VxnetRecord) -> int:
         """NICs that still fit into a vxnet: by its quota, and by its addresses if it has any."""
-        if vxnet.vxnet_id in self.exhausted:
+        if self.now() < self.exhausted.get(vxnet.vxnet_id, -inf):
             return 0
         by_quota = self.topology.limits.nics_per_vxnet - self.count_in(vxnet.vxnet_id)
         return max(min(by_quota, vxnet.book.free) if vxnet.book else by_quota, 0)
@@ -157,7 +174,26 @@ class CloudState:
     def plug(self, nic: NicRecord, instance_id: str) -> PlugNic:
         """Have a NIC's link appear on an instance; the effect that does it."""
         nic.is_plugged = True
-        return PlugNic(nic.nic_id, instance_id, nic.vxnet_id, nic.private_ip, nic.enable_aspoof)
+        return PlugNic(nic.nic_id, instance_id, nic.vxnet_id, nic.private_ip, nic.enable_aspoof, nic.link_name)
+
+    def unplug(self, nic: NicRecord) -> None:
+        """Have a NIC's link vanish, if there is one or one is about to come."""
+        self.late_links = [late for late in self.late_links if late.nic_id != nic.nic_id]
+        nic.link_name = ""
+        if nic.is_plugged:
+            nic.is_plugged = False
+            self.effects.append(UnplugNic(nic.nic_id))
+
+    def remove(self, nic: NicRecord) -> None:
+        """Forget a NIC that no job is about, wherever it is; its address is free again."""
+        self.unplug(nic)
+        self.free_address(nic)
+        del self.nics[nic.nic_id]
+
+    def free_address(self, nic: NicRecord) -> None:
+        book = self.vxnets[nic.vxnet_id].book
+        if book and nic.private_ip:
+            book.give_back(IPv4Address(nic.private_ip))
 
 
 def build(topology: Topology, rng: random.Random, now: Callable[[], float]) -> CloudState:

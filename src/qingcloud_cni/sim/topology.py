@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+Range = tuple[float, float]  # seconds from which the seeded generator draws
+
 
 @dataclass(frozen=True, slots=True)
 class RouterSpec:
@@ -25,6 +27,13 @@ class HostSpec:
     instance_id: str
     vxnet_id: str  # of its primary NIC
     is_cluster_node: bool = False  # DescribeInstances returns it only when asked with is_cluster_node=1
+    access_key_id: str = ""  # of which its client.yaml has; "": the topology's own
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,33 +43,48 @@ class Limits:
     nics_per_instance: int = 64  # the primary included
     nics_per_vxnet: int = 252
     nics_per_create: int = 252
-    calls_per_hour: int = 0  # 0: unlimited
+    nics_per_account: int = 0  # beside primary ones; 0: unlimited
+    calls_per_hour: int = 0  # of each access key; 0: unlimited
 
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
     """Ranges in seconds from which the seeded generator draws."""
 
-    attach: tuple[float, float] = (2.0, 4.0)
-    detach: tuple[float, float] = (2.0, 4.0)
-    call: tuple[float, float] = (0.0, 0.0)  # before an answer
-    replug: tuple[float, float] = (0.2, 0.5)  # from the death of a NIC's namespace to its return
-    dhcp: tuple[float, float] = (0.0, 0.5)  # from a link's appearance on a host to its lease, with --guest-dhcp
+    attach: Range = (2.0, 4.0)
+    detach: Range = (2.0, 4.0)
+    call: Range = (0.0, 0.0)  # before an answer
+    replug: Range = (0.2, 0.5)  # from the death of a NIC's namespace to its return
+    dhcp: Range = (0.0, 0.5)  # from a link's appearance on a host to its lease, with --guest-dhcp
 
 
 @dataclass(frozen=True, slots=True)
 class FaultSpec:
-    """On the *nth* call of *action* (counted from 1, "*" counts every call), and the *times* - 1 after it: *effect*.
+    """What happens to calls of *action* ("*": of every action); the effects are those of sim.faults.
 
-    The effects are those of sim.faults; *code* and *message* are for "refuse".
+    Its time begins *after* seconds from when the list came in force and *lasts* so many (None: for ever). In that
+    time it strikes from the *nth* call on, counted from 1, each with probability *chance*, until it has struck
+    *times* of them.
     """
 
     action: str
     effect: str
     nth: int = 1
-    times: int = 1
-    code: int = 5100
+    times: int | None = None  # None: once, and without limit where `lasts` or `chance` is given
+    after: float = 0.0
+    lasts: float | None = None
+    chance: float = 1.0
+    vxnet: str = ""  # strikes only creates in this one
+    by: Range | None = None  # how late, for the effects of which that is asked
+    code: int = 5100  # this and the next for "refuse"
     message: str = "ServerBusy"
+    name: str = "ens"  # for "odd-name": what stands before the number
+
+    @property
+    def most(self) -> int | None:
+        """How many calls it may strike; None without limit."""
+        is_open = self.times is None and (self.lasts is not None or self.chance < 1.0)
+        return None if is_open else self.times or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +95,16 @@ class Topology:
     zone: str = "pek3a"
     access_key_id: str = "SIMULATEDACCESSKEYID"
     secret_access_key: str = field(default="simulated-secret-access-key", repr=False)
+    more_keys: tuple[KeySpec, ...] = ()  # accepted as well; each has a quota of calls of its own
     limits: Limits = field(default_factory=Limits)
     latencies: Latencies = field(default_factory=Latencies)
     faults: tuple[FaultSpec, ...] = ()
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The secret of every access key."""
+        own = {self.access_key_id: self.secret_access_key}
+        return own | {key.access_key_id: key.secret_access_key for key in self.more_keys}
 
 
 def default_topology(name: str, hosts: int = 2) -> Topology:

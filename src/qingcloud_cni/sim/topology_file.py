@@ -14,22 +14,20 @@ import yaml
 
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.core.names import INSTANCE_ID
+from qingcloud_cni.sim.durations import parse_range
 from qingcloud_cni.sim.fabric_names import HOST_NAME
 from qingcloud_cni.sim.fault_list import FaultEntry, make_faults, plainly
 from qingcloud_cni.sim.topology import (
     HostSpec,
+    KeySpec,
     Latencies,
     Limits,
+    Range,
     RouterSpec,
     Topology,
     VxnetSpec,
     default_topology,
 )
-
-Range = tuple[float, float]
-
-_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|)")
 
 
 class _Router(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,12 +49,19 @@ class _Host(msgspec.Struct, forbid_unknown_fields=True):
     vxnet_id: str
     instance_id: str = ""
     is_cluster_node: bool = False
+    access_key_id: str = ""
+
+
+class _Key(msgspec.Struct, forbid_unknown_fields=True):
+    access_key_id: str
+    secret_access_key: str
 
 
 class _Limits(msgspec.Struct, forbid_unknown_fields=True):
     nics_per_instance: int = Limits().nics_per_instance
     nics_per_vxnet: int = Limits().nics_per_vxnet
     nics_per_create: int = Limits().nics_per_create
+    nics_per_account: int = Limits().nics_per_account
     calls_per_hour: int = Limits().calls_per_hour
 
 
@@ -72,25 +77,13 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     zone: str | None = None
     access_key_id: str | None = None
     secret_access_key: str | None = None
+    more_keys: list[_Key] = msgspec.field(default_factory=list)
     routers: list[_Router] | None = None
     vxnets: list[_Vxnet] | None = None
     hosts: list[_Host] | None = None
     limits: _Limits = msgspec.field(default_factory=_Limits)
     latencies: _Latencies = msgspec.field(default_factory=_Latencies)
     faults: list[FaultEntry] = msgspec.field(default_factory=list)
-
-
-def parse_range(text: str | float) -> Range:
-    """Read `2s..4s`, `200ms..1.5s`, `3s` or plain seconds; ValueError says what is wrong with it."""
-    parts = str(text).strip().split("..")
-    matches = [_DURATION.fullmatch(part.strip()) for part in parts]
-    if len(parts) > 2 or not all(matches):
-        raise ValueError(f"{text!r} is no duration: write 3s, 500ms or a range such as 2s..4s")
-    seconds = [float(match[1]) * _UNIT[match[2]] for match in matches if match]
-    low, high = seconds[0], seconds[-1]
-    if low > high:
-        raise ValueError(f"{text!r} ends before it begins")
-    return low, high
 
 
 def load_topology(path: Path, sim: str, hosts: int | None = None) -> Topology:
@@ -144,6 +137,7 @@ def _topology(file: _File, sim: str, hosts: int | None) -> Topology:
         zone=base.zone if file.zone is None else file.zone,
         access_key_id=base.access_key_id if file.access_key_id is None else file.access_key_id,
         secret_access_key=base.secret_access_key if file.secret_access_key is None else file.secret_access_key,
+        more_keys=tuple(KeySpec(**_fields(key)) for key in file.more_keys),
         limits=Limits(**_fields(file.limits)),
         latencies=Latencies(**latencies),
         faults=make_faults(file.faults),
@@ -163,9 +157,7 @@ def _latency(name: str, value: str | float) -> Range:
 
 def _check(topology: Topology) -> None:
     """Raise ValueError, naming the key, for what no cloud could be."""
-    for key in ("zone", "access_key_id", "secret_access_key"):
-        if not re.fullmatch(r"[!-~]+", getattr(topology, key)):
-            raise ValueError(f"{key}: printable characters without spaces are needed")
+    _check_texts(topology)
     for name, value in ((name, getattr(topology.limits, name)) for name in Limits.__slots__):
         if value < 0:
             raise ValueError(f"limits.{name}: {value} is negative")
@@ -181,15 +173,35 @@ def _check(topology: Topology) -> None:
     for number, vxnet in enumerate(topology.vxnets):
         _check_vxnet(f"vxnets[{number}]", vxnet, routers, seen.setdefault(vxnet.router_id, []))
     vxnets = {vxnet.vxnet_id for vxnet in topology.vxnets}
+    for number, fault in enumerate(topology.faults):
+        if fault.vxnet and fault.vxnet not in vxnets:
+            raise ValueError(f"faults[{number}].vxnet: there is no vxnet {fault.vxnet!r}")
     for number, host in enumerate(topology.hosts):
-        if not HOST_NAME.fullmatch(host.name):
-            raise ValueError(
-                f"hosts[{number}].name: {host.name!r}: up to 12 of a-z, 0-9 and '-' are allowed, not 'router…'"
-            )
-        if not INSTANCE_ID.fullmatch(host.instance_id):
-            raise ValueError(f"hosts[{number}].instance_id: {host.instance_id!r} is not of the form i-abc123")
-        if host.vxnet_id not in vxnets:
-            raise ValueError(f"hosts[{number}].vxnet_id: there is no vxnet {host.vxnet_id!r}")
+        _check_host(f"hosts[{number}]", host, topology)
+
+
+def _check_texts(topology: Topology) -> None:
+    texts = {"zone": topology.zone}
+    texts |= {"access_key_id": topology.access_key_id, "secret_access_key": topology.secret_access_key}
+    for number, more in enumerate(topology.more_keys):
+        texts[f"more_keys[{number}].access_key_id"] = more.access_key_id
+        texts[f"more_keys[{number}].secret_access_key"] = more.secret_access_key
+    for key, text in texts.items():
+        if not re.fullmatch(r"[!-~]+", text):
+            raise ValueError(f"{key}: printable characters without spaces are needed")
+    if len(topology.keys) != 1 + len(topology.more_keys):
+        raise ValueError("more_keys: an access_key_id is given twice")
+
+
+def _check_host(key: str, host: HostSpec, topology: Topology) -> None:
+    if not HOST_NAME.fullmatch(host.name):
+        raise ValueError(f"{key}.name: {host.name!r}: up to 12 of a-z, 0-9 and '-' are allowed, not 'router…'")
+    if not INSTANCE_ID.fullmatch(host.instance_id):
+        raise ValueError(f"{key}.instance_id: {host.instance_id!r} is not of the form i-abc123")
+    if host.vxnet_id not in {vxnet.vxnet_id for vxnet in topology.vxnets}:
+        raise ValueError(f"{key}.vxnet_id: there is no vxnet {host.vxnet_id!r}")
+    if host.access_key_id and host.access_key_id not in topology.keys:
+        raise ValueError(f"{key}.access_key_id: there is no access key {host.access_key_id!r}")
 
 
 def _check_vxnet(key: str, vxnet: VxnetSpec, routers: dict[str, IPv4Network], others: list[IPv4Network]) -> None:
