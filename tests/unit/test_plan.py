@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qingcloud_cni.core.model import Nic, NicState
 from qingcloud_cni.core.plan import (
+    OVERDUE,
     Action,
     AttachNics,
     CreateNics,
@@ -72,6 +73,13 @@ def ids(*held: Nic) -> tuple[str, ...]:
 )
 def test_growing(state: PoolState, wanted: tuple[Action, ...]) -> None:
     assert plan(state, POLICY, NOW) == wanted
+
+
+def test_an_attach_that_does_not_end_is_not_counted_on_for_ever() -> None:
+    young, old = (PoolState((nic(1, S.ATTACHING, age=age),)) for age in (OVERDUE - 1.0, OVERDUE))
+    assert plan(young, POLICY, NOW) == (CreateNics(2),)
+    assert plan(old, POLICY, NOW) == (CreateNics(3),)
+    assert next_due(young, POLICY, NOW) == NOW + 1.0
 
 
 def test_nics_attached_nowhere_are_attached_before_new_ones_are_made() -> None:

@@ -26,6 +26,7 @@ from qingcloud_cni.core.errors import (
     CredentialsRefused,
     KernelRefused,
     NotInitialised,
+    NotListed,
     StartRefused,
     Unavailable,
 )
@@ -36,6 +37,7 @@ from qingcloud_cni.core.table import Table
 from qingcloud_cni.core.vxnets import VxnetChooser, VxnetPolicy
 
 FIRST_CALL = "DescribeInstances"  # of a comparison: keys that were good for it are no wrong ones
+UNLISTED = 3  # answers that do not list what must be there, until it is believed
 LOOK_PERIOD = 30.0  # seconds between looks at the links, whether or not the kernel reported anything
 
 
@@ -150,15 +152,19 @@ class Agent:
     async def _compare_cloud(self) -> None:
         """Compare with the cloud once, however long it takes to answer; only then are cloud writes made.
 
-        Keys that are not accepted end an agent that has nothing to serve yet; one with NICs goes on serving them.
+        Keys that are not accepted, and ids that several answers in turn do not list, end an agent that has nothing to
+        serve yet; one with NICs goes on serving them.
         """
-        failures = 0
+        failures = unlisted = 0
         while True:
             try:
                 await self._comparison.run()
             except (CloudError, KernelRefused) as err:
                 if isinstance(err, CredentialsRefused) and err.action == FIRST_CALL and not self._serves_from_disk:
                     raise StartRefused(f"the cloud does not accept the keys in {self._access_file}: {err}") from err
+                unlisted += isinstance(err, NotListed)
+                if unlisted == UNLISTED and not self._serves_from_disk:
+                    raise StartRefused(str(err)) from err
                 failures += 1
                 self.last_cloud_error = str(err)
                 self.context.note("cloud.unanswered", detail=str(err))

@@ -9,7 +9,7 @@ from qingcloud_cni.core.errors import CloudError, ResourceNotFound
 from qingcloud_cni.core.seams import Job, JobStatus
 
 FIRST_INTERVAL = 2.0  # seconds between looks at a job; hot-plug takes 2-4 s (qingcloud-api.md section 4)
-LONGEST_INTERVAL = 30.0
+LONGEST_INTERVAL = 600.0  # a job that does not end shall not use up the call budget
 GROWTH = 1.5
 
 

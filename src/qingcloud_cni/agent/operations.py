@@ -100,11 +100,17 @@ class Operations:
         await self._enter(intent, created)
 
     async def _look_up_created(self, intent: Intent, patience: float = LATE_EFFECT) -> tuple[CreatedNic, ...]:
-        """What a create without a reply has made; nothing is concluded before it can take effect no more."""
+        """What a create without a reply has made; nothing is concluded before it can take effect no more.
+
+        Nor, unless the cloud said itself that it failed, from one answer: see `_describe_ids`.
+        """
+        looks = 0
         while True:
+            looks += 1
             seen = await self._describe(lambda: self._context.cloud.nics(name=intent.name))
             found = tuple(CreatedNic(n.nic_id, n.private_ip) for n in seen.values() if n.name == intent.name)
-            if len(found) >= intent.count or self._context.now() - intent.since > patience:
+            is_over = self._context.now() - intent.since > patience and (looks > 1 or not patience)
+            if len(found) >= intent.count or is_over:
                 return found
             await self._context.clock.sleep(LOOK_AGAIN)
 
@@ -380,7 +386,12 @@ class Operations:
         return unused(self._table.nics.values(), tuple(self._table.attachments.values()))
 
     async def _describe_ids(self, nic_ids: Sequence[str]) -> dict[str, CloudNic]:
-        return await self._describe(lambda: self._context.cloud.nics(nic_ids=nic_ids))
+        """NICs by id. One that is not among them was looked for twice: a cloud in trouble may show empty lists."""
+        seen = await self._describe(lambda: self._context.cloud.nics(nic_ids=nic_ids))
+        if unlisted := [nic_id for nic_id in nic_ids if nic_id not in seen]:
+            await self._context.clock.sleep(LOOK_AGAIN)
+            seen |= await self._describe(lambda: self._context.cloud.nics(nic_ids=unlisted))
+        return seen
 
     async def _describe(self, read: Callable[[], Awaitable[tuple[CloudNic, ...]]]) -> dict[str, CloudNic]:
         return {n.nic_id: n for n in await self._answered(read)}

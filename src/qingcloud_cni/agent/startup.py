@@ -9,7 +9,7 @@ from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.vxnet_book import VxnetBook, address_in
 from qingcloud_cni.core.drift import Adopt, Attached, CloudCure, Forget, Unattached, cloud_drift
-from qingcloud_cni.core.errors import StartRefused
+from qingcloud_cni.core.errors import NotListed, StartRefused
 from qingcloud_cni.core.recovery import adopted, adopted_gateway
 from qingcloud_cni.core.seams import CloudNic, Instance, Survey, Vxnet
 
@@ -30,7 +30,10 @@ class CloudComparison:
     iface: str  # the host's own link: its NIC is never adopted
 
     async def run(self) -> None:
-        """Compare once; any CloudError means "again later", StartRefused that the configuration is wrong."""
+        """Compare once; any CloudError means "again later", StartRefused that the configuration is wrong.
+
+        NotListed means one or the other: a cloud in trouble may answer with lists that are not whole.
+        """
         instance = await self.context.cloud.instance(self.context.instance_id)
         await self._check(instance)
         cloud = await self._list_nics()
@@ -84,27 +87,33 @@ class CloudComparison:
         """The instance exists and shares one VPC with every configured vxnet."""
         instance_id = self.context.instance_id
         if instance is None:
-            raise StartRefused(
-                f"instance {instance_id} is unknown to the cloud in this zone; check --zone, --instance-id and keys"
+            raise NotListed(
+                f"instance {instance_id} is unknown to the cloud in this zone; check --zone, --instance-id and keys",
+                action="DescribeInstances",
             )
         own = tuple(n.vxnet_id for n in instance.nics if n.role == 1) or tuple(n.vxnet_id for n in instance.nics)
-        found = await self.vxnets.learn(tuple(dict.fromkeys((*self.configured, *own))))
-        routers = {found[v].router_id for v in own if v in found and found[v].router_id}
+        wanted = tuple(dict.fromkeys((*self.configured, *own)))
+        found = await self.vxnets.learn(wanted)
+        for vxnet_id in wanted:
+            if vxnet_id not in found:
+                check = "--vxnet and --zone" if vxnet_id in self.configured else f"the primary NIC of {instance_id}"
+                raise NotListed(
+                    f"vxnet {vxnet_id} is unknown to the cloud in this zone; check {check}", action="DescribeVxnets"
+                )
+        routers = {found[v].router_id for v in own if found[v].router_id}
         if not routers:
             raise StartRefused(f"instance {instance_id} is in no VPC; its primary NIC must be in a router's vxnet")
         for vxnet_id in self.configured:
-            _check_vxnet(vxnet_id, found.get(vxnet_id), instance_id, routers)
+            _check_vxnet(found[vxnet_id], instance_id, routers)
 
 
-def _check_vxnet(vxnet_id: str, vxnet: Vxnet | None, instance_id: str, routers: set[str]) -> None:
-    if vxnet is None:
-        raise StartRefused(f"vxnet {vxnet_id} is unknown to the cloud in this zone; check --vxnet and --zone")
+def _check_vxnet(vxnet: Vxnet, instance_id: str, routers: set[str]) -> None:
     if vxnet.vxnet_type != _MANAGED or not vxnet.network:
         raise StartRefused(
-            f"vxnet {vxnet_id} is unmanaged or joined to no router; join it to the VPC of {instance_id}"
+            f"vxnet {vxnet.vxnet_id} is unmanaged or joined to no router; join it to the VPC of {instance_id}"
         )
     if vxnet.router_id not in routers:
         raise StartRefused(
-            f"vxnet {vxnet_id} belongs to VPC {vxnet.router_id}, instance {instance_id} to"
+            f"vxnet {vxnet.vxnet_id} belongs to VPC {vxnet.router_id}, instance {instance_id} to"
             f" {', '.join(sorted(routers))}; choose a vxnet of that VPC"
         )

@@ -124,6 +124,10 @@ class CloudRefused(CloudError):
     """The cloud will not do this; repeating it unchanged cannot help."""
 
 
+class NotListed(CloudUnreachable):
+    """A good answer does not list what must be there: an id is wrong, or the answer was not whole. Ask again."""
+
+
 class CredentialsRefused(CloudRefused):
     """1200: unknown key or wrong signature."""
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from qingcloud_cni.core.model import Nic, NicState
 
+OVERDUE = 300.0  # seconds after which a NIC that is still being attached is not counted on any more; 180 s were seen
+
 
 @dataclass(frozen=True, slots=True)
 class PoolPolicy:
@@ -84,7 +86,7 @@ def plan(state: PoolState, policy: PoolPolicy, now: float) -> tuple[Action, ...]
     if spare[short:]:
         actions.append(DeleteNics(spare[short:]))
     is_growing = bool(state.creating) or any(
-        n.state is NicState.ATTACHING or (n.state is NicState.CREATING and n.nic_id in state.busy) for n in state.nics
+        _is_attaching(n, now) or (n.state is NicState.CREATING and n.nic_id in state.busy) for n in state.nics
     )
     if not (is_growing or short or state.waiting) and (surplus := _surplus(state, policy, now, rested)):
         actions.append(DetachNics(surplus))
@@ -114,6 +116,7 @@ def next_due(state: PoolState, policy: PoolPolicy, now: float) -> float | None:
     """The next time at which the passing of time alone may change the plan; None if it cannot."""
     rests = [due_at(n, policy, is_awaited) for n in _cooling(state) for is_awaited in (state.waiting > 0, False)]
     times = rests + [t - state.attach_seconds for t in rests]  # from then on it is on its way
+    times += [n.since + OVERDUE for n in state.nics if n.state is NicState.ATTACHING]
     idle = [n for n in state.nics if n.state is NicState.IDLE]
     if len(idle) + len(_rested(state, policy, now)) > policy.max_idle:
         times += [n.since + policy.idle_ttl for n in idle]
@@ -156,13 +159,18 @@ def _rested(state: PoolState, policy: PoolPolicy, now: float) -> list[Nic]:
     return rested
 
 
+def _is_attaching(nic: Nic, now: float) -> bool:
+    """Whether its link may be expected soon."""
+    return nic.state is NicState.ATTACHING and now < nic.since + OVERDUE
+
+
 def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic]) -> int:
     """NICs on their way: sooner there than one that were created now."""
     count = state.creating
     for nic in state.nics:
         match nic.state:
             case NicState.ATTACHING:
-                count += 1
+                count += _is_attaching(nic, now)
             case NicState.ARRIVING:
                 count += nic.released == 0.0  # one that comes back from a container has to rest first
             case NicState.CREATING:
