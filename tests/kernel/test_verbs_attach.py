@@ -16,6 +16,7 @@ from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.messages import LinkInfo
 from qingcloud_cni.kernel.namespaces import Namespace
 from qingcloud_cni.kernel.netlink import Netlink
+from qingcloud_cni.kernel.verbs import Verbs
 
 from .nics import ADDRESS, ROUTES, Lab, fd_count, ip, ip_json, kernel, lab, until, within
 
@@ -309,18 +310,18 @@ async def test_moves_asked_for_at_once_are_made_one_at_a_time_in_their_order(
 ) -> None:
     begun: list[str] = []
     under_way: list[str] = []
-    attach = kernel._verbs.attach
+    attach = Verbs.attach
 
-    def watched(order: LinkOrder) -> PlacedLink:
+    def watched(verbs: Verbs, order: LinkOrder) -> PlacedLink:
         begun.append(order.mac)
         under_way.append(order.mac)
         assert under_way == [order.mac]
         try:
-            return attach(order)
+            return attach(verbs, order)
         finally:
             under_way.remove(order.mac)
 
-    monkeypatch.setattr(kernel._verbs, "attach", watched)
+    monkeypatch.setattr(Verbs, "attach", watched)
     orders = []
     for number in range(5):
         netns = await kernel.identify(lab.path(lab.make_netns(f"pod{number}")))

@@ -3,11 +3,13 @@
 import struct
 from dataclasses import replace
 from ipaddress import IPv4Interface
+from socket import inet_aton
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qingcloud_cni.kernel import conntrack
 from qingcloud_cni.kernel import messages as nl
 from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, Malformed, Message, Request
 from qingcloud_cni.kernel.nic import (
@@ -284,3 +286,49 @@ def test_reset_undoes_what_a_container_did(found: LinkInfo, change: LinkChange) 
 
 def test_mtu_that_is_known_outweighs_the_alias() -> None:
     assert resetting(replace(PARKED, mtu=68, alias="x mtu=68"), MAC, 9000) == LinkChange(alias="", mtu=9000)
+
+
+# --- tracked flows -------------------------------------------------------------------------------------
+
+
+def attribute(kind: int, *values: bytes) -> bytes:
+    value = b"".join(values)
+    return struct.pack("=HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
+
+
+def way(kind: int, source: str, target: str) -> bytes:
+    ends = attribute(1, inet_aton(source)), attribute(2, inet_aton(target))
+    return attribute(kind | 0x8000, attribute(0x8001, *ends), attribute(0x8002, attribute(1, b"\x11")))
+
+
+FLOW = struct.pack("=BBH", 2, 0, 0) + way(1, "10.0.0.1", "10.0.0.2") + way(2, "10.0.0.3", "10.0.0.1")
+
+
+def test_a_flow_has_the_addresses_of_both_its_ways_and_is_named_by_tuple_zone_and_id() -> None:
+    flow = conntrack.parse_flow(
+        FLOW + attribute(7, b"\0\0\0\5") + attribute(12, b"\1\2\3\4") + attribute(18, b"\0\7")
+    )
+    assert flow.addresses == {inet_aton(f"10.0.0.{n}") for n in (1, 2, 3)}
+    request = conntrack.delete_flow(flow)
+    assert request.kind == 0x102
+    assert request.body == FLOW[:4] + way(1, "10.0.0.1", "10.0.0.2") + attribute(18, b"\0\7") + attribute(
+        12, b"\1\2\3\4"
+    )
+
+
+@pytest.mark.parametrize(("tuple_kind", "flags_of"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("end", "flag"), [(1, 1), (2, 2)])
+def test_a_question_names_one_place_of_an_address(tuple_kind: int, flags_of: int, end: int, flag: int) -> None:
+    picked = attribute(tuple_kind | 0x8000, attribute(0x8001, attribute(end, inet_aton("10.0.0.1"))))
+    fitting = attribute(25 | 0x8000, attribute(flags_of, struct.pack("=I", flag)))
+    request = conntrack.list_flows(tuple_kind, end, inet_aton("10.0.0.1"))
+    assert (request.kind, request.body) == (0x101, FLOW[:4] + picked + fitting)
+
+
+@given(st.binary(max_size=120))
+def test_any_flow_is_parsed_or_called_malformed(tail: bytes) -> None:
+    try:
+        flow = conntrack.parse_flow(FLOW + tail)
+    except Malformed:
+        return
+    assert len(flow.handle) <= 3

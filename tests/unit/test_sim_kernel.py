@@ -13,7 +13,7 @@ from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused
 from qingcloud_cni.core.model import Netns, Route
 from qingcloud_cni.core.seams import Inspection, Kernel, LinkOrder
 from qingcloud_cni.sim.effects import FilterNic, PlugNic, UnplugNic
-from qingcloud_cni.sim.kernel import HOST_PATH, MOVE, FakeKernel
+from qingcloud_cni.sim.kernel import HOST_PATH, MOVE, PROBE, FakeKernel
 from qingcloud_cni.sim.topology import Latencies
 
 PRIMARY, NIC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"
@@ -300,3 +300,60 @@ async def test_a_namespace_is_gone_when_it_died_and_not_before() -> None:
     await asyncio.sleep(1)
     assert NIC in {link.mac for link in kernel.links_in(HOST_PATH)}
     assert await kernel.is_gone(NIC, netns, wanted.alias)
+
+
+@simulated
+async def test_a_probe_hears_who_has_the_address_and_waits_for_nobody_else() -> None:
+    kernel = make_kernel(NIC)
+    await raises(LinkNotFound, kernel.probe(NIC, "10.0.1.2"))  # still on the host
+    await kernel.park(NIC)
+    begun = now()
+    asking = asyncio.create_task(kernel.probe(NIC, "10.0.1.2"))
+    await asyncio.sleep(0.1)
+    assert [link.is_up for link in kernel.links_in(kernel.parking_path)] == [True]
+    assert await asking == ""
+    assert now() - begun == pytest.approx(PROBE)
+    kernel.claims["10.0.1.2"] = OTHER
+    assert await kernel.probe(NIC, "10.0.1.2") == OTHER
+    assert now() - begun == pytest.approx(PROBE)
+    assert [link.is_up for link in kernel.links_in(kernel.parking_path)] == [False]
+
+
+@simulated
+async def test_a_probe_ends_where_the_nic_is_taken() -> None:
+    kernel = make_kernel(NIC)
+    netns = kernel.make_netns(PATH)
+    await kernel.park(NIC)
+    asking = asyncio.create_task(kernel.probe(NIC, "10.0.1.2"))
+    await asyncio.sleep(0.1)
+    await kernel.attach(order(netns))
+    await raises(LinkNotFound, asking)
+    assert [link.is_up for link in kernel.links_in(PATH)] == [True]
+
+
+@simulated
+async def test_a_container_leaves_flows_behind_and_the_next_one_that_meets_them_is_noticed() -> None:
+    kernel = make_kernel(NIC)
+    netns = kernel.make_netns(PATH)
+    for is_flushed in (True, False):
+        placed = await kernel.attach(order(netns))
+        await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
+        assert kernel.flows == {"10.0.1.2"}
+        if is_flushed:
+            assert await kernel.flush(["10.0.1.2", "10.0.1.3"]) == 1
+    assert kernel.stale == []
+    await kernel.attach(order(netns))
+    assert kernel.stale == ["10.0.1.2"]
+
+
+@simulated
+async def test_only_what_is_so_is_announced() -> None:
+    kernel = make_kernel(NIC)
+    wanted = order(kernel.make_netns(PATH))
+    placed = await kernel.attach(wanted)
+    assert await kernel.announce(wanted, placed.ifindex)
+    kernel.change(PATH, "eth0", is_up=False)
+    assert not await kernel.announce(wanted, placed.ifindex)
+    kernel.kill_netns(PATH)
+    assert not await kernel.announce(wanted, placed.ifindex)
+    assert kernel.announced == ["10.0.1.2/24"]

@@ -1,6 +1,6 @@
 """The four seams between the agent and the world, and the plain data that crosses them."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -213,6 +213,25 @@ class Kernel(Protocol):
         """Look for the links of NICs, alias by MAC, in all namespaces that can be reached but the host's and parking.
 
         What was found, as `inspect` tells of it, by MAC.
+        """
+
+    async def announce(self, order: LinkOrder, ifindex: int) -> bool:
+        """Tell the neighbours of an attached NIC whose its address is, and hold nothing of its namespace afterwards.
+
+        False where there is nothing to tell any more: link, address or namespace are no longer as ordered.
+        """
+
+    async def probe(self, mac: str, address: str) -> str:
+        """Ask the vxnet for a parked NIC, in the name of nobody, who uses *address*: the MAC that shows, else "".
+
+        It takes some seconds, in which the link is up; other verbs may go on with the NIC meanwhile. LinkNotFound if
+        one of them takes it away, or if it is not parked.
+        """
+
+    async def flush(self, addresses: Collection[str]) -> int:
+        """Have the host forget all flows that it tracks from or to any of *addresses*; how many that were.
+
+        It is not done in the order of the verbs: none waits for it.
         """
 
     async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:

@@ -4,7 +4,6 @@ The table is written as a whole, in one transaction, by ``nft``; whether that is
 """
 
 import errno
-import struct
 import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,7 +13,14 @@ from typing import Final, Self
 
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.seams import Gateway, ServicePath
-from qingcloud_cni.kernel.messages import Request, pack_attribute, parse_u32, unpack_attributes
+from qingcloud_cni.kernel.messages import (
+    NETLINK_NETFILTER,
+    NFGENMSG,
+    Request,
+    pack_attribute,
+    parse_u32,
+    unpack_attributes,
+)
 from qingcloud_cni.kernel.netlink import Netlink, NetlinkRefused
 
 TABLE: Final = "qingcni"
@@ -24,14 +30,12 @@ TABLE: Final = "qingcni"
 MARK_MASK: Final = 0x7E
 NFT_SECONDS: Final = 20.0  # it takes some milliseconds; the kernel thread must not wait for ever
 
-NETLINK_NETFILTER: Final = 12
 NFNL_SUBSYS_NFTABLES: Final = 10
 NFT_MSG_GETTABLE: Final = 1
 NFT_MSG_GETGEN: Final = 16
 NFTA_TABLE_NAME: Final = 1
 NFTA_GEN_ID: Final = 1
 NFPROTO_INET: Final = 1
-_NFGENMSG: Final = struct.Struct("=BBH")  # family, version, resource id
 
 
 def mark_of(gateway: Gateway) -> int:
@@ -100,7 +104,7 @@ class Firewall:
         return _plain(_nft("", "list", "table", "inet", TABLE)) if self._exists() else ""
 
     def _exists(self) -> bool:
-        body = _NFGENMSG.pack(NFPROTO_INET, 0, 0) + pack_attribute(NFTA_TABLE_NAME, TABLE.encode() + b"\0")
+        body = NFGENMSG.pack(NFPROTO_INET, 0, 0) + pack_attribute(NFTA_TABLE_NAME, TABLE.encode() + b"\0")
         try:
             self._netfilter.ask(Request(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, body), f"find table {TABLE}")
         except NetlinkRefused as err:
@@ -110,10 +114,10 @@ class Firewall:
         return True
 
     def _read_generation(self) -> int | None:
-        request = Request(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, _NFGENMSG.pack(0, 0, 0))
+        request = Request(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, NFGENMSG.pack(0, 0, 0))
         with suppress(NetlinkRefused):
             for message in self._netfilter.ask(request, "read the generation of the rule set"):
-                fields = dict(unpack_attributes(message.body, _NFGENMSG.size))
+                fields = dict(unpack_attributes(message.body, NFGENMSG.size))
                 return parse_u32(fields[NFTA_GEN_ID])
         return None
 

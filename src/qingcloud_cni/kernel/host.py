@@ -1,21 +1,22 @@
 """The `Kernel` of core.seams on a real host: its verbs in one thread, its changes on the loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from socket import socket
-from typing import Final, ParamSpec, Self, TypeVar
+from typing import Final, Self
 
 from qingcloud_cni.core.model import Netns
 from qingcloud_cni.core.seams import Inspection, LinkOrder, PlacedLink, ServicePath, Survey
+from qingcloud_cni.kernel.errands import Errands
+from qingcloud_cni.kernel.parking import parking_path
+from qingcloud_cni.kernel.probes import Probes
 from qingcloud_cni.kernel.verbs import Verbs
 from qingcloud_cni.kernel.watch import Watch
+from qingcloud_cni.kernel.worker import Worker, kept
 
 NETNS_DIR: Final = Path("/run/netns")
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class HostKernel:
@@ -23,14 +24,14 @@ class HostKernel:
 
     The kernel moves one link at a time, so one thread carries out all verbs in the order they were asked for. A verb
     that has begun runs to its end, done or undone, even if the task that awaits it is cancelled; one still waiting
-    for its turn is dropped.
+    for its turn is dropped. Errands, which no move shall wait for, have a thread of their own.
     """
 
-    def __init__(self, executor: ThreadPoolExecutor, verbs: Verbs, watch: Watch) -> None:
-        self._executor = executor
+    def __init__(self, verbs: Worker[Verbs], errands: Worker[Errands], watch: Watch) -> None:
         self._verbs = verbs
+        self._errands = errands
         self._watch = watch
-        self._closing: Future[None] | None = None
+        self._probes = Probes(self._open_ear, self._close_ear)
 
     @classmethod
     async def open(cls, instance_id: str, *, netns_dir: Path = NETNS_DIR, host_netns: str | None = None) -> Self:
@@ -39,48 +40,63 @@ class HostKernel:
         The host's namespace is the calling thread's, or the one at *host_netns*. AbilityMissing without root or
         where the kernel lacks a feature.
         """
-        executor = ThreadPoolExecutor(1, thread_name_prefix="kernel")
-        making = executor.submit(_begin, instance_id, netns_dir, host_netns)
-        try:
-            verbs, monitors = await asyncio.shield(asyncio.wrap_future(making))
-        except BaseException:
-            making.add_done_callback(_discard)
-            executor.shutdown()
-            raise
-        return cls(executor, verbs, Watch(monitors))
+        parking = str(parking_path(instance_id, netns_dir))
+        async with AsyncExitStack() as undo:
+            verbs = await Worker.start("kernel", lambda: Verbs(instance_id, netns_dir, host_netns))
+            undo.push_async_callback(verbs.close)
+            errands = await Worker.start("errands", lambda: Errands(parking, host_netns))
+            undo.push_async_callback(errands.close)
+            watch = Watch(await kept(verbs.submit(Verbs.monitors), _close_all))
+            undo.pop_all()
+        return cls(verbs, errands, watch)
 
     async def identify(self, path: str) -> Netns:
-        return await self._in_thread(self._verbs.identify, path)
+        return await self._verbs.do(Verbs.identify, path)
 
     async def inspect(self, path: str, ifname: str) -> Inspection:
-        return await self._in_thread(self._verbs.inspect, path, ifname)
+        return await self._verbs.do(Verbs.inspect, path, ifname)
 
     async def survey(self) -> Survey:
-        return await self._in_thread(self._verbs.survey)
+        return await self._verbs.do(Verbs.survey)
 
     async def park(self, mac: str) -> None:
-        await self._in_thread(self._verbs.park, mac)
+        await self._verbs.do(Verbs.park, mac)
 
     async def attach(self, order: LinkOrder) -> PlacedLink:
-        return await self._in_thread(self._verbs.attach, order)
+        return await self._verbs.do(Verbs.attach, order)
 
     async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
-        return await self._in_thread(self._verbs.detach, mac, netns, ifindex, alias)
+        return await self._verbs.do(Verbs.detach, mac, netns, ifindex, alias)
 
     async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
-        return await self._in_thread(self._verbs.search, sought)
+        return await self._verbs.do(Verbs.search, sought)
 
     async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
-        return await self._in_thread(self._verbs.is_gone, mac, netns, alias)
+        return await self._verbs.do(Verbs.is_gone, mac, netns, alias)
+
+    async def announce(self, order: LinkOrder, ifindex: int) -> bool:
+        return await self._errands.do(Errands.announce, order, ifindex)
+
+    async def probe(self, mac: str, address: str) -> str:
+        try:
+            link_name = await self._verbs.do(Verbs.light, mac)
+            answer = await self._probes.ask(link_name, mac, address)
+        finally:
+            darkening = self._verbs.submit(Verbs.darken, mac)  # before any verb that is asked for later
+        await asyncio.wrap_future(darkening)
+        return answer
+
+    async def flush(self, addresses: Collection[str]) -> int:
+        return await self._errands.do(Errands.flush, addresses)
 
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
-        return await self._in_thread(self._verbs.gateways.addresses)
+        return await self._verbs.do(lambda verbs: verbs.gateways.addresses())
 
     async def serve(self, path: ServicePath) -> Mapping[str, str]:
-        return await self._in_thread(self._verbs.gateways.serve, path)
+        return await self._verbs.do(lambda verbs: verbs.gateways.serve(path))
 
     async def restore(self, settings: Mapping[str, str]) -> None:
-        await self._in_thread(self._verbs.gateways.restore, settings)
+        await self._verbs.do(lambda verbs: verbs.gateways.restore(settings))
 
     def changes(self) -> AsyncIterator[None]:
         return self._watch.changes()
@@ -88,34 +104,23 @@ class HostKernel:
     async def remove(self) -> None:
         """Remove the parking namespace and close; hardware left in it returns to the host, down."""
         self._watch.close()
-        await self._in_thread(self._verbs.remove)
+        await self._errands.close()
+        await self._verbs.do(Verbs.remove)
         await self.close()
 
     async def close(self) -> None:
         """Let verbs under way end, then close everything; the parking namespace stays. Safe to repeat."""
         self._watch.close()
-        if self._closing is None:
-            self._closing = self._executor.submit(self._verbs.close)
-        await asyncio.shield(asyncio.wrap_future(self._closing))
-        self._executor.shutdown()
+        await self._errands.close()
+        await self._verbs.close()
 
-    async def _in_thread(self, verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.wrap_future(self._executor.submit(verb, *args, **kwargs))
+    async def _open_ear(self) -> socket:
+        return await kept(self._errands.submit(Errands.open_ear), socket.close)
 
-
-def _begin(instance_id: str, netns_dir: Path, host_netns: str | None) -> tuple[Verbs, tuple[socket, socket]]:
-    verbs = Verbs(instance_id, netns_dir, host_netns)
-    try:
-        return verbs, verbs.monitors()
-    except BaseException:
-        verbs.close()
-        raise
+    def _close_ear(self, ear: socket) -> None:
+        self._errands.submit(lambda _errands: ear.close())
 
 
-def _discard(making: Future[tuple[Verbs, tuple[socket, socket]]]) -> None:
-    """Close what was made for nobody."""
-    if not making.exception():
-        verbs, monitors = making.result()
-        verbs.close()
-        for monitor in monitors:
-            monitor.close()
+def _close_all(monitors: tuple[socket, ...]) -> None:
+    for monitor in monitors:
+        monitor.close()

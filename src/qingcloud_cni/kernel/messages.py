@@ -66,6 +66,9 @@ IFF_LOOPBACK: Final = 0x8
 IFF_PROMISC: Final = 0x100
 IFF_ALLMULTI: Final = 0x200
 
+NETLINK_NETFILTER: Final = 12  # the protocol of a socket to nftables and ctnetlink
+NFGENMSG: Final = struct.Struct("=BBH")  # family, version, resource id: begins the body of each of their messages
+
 _HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE: Final = struct.Struct("=HH")  # nlattr: length, type
 _LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, hardware type, index, flags, change mask

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -33,6 +34,9 @@ NETLINK_EXT_ACK: Final = 11  # an error says in words what was wrong, Linux 4.12
 ANSWER_SECONDS: Final = 5.0  # the kernel answers within the call that sends; this only keeps a bug from blocking
 DUMP_TRIES: Final = 20  # a dump that links changed under is asked again
 BUFFER_BYTES: Final = 1 << 16  # dumps come in pieces of at most 32 KiB
+
+
+Keep = Callable[[Message], bool]
 
 
 class NetlinkRefused(KernelRefused):
@@ -98,26 +102,26 @@ class Netlink:
         """All links of the namespace at one moment."""
         return tuple(parse_link(message.body) for message in self.dump(get_links(), "list links"))
 
-    def dump(self, request: Request, wish: str) -> list[Message]:
-        """All things of a kind at one moment."""
+    def dump(self, request: Request, wish: str, *, keep: Keep | None = None) -> list[Message]:
+        """All things of a kind at one moment; of many only those to *keep* take room."""
         for _ in range(DUMP_TRIES):
             try:
-                return self._converse(request, NLM_F_DUMP, wish)
+                return self._converse(request, NLM_F_DUMP, wish, keep)
             except _Interrupted:
                 continue
         raise NetlinkRefused(wish, errno.EINTR, f"they changed under each of {DUMP_TRIES} listings")
 
-    def _converse(self, request: Request, flags: int, wish: str) -> list[Message]:
+    def _converse(self, request: Request, flags: int, wish: str, keep: Keep | None = None) -> list[Message]:
         self._seq = (self._seq + 1) & 0xFFFFFFFF
         try:
             self._socket.send(pack(request, NLM_F_REQUEST | flags, self._seq))
-            return self._answer(wish)
+            return self._answer(wish, keep)
         except TimeoutError as err:
             raise NetlinkRefused(wish, errno.ETIMEDOUT, f"no answer in {ANSWER_SECONDS:g} s") from err
         except OSError as err:
             raise NetlinkRefused(wish, err.errno or errno.EIO) from err
 
-    def _answer(self, wish: str) -> list[Message]:
+    def _answer(self, wish: str, keep: Keep | None) -> list[Message]:
         """Collect what answers the latest request, up to its acknowledgement or the end of its dump."""
         answer: list[Message] = []
         is_interrupted = False
@@ -133,7 +137,8 @@ class Netlink:
                 elif message.kind == NLMSG_OVERRUN:
                     code, words = errno.ENOBUFS, ""
                 else:
-                    answer.append(message)
+                    if keep is None or keep(message):
+                        answer.append(message)
                     continue
                 if is_interrupted:
                     raise _Interrupted

@@ -6,7 +6,7 @@ once, and a crash before or after it leaves a link that can be told by name, ali
 
 import errno
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
@@ -15,7 +15,7 @@ from typing import Final
 from qingcloud_cni.core.errors import AbilityMissing, InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Netns, Route
 from qingcloud_cni.core.seams import Inspection, Link, LinkOrder, PlacedLink, Survey
-from qingcloud_cni.kernel import parking
+from qingcloud_cni.kernel import parking, sysctl
 from qingcloud_cni.kernel.gateway import Gateways
 from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, add_address, add_route, delete_altnames, set_link
 from qingcloud_cni.kernel.namespaces import (
@@ -29,7 +29,16 @@ from qingcloud_cni.kernel.namespaces import (
     write_setting,
 )
 from qingcloud_cni.kernel.netlink import Netlink, NetlinkRefused
-from qingcloud_cni.kernel.nic import SPARE_NAME, Sought, candidates, mark, parked_name, read_mark, resetting
+from qingcloud_cni.kernel.nic import (
+    SPARE_NAME,
+    Sought,
+    candidates,
+    is_candidate,
+    mark,
+    parked_name,
+    read_mark,
+    resetting,
+)
 from qingcloud_cni.kernel.routing import get_addresses, get_routes, parse_address, parse_route
 from qingcloud_cni.kernel.watch import open_monitor
 
@@ -40,6 +49,9 @@ SETTINGS: Final = (  # for each interface given to a container
     # Nothing ever waits for an IPv6 address to be proved unique; absent where IPv6 is off.
     ("/proc/sys/net/ipv6/conf/{}/accept_dad", b"0"),
 )
+PARKING_SETTINGS: Final = {  # a NIC that is set up for a probe says nothing but that; none where IPv6 is off
+    f"net/ipv6/conf/{scope}/disable_ipv6": "1" for scope in ("all", "default")
+}
 
 
 class Verbs:
@@ -56,7 +68,9 @@ class Verbs:
             self._parking_ns = undo.enter_context(parking.ensure(self._parking_path))
             with self._traveller.inside(self._parking_ns):
                 self._parking = undo.enter_context(Netlink())
+                sysctl.ensure(PARKING_SETTINGS)
             self._check_rights()
+            self._set_all_down()
             self.gateways = undo.enter_context(Gateways(self._host, self._parking, self._traveller.home))
             self._held = undo.pop_all()
 
@@ -99,6 +113,19 @@ class Verbs:
         place, link = self._at_hand(mac)
         if not self._bring_if_there(place, link, mac):
             raise LinkNotFound(f"nic {mac}: vanished while it was parked")
+
+    def light(self, mac: str) -> str:
+        """Set a parked link up, so that it can be heard and hear; its name."""
+        link = self._parked(mac)
+        self._parking.do(set_link(link.ifindex, LinkChange(is_up=True)), f"nic {mac}: set up {link.name}")
+        return link.name
+
+    def darken(self, mac: str) -> None:
+        """Undo `light`; nothing to do where the link has left meanwhile."""
+        with suppress(LinkNotFound):
+            link = self._parked(mac)
+            if link.is_up:
+                self._set_down(link)
 
     def attach(self, order: LinkOrder) -> PlacedLink:
         places = [self._parking, self._host]
@@ -296,6 +323,21 @@ class Verbs:
             if link := Sought(mac).pick(place.links()):
                 return place, link
         raise LinkNotFound(f"nic {mac}: no such link on the host or in {self._parking_path}")
+
+    def _parked(self, mac: str) -> LinkInfo:
+        place, link = self._at_hand(mac)
+        if place is not self._parking:
+            raise LinkNotFound(f"nic {mac}: is not parked")
+        return link
+
+    def _set_all_down(self) -> None:
+        """An agent that was killed may have left links up that it probed with."""
+        for link in self._parking.links():
+            if is_candidate(link) and link.is_up:
+                self._set_down(link)
+
+    def _set_down(self, link: LinkInfo) -> None:
+        self._parking.do(set_link(link.ifindex, LinkChange(is_up=False)), f"nic {link.mac}: set down {link.name}")
 
     def _container(self, path: str) -> Namespace:
         """Open a namespace that must not be one of our own."""

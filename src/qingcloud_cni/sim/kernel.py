@@ -6,7 +6,7 @@ and indexes change on the way, a namespace that dies gives its NICs back late, d
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
@@ -18,6 +18,8 @@ from qingcloud_cni.sim.effects import Effect, FilterNic, PlugNic, UnplugNic
 from qingcloud_cni.sim.topology import Latencies
 
 MOVE = 0.019  # seconds; measured, see design section 11
+PROBE = 2.1  # seconds until silence counts
+FLUSH = 0.012  # seconds to go through the table of tracked flows
 MTU = 1500
 HOST_PATH = "/proc/1/ns/net"
 SERVING = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/send_redirects": "0"}  # settings, where there are gateways
@@ -83,6 +85,10 @@ class FakeKernel:
         self._parking = self._new_space(self.parking_path)
         self._containers: dict[str, _Space] = {}
         self._lost: dict[int, list[_Link]] = {}  # on their way back from dead namespaces, by inode
+        self.claims: dict[str, str] = {}  # by address: the MAC of somebody else in the vxnet who uses it
+        self.flows: set[str] = set()  # addresses that the host tracks flows of; each container leaves some behind
+        self.stale: list[str] = []  # addresses that a container got while there were flows of another's: never
+        self.announced: list[str] = []  # addresses, in the order of announcements
         self.path = ServicePath()  # as last served
         self._gateways: set[str] = set()  # MACs of links configured for it
         self.settings = {"net/ipv4/ip_forward": "0", "net/ipv4/conf/all/send_redirects": "1"}
@@ -232,6 +238,34 @@ class FakeKernel:
                     found[mac] = _inspection(space, link)
         return found
 
+    async def announce(self, order: LinkOrder, ifindex: int) -> bool:
+        container = self._recorded(order.netns)
+        link = container.links.get(ifindex) if container is not None else None
+        if link is None or (link.alias, link.address, link.is_up) != (order.alias, order.address, True):
+            return False
+        self.announced.append(order.address)
+        return True
+
+    async def probe(self, mac: str, address: str) -> str:
+        """Somebody who uses the address answers at once."""
+        link = self._parked(mac)
+        link.is_up = True
+        try:
+            if address not in self.claims:
+                await self._sleep(PROBE)
+            if self._parked(mac) is not link or not link.is_up:
+                raise LinkNotFound(f"nic {mac}: probe: it was taken meanwhile")
+            return self.claims.get(address, "")
+        finally:
+            if self._parking.links.get(link.ifindex) is link:
+                link.is_up = False
+
+    async def flush(self, addresses: Collection[str]) -> int:
+        await self._sleep(FLUSH)
+        found = self.flows & set(addresses)
+        self.flows -= found
+        return len(found)
+
     async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
         if self._recorded(netns) is not None:
             return False
@@ -315,6 +349,10 @@ class FakeKernel:
         link.name, link.alias, link.is_up = order.ifname, order.alias, True
         taken = {route.dst for other in container.links.values() for route in other.routes}
         link.address = order.address
+        address = order.address.partition("/")[0]
+        if address in self.flows:
+            self.stale.append(address)
+        self.flows.add(address)
         link.routes = tuple(route for route in order.routes if route.dst not in taken)
         return link
 
@@ -362,6 +400,12 @@ class FakeKernel:
                 if link.mac == mac:
                     return space, link
         raise LinkNotFound(f"nic {mac}: neither parked nor on the host")
+
+    def _parked(self, mac: str) -> _Link:
+        space, link = self._find_free(mac)
+        if space is not self._parking:
+            raise LinkNotFound(f"nic {mac}: is not parked")
+        return link
 
     def _find(self, nic_id: str) -> tuple[_Space, _Link] | None:
         """Find a link anywhere by the MAC burnt in."""
