@@ -107,6 +107,7 @@ class SimulatedHost:
         self.settings = settings_of(tmp_path, self.topology, **settings)
         self._running: asyncio.Task[None] | None = None
         self._agent: Agent | None = None
+        self._set_forward = 0.0
 
     @property
     def agent(self) -> Agent:
@@ -142,7 +143,8 @@ class SimulatedHost:
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         client = Client(access, LocalTransport(self.api), clock=self.clock, rng=self.rng, observe=lambda _call: None)
         try:
-            world = World(client, self.kernel, store, self.clock, self.rng)
+            world = World(client, self.kernel, store, self.clock, self.rng, set_forward=self._set_forward)
+            self._set_forward = 0.0
             async with Agent.opened(self.settings, self.instance_id, world) as agent:
                 await agent.compare_kernel()
                 agent.begin()
@@ -159,6 +161,11 @@ class SimulatedHost:
         with suppress(asyncio.CancelledError):
             await self._running
         self._running, self._agent = None, None
+
+    def set_clock(self, forward: float) -> None:
+        """Set the host's clock while no agent runs; the next one is told what it can learn of that (agent.clock)."""
+        self.clock.ahead += forward
+        self._set_forward = max(forward, 0.0)
 
     async def check_alive(self) -> None:
         """Let a bug that ended the agent show."""
@@ -247,6 +254,7 @@ class SimulatedHost:
         table = self.agent.context.table
         broken = violations(table.nics.values(), table.attachments.values())
         assert not broken, broken
+        assert not self.kernel.stale, f"handed out before the host forgot the flows: {self.kernel.stale}"
         assert len(table.nics) + table.creating <= self.settings.max_nics
         assert len(self.ours_in_cloud()) <= self.settings.max_nics
         for nic_id, intents in _spoken_of(table).items():

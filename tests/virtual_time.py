@@ -45,8 +45,14 @@ class _JumpLoop(asyncio.SelectorEventLoop):
 class VirtualClock:
     """`core.seams.Clock` of the loop it is used in."""
 
+    ahead = 0.0  # seconds by which somebody has set it while no agent ran
+    wall_ahead = 0.0  # the same while one runs
+
     def now(self) -> float:
-        return EPOCH + asyncio.get_running_loop().time()
+        return EPOCH + self.ahead + asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        return self.now() + self.wall_ahead
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -17,7 +17,8 @@ from pages import ROOT, page
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.core.errors import EXIT
 from qingcloud_cni.kernel.host import NETNS_DIR
-from simulator import needs_root, running_sim
+from simulator import eventually, needs_root, running_sim
+from tracked import addresses, send_udp, track
 
 UNIT = ROOT / "deploy" / "systemd" / "qingagent.service"
 # What gives a service a mount namespace of its own, or another network or user (systemd.exec(5)).
@@ -76,6 +77,13 @@ def test_systemd_has_nothing_to_say_against_it(tmp_path: Path) -> None:
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
+def test_it_allows_every_kind_of_socket_that_the_agent_opens() -> None:
+    files = [path for path in (ROOT / "src/qingcloud_cni").rglob("*.py") if "sim" not in path.parts]
+    opened = set(re.findall(r"socket\.socket\(socket\.(AF_\w+)", "".join(path.read_text() for path in files)))
+    assert opened >= {"AF_NETLINK", "AF_PACKET"}
+    assert opened <= set(settings("Service")["RestrictAddressFamilies"].split())
+
+
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     """One whose agent runs with the capabilities of the unit, and can get no others."""
@@ -117,8 +125,15 @@ def test_an_agent_works_with_the_capabilities_of_the_unit(host: Host) -> None:
     gateway = {route["dst"]: route["gw"] for route in result["routes"]}["10.96.0.0/12"]
     assert container.reaches(gateway)
     assert len(host.nics("gateway")) == 1
+    track(host.netns)
+    address = result["ips"][0]["address"].partition("/")[0]
+    send_udp(host.netns, address)
+    assert address in addresses(host.netns)
     host.cni("DEL", container, conf=conf).succeeded()
 
+    eventually(lambda: address not in addresses(host.netns), "the flow is forgotten")
+    host.wait_idle(1)
+    assert not host.agent.events("nic.probe-failed")
     host.qingagent("drain", "--timeout", "60s")
     assert host.agent.stop() == 0
     done = host.cleanup(**few)

@@ -28,6 +28,7 @@ SEEDS = int(os.environ.get("CHAOS_SEEDS", "40"))
 STEPS = 120
 FAULT_RATES = (0.0, 0.1, 0.3)
 DISK_SECONDS = (0.0, 0.004, 0.3)
+PARKED = {NicState.IDLE, NicState.COOLING, NicState.QUARANTINED}
 # Left out: what may end a first start, as it should; lists that lie, which two looks see through and a cloud that
 # lies half the time does not care; NICs that go by themselves, for Havoc knows only of those that it takes.
 EVERYTHING = tuple(e for e in EFFECTS if e not in {WRONG_KEYS, EMPTY_LIST, PARTIAL_LIST, NIC_GONE})
@@ -163,18 +164,17 @@ async def converged(host: SimulatedHost) -> None:
     missing = {n.nic_id for n in host.nics.values() if n.state is NicState.MISSING}
     assert set(host.ours_in_cloud()) == set(host.nics)
     parked = {link.mac for link in host.kernel.links_in(host.kernel.parking_path)}
-    waiting = {n.nic_id for n in host.nics.values() if n.state in {NicState.IDLE, NicState.COOLING}}
-    assert parked == waiting
+    assert parked == {n.nic_id for n in host.nics.values() if n.state in PARKED}
     assert not missing, f"attached, and their links are nowhere: {missing}"
 
 
 class Havoc(Chaos):
-    """Besides: an operator at the console, containers that meddle with links, drains, hours without the cloud."""
+    """Besides: an operator at the console, others with our addresses, meddling containers, drains, long outages."""
 
     async def step(self) -> None:
         match self.rng.choices(
-            ("as before", "detach", "delete", "elsewhere", "here", "meddle", "drain", "outage"),
-            (100, 3, 2, 2, 2, 6, 1, 2),
+            ("as before", "detach", "delete", "elsewhere", "here", "meddle", "drain", "outage", "claim"),
+            (100, 3, 2, 2, 2, 6, 1, 2, 4),
         )[0]:
             case "detach":
                 self.console("DetachNics", "in-use")
@@ -192,6 +192,8 @@ class Havoc(Chaos):
                 await self.kill()
             case "outage":
                 await self.outage()
+            case "claim" if self.host.nics:
+                self.claim(self.rng.choice(sorted(nic.host_address for nic in self.host.nics.values())))
             case _:
                 await super().step()
 
@@ -203,6 +205,11 @@ class Havoc(Chaos):
         nic_id = self.rng.choice(candidates)
         if self.host.console(action, nic_id, **params)["ret_code"] == 0:
             self.taken.add(nic_id)
+
+    def claim(self, address: str) -> None:
+        """Somebody in the vxnet uses the address from now on, or no more."""
+        if self.host.kernel.claims.pop(address, None) is None:
+            self.host.kernel.claims[address] = f"02:00:00:00:01:{self.rng.randrange(4):02x}"
 
     def meddle(self, name: str) -> None:
         """The container renames its link, changes its MAC, or wipes the alias off it."""
@@ -279,4 +286,4 @@ async def remembered(host: SimulatedHost) -> None:
         a.nic_id for a in host.agent.context.table.attachments.values()
     }
     parked = {link.mac for link in host.kernel.links_in(host.kernel.parking_path)}
-    assert parked == {n.nic_id for n in host.nics.values() if n.state in {NicState.IDLE, NicState.COOLING}}
+    assert parked == {n.nic_id for n in host.nics.values() if n.state in PARKED}

@@ -18,7 +18,7 @@ from simulated import SimulatedHost, key_of, netns_of, simulated
 
 def kept(host: SimulatedHost, container: str, asked: float | None = None, **said: object) -> Path:
     """A DEL asked just now, or at *asked*, and kept."""
-    return keep(host.settings.spool, key_of(container), host.clock.now() if asked is None else asked, **said)
+    return keep(host.settings.spool, key_of(container), host.clock.wall() if asked is None else asked, **said)
 
 
 def is_held(host: SimulatedHost, container: str) -> bool:
@@ -287,5 +287,23 @@ def test_a_del_whose_caller_has_gone_is_not_begun(tmp_path: Path) -> None:
             assert is_held(host, "c0")
             await host.delete("c0")
             await adding
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("jump", [-7200.0, 7200.0])
+def test_a_clock_that_is_set_meanwhile_changes_nothing_in_what_came_first(tmp_path: Path, jump: float) -> None:
+    """The plugin tells the time by the host's clock, and the agent by one of its own."""
+
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("older")
+            host.clock.wall_ahead = jump
+            await host.clock.sleep(10)
+            paths = kept(host, "older"), kept(host, "newer")
+            await host.clock.sleep(0.01)
+            await host.add("newer")
+            await until_done(host, *paths)
+            assert (is_held(host, "older"), is_held(host, "newer")) == (False, True)
 
     virtual_time.run(main())

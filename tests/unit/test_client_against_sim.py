@@ -34,6 +34,8 @@ class LoopClock:
     def now(self) -> float:
         return 1_700_000_000.0 + asyncio.get_running_loop().time()
 
+    wall = now
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(min(seconds, 0.01))
 

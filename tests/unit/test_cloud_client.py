@@ -50,6 +50,8 @@ class FakeClock:
     def now(self) -> float:
         return self.time
 
+    wall = now
+
     async def sleep(self, seconds: float) -> None:
         self.time += seconds
 

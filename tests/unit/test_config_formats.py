@@ -39,6 +39,7 @@ EVERY_SETTING: dict[str, str | list[str]] = {  # each unlike its default
     "instance-id-file": "/etc/other/instance-id",
     "state-dir": "/srv/state",
     "run-dir": "/srv/run",
+    "duplicate-probe": "off",
     "allow-readable-access-file": "yes",
 }
 

@@ -186,6 +186,44 @@ def test_a_nic_that_has_just_rested_is_surplus_at_once_where_idle_ttl_is_0() -> 
     assert plan(PoolState(held), policy, NOW) == (Rest(held[0].nic_id), DetachNics(ids(*held)))
 
 
+# --- quarantine --------------------------------------------------------------------------------------
+
+
+def quarantined(*ages: float) -> tuple[Nic, ...]:
+    return tuple(nic(70 + number, S.QUARANTINED, age=age) for number, age in enumerate(ages))
+
+
+def test_a_quarantined_nic_is_replaced_and_takes_room() -> None:
+    held = (*idle(1, 1), *quarantined(1))
+    assert plan(PoolState(held), POLICY, NOW) == (CreateNics(1),)
+    full = (*nics(*[S.ASSIGNED] * 57), *idle(1, 1), *quarantined(1))
+    assert room(PoolState(full), POLICY) == 0
+
+
+def test_a_quarantined_nic_is_kept_for_a_while_and_then_given_back() -> None:
+    held = (*idle(1, 1, 1), *quarantined(3599, 3600, 4000))
+    assert plan(PoolState(held), POLICY, NOW) == (DetachNics((held[5].nic_id, held[4].nic_id)),)
+    assert next_due(PoolState(held), POLICY, NOW) == NOW + 1
+
+
+def test_a_quarantined_nic_gives_way_where_there_is_no_room_for_another() -> None:
+    """The longest quarantined first, as many as ADDs wait, and only as long as a NIC could be created instead.
+
+    Not before a second probe has told the same: the next NIC may get the very same address.
+    """
+    held = (*nics(*[S.ASSIGNED] * 56), *quarantined(59, 61, 63, 62))
+    waiting = PoolState(held, waiting=2)
+    assert plan(waiting, POLICY, NOW) == (DetachNics((held[58].nic_id, held[59].nic_id)),)
+    assert plan(replace(waiting, waiting=4), POLICY, NOW) == (
+        DetachNics(tuple(held[n].nic_id for n in (58, 59, 57))),
+    )
+    assert next_due(replace(waiting, waiting=4), POLICY, NOW) == NOW + 1
+    assert plan(replace(waiting, may_grow=False), POLICY, NOW) == ()
+    assert plan(replace(waiting, waiting=0), POLICY, NOW) == ()
+    leaving = (*held[:57], nic(80, S.DETACHING), *held[58:])
+    assert plan(replace(waiting, nics=leaving, waiting=1), POLICY, NOW) == ()
+
+
 # --- draining ----------------------------------------------------------------------------------------
 
 
@@ -243,6 +281,11 @@ def test_a_drain_leaves_nics_to_their_operations() -> None:
             "all 60 NICs are taken (max-nics 60); the next one has rested in 3 s",
             id="also one that is nearly rested",
         ),
+        pytest.param(
+            PoolState((*nics(*[S.ASSIGNED] * 58), *quarantined(1.0, 2.0)), waiting=1),
+            "all 60 NICs are taken (max-nics 60), 2 of them quarantined, since somebody else uses their addresses",
+            id="some are quarantined",
+        ),
     ],
 )
 def test_why_an_add_waits(state: PoolState, says: str) -> None:
@@ -264,6 +307,8 @@ def policies(draw: st.DrawFn) -> PoolPolicy:
         idle_ttl=draw(ages),
         cooldown=draw(ages),
         cooldown_min=draw(ages),
+        quarantine=draw(ages),
+        quarantine_min=draw(ages),
     )
 
 
@@ -336,7 +381,9 @@ def test_a_plan_touches_each_nic_once_and_only_from_the_states_it_may(state: Poo
     allowed = {
         AttachNics: {S.CREATING},
         DeleteNics: {S.CREATING},
-        DetachNics: {S.IDLE, S.COOLING, S.MISSING, S.QUARANTINED, S.GATEWAY} if state.is_draining else {S.IDLE},
+        DetachNics: {S.IDLE, S.COOLING, S.MISSING, S.QUARANTINED, S.GATEWAY}
+        if state.is_draining
+        else {S.IDLE, S.QUARANTINED},
     }
     touched: list[str] = []
     for action in actions:
@@ -353,7 +400,8 @@ def test_giving_back_leaves_max_idle_and_never_takes_what_somebody_waits_for(
     state: PoolState, policy: PoolPolicy
 ) -> None:
     actions = plan(state, policy, NOW)
-    given_back = [n for a in actions if isinstance(a, DetachNics) for n in a.nic_ids]
+    quarantined = {n.nic_id for n in state.nics if n.state is S.QUARANTINED}
+    given_back = [n for a in actions if isinstance(a, DetachNics) for n in a.nic_ids if n not in quarantined]
     if given_back and not state.is_draining:
         rested = sum(isinstance(a, Rest) for a in actions)
         assert sum(n.state is S.IDLE for n in state.nics) + rested - len(given_back) >= policy.max_idle

@@ -49,6 +49,7 @@ SAMPLES: dict[str, tuple[str, str, str, str]] = {  # file, environment, flag; an
     "instance-id-file": ("/a", "/b", "/c", ""),
     "state-dir": ("/a", "/b", "/c", ""),
     "run-dir": ("/a", "/b", "/c", ""),
+    "duplicate-probe": ("false", "yes", "off", "maybe"),
     "allow-readable-access-file": ("true", "no", "on", "maybe"),
 }
 each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)

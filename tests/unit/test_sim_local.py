@@ -33,6 +33,8 @@ class Turned:
     def now(self) -> float:
         return self.time
 
+    wall = now
+
     async def sleep(self, seconds: float) -> None:
         end = self.time + seconds
         while self.time < end:

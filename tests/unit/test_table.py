@@ -169,6 +169,20 @@ class TableMachine(RuleBasedStateMachine):
         assert not is_legal or not self.table.nics[nic_id].released
 
     @rule(number=numbers)
+    def quarantined(self, number: int) -> None:
+        nic_id = new_nic(number).nic_id
+        self.attempt(lambda: self.table.quarantined(nic_id, self.now, "mac"), self.may(nic_id, S.QUARANTINED))
+
+    @rule(number=numbers)
+    def cleared(self, number: int) -> None:
+        nic_id = new_nic(number).nic_id
+        self.attempt(lambda: self.table.cleared(nic_id, self.now, "why"), self.may(nic_id, S.IDLE))
+
+    @invariant()
+    def only_quarantined_nics_have_a_claimant(self) -> None:
+        assert all(bool(n.claimant) == (n.state is S.QUARANTINED) for n in self.table.nics.values())
+
+    @rule(number=numbers)
     def lost(self, number: int) -> None:
         nic_id = new_nic(number).nic_id
         self.attempt(lambda: self.table.lost(nic_id, self.now, "why"), self.may(nic_id, S.MISSING))
@@ -372,3 +386,47 @@ def test_a_table_shows_its_state() -> None:
     assert repr(reached(S.ASSIGNED)) == (
         "Table(52:54:00:00:00:01 assigned; attachments=['net/pod1/eth0']; intents=[])"
     )
+
+
+# --- quarantine and time -------------------------------------------------------------------------------
+
+
+def test_a_claimant_is_remembered_as_long_as_the_quarantine_lasts() -> None:
+    table, nic_id = reached(S.IDLE), new_nic(1).nic_id
+    table.quarantined(nic_id, 5.0, "02:00:00:00:00:99")
+    assert (table.nics[nic_id].state, table.nics[nic_id].claimant) == (S.QUARANTINED, "02:00:00:00:00:99")
+    table.cleared(nic_id, 6.0, "nobody answers")
+    assert (table.nics[nic_id].state, table.nics[nic_id].claimant) == (S.IDLE, "")
+    assert [c for c in table.take_changes() if isinstance(c, Event)] == [
+        Event(5.0, "nic.quarantined", nic_id, detail="172.16.3.7 is used by 02:00:00:00:00:99", state="quarantined"),
+        Event(6.0, "nic.cleared", nic_id, detail="nobody answers", state="idle"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("forward", "now", "expected"),
+    [
+        pytest.param(0.0, 1000.0, (100.0, 90.0, 80.0, 70.0), id="not set"),
+        pytest.param(500.0, 1000.0, (600.0, 590.0, 580.0, 570.0), id="set forward"),
+        pytest.param(950.0, 1000.0, (1000.0, 1000.0, 1000.0, 1000.0), id="set forward, and counted twice"),
+        pytest.param(0.0, 85.0, (85.0, 85.0, 80.0, 70.0), id="set back"),
+    ],
+)
+def test_times_on_disk_follow_a_clock_that_was_set(
+    forward: float, now: float, expected: tuple[float, float, float, float]
+) -> None:
+    cooling, assigned = new_nic(1, S.COOLING, since=100.0, released=90.0), new_nic(2, S.ASSIGNED, since=70.0)
+    attachment = new_attachment(assigned.nic_id, since=80.0)
+    intent = Intent("op", OpKind.CREATE, 70.0)
+    table = Table(Snapshot((cooling, assigned), (attachment,), (intent,)))
+    table.reset_clock(forward, now)
+    nic = table.nics[cooling.nic_id]
+    assert (nic.since, nic.released) == expected[:2]
+    assert table.attachments[attachment.key].since == expected[2]
+    assert table.intents["op"].since == expected[3]
+    assert table.nics[assigned.nic_id].released == 0.0
+    changes = table.take_changes()
+    is_moved = expected != (100.0, 90.0, 80.0, 70.0)
+    assert [c.name for c in changes if isinstance(c, Event)] == ["clock.set"] * is_moved
+    on_disk = replayed([PutNic(cooling), PutNic(assigned), PutAttachment(attachment), PutIntent(intent), *changes])
+    assert content(Table(on_disk)) == content(table)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from qingcloud_cni.agent.attachments import Attachments
 from qingcloud_cni.agent.clock import delay_after
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.duplicates import Duplicates
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.jobs import Jobs
 from qingcloud_cni.agent.journal import Journal, Listener
@@ -51,6 +52,7 @@ class World:
     clock: Clock
     rng: random.Random
     listeners: tuple[Listener, ...] = ()
+    set_forward: float = 0.0  # seconds by which times on disk are behind the clock: it was set meanwhile
 
 
 class Agent:
@@ -62,7 +64,8 @@ class Agent:
         self.context = context
         self.jobs = Jobs(context)
         self.operations = Operations(context, self.jobs, chooser, vxnets)
-        self.pool = Pool(context, self.operations, chooser, settings.instance_nic_limit)
+        duplicates = Duplicates(context, is_on=settings.duplicate_probe)
+        self.pool = Pool(context, self.operations, chooser, duplicates, settings.instance_nic_limit)
         self.gateways = Gateways(context, self.pool, self.operations, vxnets)
         self.links = Links(context, self.pool, self.gateways)
         files = SpoolFiles(settings.spool, context.instance_id, settings.socket, settings.bindaddr)
@@ -87,6 +90,7 @@ class Agent:
         """
         snapshot = await world.store.load()
         table = Table(snapshot)
+        table.reset_clock(world.set_forward, world.clock.now())
         async with asyncio.TaskGroup() as writers:
             journal = Journal(table, world.store, world.clock, world.rng, world.listeners)
             writers.create_task(journal.run(), name="store")

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 
+from qingcloud_cni.agent.announcements import Announcements
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.phases import Phase, Phases
@@ -42,6 +43,7 @@ class Attachments:
         self._gateways = gateways
         self._turns = Turns()
         self._strays = Strays(context)
+        self._announcements = Announcements(context)
 
     async def add(
         self, key: AttachmentKey, netns_path: str, config: NetworkConfig, call: Call
@@ -189,7 +191,7 @@ class Attachments:
         context, kept = self._context, file.kept
         attachment = context.table.attachments.get(kept.key)
         outcome = "nothing was held"
-        if attachment is not None and attachment.since > kept.asked:
+        if attachment is not None and attachment.since > context.from_wall(kept.asked):
             outcome = f"nic {attachment.nic_id} is left: its ADD came later"
         elif attachment is not None:
             await self._release(attachment, "DEL, kept while the agent could not be asked", phases)
@@ -320,18 +322,22 @@ class Attachments:
     async def _place(self, attachment: Attachment, nic: Nic, routes: tuple[Route, ...]) -> PlacedLink:
         alias = self._alias(nic.nic_id)
         order = LinkOrder(nic.nic_id, attachment.netns, attachment.key.ifname, nic.address, routes, alias)
-        return await self._context.kernel.attach(order)
+        placed = await self._context.kernel.attach(order)
+        self._announcements.begin(order, placed.ifindex)
+        return placed
 
     async def _release(self, attachment: Attachment, cause: str, phases: Phases) -> None:
         """Bring the link home and give the NIC its rest; a link that is nowhere yet is awaited on the host."""
         context = self._context
         alias = self._alias(attachment.nic_id)
         context.moving.add(attachment.nic_id)
+        self._announcements.stop(attachment.nic_id)
         try:
             with phases.waiting(Phase.KERNEL):
                 is_parked = await context.kernel.detach(
                     attachment.nic_id, attachment.netns, attachment.ifindex, alias
                 )
+                await self._announcements.ended(attachment.nic_id)
             context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
         finally:
             context.moving.discard(attachment.nic_id)

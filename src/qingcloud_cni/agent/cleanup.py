@@ -63,7 +63,8 @@ def _named(attachment: Attachment) -> str:
 
 def _remove_files(settings: Settings) -> None:
     """Only what the agent made; the directories go if nothing else is in them."""
-    for path in (*state_files(settings.database), settings.seal, settings.socket, settings.token_file):
+    settled = settings.seal, settings.boot_time, settings.socket, settings.token_file
+    for path in (*state_files(settings.database), *settled):
         path.unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         shutil.rmtree(settings.spool)

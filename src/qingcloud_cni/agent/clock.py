@@ -3,13 +3,28 @@
 import asyncio
 import random
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+SLACK = 1.0  # seconds by which a clock may differ without having been set
 
 
 class SystemClock:
-    """`core.seams.Clock` of the real world."""
+    """`core.seams.Clock` of the real world.
+
+    `now` is the host's clock as it was when this was made, and what has passed since: setting the host's clock cuts
+    no rest short and draws no wait out.
+    """
+
+    def __init__(self) -> None:
+        self.base = time.time() - _since_boot()  # when the host booted, by the clock of that moment
 
     def now(self) -> float:
+        return self.base + _since_boot()
+
+    def wall(self) -> float:
         return time.time()
 
     async def sleep(self, seconds: float) -> None:
@@ -19,6 +34,41 @@ class SystemClock:
 def delay_after(failures: int, rng: random.Random, *, first: float = 1.0, longest: float = 60.0) -> float:
     """Seconds to wait after so many failures in a row: doubled each time, and spread so that hosts do not march."""
     return float(min(first * 2.0 ** (failures - 1), longest) * rng.uniform(0.75, 1.25))
+
+
+class BootTime:
+    """When the host booted, by the clock of an agent: kept in a file, so that the next one sees that it was set.
+
+    If it was set forward between two agents of one boot, times on disk seem longer ago than they are. If it was set
+    back they lie ahead, which shows without this.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._boot_id = BOOT_ID.read_text().strip()
+
+    def set_forward(self, clock: SystemClock) -> float:
+        """Seconds by which the clock is further on than an earlier agent of this boot had it; else 0."""
+        with suppress(OSError, ValueError):
+            boot_id, base = self._path.read_text().split()
+            forward = clock.base - float(base)
+            return forward if boot_id == self._boot_id and forward > SLACK else 0.0
+        return 0.0
+
+    def keep(self, clock: SystemClock) -> None:
+        """To be called when times on disk are by *clock*: a crash in between lets addresses rest once more.
+
+        A disk that is full is no reason not to start.
+        """
+        draft = self._path.with_name(f"{self._path.name}.new")
+        with suppress(OSError):
+            draft.write_text(f"{self._boot_id} {clock.base!r}\n")
+            draft.replace(self._path)
+
+
+def _since_boot() -> float:
+    """Seconds, those in which the host was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(slots=True)

@@ -42,6 +42,10 @@ class Context:
         self.plan_due.notify()
         self.path_due.notify()
 
+    def from_wall(self, at: float) -> float:
+        """What was *at* by the host's clock, as another process told it, by ours."""
+        return at - (self.clock.wall() - self.clock.now())
+
     def new_operation(self) -> str:
         """An id that was never used before and sorts anywhere: 64 random bits."""
         return uuid.UUID(int=self.rng.getrandbits(128)).hex[:16]

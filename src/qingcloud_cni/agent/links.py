@@ -103,8 +103,7 @@ class Links:
         if table.nics[nic_id].is_gateway:
             self._gateways.receive(nic_id)
             return
-        owes_rest = table.nics[nic_id].released > 0.0
-        if not owes_rest and self._pool.hand_over(nic_id):
+        if self._pool.hand_over(nic_id):
             return
         self._context.moving.add(nic_id)
         self._context.tasks.spawn(f"park {nic_id}", self._park(nic_id))

@@ -18,6 +18,9 @@ _TROUBLE = (  # ends of event names
     "-failed",
     "not-adopted",
     "set-aside",
+    ".quarantined",
+    ".distrusted",
+    "flows.kept",
 )
 log = logging.getLogger("qingagent")
 

@@ -5,13 +5,13 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from qingcloud_cni.agent import logs
 from qingcloud_cni.agent.access import ensure_directory, ensure_token
 from qingcloud_cni.agent.agent import Agent, World
-from qingcloud_cni.agent.clock import SystemClock
+from qingcloud_cni.agent.clock import BootTime, SystemClock
 from qingcloud_cni.agent.listeners import bound, check_iface
 from qingcloud_cni.agent.lock import take_lock
 from qingcloud_cni.agent.metrics import Metrics
@@ -19,7 +19,7 @@ from qingcloud_cni.agent.server import Server
 from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.agent.views import ConfigView
 from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client
-from qingcloud_cni.core.errors import AbilityMissing, StartRefused
+from qingcloud_cni.core.errors import AbilityMissing, StartRefused, StoreRefused
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.store.threaded import ThreadedStore
 
@@ -78,6 +78,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
     """
     ensure_directory(host.settings.state_dir, "--state-dir")
     metrics, clock, rng = Metrics(), SystemClock(), random.Random()
+    boot_time = BootTime(host.settings.boot_time)
     store = ThreadedStore(host.settings.database, host.settings.seal)
     kernel: HostKernel | None = None
     cloud: Client | None = None
@@ -85,7 +86,8 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
         kernel = await HostKernel.open(host.instance_id)
         access = replace(host.access, zone=host.settings.zone)
         cloud = Client(access, AioTransport(access), clock=clock, rng=rng, observe=_observer(metrics))
-        world = World(cloud, kernel, store, clock, rng, (logs.event, metrics.event))
+        listeners = (logs.event, metrics.event)
+        world = World(cloud, kernel, store, clock, rng, listeners, boot_time.set_forward(clock))
         async with Agent.opened(host.settings, host.instance_id, world) as agent:
             journal = agent.context.journal
             metrics.watch(
@@ -96,6 +98,9 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
                 lambda: agent.spool.waiting,
             )
             await agent.compare_kernel()
+            with suppress(StoreRefused):
+                await journal.record()
+                boot_time.keep(clock)
             agent.begin()
             yield OpenAgent(agent, kernel, metrics)
         if journal.unsaved:

@@ -2,9 +2,12 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.duplicates import Duplicates
+from qingcloud_cni.agent.flows import Flows
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty, Unavailable
@@ -19,12 +22,14 @@ from qingcloud_cni.core.plan import (
     DetachNics,
     PoolState,
     Rest,
+    due_at,
     explain_wait,
     next_due,
     plan,
 )
 from qingcloud_cni.core.vxnets import VxnetChooser
 
+TICK = 1e-6  # seconds between NICs that become idle together, lest it be forgotten which has rested longest
 PERIOD = 30.0  # seconds between plans at the most
 SILENCE = 0.1  # a burst of ADDs is over after this many seconds without one …
 PLUGIN_START = 0.01  # … or this for each that waits: as many may be starting, and hold each other up …
@@ -41,11 +46,18 @@ class Pool:
     """Hands out NICs, fairly, and keeps the pool between its marks."""
 
     def __init__(
-        self, context: Context, operations: Operations, chooser: VxnetChooser, instance_nic_limit: int
+        self,
+        context: Context,
+        operations: Operations,
+        chooser: VxnetChooser,
+        duplicates: Duplicates,
+        instance_nic_limit: int,
     ) -> None:
         self._context = context
         self._operations = operations
         self._chooser = chooser
+        self._duplicates = duplicates
+        self._flows = Flows(context)
         self._instance_nic_limit = instance_nic_limit
         self._waiters: deque[_Waiter] = deque()
         self.others = 0  # secondary NICs of the instance that are not ours
@@ -120,16 +132,24 @@ class Pool:
         return waiter.nic.result()
 
     def hand_out(self) -> None:
-        """Idle NICs to waiting ADDs: the first come gets the longest idle."""
+        """Idle NICs to waiting ADDs: the first come gets the longest idle; those being probed come last."""
         if not self._waiters:
             return
-        for nic in sorted(self._context.table.in_state(NicState.IDLE), key=lambda n: (n.since, n.nic_id)):
-            if nic.nic_id not in self._context.moving and not self._give(nic):
+        idle = ((self._duplicates.is_probing(n.nic_id), n.since, n.nic_id, n) for n in self._ready())
+        for *_, nic in sorted(idle):
+            if not self._give(nic):
                 return
 
+    def _ready(self) -> Iterator[Nic]:
+        """Idle NICs that can be handed out at this moment."""
+        for nic in self._context.table.in_state(NicState.IDLE):
+            if nic.nic_id not in self._context.moving and not self._duplicates.is_claimed(nic):
+                yield nic
+
     def hand_over(self, nic_id: str) -> bool:
-        """An arriving NIC straight to a waiting ADD, if there is one."""
-        return self._give(self._context.table.nics[nic_id])
+        """An arriving NIC straight to a waiting ADD, if there is one, and nothing speaks against its address."""
+        nic = self._context.table.nics[nic_id]
+        return nic.released == 0.0 and not self._duplicates.is_claimed(nic) and self._give(nic)
 
     def _give(self, nic: Nic) -> bool:
         if not self._waiters or self._context.journal.trouble:
@@ -144,8 +164,8 @@ class Pool:
         return self._context.table.nics[nic.nic_id]
 
     def _wished(self, wish: Wish) -> Nic:
-        for nic in self._context.table.in_state(NicState.IDLE):
-            if nic.nic_id not in self._context.moving and wish.fits(nic):
+        for nic in self._ready():
+            if wish.fits(nic):
                 return nic
         raise InvalidConfig(
             f"{wish}: no idle NIC of this host has it, and a NIC keeps what the cloud gave it; leave it out, or ask"
@@ -193,8 +213,10 @@ class Pool:
     async def run(self) -> None:
         """Plan on every change, and every 30 s, until cancelled."""
         while True:
+            self._flows.look()
             self._rest()
             self.hand_out()
+            self._duplicates.look()
             if self.may_begin and any(not isinstance(a, Rest) for a in self.plan()):
                 await self._gather()
                 self._rest()  # addresses that rested meanwhile belong to the same plan
@@ -213,19 +235,23 @@ class Pool:
             silence = max(SILENCE, self.waiting * PLUGIN_START)
             if not await self._context.plan_due.wait(min(silence, left)):
                 return
+            self._rest()
             self.hand_out()
 
     def _pause(self) -> float:
         """Seconds until time alone may change the plan."""
         now = self._context.now()
-        times = [now + PERIOD, next_due(self.state(), self._context.policy, now)]
+        times = [now + PERIOD, next_due(self.state(), self._context.policy, now), self._duplicates.next_due()]
         times += [self._operations.growth.until, self._operations.shrinking.until, self._chooser.next_choice_at(now)]
         return min(t for t in times if t is not None and t > now) - now + 0.001
 
     def _rest(self) -> None:
-        for action in self.plan():
-            if isinstance(action, Rest):
-                self._context.table.rested(action.nic_id, self._context.now())
+        """What has rested is idle once the host has forgotten its flows, those since its release included."""
+        table, policy, now = self._context.table, self._context.policy, self._context.now()
+        rested = [table.nics[action.nic_id] for action in self.plan() if isinstance(action, Rest)]
+        for number, nic in enumerate(rested):
+            if self._flows.are_forgotten(nic, due_at(nic, policy, self.waiting > 0)):
+                table.rested(nic.nic_id, now - (len(rested) - number) * TICK)
 
     def _carry_out(self) -> None:
         """Begin what the plan says; intents are in the table before this returns, so the next plan counts them."""

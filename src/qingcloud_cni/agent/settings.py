@@ -75,6 +75,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("instance-nic-limit", WHOLE, 63, "NICs QingCloud lets an instance have beside its primary one"),
     Setting("cooldown", SECONDS, "130s", "rest before an address is used again"),
     Setting("cooldown-min", SECONDS, "30s", "rest that is enough while a container waits"),
+    Setting("duplicate-probe", FLAG, "true", "ask whether an address is in use before its NIC is kept ready"),
     Setting("nic-name-prefix", matching(NIC_NAME_PREFIX, "letters, digits and '-', at most 32, a letter first"),
             "qingcni", "first part of the names of NICs that the agent creates"),
     # identity and places
@@ -108,6 +109,7 @@ class Settings:
     instance_nic_limit: int
     cooldown: float
     cooldown_min: float
+    duplicate_probe: bool
     nic_name_prefix: str
     instance_id: str  # "" until `with_instance_id`
     instance_id_file: Path
@@ -133,6 +135,10 @@ class Settings:
     @property
     def seal(self) -> Path:
         return self.run_dir / "agent.seal"
+
+    @property
+    def boot_time(self) -> Path:
+        return self.state_dir / "boot-time"
 
     @property
     def socket(self) -> Path:

@@ -37,6 +37,7 @@ class NicView(msgspec.Struct, frozen=True):
     released: Annotated[float, Meta(description="when it last left a container; 0 while its address owes no rest")]
     gateway_index: Annotated[int, Meta(ge=-1, description="number of a gateway NIC; -1 for all others")]
     attachment: Annotated[str, Meta(description="network/container/ifname it serves; empty if none")]
+    claimant: Annotated[str, Meta(description="while quarantined: the MAC that uses its address; else empty")]
 
 
 class LabelView(msgspec.Struct, frozen=True):
@@ -203,6 +204,7 @@ def _nic_view(nic: Nic, attachment: str) -> NicView:
         released=nic.released,
         gateway_index=nic.gateway_index,
         attachment=attachment,
+        claimant=nic.claimant,
     )
 
 

@@ -80,7 +80,8 @@ def _record(option: click.Option) -> tuple[str, str] | None:
         return None
     short = next((o for o in option.opts if not o.startswith("--")), "")
     long = next((o for o in option.opts if o.startswith("--")), "")
-    metavar = "" if option.is_flag else f" {option.metavar or option.type.name}"
+    metavar = option.type.name if option.metavar is None else option.metavar
+    metavar = "" if option.is_flag or not metavar else f" {metavar}"
     return f"{short + ', ' if short else '    '}{long}{metavar}", option.help or ""
 
 
@@ -96,8 +97,8 @@ def _help(setting: Setting) -> str:
 
 def _option(setting: Setting) -> click.Option:
     decls = [f"--{setting.name}", setting.field]
-    if setting.kind is FLAG:
-        return click.Option(decls, is_flag=True, default=None, help=_help(setting))
+    if setting.kind is FLAG:  # alone it means true; `--name=false` and `--name false` say what they say
+        return click.Option(decls, is_flag=False, flag_value="true", metavar="", help=_help(setting))
     return click.Option(decls, metavar=setting.kind.metavar, multiple=setting.kind is TEXTS, help=_help(setting))
 
 

@@ -6,6 +6,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -108,6 +109,11 @@ def status(output: str, **_flags: Any) -> None:
             click.echo(f"{name + ':':13}{value}")
 
 
+def _use(nic: Mapping[str, Any]) -> str:
+    """Who uses a NIC, or its address."""
+    return f"address used by {nic['claimant']}" if nic["claimant"] else str(nic["attachment"])
+
+
 @with_settings("run-dir")
 @main.command(cls=SeedHelp, help="List the NICs of this host.")
 @_output
@@ -119,7 +125,7 @@ def nics(output: str, **_flags: Any) -> None:
     if output == "json":
         show.as_json(found)
         return
-    rows = [nic | {"age": show.age(nic["since"])} for nic in found]
+    rows = [nic | {"age": show.age(nic["since"]), "attachment": _use(nic)} for nic in found]
     columns = {"NIC": "nic_id", "STATE": "state", "FOR": "age", "ADDRESS": "address", "VXNET": "vxnet_id",
                "ATTACHMENT": "attachment"}  # fmt: skip
     show.as_table(rows, columns, "no NICs")

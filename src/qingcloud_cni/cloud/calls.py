@@ -164,7 +164,7 @@ class Caller:
         return reply
 
     async def _exchange(self, call: Call, kind: type[ReplyT]) -> ReplyT:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock.now()))
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock.wall()))
         target = signed_target(
             self._access.secret,
             self._access.uri,

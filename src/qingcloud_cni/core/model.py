@@ -36,6 +36,12 @@ class Nic:
     since: float  # seconds since the epoch at which the state was entered
     released: float = 0.0  # when it last left a container; 0 while its address owes no rest
     gateway_index: int = NO_GATEWAY  # of a gateway NIC: its link's number, mark and routing table follow from it
+    claimant: str = ""  # of a quarantined NIC: the MAC that answered for its address
+
+    @property
+    def host_address(self) -> str:
+        """The address alone: "172.16.3.7"."""
+        return self.address.partition("/")[0]
 
     @property
     def is_gateway(self) -> bool:

@@ -17,6 +17,10 @@ class PoolPolicy:
     idle_ttl: float = 600.0  # a surplus NIC that has been idle for less is kept
     cooldown: float = 130.0  # rest of an address: outlives a client's SYN_SENT conntrack entry of 120 s
     cooldown_min: float = 30.0  # rest that is enough while an ADD waits
+    # Time that a NIC whose address somebody else uses is kept. It may become free again, and a NIC that were created
+    # in its place would soon get the same address.
+    quarantine: float = 3600.0
+    quarantine_min: float = 60.0  # the same where it takes the room of one that an ADD waits for
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,11 @@ def plan(state: PoolState, policy: PoolPolicy, now: float) -> tuple[Action, ...]
     is_growing = bool(state.creating) or any(
         _is_attaching(n, now) or (n.state is NicState.CREATING and n.nic_id in state.busy) for n in state.nics
     )
-    if not (is_growing or short or state.waiting) and (surplus := _surplus(state, policy, now, rested)):
-        actions.append(DetachNics(surplus))
+    given_back = _hopeless(state, policy, now, min(short, state.waiting) - len(spare))
+    if not (is_growing or short or state.waiting):
+        given_back += _surplus(state, policy, now, rested)
+    if given_back:
+        actions.append(DetachNics(given_back))
     return tuple(actions)
 
 
@@ -120,6 +127,8 @@ def next_due(state: PoolState, policy: PoolPolicy, now: float) -> float | None:
     idle = [n for n in state.nics if n.state is NicState.IDLE]
     if len(idle) + len(_rested(state, policy, now)) > policy.max_idle:
         times += [n.since + policy.idle_ttl for n in idle]
+    kept = (policy.quarantine, policy.quarantine_min)
+    times += [n.since + seconds for n in state.nics if n.state is NicState.QUARANTINED for seconds in kept]
     return min((t for t in times if t > now), default=None)
 
 
@@ -131,6 +140,8 @@ def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
     if state.instance_room < policy.max_nics:
         limit = f"{state.instance_room} left by the instance's own limit"
     text = f"all {held(state)} NICs are taken ({limit})"
+    if quarantined := sum(n.state is NicState.QUARANTINED for n in state.nics):
+        text += f", {quarantined} of them quarantined, since somebody else uses their addresses"
     cooling = _cooling(state)
     if cooling:
         text += f"; the next one has rested in {max(due_at(cooling[0], policy, True) - now, 0.0):.0f} s"
@@ -180,6 +191,20 @@ def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic])
             case _:
                 pass
     return count
+
+
+def _hopeless(state: PoolState, policy: PoolPolicy, now: float, awaited: int) -> tuple[str, ...]:
+    """Quarantined NICs to give back, the longest quarantined first: after a while, sooner to make room."""
+    quarantined = sorted(
+        (n.since, n.nic_id) for n in state.nics if n.state is NicState.QUARANTINED and n.nic_id not in state.busy
+    )
+    leaving = sum(n.state in {NicState.DETACHING, NicState.DELETING} for n in state.nics)
+    in_the_way = awaited - room(state, policy) - leaving if state.may_grow else 0
+    return tuple(
+        nic_id
+        for number, (since, nic_id) in enumerate(quarantined)
+        if since + policy.quarantine <= now or (number < in_the_way and since + policy.quarantine_min <= now)
+    )
 
 
 def _surplus(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic]) -> tuple[str, ...]:

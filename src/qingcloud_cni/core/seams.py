@@ -366,6 +366,9 @@ class Store(Protocol):
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Seconds since the epoch."""
+        """Seconds since the epoch, by a clock that never jumps: for all that is decided and recorded."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch, as the host's clock shows now: for the cloud, which compares it with its own."""
 
     async def sleep(self, seconds: float) -> None: ...

@@ -121,6 +121,30 @@ class Table:
         """Record something that happened and changed no state."""
         self._changes.append(event)
 
+    def reset_clock(self, forward: float, now: float) -> None:
+        """The clock was set, *forward* by so many seconds or back: what has passed since then stays what it was.
+
+        Times that lie ahead become *now*: the rest of an address begins anew.
+        """
+
+        def moved(at: float) -> float:
+            return min(at + forward, now) if at > 0.0 else at
+
+        before = len(self._changes)
+        for nic in tuple(self._nics.values()):
+            if (changed := replace(nic, since=moved(nic.since), released=moved(nic.released))) != nic:
+                self._nics[nic.nic_id] = changed
+                self._changes.append(PutNic(changed))
+        for attachment in tuple(self._attachments.values()):
+            if (moved_to := moved(attachment.since)) != attachment.since:
+                self._put_attachment(replace(attachment, since=moved_to))
+        for intent in tuple(self._intents.values()):
+            if (moved_to := moved(intent.since)) != intent.since:
+                self._put_intent(replace(intent, since=moved_to))
+        if len(self._changes) > before:
+            detail = f"forward by {forward:.0f} s" if forward else "back"
+            self.note(Event(now, "clock.set", detail=detail))
+
     # --- cloud operations ----------------------------------------------------------------------------
 
     def intend_create(self, op_id: str, vxnet_id: str, name: str, count: int, now: float) -> Intent:
@@ -218,6 +242,15 @@ class Table:
         """Its link is configured as a gateway, and stays on the host."""
         self._move(nic_id, NicState.GATEWAY, "nic.gateway", now)
 
+    def quarantined(self, nic_id: str, now: float, claimant: str) -> None:
+        """Somebody else uses its address."""
+        detail = f"{self._nics[nic_id].host_address} is used by {claimant}"
+        self._move(nic_id, NicState.QUARANTINED, "nic.quarantined", now, detail=detail, claimant=claimant)
+
+    def cleared(self, nic_id: str, now: float, detail: str) -> None:
+        """Its address may be used after all."""
+        self._move(nic_id, NicState.IDLE, "nic.cleared", now, detail=detail)
+
     def rested(self, nic_id: str, now: float) -> None:
         self._move(nic_id, NicState.IDLE, "nic.rested", now, released=0.0)
 
@@ -254,10 +287,12 @@ class Table:
         detail: str = "",
         released: float | None = None,
         pod: str = "",
+        claimant: str = "",
     ) -> None:
         self._check(nic_id, state, event)
         nic = self._nics[nic_id]
-        nic = replace(nic, state=state, since=now, released=nic.released if released is None else released)
+        released = nic.released if released is None else released
+        nic = replace(nic, state=state, since=now, released=released, claimant=claimant)
         self._nics[nic_id] = nic
         self._changes.append(PutNic(nic))
         self.note(Event(now, event, nic_id, subject, detail, state.value, pod=pod))
