@@ -30,7 +30,7 @@ class Worker(Generic[W]):
         try:
             return cls(executor, await kept(executor.submit(make), lambda held: held.close()))
         except BaseException:
-            executor.shutdown(wait=False)
+            executor.shutdown()
             raise
 
     def submit(self, verb: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
