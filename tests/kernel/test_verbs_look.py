@@ -106,6 +106,47 @@ async def test_inspect_changes_nothing(lab: Lab, kernel: HostKernel, pod: str) -
     assert shown() == before
 
 
+# --- search ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", ["both", "mac", "alias"])
+async def test_a_nic_is_found_in_whichever_container_it_is_by_mac_or_alias(
+    lab: Lab, kernel: HostKernel, pod: str, sign: str
+) -> None:
+    mac, netns, link = await placed(lab, kernel, pod)
+    ip("-n", pod, "link", "set", "eth0", "down")
+    ip("-n", pod, "link", "set", "eth0", "name", "renamed")
+    if sign == "alias":
+        ip("-n", pod, "link", "set", "renamed", "address", "52:54:00:ff:ff:ff")
+    if sign == "mac":
+        ip("-n", pod, "link", "set", "renamed", "alias", "mine")
+    files = fd_count()
+    found = await kernel.search({mac: lab.alias, "52:54:00:aa:aa:aa": "no alias of any"})
+    assert fd_count() == files
+    assert set(found) == {mac}
+    seen = found[mac]
+    assert seen == await kernel.inspect(lab.path(pod), "renamed")
+    assert seen.netns == netns
+    assert seen.link is not None
+    assert (seen.link.name, seen.link.ifindex) == ("renamed", link.ifindex)
+    assert seen.addresses == (ADDRESS,)
+
+
+async def test_nics_of_several_containers_are_found_at_once_and_those_at_home_are_not(
+    lab: Lab, kernel: HostKernel, pod: str
+) -> None:
+    first, _, _ = await placed(lab, kernel, pod)
+    other = lab.make_netns("other")
+    second, _, _ = await placed(lab, kernel, other)
+    on_host, parked = lab.plug(), lab.plug()
+    await kernel.park(parked)
+    files = fd_count()
+    found = await kernel.search({mac: f"qingcni/i-1/{mac}" for mac in (first, second, on_host, parked)})
+    assert fd_count() == files
+    assert {mac: seen.netns.path for mac, seen in found.items()} == {first: lab.path(pod), second: lab.path(other)}
+    assert await kernel.search({}) == {}
+
+
 # --- is_gone -----------------------------------------------------------------------------------------
 
 

@@ -264,7 +264,7 @@ class Gateways:
 
     def receive(self, nic_id: str) -> None:
         """The link of a gateway NIC is on the host: configure it in a task of its own; `run` does so if not now."""
-        if self._pool.is_open and self._backoff.until <= self._context.now():
+        if self._pool.may_begin and self._backoff.until <= self._context.now():
             self._context.moving.add(nic_id)
             self._context.tasks.spawn(f"gateway {nic_id}", self._settle(nic_id))
 

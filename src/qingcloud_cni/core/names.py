@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 INSTANCE_ID = re.compile(r"i-[0-9a-z]+")  # qingcloud-api.md section 6
 NIC_NAME_PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")  # no "_": it separates the parts
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 OPERATION_ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -44,6 +45,6 @@ def link_alias(instance_id: str, nic_id: str) -> str:
 
 
 def aliased_nic(alias: str, instance_id: str) -> str:
-    """The NIC that `link_alias` speaks of; "" if it is none of this instance's."""
-    prefix = link_alias(instance_id, "")
-    return alias.removeprefix(prefix) if alias.startswith(prefix) else ""
+    """The NIC that `link_alias` speaks of; "" if none of this instance's. A container may write anything there."""
+    nic_id = alias.removeprefix(link_alias(instance_id, ""))
+    return nic_id if MAC.fullmatch(nic_id) and alias == link_alias(instance_id, nic_id) else ""

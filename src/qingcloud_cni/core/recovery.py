@@ -44,6 +44,9 @@ def named(found: Attachment, key: AttachmentKey, config: NetworkConfig | None) -
     """The same, once a request has told whose it is; an ADD tells what was asked for as well."""
     if config is None:
         return replace(found, key=key)
+    order = [r.dst for r in config.routes]  # behind a default route that was not asked for
+    routes = sorted(found.routes, key=lambda r: order.index(r.dst) if r.dst in order else -1)
     return replace(
-        found, key=key, dns=config.dns, services=config.services, ip_masq=config.ip_masq, workload=config.workload
-    )
+        found, key=key, routes=tuple(routes), dns=config.dns, services=config.services, ip_masq=config.ip_masq,
+        workload=config.workload,
+    )  # fmt: skip
