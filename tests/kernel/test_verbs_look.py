@@ -137,8 +137,8 @@ async def test_nics_of_several_containers_are_found_at_once_and_those_at_home_ar
 ) -> None:
     first, _, _ = await placed(lab, kernel, pod)
     other = lab.make_netns("other")
-    second, _, _ = await placed(lab, kernel, other)
-    on_host, parked = lab.plug(), lab.plug()
+    second, parked, on_host = (lab.plug(number) for number in (2, 3, 4))
+    await kernel.attach(lab.order(second, await kernel.identify(lab.path(other))))
     await kernel.park(parked)
     files = fd_count()
     found = await kernel.search({mac: f"qingcni/i-1/{mac}" for mac in (first, second, on_host, parked)})
