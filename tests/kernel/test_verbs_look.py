@@ -1,13 +1,17 @@
 """Looking at a container's interface, and at whether its namespace is gone: nothing is changed, nothing held open."""
 
+import subprocess
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from qingcloud_cni.core.errors import InvalidNetns
+from qingcloud_cni.core.errors import InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Netns, Route
 from qingcloud_cni.core.seams import Inspection, PlacedLink
 from qingcloud_cni.kernel import HostKernel
+from qingcloud_cni.kernel.namespaces import Namespace, Traveller
 
 from .nics import ADDRESS, ROUTES, Lab, fd_count, ip, ip_json, kernel, lab, until
 
@@ -202,3 +206,80 @@ async def test_a_living_namespace_whose_nic_lost_every_sign_is_not_gone(
     ip("-n", pod, "link", "set", "eth0", "address", "52:54:00:ff:ff:ff", "alias", "mine")
     assert not await kernel.search({mac: lab.alias})
     assert not await kernel.is_gone(mac, replace(netns, path=lab.path("never-made")), lab.alias)
+
+
+# --- survey_all --------------------------------------------------------------------------------------
+
+
+async def test_a_look_into_every_namespace_shows_each_link_where_it_is(
+    lab: Lab, kernel: HostKernel, pod: str
+) -> None:
+    mac, netns, link = await placed(lab, kernel, pod)
+    on_host, parked = lab.plug(2), lab.plug(3)
+    await kernel.park(parked)
+    files = fd_count()
+    seen = await kernel.survey_all(())
+    assert fd_count() == files
+    assert seen.is_wide
+    assert not seen.unseen
+    assert [n.mac for n in seen.host] == [on_host]
+    assert [n.mac for n in seen.parked] == [parked]
+    (place,) = (p for p in seen.elsewhere if p.netns.is_same(netns))
+    assert [(n.mac, n.name, n.ifindex, n.alias) for n in place.links] == [(mac, "eth0", link.ifindex, lab.alias)]
+    own = {(await kernel.survey()).host, (await kernel.survey()).parked}
+    assert own == {seen.host, seen.parked}
+    identities = [(p.netns.dev, p.netns.inode) for p in seen.elsewhere]
+    assert len(set(identities)) == len(identities)
+
+
+async def test_a_namespace_that_only_a_process_or_a_recorded_path_leads_to_is_looked_into(
+    lab: Lab, kernel: HostKernel, pod: str, tmp_path: Path
+) -> None:
+    _, netns, _ = await placed(lab, kernel, pod)
+    elsewhere = tmp_path / "netns"
+    elsewhere.touch()
+    subprocess.run(("mount", "--bind", lab.path(pod), elsewhere), check=True)
+    try:
+        ip("netns", "del", pod)
+        assert not any(p.netns.is_same(netns) for p in (await kernel.survey_all(())).elsewhere)
+        wrong = (str(tmp_path / "none"), "/etc/passwd", lab.path(lab.host))
+        seen = await kernel.survey_all((*wrong, str(elsewhere)))
+        (place,) = (p for p in seen.elsewhere if p.netns.is_same(netns))
+        assert place.netns.path == str(elsewhere)
+        with subprocess.Popen(("nsenter", f"--net={elsewhere}", "sleep", "60")) as inside:
+            try:
+                until(lambda: Path(f"/proc/{inside.pid}/ns/net").stat().st_ino == netns.inode)
+                assert any(p.netns.is_same(netns) for p in (await kernel.survey_all(())).elsewhere)
+            finally:
+                inside.kill()
+    finally:
+        subprocess.run(("umount", elsewhere), check=True)
+
+
+async def test_a_namespace_that_cannot_be_looked_into_is_told(
+    lab: Lab, kernel: HostKernel, pod: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, netns, _ = await placed(lab, kernel, pod)
+
+    def refusing(self: Traveller, namespace: Namespace) -> AbstractContextManager[None]:
+        if namespace.identity == (netns.dev, netns.inode):
+            raise KernelRefused("netns: enter: Operation not permitted")
+        return inside(self, namespace)
+
+    inside = Traveller.inside
+    monkeypatch.setattr(Traveller, "inside", refusing)
+    seen = await kernel.survey_all(())
+    assert seen.unseen == (lab.path(pod),)
+    assert not any(p.netns.is_same(netns) for p in seen.elsewhere)
+
+
+async def test_a_link_whose_mac_was_changed_is_parked_by_its_alias(lab: Lab, kernel: HostKernel, pod: str) -> None:
+    """As a container leaves it that changed its MAC and died: the kernel brings it to the host as it is."""
+    mac, _, _ = await placed(lab, kernel, pod)
+    ip("-n", pod, "link", "set", "eth0", "down")
+    ip("-n", pod, "link", "set", "eth0", "address", "52:54:00:ff:ff:ff")
+    ip("-n", pod, "link", "set", "eth0", "netns", lab.host)
+    with pytest.raises(LinkNotFound):
+        await kernel.park(mac)
+    await kernel.park(mac, lab.alias)
+    assert lab.is_parked(mac)

@@ -46,7 +46,7 @@ async def test_arrival_and_change_in_parking_wake(lab: Lab, kernel: HostKernel) 
 async def test_change_before_anyone_waits_is_not_missed(lab: Lab, kernel: HostKernel) -> None:
     await asyncio.to_thread(lab.plug)
     changes = kernel.changes()
-    await asyncio.wait_for(anext(changes), 5)
+    assert not await asyncio.wait_for(anext(changes), 5)  # and no message was lost
 
 
 async def test_many_links_at_once_are_few_bursts(lab: Lab, kernel: HostKernel) -> None:
@@ -73,7 +73,7 @@ async def test_lost_messages_wake_too(lab: Lab, kernel: HostKernel) -> None:
     await asyncio.wait_for(anext(changes), 5)
     renames = "".join(f"link set eth1 alias a{n}\n" for n in range(3000))
     subprocess.run(("ip", "-n", lab.host, "-batch", "-"), input=renames.encode(), check=True)  # blocks the loop
-    await asyncio.wait_for(anext(changes), 5)
+    assert await asyncio.wait_for(anext(changes), 5)
     await quiet(kernel)
     changes = kernel.changes()
     await asyncio.wait_for(anext(changes), 5)

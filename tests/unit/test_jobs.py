@@ -54,6 +54,9 @@ class FakeStore:
     async def begin_anew(self, changes: Sequence[Change]) -> str:
         raise NotImplementedError
 
+    async def tidy(self) -> None:
+        raise NotImplementedError
+
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         return tuple(c for c in self.saved if isinstance(c, Event))[-wanted.limit :]
 

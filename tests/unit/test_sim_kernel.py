@@ -188,10 +188,58 @@ async def test_a_dead_namespace_gives_its_nics_back_late_and_down() -> None:
     assert names(kernel) == {PRIMARY: "eth0"}
     await asyncio.sleep(0.02)
     back = next(link for link in kernel.links_in(HOST_PATH) if link.mac == NIC)
-    assert (back.name, back.is_up, back.alias) == (f"dev{back.ifindex}", False, "")
+    assert (back.name, back.is_up, back.alias) == (f"dev{back.ifindex}", False, "net/abc/eth0")
     assert now() - died == pytest.approx(0.21)
     assert await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
     assert names(kernel, kernel.parking_path).keys() == {NIC}
+
+
+@simulated
+async def test_a_link_that_comes_back_keeps_mac_and_alias_and_its_name_if_that_is_free() -> None:
+    kernel = make_kernel(NIC)
+    await kernel.attach(order(kernel.make_netns(PATH)))
+    kernel.change(PATH, "eth0", mac=OTHER, name="net7")
+    kernel.kill_netns(PATH)
+    await asyncio.sleep(0.3)
+    back = next(link for link in kernel.links_in(HOST_PATH) if link.mac == OTHER)
+    assert (back.name, back.is_up, back.alias) == ("net7", False, "net/abc/eth0")
+    await raises(LinkNotFound, kernel.park(NIC))
+    await kernel.park(NIC, "net/abc/eth0")
+    assert names(kernel, kernel.parking_path).keys() == {NIC}
+
+
+@simulated
+async def test_a_wide_survey_shows_containers_but_not_those_that_cannot_be_looked_into() -> None:
+    kernel = make_kernel(NIC, OTHER)
+    netns = kernel.make_netns(PATH)
+    await kernel.attach(order(netns))
+    kernel.make_netns("/run/netns/other")
+    kernel.move(HOST_PATH, names(kernel)[OTHER], "/run/netns/other")
+    seen = await kernel.survey_all(())
+    assert {p.netns.path: [link.mac for link in p.links] for p in seen.elsewhere} == {
+        PATH: [NIC], "/run/netns/other": [OTHER],
+    }  # fmt: skip
+    assert (seen.is_wide, seen.unseen) == (True, ())
+    kernel.unseen.add(PATH)
+    seen = await kernel.survey_all(())
+    assert ([p.netns.path for p in seen.elsewhere], seen.unseen) == (["/run/netns/other"], (PATH,))
+    assert not (await kernel.survey()).is_wide
+
+
+@simulated
+async def test_a_boot_leaves_nothing_but_the_hardware() -> None:
+    kernel = make_kernel(NIC, OTHER)
+    first = kernel.make_netns(PATH)
+    await kernel.attach(order(first))
+    await kernel.park(OTHER)
+    kernel.add_link(HOST_PATH, "02:00:00:00:00:01", "veth9")
+    kernel.settings["net/ipv4/ip_forward"] = "1"
+    kernel.reboot()
+    assert set(names(kernel)) == {PRIMARY, NIC, OTHER}
+    assert names(kernel, kernel.parking_path) == {}
+    assert kernel.settings["net/ipv4/ip_forward"] == "0"
+    assert not any(link.alias for link in kernel.links_in(HOST_PATH))
+    assert kernel.make_netns(PATH).inode == first.inode  # identities begin anew
 
 
 @simulated
@@ -244,7 +292,7 @@ async def test_what_dies_during_a_move_is_noticed() -> None:
 async def test_changes_are_told_to_every_watcher_and_none_is_missed() -> None:
     kernel = make_kernel()
 
-    async def count(changes: AsyncIterator[None], seen: list[int]) -> None:
+    async def count(changes: AsyncIterator[bool], seen: list[int]) -> None:
         async for _ in changes:
             links = kernel.links_in(HOST_PATH)
             seen.append(len(links))

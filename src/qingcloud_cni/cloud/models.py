@@ -1,5 +1,6 @@
 """The replies of the API, as far as they are read. What the cloud may leave out or send as null has a default."""
 
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 import msgspec
@@ -24,6 +25,7 @@ class NicItem(msgspec.Struct):
     private_ip: str | None = None
     role: int | None = None
     enable_aspoof: bool | int | None = None  # undocumented; absent from most clouds
+    create_time: str | None = None
 
     def plain(self) -> CloudNic:
         return CloudNic(
@@ -35,7 +37,17 @@ class NicItem(msgspec.Struct):
             private_ip=self.private_ip or "",
             role=self.role or 0,
             enable_aspoof=None if self.enable_aspoof is None else int(self.enable_aspoof),
+            created=_seconds(self.create_time),
         )
+
+
+def _seconds(stamp: str | None) -> float:
+    """Seconds since the epoch of a UTC time such as 2016-12-23T13:35:56Z, whose Z may be missing; 0 for any other."""
+    try:
+        time = datetime.fromisoformat(stamp or "")
+    except ValueError:
+        return 0.0
+    return time.replace(tzinfo=time.tzinfo or UTC).timestamp()
 
 
 class RouterItem(msgspec.Struct):

@@ -9,7 +9,9 @@ from qingcloud_cni.core.seams import (
     DropAttachment,
     DropIntent,
     DropNic,
+    DropSetting,
     PutAttachment,
+    PutBoot,
     PutIntent,
     PutNic,
     PutSetting,
@@ -42,7 +44,9 @@ def _row(change: Change) -> tuple[str, object]:
             return "intent", intent.op_id
         case DropIntent(op_id):
             return "intent", op_id
-        case PutSetting(name):
+        case PutSetting(name) | DropSetting(name):
             return "setting", name
+        case PutBoot():
+            return "boot", ""
         case Event():
             return "event", change

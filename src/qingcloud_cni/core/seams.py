@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Interface, IPv4Network
 from typing import Protocol
 
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Netns, Nic, Route
@@ -22,6 +23,7 @@ class CloudNic:
     private_ip: str
     role: int  # 1 = primary
     enable_aspoof: int | None = None  # anti-spoofing, where the cloud tells
+    created: float = 0.0  # seconds since the epoch; 0 where the cloud does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class Vxnet:
     network: str  # CIDR: "172.16.3.0/24"; "" when joined to no router
     gateway: str  # the router's address in it
     available_ips: int | None  # addresses left, where the cloud tells
+
+    def address_of(self, private_ip: str) -> str:
+        """An address with the prefix length of this vxnet, which has a network: "172.16.3.7/24"."""
+        return str(IPv4Interface((private_ip, IPv4Network(self.network).prefixlen)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +123,26 @@ class Link:
     is_up: bool
     alias: str = ""
     mtu: int = 0
+    permanent_mac: str = ""  # burnt in; "" where the device has none, or the kernel does not tell
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A namespace that is neither the host's nor the parking one, and the candidate links in it."""
+
+    netns: Netns
+    links: tuple[Link, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All candidate links in the two namespaces that belong to the agent's host, at one moment."""
+    """Candidate links at one moment: of the two namespaces that are the agent's own, or of all there are."""
 
     host: tuple[Link, ...]
     parked: tuple[Link, ...]
+    elsewhere: tuple[Place, ...] = ()
+    is_wide: bool = False  # every namespace that can be reached was looked into …
+    unseen: tuple[str, ...] = ()  # … but for those at these paths, which the kernel refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +207,14 @@ class Kernel(Protocol):
 
     async def survey(self) -> Survey: ...
 
-    async def park(self, mac: str) -> None:
+    async def survey_all(self, paths: Sequence[str]) -> Survey:
+        """Links of every namespace that can be reached: those at *paths*, those mounted, those processes are in."""
+
+    async def park(self, mac: str, alias: str = "") -> None:
         """Bring a link from the host's namespace into the parking one: down, reset, under a name of its own.
 
-        Nothing to do if it is parked already; LinkNotFound if it is in neither.
+        Known by its MAC or, if that was changed, by *alias*. Nothing to do if it is parked already; LinkNotFound if
+        it is in neither.
         """
 
     async def attach(self, order: LinkOrder) -> PlacedLink:
@@ -253,11 +275,14 @@ class Kernel(Protocol):
         nor parked, or if one used as it is has not its address; KernelRefused naming the link name if that is taken.
         """
 
+    async def settings_before(self, path: ServicePath) -> Mapping[str, str]:
+        """What `serve` would answer if it were called now: to be recorded before it changes anything."""
+
     async def restore(self, settings: Mapping[str, str]) -> None:
         """Put settings of the kernel back to the values *settings* says; those that exist no longer are left out."""
 
-    def changes(self) -> AsyncIterator[None]:
-        """Yield whenever links of the host or the parking namespace may have changed (also after a lost message)."""
+    def changes(self) -> AsyncIterator[bool]:
+        """Yield whenever links of the host or the parking namespace may have changed; True after a lost message."""
 
     async def close(self) -> None: ...
 
@@ -303,7 +328,30 @@ class PutSetting:
     before: str
 
 
-Change = PutNic | DropNic | PutAttachment | DropAttachment | PutIntent | DropIntent | PutSetting | Event
+@dataclass(frozen=True, slots=True)
+class DropSetting:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutBoot:
+    """The boot of the host in which everything on disk is as it is."""
+
+    boot_id: str
+
+
+Change = (
+    PutNic
+    | DropNic
+    | PutAttachment
+    | DropAttachment
+    | PutIntent
+    | DropIntent
+    | PutSetting
+    | DropSetting
+    | PutBoot
+    | Event
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +362,7 @@ class Snapshot:
     attachments: tuple[Attachment, ...] = ()
     intents: tuple[Intent, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)  # of the kernel: values before they were changed
+    boot_id: str = ""  # of the host, when this was written; "" where nobody knows
     set_aside: str = ""  # what was wrong with a file that could not be used, and where it is kept
 
 
@@ -354,6 +403,9 @@ class Store(Protocol):
 
         StoreRefused as `save`; to be repeated then. "" if there was none any more.
         """
+
+    async def tidy(self) -> None:
+        """What has to be done now and then. StoreRefused where the disk allows nothing, StoreDamaged as `save`."""
 
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         """Those on disk that fit, oldest first."""

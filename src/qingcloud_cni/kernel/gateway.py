@@ -94,9 +94,13 @@ class Gateways:
         self._route(own, links)
         self._rule(own.values())
         self._firewall.ensure(ruleset(path))
+        return sysctl.change(_host_settings(used)) if path.gateways else {}
+
+    def settings_before(self, path: ServicePath) -> dict[str, str]:
         if not path.gateways:
             return {}
-        return sysctl.change(HOST_SETTINGS | {f"{sysctl.CONF}/{name}/send_redirects": "0" for name in used})
+        macs = {gateway.mac for gateway in path.gateways if not gateway.link_name}
+        return sysctl.before(_host_settings(link.name for link in self._host.links() if link.mac in macs))
 
     def restore(self, settings: Mapping[str, str]) -> None:
         sysctl.restore(settings)
@@ -237,6 +241,11 @@ def _check(gateways: Iterable[Gateway]) -> None:
 
 def _is_lit(link: LinkInfo) -> bool:
     return link.is_up and bool(link.mac) and not link.flags & IFF_LOOPBACK
+
+
+def _host_settings(used: Iterable[str]) -> dict[str, str]:
+    """What the host needs besides the gateways' own links; *used* are the names of links that serve as they are."""
+    return HOST_SETTINGS | {f"{sysctl.CONF}/{name}/send_redirects": "0" for name in used}
 
 
 def _is_gateway(link: LinkInfo) -> bool:

@@ -1,7 +1,7 @@
 """The `Kernel` of core.seams on a real host: its verbs in one thread, its changes on the loop."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from socket import socket
@@ -59,8 +59,11 @@ class HostKernel:
     async def survey(self) -> Survey:
         return await self._verbs.do(Verbs.survey)
 
-    async def park(self, mac: str) -> None:
-        await self._verbs.do(Verbs.park, mac)
+    async def survey_all(self, paths: Sequence[str]) -> Survey:
+        return await self._verbs.do(Verbs.survey_all, paths)
+
+    async def park(self, mac: str, alias: str = "") -> None:
+        await self._verbs.do(Verbs.park, mac, alias)
 
     async def attach(self, order: LinkOrder) -> PlacedLink:
         return await self._verbs.do(Verbs.attach, order)
@@ -95,10 +98,13 @@ class HostKernel:
     async def serve(self, path: ServicePath) -> Mapping[str, str]:
         return await self._verbs.do(lambda verbs: verbs.gateways.serve(path))
 
+    async def settings_before(self, path: ServicePath) -> Mapping[str, str]:
+        return await self._verbs.do(lambda verbs: verbs.gateways.settings_before(path))
+
     async def restore(self, settings: Mapping[str, str]) -> None:
         await self._verbs.do(lambda verbs: verbs.gateways.restore(settings))
 
-    def changes(self) -> AsyncIterator[None]:
+    def changes(self) -> AsyncIterator[bool]:
         return self._watch.changes()
 
     async def remove(self) -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -146,10 +147,10 @@ def libc_call(name: str, *args: int | bytes | None) -> None:
         raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
-def reachable(netns_dir: Path) -> Iterator[tuple[Identity, str]]:
-    """Every network namespace a path leads to, once each: the mounted ones, then those that processes are in."""
+def reachable(netns_dir: Path, paths: Iterable[str] = ()) -> Iterator[tuple[Identity, str]]:
+    """Every network namespace a path leads to, once each: one of *paths*, a mount, or that of a process."""
     seen: set[Identity] = set()
-    for path in _paths((netns_dir, *OTHER_DIRS)):
+    for path in chain(map(Path, paths), _paths((netns_dir, *OTHER_DIRS))):
         try:
             info = path.stat()
         except OSError:  # gone since it was listed, or of a process that has ended

@@ -28,12 +28,13 @@ def is_candidate(link: LinkInfo) -> bool:
     return is_ethernet and bool(link.mac) and link.kind in NIC_KINDS
 
 
+def plain(link: LinkInfo) -> Link:
+    alias, _ = read_mark(link.alias)
+    return Link(link.mac, link.name, link.ifindex, link.is_up, alias, link.mtu, link.permanent_mac)
+
+
 def candidates(links: Iterable[LinkInfo]) -> tuple[Link, ...]:
-    return tuple(
-        Link(link.mac, link.name, link.ifindex, link.is_up, read_mark(link.alias)[0], link.mtu)
-        for link in links
-        if is_candidate(link)
-    )
+    return tuple(plain(link) for link in links if is_candidate(link))
 
 
 def parked_name(mac: str) -> str:

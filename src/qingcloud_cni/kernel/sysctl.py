@@ -41,15 +41,20 @@ def ensure(wanted: Mapping[str, str]) -> None:
             write(name, value)
 
 
-def change(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Set all of *wanted* or, if one is refused, none; the values before of all that `restore` has to put back."""
+def before(wanted: Mapping[str, str]) -> dict[str, str]:
+    """The values now of all that `change` would change, and `restore` would have to put back."""
     now = {name: read(name) for name in wanted}
-    before = {name: value for name, value in now.items() if value not in (wanted[name], None)}
-    changed: dict[str, str] = {name: value for name, value in before.items() if value is not None}
+    changed = {name: value for name, value in now.items() if value is not None and value != wanted[name]}
     if IP_FORWARD in changed:
         changed |= _overwritten_with_ip_forward()
+    return changed
+
+
+def change(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Set all of *wanted* or, if one is refused, none; the values before of all that `restore` has to put back."""
+    changed = before(wanted)
     try:
-        for name in before:
+        for name in (n for n in wanted if n in changed):
             write(name, wanted[name])
     except KernelRefused:
         restore(changed)

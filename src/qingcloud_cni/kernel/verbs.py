@@ -14,7 +14,7 @@ from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Netns, Route
-from qingcloud_cni.core.seams import Inspection, Link, LinkOrder, PlacedLink, Survey
+from qingcloud_cni.core.seams import Inspection, LinkOrder, Place, PlacedLink, Survey
 from qingcloud_cni.kernel import parking, sysctl
 from qingcloud_cni.kernel.gateway import Gateways
 from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, add_address, add_route, delete_altnames, set_link
@@ -29,16 +29,7 @@ from qingcloud_cni.kernel.namespaces import (
     write_setting,
 )
 from qingcloud_cni.kernel.netlink import Netlink, NetlinkRefused
-from qingcloud_cni.kernel.nic import (
-    SPARE_NAME,
-    Sought,
-    candidates,
-    is_candidate,
-    mark,
-    parked_name,
-    read_mark,
-    resetting,
-)
+from qingcloud_cni.kernel.nic import SPARE_NAME, Sought, candidates, is_candidate, mark, parked_name, plain, resetting
 from qingcloud_cni.kernel.routing import get_addresses, get_routes, parse_address, parse_route
 from qingcloud_cni.kernel.watch import open_monitor
 
@@ -109,8 +100,29 @@ class Verbs:
     def survey(self) -> Survey:
         return Survey(host=candidates(self._host.links()), parked=candidates(self._parking.links()))
 
-    def park(self, mac: str) -> None:
-        place, link = self._at_hand(mac)
+    def survey_all(self, paths: Sequence[str]) -> Survey:
+        """Namespaces that go meanwhile are left out; the host comes last, where their NICs go then."""
+        elsewhere: list[Place] = []
+        unseen: list[str] = []
+        for identity, path in reachable(self._netns_dir, paths):
+            if identity in self._own():
+                continue
+            try:
+                if place := self._place_at(path, identity):
+                    elsewhere.append(place)
+            except KernelRefused:
+                unseen.append(path)
+        return replace(self.survey(), elsewhere=tuple(elsewhere), is_wide=True, unseen=tuple(unseen))
+
+    def _place_at(self, path: str, identity: Identity) -> Place | None:
+        namespace = open_if(path, identity)
+        if namespace is None:
+            return None
+        with namespace, self._socket_in(namespace) as place:
+            return Place(Netns(path, *identity), candidates(place.links()))
+
+    def park(self, mac: str, alias: str = "") -> None:
+        place, link = self._at_hand(mac, alias)
         if not self._bring_if_there(place, link, mac):
             raise LinkNotFound(f"nic {mac}: vanished while it was parked")
 
@@ -314,13 +326,13 @@ class Verbs:
 
     # --- finding -------------------------------------------------------------------------------------
 
-    def _at_hand(self, mac: str) -> tuple[Netlink, LinkInfo]:
+    def _at_hand(self, mac: str, alias: str = "") -> tuple[Netlink, LinkInfo]:
         """Where a NIC that is parked or on the host is, and its link."""
         link = self._parking.link(name=parked_name(mac))
         if link and link.mac == mac:
             return self._parking, link
         for place in (self._parking, self._host):
-            if link := Sought(mac).pick(place.links()):
+            if link := Sought(mac, alias).pick(place.links()):
                 return place, link
         raise LinkNotFound(f"nic {mac}: no such link on the host or in {self._parking_path}")
 
@@ -406,7 +418,7 @@ def _inspection(netns: Netns, place: Netlink, link: LinkInfo) -> Inspection:
     routes = [parse_route(message.body) for message in place.dump(get_routes(), "list routes")]
     return Inspection(
         netns,
-        Link(link.mac, link.name, link.ifindex, link.is_up, read_mark(link.alias)[0], link.mtu),
+        plain(link),
         tuple(a.address for a in addresses if a.ifindex == link.ifindex),
         tuple(Route(r.dst, r.gateway) for r in routes if r is not None and r.ifindex == link.ifindex),
     )

@@ -30,6 +30,7 @@ class Watch:
 
     def __init__(self, monitors: tuple[socket.socket, ...]) -> None:
         self.bursts = 0
+        self.losses = 0  # of messages
         self.is_closed = False
         self.turn = asyncio.Event()  # set when `bursts` has grown, then replaced
         self._loop = asyncio.get_running_loop()
@@ -38,8 +39,8 @@ class Watch:
         for monitor in monitors:
             self._loop.add_reader(monitor, self._hear, monitor)
 
-    def changes(self) -> AsyncIterator[None]:
-        """One item per burst; the first at once if anything changed since the sockets were opened."""
+    def changes(self) -> AsyncIterator[bool]:
+        """One item per burst, True if messages were lost; the first at once if anything has changed already."""
         return _Changes(self)
 
     def close(self) -> None:
@@ -60,8 +61,9 @@ class Watch:
                 try:
                     monitor.recv(DATAGRAM_BYTES)
                 except OSError as err:
-                    if err.errno != errno.ENOBUFS:  # messages were lost; the socket goes on, and so do we
+                    if err.errno != errno.ENOBUFS:
                         raise
+                    self.losses += 1  # the socket goes on, and so do we
         if self._settling is None:
             self._settling = self._loop.call_later(SETTLE_SECONDS, self._announce)
 
@@ -72,16 +74,19 @@ class Watch:
         turn.set()
 
 
-class _Changes(AsyncIterator[None]):
+class _Changes(AsyncIterator[bool]):
     """One reader of a Watch; bursts it was too slow for come as one."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
         self._seen = 0
+        self._lost = 0
 
-    async def __anext__(self) -> None:
+    async def __anext__(self) -> bool:
         while self._watch.bursts == self._seen:
             if self._watch.is_closed:
                 raise StopAsyncIteration
             await self._watch.turn.wait()
-        self._seen = self._watch.bursts
+        is_complete = self._lost == self._watch.losses
+        self._seen, self._lost = self._watch.bursts, self._watch.losses
+        return not is_complete

@@ -6,14 +6,14 @@ and indexes change on the way, a namespace that dies gives its NICs back late, d
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Netns, Route
-from qingcloud_cni.core.seams import Gateway, Inspection, Link, LinkOrder, PlacedLink, ServicePath, Survey
+from qingcloud_cni.core.seams import Gateway, Inspection, Link, LinkOrder, Place, PlacedLink, ServicePath, Survey
 from qingcloud_cni.sim.effects import Effect, FilterNic, PlugNic, UnplugNic
 from qingcloud_cni.sim.topology import Latencies
 
@@ -23,6 +23,8 @@ FLUSH = 0.012  # seconds to go through the table of tracked flows
 MTU = 1500
 HOST_PATH = "/proc/1/ns/net"
 SERVING = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/send_redirects": "0"}  # settings, where there are gateways
+_SETTINGS = {"net/ipv4/ip_forward": "0", "net/ipv4/conf/all/send_redirects": "1"}  # after each boot
+_FIRST_INODE = 4026531840  # of namespaces, after each boot
 NSFS = 4  # device number of namespaces; any number does
 
 
@@ -57,9 +59,14 @@ class _Link:
     def shown(self) -> Link:
         return Link(self.mac, self.name, self.ifindex, self.is_up, self.alias, MTU)
 
+    def unconfigure(self, name: str) -> None:
+        """As a link looks that was taken out of its namespace by the kernel itself."""
+        self.name, self.is_up, self.address, self.routes = name, False, "", ()
+
     def reset(self, name: str) -> None:
         """Forget all configuration."""
-        self.mac, self.name, self.is_up, self.alias, self.address, self.routes = self.nic_id, name, False, "", "", ()
+        self.unconfigure(name)
+        self.mac, self.alias = self.nic_id, ""
 
 
 class FakeKernel:
@@ -79,7 +86,7 @@ class FakeKernel:
         self._rng = rng
         self._sleep = sleep
         self._latencies = latencies or Latencies()
-        self._last_inode = 4026531840
+        self._last_inode = _FIRST_INODE
         self._last_ifindex = 1  # lo
         self._host = self._new_space(HOST_PATH)
         self._parking = self._new_space(self.parking_path)
@@ -91,9 +98,11 @@ class FakeKernel:
         self.announced: list[str] = []  # addresses, in the order of announcements
         self.path = ServicePath()  # as last served
         self._gateways: set[str] = set()  # MACs of links configured for it
-        self.settings = {"net/ipv4/ip_forward": "0", "net/ipv4/conf/all/send_redirects": "1"}
+        self.settings = dict(_SETTINGS)
         self._move_lock = asyncio.Lock()
+        self.unseen: set[str] = set()  # containers that cannot be looked into
         self._generation = 0
+        self._losses = 0
         self._watchers: set[asyncio.Future[None]] = set()
 
     def __repr__(self) -> str:
@@ -142,10 +151,13 @@ class FakeKernel:
         return self._containers[path].netns
 
     def kill_netns(self, path: str) -> None:
-        """End a container's namespace: its NICs come back to the host after a while, down, as ``dev<ifindex>``."""
+        """End a container's namespace: its NICs come back to the host after a while, down.
+
+        They keep MAC, alias and name, but for one that is taken there: then it is ``dev<ifindex>``.
+        """
         space = self._containers.pop(path)
         space.path = ""
-        links = list(space.links.values())
+        links = [link for link in space.links.values() if link.nic_id]  # others are no hardware
         space.links.clear()
         if links:
             delay = self._rng.uniform(*self._latencies.replug)
@@ -157,6 +169,48 @@ class FakeKernel:
         link = next(link for link in self._at(path).links.values() if link.name == ifname)
         for name, value in fields.items():
             setattr(link, name, value)
+
+    def move(self, path: str, ifname: str, target: str) -> None:
+        """What somebody does with `ip link set netns`: the link loses what was configured, but for MAC and alias."""
+        link = self._take(path, ifname)
+        link.unconfigure(ifname)
+        self._at(target).links[link.ifindex] = link
+        self._announce()
+
+    def delete_link(self, path: str, ifname: str) -> None:
+        """What `ip link delete` does, or a driver that fails."""
+        self._take(path, ifname)
+        self._announce()
+
+    def add_link(self, path: str, mac: str, name: str, alias: str = "") -> None:
+        """A link of somebody else's, whatever MAC it claims."""
+        self._last_ifindex += 1
+        self._at(path).links[self._last_ifindex] = _Link("", mac, name, self._last_ifindex, alias=alias)
+        self._announce()
+
+    def reboot(self) -> None:
+        """All containers are gone, and all links on the host, as the hardware makes them."""
+        links = [link for space in self._spaces() for link in space.links.values()]
+        links += [link for lost in self._lost.values() for link in lost]
+        self._lost.clear()
+        for space in self._spaces():
+            space.links.clear()
+        self._containers.clear()
+        self._gateways.clear()
+        self.path, self.settings = ServicePath(), dict(_SETTINGS)
+        self._last_inode = self._host.inode
+        self._parking = self._new_space(self.parking_path)
+        for link in sorted(links, key=lambda link: link.nic_id):
+            if link.nic_id:
+                link.reset(self._free_name(link.prefix or "eth"))
+                link.is_up = True
+                self._host.links[link.ifindex] = link
+        self._announce()
+
+    def lose_message(self) -> None:
+        """The kernel had more to tell than it keeps."""
+        self._losses += 1
+        self._announce()
 
     def set_address(self, mac: str, address: str) -> None:
         """What the guest's own configuration does: give a link on the host an address with prefix length."""
@@ -171,10 +225,16 @@ class FakeKernel:
         return {link.name: (link.address, link.routes) for link in self._at(path).links.values() if link.address}
 
     def _return(self, inode: int) -> None:
-        for link in self._lost.pop(inode):
-            link.reset(self._free_name(link.prefix) if link.prefix else f"dev{link.ifindex}")
+        for link in self._lost.pop(inode, ()):
+            own = f"dev{link.ifindex}" if self._host.has_name(link.name) else link.name
+            link.unconfigure(self._free_name(link.prefix) if link.prefix else own)
             self._host.links[link.ifindex] = link
             self._announce()
+
+    def _take(self, path: str, ifname: str) -> _Link:
+        space = self._at(path)
+        link = next(link for link in space.links.values() if link.name == ifname)
+        return space.links.pop(link.ifindex)
 
     # --- core.seams.Kernel ------------------------------------------------------------------------
 
@@ -195,9 +255,15 @@ class FakeKernel:
     async def survey(self) -> Survey:
         return Survey(self.links_in(HOST_PATH), self.links_in(self.parking_path))
 
-    async def park(self, mac: str) -> None:
+    async def survey_all(self, paths: Sequence[str]) -> Survey:
+        """All containers here can be reached; what *paths* lead to besides is nothing."""
+        seen = [space for path, space in self._containers.items() if path not in self.unseen]
+        places = tuple(Place(space.netns, self.links_in(space.path)) for space in seen)
+        return replace(await self.survey(), elsewhere=places, is_wide=True, unseen=tuple(sorted(self.unseen)))
+
+    async def park(self, mac: str, alias: str = "") -> None:
         async with self._move_lock:
-            await self._park(mac)
+            await self._park(mac, alias)
 
     async def attach(self, order: LinkOrder) -> PlacedLink:
         async with self._move_lock:
@@ -284,24 +350,27 @@ class FakeKernel:
             for gateway in path.gateways:
                 await self._serve_by(gateway)
             self.path = path
-            wanted = SERVING if path.gateways else {}
-            changed = {name: self.settings[name] for name in wanted if self.settings[name] != wanted[name]}
-            self.settings |= wanted
+            changed = await self.settings_before(path)
+            self.settings |= {name: SERVING[name] for name in changed}
             return changed
+
+    async def settings_before(self, path: ServicePath) -> Mapping[str, str]:
+        wanted = SERVING if path.gateways else {}
+        return {name: self.settings[name] for name in wanted if self.settings[name] != wanted[name]}
 
     async def restore(self, settings: Mapping[str, str]) -> None:
         self.settings |= {name: value for name, value in settings.items() if name in self.settings}
 
-    def changes(self) -> AsyncIterator[None]:
+    def changes(self) -> AsyncIterator[bool]:
         """Yields once for any number of changes since the last time, those since this call included."""
-        return self._watch(self._generation)
+        return self._watch(self._generation, self._losses)
 
     async def close(self) -> None:
         """Nothing to give back: the machine outlives the agent, and serves the next one."""
 
     # --- inside -----------------------------------------------------------------------------------
 
-    async def _watch(self, seen: int) -> AsyncIterator[None]:
+    async def _watch(self, seen: int, lost: int) -> AsyncIterator[bool]:
         while True:
             if seen == self._generation:
                 watcher = asyncio.get_running_loop().create_future()
@@ -310,8 +379,9 @@ class FakeKernel:
                     await watcher
                 finally:
                     self._watchers.discard(watcher)
-            seen = self._generation
-            yield
+            is_complete = lost == self._losses
+            seen, lost = self._generation, self._losses
+            yield not is_complete
 
     def _announce(self) -> None:
         """Tell the watchers that links of the host or the parking namespace have changed."""
@@ -320,8 +390,8 @@ class FakeKernel:
             if not watcher.done():
                 watcher.set_result(None)
 
-    async def _park(self, mac: str) -> None:
-        space, link = self._find_free(mac)
+    async def _park(self, mac: str, alias: str = "") -> None:
+        space, link = self._find_free(mac, alias)
         if space is self._parking:
             return
         await self._sleep(MOVE)
@@ -394,10 +464,10 @@ class FakeKernel:
         del source.links[link.ifindex]
         target.links[link.ifindex] = link
 
-    def _find_free(self, mac: str) -> tuple[_Space, _Link]:
+    def _find_free(self, mac: str, alias: str = "") -> tuple[_Space, _Link]:
         for space in (self._parking, self._host):
             for link in space.links.values():
-                if link.mac == mac:
+                if link.mac == mac or (alias and link.alias == alias):
                     return space, link
         raise LinkNotFound(f"nic {mac}: neither parked nor on the host")
 
@@ -425,7 +495,8 @@ class FakeKernel:
                 for link in links:
                     if mark(link):
                         return container, link
-        return self._find(mac)
+        everywhere = ((space, link) for space in self._spaces() for link in space.links.values())
+        return next(((s, n) for s, n in everywhere if n.mac == mac or (alias and n.alias == alias)), None)
 
     def _recorded(self, netns: Netns) -> _Space | None:
         """The container's namespace, if its path still leads to the one recorded."""

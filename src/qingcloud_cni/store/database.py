@@ -22,8 +22,10 @@ from qingcloud_cni.core.seams import (
     DropAttachment,
     DropIntent,
     DropNic,
+    DropSetting,
     EventFilter,
     PutAttachment,
+    PutBoot,
     PutIntent,
     PutNic,
     PutSetting,
@@ -32,6 +34,7 @@ from qingcloud_cni.core.seams import (
 from qingcloud_cni.core.table import violations
 from qingcloud_cni.store.schema import SUMMED, checksum, upgrade
 
+BOOT = "boot-id"  # among the settings, whose names are paths
 EVENTS_TRIMMED = 1_000  # older ones go after every so many new ones
 _PRAGMAS = (
     "locking_mode=EXCLUSIVE",
@@ -83,9 +86,7 @@ class Database:
         for pragma in _PRAGMAS:
             self._db.execute(f"PRAGMA {pragma}")
         upgrade(self._db, named(self._path))
-        (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # a millisecond
-        if verdict != "ok":
-            raise StoreDamaged(f"{named(self._path)} is damaged: {' '.join(verdict.split())}")
+        self._check()
         (last,) = self._db.execute("SELECT max(seq) FROM events").fetchone()
         # A new file goes on with higher numbers than any before it: whoever reads on from one misses nothing.
         self._last_seq: int = time.time_ns() // 1_000_000 if last is None else last
@@ -98,11 +99,13 @@ class Database:
     def load(self) -> Snapshot:
         """All rows; StoreDamaged where one cannot be read, is not what was written, or contradicts another."""
         with self._told(is_known=False):
+            settings = {texts[0]: texts[1] for texts in self._texts("settings")}
             snapshot = Snapshot(
                 nics=self._rows("nics", Nic),
                 attachments=self._rows("attachments", Attachment),
                 intents=self._rows("intents", Intent),
-                settings={texts[0]: texts[1] for texts in self._texts("settings")},
+                boot_id=settings.pop(BOOT, ""),
+                settings=settings,
             )
         if broken := violations(snapshot.nics, snapshot.attachments):
             raise StoreDamaged(f"{named(self._path)} is damaged: {broken[0]}")
@@ -177,6 +180,10 @@ class Database:
                 self._drop("intents", op_id)
             case PutSetting(name, before):
                 self._put("settings", name, before)
+            case DropSetting(name):
+                self._drop("settings", name)
+            case PutBoot(boot_id):
+                self._put("settings", BOOT, boot_id)
 
     def _put(self, table: str, *texts: str) -> None:
         places = ", ".join("?" for _ in texts)
@@ -193,6 +200,17 @@ class Database:
             f"INSERT OR REPLACE INTO events (seq, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (seq, e.at, e.name, e.nic_id, e.subject, e.detail, e.state, e.job_id, e.pod),
         )
+
+    def tidy(self) -> None:
+        """Bring the WAL into the file, and look whether that contradicts itself; StoreRefused, StoreDamaged."""
+        with self._told():
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._check()
+
+    def _check(self) -> None:
+        (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # a millisecond
+        if verdict != "ok":
+            raise StoreDamaged(f"{named(self._path)} is damaged: {' '.join(verdict.split())}")
 
     # --- events --------------------------------------------------------------------------------------
 

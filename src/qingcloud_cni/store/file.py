@@ -59,6 +59,10 @@ class StateFile:
         self._seal.note(database.birth, database.writes)
         return where
 
+    def tidy(self) -> None:
+        if self._database is not None:
+            self._database.tidy()
+
     def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         if self._database is None:
             raise StoreRefused(f"{self} was set aside, and there is no new one yet")

@@ -34,6 +34,9 @@ class ThreadedStore:
     async def begin_anew(self, changes: Sequence[Change]) -> str:
         return await self._in_thread(self._file.begin_anew, tuple(changes))
 
+    async def tidy(self) -> None:
+        await self._in_thread(self._file.tidy)
+
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         return await self._in_thread(self._file.events, wanted)
 
@@ -64,6 +67,9 @@ class InlineStore:
 
     async def begin_anew(self, changes: Sequence[Change]) -> str:
         return self._file.begin_anew(changes)
+
+    async def tidy(self) -> None:
+        self._file.tidy()
 
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         return self._file.events(wanted)
