@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import virtual_time
-from qingcloud_cni.agent.agent import FIRST_CALL, Agent, World
+from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.cni_api import CniApi, CniRequest
+from qingcloud_cni.agent.first_comparison import FIRST_CALL
 from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings, resolve
@@ -104,6 +105,7 @@ class SimulatedHost:
             self.instance_id, rng=self.rng, sleep=self.clock.sleep, latencies=self.topology.latencies
         )
         self.kernel.apply(*self.model.plugged())
+        self.boot_id = "boot-1"
         self.settings = settings_of(tmp_path, self.topology, **settings)
         self._running: asyncio.Task[None] | None = None
         self._agent: Agent | None = None
@@ -143,7 +145,9 @@ class SimulatedHost:
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         client = Client(access, LocalTransport(self.api), clock=self.clock, rng=self.rng, observe=lambda _call: None)
         try:
-            world = World(client, self.kernel, store, self.clock, self.rng, set_forward=self._set_forward)
+            world = World(
+                client, self.kernel, store, self.clock, self.rng, self.boot_id, set_forward=self._set_forward
+            )
             self._set_forward = 0.0
             async with Agent.opened(self.settings, self.instance_id, world) as agent:
                 await agent.compare_kernel()

@@ -18,12 +18,14 @@ from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.openapi import ENDPOINTS
 from qingcloud_cni.agent.phases import Phase
 from qingcloud_cni.agent.settings import SETTINGS
+from qingcloud_cni.agent.tasks import TaskRecord
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.cloud.access import IGNORED, USED
 from qingcloud_cni.cloud.calls import CallOutcome
 from qingcloud_cni.core.cni import VERSIONS
 from qingcloud_cni.core.errors import EXIT, WIRE
+from qingcloud_cni.core.evidence import Kind
 from qingcloud_cni.core.model import Event, OpKind
 from qingcloud_cni.core.seams import Snapshot, Store
 from qingcloud_cni.core.table import FOLLOWS, Table
@@ -84,6 +86,7 @@ def test_every_metric_is_described_with_its_labels() -> None:
     metrics, nics = Metrics(), Table(Snapshot())
     journal = Journal(nics, cast("Store", None), SystemClock(), Random())
     metrics.watch(nics, journal, lambda: 0, lambda: True, lambda: 0)
+    metrics.watch_tasks(lambda: [TaskRecord("pool")], list)
     metrics.event(Event(0.0, "agent.ready"))
     metrics.cloud_call(CallSeen("AttachNics", CallOutcome.OK, 0.1, 0))
     metrics.cni_request("ADD", 0, 0.1, dict.fromkeys(Phase, 0.02))
@@ -164,6 +167,26 @@ def test_states_and_what_follows_them_are_described() -> None:
         for cells in table(ARCHITECTURE, "State", "Where its link is", "Followed by")
     }
     assert described == {state.value: {s.value for s in after} for state, after in FOLLOWS.items()}
+
+
+def test_every_kind_of_difference_is_described() -> None:
+    described = [cells[0].strip("`") for cells in table(ARCHITECTURE, "Kind", "What was seen", "Cure")]
+    assert sorted(described) == sorted(Kind)
+    told = " ".join(cells[0] for cells in table(OPERATIONS, "Kind", "What to do"))
+    assert set(re.findall(r"`([\w-]+)`", told)) <= set(Kind)
+
+
+def test_every_periodic_task_is_described() -> None:
+    described = set(column(ARCHITECTURE, "Task", "When", "Does"))
+    named = {
+        call.args[0].value
+        for tree in source_trees("agent")
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and _name(call.func) == "TaskRecord" and isinstance(call.args[0], ast.Constant)
+    }
+    assert len(named) == 10
+    assert named <= described
+    assert described - named == {"store", "flows", "operations, parking, probes, announcements"}
 
 
 def test_quoted_messages_are_the_programs_own() -> None:

@@ -1,6 +1,7 @@
 """Gateway NICs of a whole agent, on a virtual clock."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from qingcloud_cni.core.network_config import read_config
 from qingcloud_cni.core.seams import ServicePath
 from qingcloud_cni.sim.kernel import HOST_PATH
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
-from simulated import SimulatedHost, netns_of, set_faults, simulated
+from simulated import SimulatedHost, lived, netns_of, set_faults, simulated
 
 SERVICES = "10.96.0.0/12"
 CONF = {"cniVersion": "0.3.1", "name": "net", "ipam": {"routes": [{"dst": SERVICES, "gw": "0.0.0.0"}]}}
@@ -342,3 +343,36 @@ def test_draining_gives_the_gateway_back_once_nobody_uses_it(tmp_path: Path) -> 
 def _gateways_in_cloud(host: SimulatedHost) -> dict[str, str]:
     prefix = f"hostnic_{host.instance_id}_"
     return {n.nic_id: n.status for n in host.model.state.nics.values() if n.name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_what_settings_were_is_on_disk_before_they_change(tmp_path: Path, *, is_full: bool) -> None:
+    """A crash in between would else take the agent's values for the host's own, and leave them at a cleanup."""
+
+    async def test(host: SimulatedHost) -> None:
+        before = dict(host.kernel.settings)
+        serve = host.kernel.serve
+        known: list[Mapping[str, str]] = []
+
+        async def watched(path: ServicePath) -> Mapping[str, str]:
+            if path.gateways:
+                known.append(host.store.on_disk().settings)
+            return await serve(path)
+
+        host.kernel.serve = watched  # type: ignore[method-assign]
+        if is_full:
+            gateway = asyncio.create_task(host.add("c0", config=CONFIG, seconds=60.0))
+            await host.until(lambda: any(n.is_gateway for n in host.nics.values()), "it is coming")
+            host.disk.obstacle = "database or disk is full"
+            with pytest.raises(Unavailable):
+                await gateway
+            assert not known
+            assert host.kernel.settings == before
+            host.disk.obstacle = ""
+            await host.until(lambda: not host.agent.context.journal.trouble, "written")
+        await host.add("c0", config=CONFIG)
+        assert host.kernel.settings != before
+        assert known
+        assert all(settings == before for settings in known)
+
+    lived(test, tmp_path)

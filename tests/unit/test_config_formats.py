@@ -37,6 +37,7 @@ EVERY_SETTING: dict[str, str | list[str]] = {  # each unlike its default
     "nic-name-prefix": "pods",
     "instance-id": "i-1234abcd",
     "instance-id-file": "/etc/other/instance-id",
+    "boot-id-file": "/srv/boot-id",
     "state-dir": "/srv/state",
     "run-dir": "/srv/run",
     "duplicate-probe": "off",

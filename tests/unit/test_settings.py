@@ -20,6 +20,7 @@ from qingcloud_cni.agent.settings import (
     Setting,
     Settings,
     check_vxnets,
+    read_boot_id,
     read_instance_id,
     resolve,
 )
@@ -47,6 +48,7 @@ SAMPLES: dict[str, tuple[str, str, str, str]] = {  # file, environment, flag; an
     "nic-name-prefix": ("a", "b", "c-1", "a_b"),
     "instance-id": ("i-1", "i-2", "i-3", "x-1"),
     "instance-id-file": ("/a", "/b", "/c", ""),
+    "boot-id-file": ("/a", "/b", "/c", ""),
     "state-dir": ("/a", "/b", "/c", ""),
     "run-dir": ("/a", "/b", "/c", ""),
     "duplicate-probe": ("false", "yes", "off", "maybe"),
@@ -296,7 +298,7 @@ def test_settings_follow_the_table() -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return replace(resolved().settings, instance_id_file=tmp_path / "instance-id")
+    return replace(resolved().settings, instance_id_file=tmp_path / "instance-id", boot_id_file=tmp_path / "boot-id")
 
 
 def test_the_instance_id_is_read_and_stripped(settings: Settings) -> None:
@@ -320,6 +322,25 @@ def test_an_instance_id_file_that_cannot_be_read_is_refused(settings: Settings, 
     for path, why in ((settings.instance_id_file, "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(StartRefused, match=f"cannot be read: {why}; write this instance's id into it or give"):
             read_instance_id(replace(settings, instance_id_file=path))
+
+
+def test_the_boot_id_is_the_kernels_or_that_of_a_file(settings: Settings) -> None:
+    kernels = Path("/proc/sys/kernel/random/boot_id")
+    assert read_boot_id(resolved().settings) == kernels.read_text().strip()
+    settings.boot_id_file.write_text("first boot\n".replace(" ", "-"))
+    assert read_boot_id(settings) == "first-boot"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a b", b"a\nb", b"\xff", b"a" * 101])
+def test_a_file_that_holds_no_boot_id_is_refused(settings: Settings, content: bytes) -> None:
+    settings.boot_id_file.write_bytes(content)
+    with pytest.raises(StartRefused, match=r"boot id file \S+ holds '.*': wanted one word"):
+        read_boot_id(settings)
+
+
+def test_a_boot_id_file_that_cannot_be_read_is_refused(settings: Settings) -> None:
+    with pytest.raises(StartRefused, match="No such file or directory; give the right one with --boot-id-file"):
+        read_boot_id(settings)
 
 
 def test_the_vxnet_placeholder_is_refused_where_it_stands() -> None:

@@ -2,44 +2,37 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from qingcloud_cni.agent.attachments import Attachments
 from qingcloud_cni.agent.clock import delay_after
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.cures import Cures
 from qingcloud_cni.agent.duplicates import Duplicates
+from qingcloud_cni.agent.first_comparison import FirstComparison
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.jobs import Jobs
 from qingcloud_cni.agent.journal import Journal, Listener
 from qingcloud_cni.agent.links import Links
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
+from qingcloud_cni.agent.premises import Premises
+from qingcloud_cni.agent.reconcile import LOOK_PERIOD, Reconciler
 from qingcloud_cni.agent.settings import Settings
 from qingcloud_cni.agent.spool import Spool
 from qingcloud_cni.agent.spool_files import SpoolFiles
-from qingcloud_cni.agent.startup import CloudComparison
 from qingcloud_cni.agent.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.agent.vxnet_book import VxnetBook
-from qingcloud_cni.core.errors import (
-    CloudError,
-    CredentialsRefused,
-    KernelRefused,
-    NotInitialised,
-    NotListed,
-    StartRefused,
-    Unavailable,
-)
+from qingcloud_cni.core.errors import NotInitialised, Unavailable
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
 from qingcloud_cni.core.table import Table
 from qingcloud_cni.core.vxnets import VxnetChooser, VxnetPolicy
 
-FIRST_CALL = "DescribeInstances"  # of a comparison: keys that were good for it are no wrong ones
-UNLISTED = 3  # answers that do not list what must be there, until it is believed
-LOOK_PERIOD = 30.0  # seconds between looks at the links, whether or not the kernel reported anything
+HOUR = 3600.0  # seconds between looks at what hardly changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +44,7 @@ class World:
     store: Store
     clock: Clock
     rng: random.Random
+    boot_id: str  # of the host
     listeners: tuple[Listener, ...] = ()
     set_forward: float = 0.0  # seconds by which times on disk are behind the clock: it was set meanwhile
 
@@ -71,15 +65,26 @@ class Agent:
         files = SpoolFiles(settings.spool, context.instance_id, settings.socket, settings.bindaddr)
         self.attachments = Attachments(context, self.pool, self.gateways, files)
         self.spool = Spool(context, self.attachments, files)
-        self.records: list[TaskRecord] = [self.spool.record]
-        self._comparison = CloudComparison(
-            context, self.pool, self.operations, self.links, self.gateways, vxnets, settings.vxnet, settings.iface
-        )
-        self._access_file = settings.qyaccessfilepath
+        cures = Cures(
+            context, pool=self.pool, operations=self.operations, links=self.links, attachments=self.attachments,
+            vxnets=vxnets,
+        )  # fmt: skip
+        self.reconciler = Reconciler(
+            context, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, cures=cures,
+            iface=settings.iface,
+        )  # fmt: skip
+        self._premises = Premises(context, vxnets, settings.vxnet)
         self._serves_from_disk = bool(context.table.nics)
+        self._first = FirstComparison(
+            context, self._premises, self.reconciler, settings.qyaccessfilepath,
+            serves_from_disk=self._serves_from_disk,
+        )  # fmt: skip
+        self._left_over = tuple(context.table.intents.values())
         self._is_kernel_compared = False
         self.is_cloud_compared = False
-        self.last_cloud_error = ""
+        self.orphans = TaskRecord("orphan containers", LOOK_PERIOD)
+        self.vxnets = TaskRecord("vxnets", HOUR)
+        self.upkeep = TaskRecord("store upkeep", HOUR)
 
     @classmethod
     @asynccontextmanager
@@ -100,12 +105,34 @@ class Agent:
                     gateway_prefix=settings.gatewayns, policy=settings.pool, table=table, journal=journal,
                     cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=Tasks(group),
                 )  # fmt: skip
+                table.note_boot(world.boot_id, context.now())
                 journal.when_recovered = context.look_again
                 if snapshot.set_aside:
                     context.note("store.set-aside", detail=snapshot.set_aside)
                 yield cls(settings, context)
                 context.tasks.cancel()
             journal.end()
+
+    @property
+    def records(self) -> tuple[TaskRecord, ...]:
+        """Of all periodic tasks, in the order in which people are told of them."""
+        return (
+            self.pool.record,
+            self.links.record,
+            self.orphans,
+            self.spool.record,
+            self.jobs.record,
+            self.reconciler.record,
+            self.vxnets,
+            self.pool.cooldown,
+            self.gateways.record,
+            self.upkeep,
+        )
+
+    @property
+    def last_cloud_error(self) -> str:
+        """Why the latest comparison came to nothing; "" if it did not."""
+        return self._first.error or self.reconciler.last_error
 
     @property
     def is_initialised(self) -> bool:
@@ -132,8 +159,7 @@ class Agent:
     async def compare_kernel(self) -> None:
         """Table against kernel: before this nothing is served."""
         await self.attachments.settle_unfinished()
-        await self.links.look()
-        await self.links.seek()
+        await self.reconciler.look_around()
         with suppress(Unavailable):  # the task looks again, and records what is wrong
             await self.spool.look()
         self._is_kernel_compared = True
@@ -141,47 +167,36 @@ class Agent:
     def begin(self) -> None:
         """Start all tasks; `compare_kernel` comes first."""
         spawn = self.context.tasks.spawn
-        spawn("pool", self.pool.run())
-        spawn("links", self.links.run())
-        spawn("jobs", self.jobs.run())
-        spawn("gateway check", self.gateways.run())
+        spawn(self.pool.record.name, self.pool.run())
+        spawn(self.links.record.name, self.links.run())
+        spawn(self.jobs.record.name, self.jobs.run())
+        spawn(self.gateways.record.name, self.gateways.run())
         spawn(self.spool.record.name, self.spool.run())
-        spawn("cloud comparison", self._compare_cloud())
-        record = TaskRecord("orphan containers", LOOK_PERIOD)
-        self.records.append(record)
-        spawn(record.name, repeat(
-            self.links.look, record, backoff=lambda n: delay_after(n, self.context.rng), clock=self.context.clock
-        ))  # fmt: skip
+        spawn(self.reconciler.record.name, self._reconcile())
+        self._repeat(self.orphans, self._look_around)
+        self._repeat(self.vxnets, self._premises.look_again)
+        self._repeat(self.upkeep, self.context.journal.upkeep)
 
-    async def _compare_cloud(self) -> None:
-        """Compare with the cloud once, however long it takes to answer; only then are cloud writes made.
+    def _repeat(self, record: TaskRecord, step: Callable[[], Awaitable[None]]) -> None:
+        context = self.context
+        self.context.tasks.spawn(
+            record.name, repeat(step, record, backoff=lambda n: delay_after(n, context.rng), clock=context.clock)
+        )
 
-        Keys that are not accepted, and ids that several answers in turn do not list, end an agent that has nothing to
-        serve yet; one with NICs goes on serving them.
-        """
-        failures = unlisted = 0
-        while True:
-            try:
-                await self._comparison.run()
-            except (CloudError, KernelRefused) as err:
-                if isinstance(err, CredentialsRefused) and err.action == FIRST_CALL and not self._serves_from_disk:
-                    raise StartRefused(f"the cloud does not accept the keys in {self._access_file}: {err}") from err
-                unlisted += isinstance(err, NotListed)
-                if unlisted == UNLISTED and not self._serves_from_disk:
-                    raise StartRefused(str(err)) from err
-                failures += 1
-                self.last_cloud_error = str(err)
-                self.context.note("cloud.unanswered", detail=str(err))
-                self.context.journal.push()
-                await self.context.clock.sleep(delay_after(failures, self.context.rng))
-            else:
-                break
+    async def _look_around(self) -> None:
+        await self.reconciler.look_around()
+
+    async def _reconcile(self) -> None:
+        """Compare with the cloud until it has answered once, then begin what may change it, and go on comparing."""
+        await self._first.run()
         self.is_cloud_compared = True
-        self.last_cloud_error = ""
+        for intent in self._left_over:
+            self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
         self.pool.is_open = True
         self.context.note("agent.ready")
         self.context.journal.push()
         self.context.look_again()
+        await self.reconciler.run()
 
     def is_drained(self) -> bool:
         """Nothing but NICs that serve containers, their gateways' included, is left or under way.

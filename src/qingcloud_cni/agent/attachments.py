@@ -151,6 +151,20 @@ class Attachments:
                 + "; ".join(failures)
             )
 
+    async def release_left(self, attachment: Attachment) -> None:
+        """An attachment whose namespace is gone without a DEL, unless a request speaks of it just now."""
+        if attachment.key in self._turns:
+            return
+        call = Call(Verb.DEL)
+        async with self._turns.turn(attachment.key, call):
+            if self._context.table.attachments.get(attachment.key) is not attachment:
+                return
+            try:
+                await self._release(attachment, "its namespace is gone, and no DEL came", call.phases)
+            except KernelRefused as err:
+                self._context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
+                self._context.journal.push()
+
     async def settle_unfinished(self) -> None:
         """After a restart: attachments that are not ready on disk stay if their link is in a container.
 

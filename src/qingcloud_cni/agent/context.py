@@ -33,6 +33,8 @@ class Context:
     plan_due: Signal = field(default_factory=Signal)  # something the planner looks at has changed
     path_due: Signal = field(default_factory=Signal)  # what the kernel has to do for Services may have changed
     arrivals: Signal = field(default_factory=Signal)  # NICs have left ATTACHING
+    doubts: list[str] = field(default_factory=list)  # what has happened that nobody expected, since the last look
+    doubt_due: Signal = field(default_factory=Signal)  # there is a new one
 
     def now(self) -> float:
         return self.clock.now()
@@ -45,6 +47,12 @@ class Context:
     def from_wall(self, at: float) -> float:
         """What was *at* by the host's clock, as another process told it, by ours."""
         return at - (self.clock.wall() - self.clock.now())
+
+    def doubt(self, cause: str) -> None:
+        """Something ended otherwise than expected: table, kernel and cloud are to be compared soon."""
+        if cause not in self.doubts:
+            self.doubts.append(cause)
+        self.doubt_due.notify()
 
     def new_operation(self) -> str:
         """An id that was never used before and sorts anywhere: 64 random bits."""

@@ -8,7 +8,7 @@ from qingcloud_cni.agent.clock import Backoff
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
-from qingcloud_cni.agent.tasks import Signal
+from qingcloud_cni.agent.tasks import Signal, TaskRecord
 from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.errors import CloudError, InvalidConfig, KernelRefused, ResourceNotFound, Unavailable
 from qingcloud_cni.core.gateway import HostNic, address_of, host_nics, service_path, unused
@@ -20,7 +20,7 @@ from qingcloud_cni.core.seams import CloudNic, ServicePath
 CHECK_PERIOD = 30.0  # seconds between checks that the host still is as it should be (design section 7)
 SEARCH = 10.0  # seconds within which a lost link has been looked for everywhere
 LOOK_AGAIN = 30.0  # seconds between looks whether somebody turned off the anti-spoofing of the host's own NIC
-_ON_ITS_WAY = (NicState.ATTACHING, NicState.ARRIVING)
+_ON_ITS_WAY = (NicState.ATTACHING, NicState.ARRIVING, NicState.GATEWAY)  # one that serves is not asked about
 _UNKNOWN = "the cloud has not told since the agent started which NICs this host has"
 
 
@@ -28,6 +28,7 @@ class Gateways:
     """Tells ADD the address that replaces 0.0.0.0, and keeps the host's Service path as the containers need it."""
 
     def __init__(self, context: Context, pool: Pool, operations: Operations, vxnets: VxnetBook) -> None:
+        self.record = TaskRecord("gateway check", CHECK_PERIOD)
         self._context = context
         self._pool = pool
         self._operations = operations
@@ -138,29 +139,35 @@ class Gateways:
 
     async def run(self) -> None:
         """Make what ADDs wait for, and bring the kernel to what is needed: on every change, and every 30 s."""
+        context = self._context
         while True:
-            if self._pool.may_begin and not self._pool.is_draining:
-                wanted = {v for v, count in self._wanted.items() if count and self._serving(v) is None}
-                wanted |= {n.vxnet_id for n in self._unattached() if n.nic_id not in self._unused()}
-                for vxnet_id in wanted:
-                    self._make(vxnet_id)
-                self._give_back(wanted)
-            for nic in self._context.table.in_state(NicState.ARRIVING):
-                if nic.is_gateway and nic.nic_id not in self._context.moving:
-                    self.receive(nic.nic_id)
-            is_check = self._context.now() - self._checked >= CHECK_PERIOD
             try:
-                if self._others is not None or self._context.table.nics:  # else gateways may serve that are unknown
-                    await self.refresh(is_check=is_check)
-                if is_check:
-                    self._checked = self._context.now()
+                with self.record.run(context.clock):
+                    await self._keep()
             except KernelRefused as err:
-                self._backoff.failed(self._context.now(), str(err))
-                self._context.note("gateway.refused", detail=str(err))
+                self._backoff.failed(context.now(), str(err))
+                context.note("gateway.refused", detail=str(err))
             except Unavailable as err:
-                self._context.note("gateway.unknown", detail=str(err))
-            self._context.journal.push()
-            await self._context.path_due.wait(self._pause())
+                context.note("gateway.unknown", detail=str(err))
+            context.journal.push()
+            await self.record.pause(self._pause(), context.path_due, context.clock)
+
+    async def _keep(self) -> None:
+        """Raises KernelRefused; Unavailable as `refresh`."""
+        if self._pool.may_begin and not self._pool.is_draining:
+            wanted = {v for v, count in self._wanted.items() if count and self._serving(v) is None}
+            wanted |= {n.vxnet_id for n in self._unattached() if n.nic_id not in self._unused()}
+            for vxnet_id in wanted:
+                self._make(vxnet_id)
+            self._give_back(wanted)
+        for nic in self._context.table.in_state(NicState.ARRIVING):
+            if nic.is_gateway and nic.nic_id not in self._context.moving:
+                self.receive(nic.nic_id)
+        is_check = self._context.now() - self._checked >= CHECK_PERIOD
+        if self._others is not None or self._context.table.nics:  # else gateways may serve that are unknown
+            await self.refresh(is_check=is_check)
+        if is_check:
+            self._checked = self._context.now()
 
     def _pause(self) -> float:
         """Seconds until something may be tried again, at most until the next check."""
@@ -295,7 +302,8 @@ class Gateways:
     async def refresh(self, *, is_check: bool = False) -> None:
         """Tell the kernel what the host has to be; nothing is done where that is so already, unless *is_check*.
 
-        Unavailable, and nothing is done, where containers need one of the host's own NICs that are not known yet.
+        Unavailable, and nothing is done, where containers need one of the host's own NICs that are not known yet, or
+        where the disk does not take what settings of the kernel were.
         """
         async with self._one_at_a_time:
             table = self._context.table
@@ -305,7 +313,10 @@ class Gateways:
             others = await self._host_nics() if needs_others else ()
             path = service_path(nics, attachments, others, self._context.gateway_prefix)
             if path != self._served or is_check:
-                table.remember(await self._context.kernel.serve(path))
+                if before := await self._context.kernel.settings_before(path):
+                    table.remember(before)
+                    await self._context.journal.record()  # after a crash they would be taken for the host's own
+                await self._context.kernel.serve(path)
             if path != self._served:
                 self._served = path
                 self._ready.notify()

@@ -1,10 +1,11 @@
 """Cloud jobs under way: all pending ones are asked for in one call, at growing intervals."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 from qingcloud_cni.agent.context import Context
-from qingcloud_cni.agent.tasks import Signal
+from qingcloud_cni.agent.tasks import Signal, TaskRecord
 from qingcloud_cni.core.errors import CloudError, ResourceNotFound
 from qingcloud_cni.core.seams import Job, JobStatus
 
@@ -24,6 +25,7 @@ class Jobs:
     """Tells when a job has ended."""
 
     def __init__(self, context: Context) -> None:
+        self.record = TaskRecord("jobs")
         self._context = context
         self._watched: dict[str, _Watched] = {}
         self._added = Signal()
@@ -47,15 +49,21 @@ class Jobs:
         while True:
             due = min((w.due for w in self._watched.values()), default=None)
             if due is None:
+                self.record.next_run = 0.0
                 await self._added.wait()
             elif (wait := due - self._context.now()) > 0:
-                await self._added.wait(wait)
+                await self.record.pause(wait, self._added, self._context.clock)
             else:
-                await self._ask(tuple(self._watched))
+                with suppress(CloudError), self.record.run(self._context.clock):
+                    await self._ask(tuple(self._watched))
 
     async def _ask(self, job_ids: tuple[str, ...]) -> None:
-        """One call for all of them; jobs one by one only where the cloud says that some are unknown."""
+        """One call for all of them; jobs one by one only where the cloud says that some are unknown.
+
+        CloudError, where it does not answer, once it is settled when they are asked about again.
+        """
         seen: dict[str, Job] = {}
+        failure: CloudError | None = None
         try:
             seen = {job.job_id: job for job in await self._context.cloud.jobs(job_ids)}
         except ResourceNotFound:
@@ -66,6 +74,7 @@ class Jobs:
                 await self._ask((job_id,))
             return
         except CloudError as err:
+            failure = err
             self._context.note("jobs.unanswered", detail=str(err))
             self._context.journal.push()
         for job_id in job_ids:
@@ -75,6 +84,8 @@ class Jobs:
             elif (watched := self._watched.get(job_id)) is not None and watched.due <= self._context.now():
                 watched.due = self._context.now() + watched.interval
                 watched.interval = min(watched.interval * GROWTH, LONGEST_INTERVAL)
+        if failure is not None:
+            raise failure
 
     def _settle(self, job_id: str, job: Job | None) -> None:
         watched = self._watched.pop(job_id, None)  # at once: whoever awaits it may run only after the next look

@@ -52,6 +52,7 @@ class Journal:
         self._ending = Signal()
         self._is_ending = False
         self._failures = 0  # in a row
+        self._damage: StoreDamaged | None = None  # that was found when nothing was written
         self._behind_since = 0.0  # seconds since the epoch
         self.refusals = 0  # writes the disk did not take, since the start
         self.trouble = ""  # why nothing is written at the moment; "" while all is well
@@ -86,6 +87,16 @@ class Journal:
         """StoreRefused where nothing may be given away."""
         if self.trouble:
             raise StoreRefused(self.trouble)
+
+    async def upkeep(self) -> None:
+        """What the file needs now and then. One that turns out to be damaged is replaced with the next write."""
+        if self.trouble:
+            return
+        try:
+            await self._store.tidy()
+        except StoreDamaged as err:
+            self._damage = err
+            self._note("store.damaged", str(err))
 
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         """Events on disk, those of this moment among them unless the disk takes nothing.
@@ -158,10 +169,13 @@ class Journal:
 
     async def _put(self, batch: list[Change]) -> None:
         try:
+            if self._damage is not None:
+                raise self._damage
             await self._store.save(batch)
         except StoreDamaged as err:  # while the agent runs the whole table is in memory, and right
             events = [change for change in batch if isinstance(change, Event)]
             where = await self._store.begin_anew([*self._table.rows(), *events])
+            self._damage = None
             kept = f"it is kept as {where}" if where else "it is gone"
             self._note("store.set-aside", f"{err}; {kept}, and a new one holds all but earlier events")
 

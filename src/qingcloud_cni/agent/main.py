@@ -16,7 +16,7 @@ from qingcloud_cni.agent.listeners import bound, check_iface
 from qingcloud_cni.agent.lock import take_lock
 from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.server import Server
-from qingcloud_cni.agent.settings import Settings
+from qingcloud_cni.agent.settings import Settings, read_boot_id
 from qingcloud_cni.agent.views import ConfigView
 from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client
 from qingcloud_cni.core.errors import AbilityMissing, StartRefused, StoreRefused
@@ -77,6 +77,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
     The caller holds the lock.
     """
     ensure_directory(host.settings.state_dir, "--state-dir")
+    boot_id = read_boot_id(host.settings)
     metrics, clock, rng = Metrics(), SystemClock(), random.Random()
     boot_time = BootTime(host.settings.boot_time)
     store = ThreadedStore(host.settings.database, host.settings.seal)
@@ -87,7 +88,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
         access = replace(host.access, zone=host.settings.zone)
         cloud = Client(access, AioTransport(access), clock=clock, rng=rng, observe=_observer(metrics))
         listeners = (logs.event, metrics.event)
-        world = World(cloud, kernel, store, clock, rng, listeners, boot_time.set_forward(clock))
+        world = World(cloud, kernel, store, clock, rng, boot_id, listeners, boot_time.set_forward(clock))
         async with Agent.opened(host.settings, host.instance_id, world) as agent:
             journal = agent.context.journal
             metrics.watch(
@@ -97,6 +98,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
                 lambda: not agent.obstacle,
                 lambda: agent.spool.waiting,
             )
+            metrics.watch_tasks(lambda: agent.records, lambda: agent.reconciler.open)
             await agent.compare_kernel()
             with suppress(StoreRefused):
                 await journal.record()

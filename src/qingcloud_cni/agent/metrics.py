@@ -8,7 +8,10 @@ from prometheus_client.registry import Collector
 
 from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.phases import Phase
+from qingcloud_cni.agent.task_metrics import TaskCollector
+from qingcloud_cni.agent.tasks import TaskRecord
 from qingcloud_cni.cloud import CallSeen
+from qingcloud_cni.core.evidence import Seen
 from qingcloud_cni.core.model import Event, NicState, OpKind
 from qingcloud_cni.core.table import Table
 
@@ -88,6 +91,11 @@ class Metrics:
         kept: Callable[[], int],
     ) -> None:
         self._registry.register(_TableCollector(table, journal, waiting, is_ready, kept))
+
+    def watch_tasks(
+        self, records: Callable[[], Iterable[TaskRecord]], differences: Callable[[], Iterable[Seen]]
+    ) -> None:
+        self._registry.register(TaskCollector(records, differences))
 
     def event(self, event: Event) -> None:
         self._events.labels(event.name).inc()

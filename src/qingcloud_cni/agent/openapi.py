@@ -11,7 +11,17 @@ from msgspec import Meta
 from qingcloud_cni import __version__
 from qingcloud_cni.agent.access import OPEN_PATHS
 from qingcloud_cni.agent.cni_api import CniRequest
-from qingcloud_cni.agent.views import AttachmentView, ConfigView, Count, EventQuery, EventView, NicView, StatusView
+from qingcloud_cni.agent.views import (
+    AttachmentView,
+    ConfigView,
+    Count,
+    EventQuery,
+    EventView,
+    NicView,
+    ReconcileView,
+    StatusView,
+    TaskView,
+)
 from qingcloud_cni.core.errors import WIRE
 
 _TEXT = "text/plain"
@@ -169,11 +179,16 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
             },
             query=EventQuery,
         ),
+        ("get", "/v1/tasks"): Endpoint("The periodic tasks of the agent", {200: Answer("", (list[TaskView],))}),
         ("get", "/v1/config"): Endpoint("The settings, each with its source", {200: Answer("", (ConfigView,))}),
         ("get", "/v1/openapi.json"): Endpoint("This document", {200: Answer("", (dict[str, object],))}),
         ("post", "/v1/drain"): Endpoint(
             "Accept no new container and give back every free NIC, until the agent is restarted",
             {200: Answer("the draining has begun", (StatusView,))},
+        ),
+        ("post", "/v1/reconcile"): Endpoint(
+            "Compare table, kernel and cloud now, and try again what was given up",
+            {200: Answer("what came of it", (ReconcileView,))},
         ),
         ("get", "/healthz"): Endpoint("Does the process work?", {200: Answer("it does")}),
         ("get", "/readyz"): Endpoint(

@@ -11,7 +11,7 @@ from typing import TypeVar
 from qingcloud_cni.agent.clock import Backoff, delay_after
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.jobs import Jobs
-from qingcloud_cni.agent.vxnet_book import VxnetBook, address_in
+from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.errors import (
     CloudBusy,
     CloudError,
@@ -94,6 +94,8 @@ class Operations:
             created = await self._look_up_created(intent, _patience(err))
             if not created:
                 self.growth.failed(self._context.now(), str(err))
+            if len(created) < intent.count:
+                self._context.doubt(str(err))
         except CloudError as err:
             await self._create_refused(intent, err)
             created = ()
@@ -120,7 +122,7 @@ class Operations:
         now = self._context.now()
         for made in created:
             if vxnet is not None and made.nic_id not in self._table.nics:
-                address = address_in(vxnet, made.private_ip)
+                address = vxnet.address_of(made.private_ip)
                 nic = Nic(made.nic_id, intent.name, vxnet.vxnet_id, address, vxnet.gateway, NicState.CREATING, now)
                 self._context.enter(nic, "nic.created", subject=intent.op_id)
         self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
@@ -173,6 +175,7 @@ class Operations:
         """None is attached; one that was deleted, or attached by somebody, would have the next attach refused too."""
         self.growth.failed(self._context.now(), str(err))
         if isinstance(err, CloudRefused):
+            self._context.doubt(str(err))
             self._move_on(intent, await self._describe_ids(intent.nic_ids), str(err))
         for nic_id in self._in(intent, NicState.ATTACHING):
             self._table.not_attached(nic_id, self._context.now(), str(err))
@@ -215,6 +218,7 @@ class Operations:
         now = self._context.now()
         cause = failure or f"no link within {now - intent.since:.0f} s of asking"
         self.growth.failed(now, f"attach of {', '.join(late)}: {cause}")
+        self._context.doubt(f"attach of {', '.join(late)}: {cause}")
         self._move_on(intent, seen, cause)
 
     def _move_on(self, intent: Intent, seen: Mapping[str, CloudNic], cause: str) -> None:
@@ -233,6 +237,10 @@ class Operations:
 
     def begin_detach(self, nic_ids: Sequence[str], cause: str) -> Intent:
         return self._table.intend_detach(self._context.new_operation(), nic_ids, self._context.now(), cause)
+
+    def begin_repair(self, nic_ids: Sequence[str], tries: Mapping[str, int]) -> Intent:
+        """A detach after which they are to be attached again; *tries* as `Table.intend_repair`."""
+        return self._table.intend_repair(self._context.new_operation(), nic_ids, self._context.now(), tries)
 
     def begin_delete(self, nic_ids: Sequence[str]) -> Intent:
         return self._table.intend_delete(self._context.new_operation(), nic_ids, self._context.now())
@@ -262,9 +270,9 @@ class Operations:
             free = await self._judge_detach(intent, 0.0 if job is not None else patience)
         now = self._context.now()
         self._table.finish(op_id, "detach.finished", now)
-        needed = [n for n in free if self._table.nics[n].is_gateway and n not in self._unused_gateways()]
+        needed = [n for n in free if intent.is_repair or self._is_used_gateway(n)]
         for nic_id in needed:
-            self._table.not_attached(nic_id, now, "containers have its address as their gateway")
+            self._table.not_attached(nic_id, now, "to be attached again")
             self._context.path_due.notify()
         if free := tuple(n for n in free if n not in needed):
             await self.delete(self.begin_delete(free))
@@ -286,6 +294,7 @@ class Operations:
             elif self._is_here(nic):
                 self._table.kept(nic_id, now, "the cloud has not detached it")
                 self.shrinking.failed(now, f"nic {nic_id} was not detached")
+                self._context.doubt(f"nic {nic_id} was not detached")
             else:
                 free.append(nic_id)
         return tuple(free)
@@ -382,8 +391,10 @@ class Operations:
         self._context.journal.push()
         self._context.plan_due.notify()
 
-    def _unused_gateways(self) -> frozenset[str]:
-        return unused(self._table.nics.values(), tuple(self._table.attachments.values()))
+    def _is_used_gateway(self, nic_id: str) -> bool:
+        """Whether containers have its address as their gateway."""
+        nics, attachments = self._table.nics, tuple(self._table.attachments.values())
+        return nics[nic_id].is_gateway and nic_id not in unused(nics.values(), attachments)
 
     async def _describe_ids(self, nic_ids: Sequence[str]) -> dict[str, CloudNic]:
         """NICs by id. One that is not among them was looked for twice: a cloud in trouble may show empty lists."""

@@ -9,6 +9,7 @@ from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.duplicates import Duplicates
 from qingcloud_cni.agent.flows import Flows
 from qingcloud_cni.agent.operations import Operations
+from qingcloud_cni.agent.tasks import TaskRecord
 from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty, Unavailable
 from qingcloud_cni.core.gateway import unused
@@ -65,6 +66,8 @@ class Pool:
         self.is_draining = False
         self.nowhere: set[str] = set()  # missing NICs whose link was in no reachable namespace at the last look
         self._refusal = ""  # why no ADD is served any more
+        self.record = TaskRecord("pool", PERIOD)
+        self.cooldown = TaskRecord("cooldown")  # the part of it that lets addresses rest
 
     @property
     def may_begin(self) -> bool:
@@ -213,17 +216,21 @@ class Pool:
     async def run(self) -> None:
         """Plan on every change, and every 30 s, until cancelled."""
         while True:
-            self._flows.look()
-            self._rest()
+            with self.record.run(self._context.clock):
+                await self._keep()
+            await self.record.pause(self._pause(), self._context.plan_due, self._context.clock)
+
+    async def _keep(self) -> None:
+        self._flows.look()
+        self._rest()
+        self.hand_out()
+        self._duplicates.look()
+        if self.may_begin and any(not isinstance(a, Rest) for a in self.plan()):
+            await self._gather()
+            self._rest()  # addresses that rested meanwhile belong to the same plan
             self.hand_out()
-            self._duplicates.look()
-            if self.may_begin and any(not isinstance(a, Rest) for a in self.plan()):
-                await self._gather()
-                self._rest()  # addresses that rested meanwhile belong to the same plan
-                self.hand_out()
-                self._carry_out()
-            self._context.journal.push()
-            await self._context.plan_due.wait(self._pause())
+            self._carry_out()
+        self._context.journal.push()
 
     async def _gather(self) -> None:
         """Let a burst come together, so that it costs one create and one attach.
@@ -248,10 +255,13 @@ class Pool:
     def _rest(self) -> None:
         """What has rested is idle once the host has forgotten its flows, those since its release included."""
         table, policy, now = self._context.table, self._context.policy, self._context.now()
-        rested = [table.nics[action.nic_id] for action in self.plan() if isinstance(action, Rest)]
-        for number, nic in enumerate(rested):
-            if self._flows.are_forgotten(nic, due_at(nic, policy, self.waiting > 0)):
-                table.rested(nic.nic_id, now - (len(rested) - number) * TICK)
+        with self.cooldown.run(self._context.clock):
+            rested = [table.nics[action.nic_id] for action in self.plan() if isinstance(action, Rest)]
+            for number, nic in enumerate(rested):
+                if self._flows.are_forgotten(nic, due_at(nic, policy, self.waiting > 0)):
+                    table.rested(nic.nic_id, now - (len(rested) - number) * TICK)
+        cooling = table.in_state(NicState.COOLING)
+        self.cooldown.next_run = min((due_at(n, policy, self.waiting > 0) for n in cooling), default=0.0)
 
     def _carry_out(self) -> None:
         """Begin what the plan says; intents are in the table before this returns, so the next plan counts them."""

@@ -18,15 +18,19 @@ from qingcloud_cni.agent.openapi import document
 from qingcloud_cni.agent.views import (
     ConfigView,
     EventQuery,
+    ReconcileView,
     attachment_views,
+    difference_views,
     event_filter,
     event_views,
     nic_views,
     status_view,
+    task_views,
 )
 from qingcloud_cni.core.cni import render_error
 from qingcloud_cni.core.errors import AccessDenied, AgentError, UndecodableRequest, wire
 
+RECONCILE_SECONDS = 20.0  # for which a request waits for its comparison; a client may wait for 30
 LARGEST_REQUEST = 1024 * 1024  # bytes; a network configuration has some hundred
 Query = TypeVar("Query", bound=msgspec.Struct)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -59,9 +63,11 @@ class Server:
                 web.get("/v1/nics", self._nics),
                 web.get("/v1/attachments", self._attachments),
                 web.get("/v1/events", self._events),
+                web.get("/v1/tasks", self._tasks),
                 web.get("/v1/config", self._show_config),
                 web.get("/v1/openapi.json", self._describe),
                 web.post("/v1/drain", self._drain),
+                web.post("/v1/reconcile", self._reconcile),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._render_metrics),
@@ -95,6 +101,9 @@ class Server:
             return _json(render_error(code, str(err)), status)
         return _json(event_views(events))
 
+    async def _tasks(self, _request: web.Request) -> web.Response:
+        return _json(task_views(self._agent))
+
     async def _show_config(self, _request: web.Request) -> web.Response:
         return _json(self._config)
 
@@ -104,6 +113,17 @@ class Server:
     async def _drain(self, request: web.Request) -> web.Response:
         self._agent.pool.drain()
         return await self._status(request)
+
+    async def _reconcile(self, _request: web.Request) -> web.Response:
+        """Whatever comes of it is an answer: a cloud that is silent is no fault of the request."""
+        error = ""
+        try:
+            await self._agent.reconciler.ask(RECONCILE_SECONDS)
+        except TimeoutError:
+            error = f"not over within {RECONCILE_SECONDS:.0f} s; it goes on"
+        except AgentError as err:
+            error = str(err)
+        return _json(ReconcileView(not error, error, difference_views(self._agent)))
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

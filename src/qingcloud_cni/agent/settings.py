@@ -30,6 +30,7 @@ from qingcloud_cni.core.vxnets import VxnetPolicy
 ENVIRONMENT_PREFIX = "QINGAGENT_"
 VXNET_PLACEHOLDER = "vxnet-xxxxxxx"
 LONGEST_SHOWN = 100  # characters of a refused value; it may be a whole file
+BOOT_ID = re.compile(r"[\x21-\x7e]{1,100}")  # the kernel's is a UUID
 _ZONE = re.compile(r"[a-z][a-z0-9-]*")
 _VXNET_ID = re.compile(r"vxnet-[0-9a-z]+")
 _LINK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
@@ -82,6 +83,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("instance-id", matching(INSTANCE_ID, "an instance id such as i-1234abcd"), "",
             "id of this instance; read from instance-id-file if not given"),
     Setting("instance-id-file", PATH, "/etc/qingcloud/instance-id", "file that holds the id of this instance"),
+    Setting("boot-id-file", PATH, "/proc/sys/kernel/random/boot_id",
+            "file that holds the id of this boot of the host; containers do not outlive it"),
     Setting("state-dir", PATH, "/var/lib/qingcloud-cni", "directory of the agent's database"),
     Setting("run-dir", PATH, "/run/qingcloud-cni", "directory of the agent's socket, token and spool"),
     Setting("allow-readable-access-file", FLAG, "false", "accept an access file that others than root may read"),
@@ -113,6 +116,7 @@ class Settings:
     nic_name_prefix: str
     instance_id: str  # "" until `with_instance_id`
     instance_id_file: Path
+    boot_id_file: Path
     state_dir: Path
     run_dir: Path
     allow_readable_access_file: bool
@@ -280,6 +284,22 @@ def read_instance_id(settings: Settings) -> str:
     if not INSTANCE_ID.fullmatch(text):
         raise StartRefused(f"instance id file {path} holds {text[:40]!r}: wanted an instance id such as i-1234abcd")
     return text
+
+
+def read_boot_id(settings: Settings) -> str:
+    """The id of this boot of the host."""
+    path = settings.boot_id_file
+    try:
+        boot_id = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as err:
+        raise StartRefused(
+            f"boot id file {path} cannot be read: {err.strerror}; give the right one with --boot-id-file"
+        ) from err
+    if not BOOT_ID.fullmatch(boot_id):
+        raise StartRefused(
+            f"boot id file {path} holds {boot_id[:40]!r}: wanted one word, the same until the next boot"
+        )
+    return boot_id
 
 
 def check_vxnets(resolved: Resolved) -> None:

@@ -1,7 +1,8 @@
 """Tasks: named, in one group; a bug in any of them ends the agent, and the supervisor starts it again."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +59,37 @@ class Tasks:
 
 @dataclass(slots=True)
 class TaskRecord:
-    """What a periodic task did lately, for `qingagent tasks` and the metrics."""
+    """What a periodic task did lately, for `qingagent tasks` and the metrics. Times in seconds since the epoch."""
 
     name: str
-    period: float  # seconds
-    last_success: float = 0.0  # seconds since the epoch
+    period: float = 0.0  # seconds between runs at the most; 0: it runs on change only
+    last_success: float = 0.0
     duration: float = 0.0  # seconds the last run took
     failures: int = 0  # in a row
+    all_failures: int = 0  # since the start
     last_error: str = ""
+    next_run: float = 0.0  # 0 where nobody knows
+
+    @contextmanager
+    def run(self, clock: Clock) -> Iterator[None]:
+        """Record how the block ends; its error goes on."""
+        begun = clock.now()
+        try:
+            yield
+        except AgentError as err:
+            self.failures += 1
+            self.all_failures += 1
+            self.last_error = str(err)
+            raise
+        else:
+            self.failures, self.last_error, self.last_success = 0, "", clock.now()
+        finally:
+            self.duration = max(clock.now() - begun, 0.0)
+
+    async def pause(self, seconds: float, signal: Signal, clock: Clock) -> bool:
+        """Wait for the next run; True if *signal* came before its time."""
+        self.next_run = clock.now() + seconds
+        return await signal.wait(seconds)
 
 
 async def repeat(
@@ -73,13 +97,8 @@ async def repeat(
 ) -> None:
     """Run *step* every `record.period` seconds until cancelled; expected errors back off, any bug ends the agent."""
     while True:
-        begun = clock.now()
-        try:
+        with suppress(AgentError), record.run(clock):
             await step()
-        except AgentError as err:
-            record.failures += 1
-            record.last_error = str(err)
-        else:
-            record.failures, record.last_error, record.last_success = 0, "", clock.now()
-        record.duration = clock.now() - begun
-        await clock.sleep(backoff(record.failures) if record.failures else record.period)
+        pause = backoff(record.failures) if record.failures else record.period
+        record.next_run = clock.now() + pause
+        await clock.sleep(pause)

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.core.evidence import Kind
 from qingcloud_cni.core.model import Attachment, Event, Nic, NicState
 from qingcloud_cni.core.seams import EventFilter
 
@@ -36,6 +37,7 @@ class NicView(msgspec.Struct, frozen=True):
     since: Annotated[float, Meta(description="when it entered this state")]
     released: Annotated[float, Meta(description="when it last left a container; 0 while its address owes no rest")]
     gateway_index: Annotated[int, Meta(ge=-1, description="number of a gateway NIC; -1 for all others")]
+    repairs: Annotated[Count, Meta(description="times in a row it was attached again because its link was nowhere")]
     attachment: Annotated[str, Meta(description="network/container/ifname it serves; empty if none")]
     claimant: Annotated[str, Meta(description="while quarantined: the MAC that uses its address; else empty")]
 
@@ -71,6 +73,39 @@ class AttachmentView(msgspec.Struct, frozen=True):
     is_ready: Annotated[bool, Meta(description="false until the link is configured")]
 
 
+class DifferenceView(msgspec.Struct, frozen=True):
+    """Something that is not in the cloud, in the kernel and in the table as it should be."""
+
+    kind: Kind
+    nic_id: str
+    attachment: Annotated[str, Meta(description="network/container/ifname that is concerned; empty if none")]
+    detail: str
+    since: Annotated[float, Meta(description="when it was first seen")]
+    looks: Annotated[int, Meta(gt=0, description="looks, some time apart, that showed it")]
+    is_cured: Annotated[bool, Meta(description="it is cured as soon as a second look shows it; else it is only told")]
+
+
+class TaskView(msgspec.Struct, frozen=True):
+    """What a periodic task did lately."""
+
+    name: str
+    period: Annotated[float, Meta(ge=0, description="seconds between runs at the most; 0: it runs on change only")]
+    last_success: Annotated[float, Meta(description="0: none yet")]
+    duration: Annotated[float, Meta(ge=0, description="seconds the last run took")]
+    failures: Annotated[Count, Meta(description="in a row")]
+    all_failures: Annotated[Count, Meta(description="since the start")]
+    last_error: Annotated[str, Meta(description="why the last run failed; empty if it did not")]
+    next_run: Annotated[float, Meta(description="0: when something happens")]
+
+
+class ReconcileView(msgspec.Struct, frozen=True):
+    """What a comparison of table, kernel and cloud came to."""
+
+    compared: Annotated[bool, Meta(description="false: it failed, or was not over in time")]
+    error: Annotated[str, Meta(description="why it failed; empty if it did not")]
+    differences: list[DifferenceView]
+
+
 class StatusView(msgspec.Struct, frozen=True):
     """Whether the agent is ready, and what it holds."""
 
@@ -93,6 +128,7 @@ class StatusView(msgspec.Struct, frozen=True):
     attachments: Count
     waiting: Annotated[Count, Meta(description="ADDs that wait for a NIC")]
     operations: Annotated[list[str], Meta(description="cloud writes under way: kind and id")]
+    differences: Annotated[list[DifferenceView], Meta(description="what is not as it should be, the oldest first")]
 
 
 Word = Annotated[str, Meta(pattern="^[!-~]*$", max_length=300)]  # ASCII without blanks
@@ -172,6 +208,7 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         attachments=len(table.attachments),
         waiting=agent.pool.waiting,
         operations=[f"{i.kind} {i.op_id}" for i in table.intents.values()],
+        differences=difference_views(agent),
     )
 
 
@@ -184,6 +221,37 @@ def event_filter(query: EventQuery) -> EventFilter:
 
 def event_views(events: Iterable[Event]) -> list[EventView]:
     return [EventView(e.seq, e.at, e.name, e.nic_id, e.subject, e.detail, e.state, e.job_id, e.pod) for e in events]
+
+
+def difference_views(agent: Agent) -> list[DifferenceView]:
+    return [
+        DifferenceView(
+            kind=seen.difference.kind,
+            nic_id=seen.difference.nic_id,
+            attachment=seen.difference.subject,
+            detail=seen.difference.detail,
+            since=seen.since,
+            looks=seen.looks,
+            is_cured=seen.difference.cure is not None,
+        )
+        for seen in agent.reconciler.open
+    ]
+
+
+def task_views(agent: Agent) -> list[TaskView]:
+    return [
+        TaskView(
+            name=record.name,
+            period=record.period,
+            last_success=record.last_success,
+            duration=record.duration,
+            failures=record.failures,
+            all_failures=record.all_failures,
+            last_error=record.last_error,
+            next_run=record.next_run,
+        )
+        for record in agent.records
+    ]
 
 
 def nic_views(agent: Agent) -> list[NicView]:
@@ -203,6 +271,7 @@ def _nic_view(nic: Nic, attachment: str) -> NicView:
         since=nic.since,
         released=nic.released,
         gateway_index=nic.gateway_index,
+        repairs=nic.repairs,
         attachment=attachment,
         claimant=nic.claimant,
     )

@@ -1,6 +1,4 @@
-"""What is known of vxnets, and NICs made of what the cloud says."""
-
-from ipaddress import IPv4Interface, IPv4Network
+"""What is known of vxnets."""
 
 from qingcloud_cni.core.seams import Cloud, Vxnet
 
@@ -28,8 +26,3 @@ class VxnetBook:
         found = {v.vxnet_id: v for v in await self._cloud.vxnets(vxnet_ids)}
         self._known |= found
         return found
-
-
-def address_in(vxnet: Vxnet, private_ip: str) -> str:
-    """The address with the prefix length of the vxnet, which has a network: "172.16.3.7/24"."""
-    return str(IPv4Interface((private_ip, IPv4Network(vxnet.network).prefixlen)))

@@ -107,6 +107,10 @@ def status(output: str, **_flags: Any) -> None:
     for name, value in lines.items():
         if value != "":
             click.echo(f"{name + ':':13}{value}")
+    for found_odd in found["differences"]:
+        whose = f" ({found_odd['attachment']})" if found_odd["attachment"] else ""
+        seen = f"for {show.age(found_odd['since'])}, {'to be cured' if found_odd['is_cured'] else 'told only'}"
+        click.echo(f"{'drift:':13}{found_odd['nic_id']}{whose}: {found_odd['detail']} ({seen})")
 
 
 def _use(nic: Mapping[str, Any]) -> str:
@@ -185,6 +189,36 @@ def explain(output: str, *, of: str, **_flags: Any) -> None:
     from qingcloud_cni.cli import history
 
     history.show_stories(lambda target: _call("GET", target), of, output)
+
+
+@with_settings("run-dir")
+@main.command(
+    cls=SeedHelp, help="List the periodic tasks of the agent: when they last succeeded, and what hinders them."
+)
+@_output
+@_plainly
+def tasks(output: str, **_flags: Any) -> None:
+    from qingcloud_cni.cli import show
+
+    found = _call("GET", "/v1/tasks")
+    if output == "json":
+        show.as_json(found)
+        return
+    rows = [
+        {
+            "name": task["name"],
+            "every": show.duration(task["period"]) if task["period"] else "on change",
+            "success": f"{show.age(task['last_success'])} ago" if task["last_success"] else "-",
+            "took": show.duration(task["duration"]),
+            "next": show.until(task["next_run"]),
+            "failures": f"{task['failures']} of {task['all_failures']}" if task["failures"] else task["all_failures"],
+            "error": task["last_error"] or "-",
+        }
+        for task in found
+    ]
+    columns = {"TASK": "name", "EVERY": "every", "SUCCEEDED": "success", "TOOK": "took", "NEXT": "next",
+               "FAILURES": "failures", "ERROR": "error"}  # fmt: skip
+    show.as_table(rows, columns, "no tasks")
 
 
 @with_settings("run-dir")

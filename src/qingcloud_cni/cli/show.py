@@ -62,9 +62,18 @@ def _setting(value: object) -> str:
 
 
 def age(since: float) -> str:
-    """How long ago, in the largest unit that fits twice."""
-    seconds = max(time.time() - since, 0.0)
+    """How long ago."""
+    return duration(float(int(max(time.time() - since, 0.0))))
+
+
+def until(at: float) -> str:
+    """How long until then; "-" where nobody knows."""
+    return f"in {duration(float(int(max(at - time.time(), 0.0))))}" if at else "-"
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit that fits twice, and below two seconds in milliseconds."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:.0f}s"
+    return f"{seconds:.0f}s" if seconds >= 2 or seconds == int(seconds) else f"{seconds * 1000:.0f}ms"

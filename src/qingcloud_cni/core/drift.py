@@ -1,16 +1,21 @@
-"""Where the table and the world differ, and the cure for each difference. Pure; the agent carries the cures out."""
+"""Where table and kernel differ, and the cure for each difference. Pure; the agent carries the cures out.
 
-from collections.abc import Callable, Iterable, Mapping
+`link_drift` is asked at every change of links, and knows those of the host and the parking namespace. What it would
+conclude from a link that is not there, or is there twice, it concludes only from a look into every namespace.
+`odd_places` is what such a look shows besides.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from qingcloud_cni.core.model import Nic, NicState, OpKind
-from qingcloud_cni.core.seams import CloudNic, Survey
-from qingcloud_cni.core.table import Table
+from qingcloud_cni.core.evidence import Cure, Difference, Kind
+from qingcloud_cni.core.model import Attachment, Netns, Nic, NicState
+from qingcloud_cni.core.seams import Link, Survey
+from qingcloud_cni.core.sightings import Sighting, Sightings, Where, surest
 
 ARRIVAL_SECONDS = 30.0  # a link that left a dead namespace is back well within this (design section 3)
-
-
-# --- table and kernel --------------------------------------------------------------------------------
+_COMING = (NicState.CREATING, NicState.ATTACHING, NicState.ARRIVING, NicState.MISSING)
+_PARKED = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,95 +41,162 @@ class Lost:
     detail: str
 
 
-LinkCure = Arrived | Returned | Lost
-
-
-def link_drift(nics: Iterable[Nic], survey: Survey, now: float) -> tuple[LinkCure, ...]:
-    """Compare NICs that no verb is moving at this moment with the links of host and parking namespace."""
-    on_host = {link.mac for link in survey.host}
-    parked = {link.mac for link in survey.parked}
-    cures: list[LinkCure] = []
-    for nic in nics:
-        is_parked = nic.nic_id in parked
-        is_seen = is_parked or nic.nic_id in on_host
-        match nic.state:
-            case NicState.CREATING | NicState.ATTACHING | NicState.MISSING | NicState.ARRIVING if is_seen:
-                cures.append(Arrived(nic.nic_id))
-            case NicState.ARRIVING if now - nic.since > ARRIVAL_SECONDS:
-                cures.append(Lost(nic.nic_id, f"its link has not come back within {ARRIVAL_SECONDS:.0f} s"))
-            case NicState.IDLE | NicState.COOLING | NicState.QUARANTINED if not is_parked:
-                lost = Lost(nic.nic_id, "its link is in the parking namespace no longer")
-                cures.append(Arrived(nic.nic_id) if is_seen else lost)
-            case NicState.GATEWAY if nic.nic_id not in on_host:
-                lost = Lost(nic.nic_id, "its link is on the host no longer")
-                cures.append(Arrived(nic.nic_id) if is_parked else lost)
-            case NicState.ASSIGNED if is_seen:
-                cures.append(Returned(nic.nic_id, is_parked))
-            case _:
-                pass
-    return tuple(cures)
-
-
-# --- table and cloud ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
-class Adopt:
-    """A NIC of ours that the table does not know."""
-
-    nic: CloudNic
-    is_attached: bool  # to this instance
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """The cloud does not know the NIC, nor is its link anywhere it could be seen."""
+class Strayed:
+    """The link of a NIC that serves nothing is in a container, as one that we put there."""
 
     nic_id: str
+    path: str
+
+
+LinkCure = Arrived | Returned | Lost | Strayed
 
 
 @dataclass(frozen=True, slots=True)
-class Unattached:
-    """The cloud has the NIC attached nowhere, and its link is gone."""
-
-    nic_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """The cloud has the NIC attached to this instance though the table says it is attached nowhere."""
-
-    nic_id: str
+class LinkDrift:
+    cures: tuple[LinkCure, ...] = ()
+    is_unsure: bool = False  # more may be wrong than can be told without looking into every namespace
 
 
-CloudCure = Adopt | Forget | Unattached | Attached
+def link_drift(
+    nics: Iterable[Nic], attachments: Mapping[str, Attachment], survey: Survey, seen: Sightings, now: float
+) -> LinkDrift:
+    """Compare NICs that no verb is moving with the links of *survey*, among which *seen* are theirs.
 
-_PARKED = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.ARRIVING, NicState.MISSING)
-
-
-def cloud_drift(
-    table: Table, cloud: Mapping[str, CloudNic], survey: Survey, instance_id: str, is_ours: Callable[[str], bool]
-) -> tuple[CloudCure, ...]:
-    """Compare the table with *cloud*, a complete list of the NICs that are free or attached to this instance.
-
-    NICs of operations under way are left to those; assigned ones are never judged here.
+    *attachments* are by NIC id.
     """
-    links = {link.mac for link in (*survey.host, *survey.parked)}
-    asked = {intent.name for intent in table.intents.values() if intent.kind is OpKind.CREATE}
-    cures: list[CloudCure] = []
-    for seen in cloud.values():
-        is_here = seen.instance_id == instance_id
-        is_wanted = seen.role == 0 and is_ours(seen.name) and (is_here or not seen.instance_id)
-        if is_wanted and seen.name not in asked and seen.nic_id not in table.nics:
-            cures.append(Adopt(seen, is_here))
-    for nic in table.nics.values():
-        if nic.nic_id in table.busy or nic.state is NicState.ASSIGNED or nic.nic_id in links:
-            continue
-        found = cloud.get(nic.nic_id)
-        if found is None:
-            cures.append(Forget(nic.nic_id))
-        elif not found.instance_id and nic.state in _PARKED:
-            cures.append(Unattached(nic.nic_id))
-        elif found.instance_id == instance_id and nic.state is NicState.CREATING:
-            cures.append(Attached(nic.nic_id))
-    return tuple(cures)
+    cures: list[LinkCure] = []
+    is_unsure = False
+    for nic in nics:
+        sightings = seen.get(nic.nic_id, ())
+        cure = _cure(nic, attachments.get(nic.nic_id), survey, sightings, now)
+        is_certain = survey.is_wide or (isinstance(cure, Arrived | None) and len(sightings) < 2)
+        if cure is not None and is_certain:
+            cures.append(cure)
+        is_unsure = is_unsure or not is_certain
+    return LinkDrift(tuple(cures), is_unsure)
+
+
+def _cure(
+    nic: Nic, attachment: Attachment | None, survey: Survey, sightings: tuple[Sighting, ...], now: float
+) -> LinkCure | None:
+    place = surest(sightings, attachment.netns if attachment else None, attachment.ifindex if attachment else 0)
+    if place is None and sightings:
+        return None  # several links claim to be this NIC
+    where = place.where if place else None
+    is_marked = place is not None and place.is_marked
+    match nic.state:
+        case NicState.ASSIGNED if place and attachment and where is not Where.ELSEWHERE:
+            return None if _may_be_home(attachment, survey, place) else Returned(nic.nic_id, where is Where.PARKED)
+        case NicState.ARRIVING if where is Where.ELSEWHERE and is_marked:
+            return None  # see `odd_places`
+        case NicState.ARRIVING if where in (None, Where.ELSEWHERE) and now - nic.since > ARRIVAL_SECONDS:
+            return Lost(nic.nic_id, _nowhere(place) or f"its link has not come back within {ARRIVAL_SECONDS:.0f} s")
+        case state if state in _COMING and where in (Where.HOST, Where.PARKED):
+            return Arrived(nic.nic_id)
+        case state if state in _PARKED and where is Where.HOST:
+            return Arrived(nic.nic_id)
+        case state if state in _PARKED and place and where is Where.ELSEWHERE and is_marked:
+            return Strayed(nic.nic_id, place.path)
+        case state if state in _PARKED and where is not Where.PARKED:
+            return Lost(nic.nic_id, _nowhere(place) or "its link is in the parking namespace no longer")
+        case NicState.GATEWAY if where is Where.PARKED:
+            return Arrived(nic.nic_id)
+        case NicState.GATEWAY if where is not Where.HOST:
+            return Lost(nic.nic_id, _nowhere(place) or "its link is on the host no longer")
+        case _:
+            return None
+
+
+def _nowhere(place: Sighting | None) -> str:
+    return f"somebody has moved its link to {place.path}" if place else ""
+
+
+def _may_be_home(attachment: Attachment, survey: Survey, place: Sighting) -> bool:
+    """Whether the link that claims to be the NIC has it only by what anybody can set, and the real one may be home.
+
+    That is a link at the index recorded there which shows no sign of being anything else.
+    """
+    home = next((p for p in survey.elsewhere if p.netns.is_same(attachment.netns)), None)
+    at_index = next((link for link in home.links if link.ifindex == attachment.ifindex), None) if home else None
+    return at_index is not None and at_index != place.link and not at_index.permanent_mac and bool(attachment.ifindex)
+
+
+# --- what a look into every namespace shows besides --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch(Cure):
+    """Bring the link home from a namespace in which it serves nothing."""
+
+    nic_id: str
+    netns: Netns
+    ifindex: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release(Cure):
+    """The attachment is over: no DEL came, and nothing of its namespace is left."""
+
+    nic_id: str
+
+
+def odd_places(
+    nics: Iterable[Nic], attachments: Mapping[str, Attachment], survey: Survey, seen: Sightings
+) -> tuple[Difference, ...]:
+    """What is not as it should be in a wide *survey*; NICs that `link_drift` has a cure for are cured by then."""
+    found = (_oddity(nic, attachments.get(nic.nic_id), survey, seen.get(nic.nic_id, ())) for nic in nics)
+    return tuple(difference for difference in found if difference is not None)
+
+
+def _oddity(
+    nic: Nic, attachment: Attachment | None, survey: Survey, sightings: tuple[Sighting, ...]
+) -> Difference | None:
+    subject = str(attachment.key) if attachment else ""
+    place = surest(sightings, attachment.netns if attachment else None, attachment.ifindex if attachment else 0)
+    if len(sightings) > 1:
+        places = ", ".join(f"{s.link.name} in {s.path}" for s in sightings)
+        return Difference(Kind.TWICE, nic.nic_id, f"several links claim to be this NIC: {places}", subject)
+    if attachment is not None and nic.state is NicState.ASSIGNED:
+        return _oddity_of(attachment, nic, survey, place)
+    if place is None or place.netns is None:
+        return None
+    if nic.state is NicState.ARRIVING and place.is_marked:
+        cure = Fetch(nic.nic_id, place.netns, place.link.ifindex)
+        return Difference(Kind.STRAY, nic.nic_id, f"its link is in {place.path}, and serves nothing", cure=cure)
+    if nic.state is NicState.MISSING:
+        detail = f"its link is in {place.path}, in use by a container that the agent does not know"
+        return Difference(Kind.HELD, nic.nic_id, detail)
+    return None
+
+
+def _oddity_of(attachment: Attachment, nic: Nic, survey: Survey, place: Sighting | None) -> Difference | None:
+    """What is odd about a NIC that serves a container: while that lives it keeps what it has, whatever it did."""
+    subject, home = str(attachment.key), attachment.netns
+    lives = any(p.netns.is_same(home) for p in survey.elsewhere)
+    if place is not None and place.is_in(home):
+        return None
+    if place is not None and place.netns is None:
+        return None  # `link_drift` tells whether it has returned
+    if place is not None:
+        detail = f"its link is in {place.path} instead of {home.path}"
+        if lives or not place.is_marked or survey.unseen:
+            return Difference(Kind.MOVED, nic.nic_id, detail, subject)
+        return Difference(Kind.LEFT, nic.nic_id, f"{detail}, which is gone", subject, cure=Release(nic.nic_id))
+    if survey.unseen:
+        return None
+    if lives:
+        if _has_unsigned(attachment, survey):
+            return None
+        return Difference(Kind.STRIPPED, nic.nic_id, f"{home.path} has its link no longer", subject)
+    detail = f"{home.path} is gone, and its link with it"
+    return Difference(Kind.LEFT, nic.nic_id, detail, subject, cure=Release(nic.nic_id))
+
+
+def _has_unsigned(attachment: Attachment, survey: Survey) -> bool:
+    """Whether the container has a link at the recorded index, MAC and alias of which it may have changed."""
+
+    def fits(link: Link) -> bool:
+        return link.ifindex == attachment.ifindex and not link.permanent_mac
+
+    return any(p.netns.is_same(attachment.netns) and any(map(fits, p.links)) for p in survey.elsewhere)

@@ -37,6 +37,8 @@ class Nic:
     released: float = 0.0  # when it last left a container; 0 while its address owes no rest
     gateway_index: int = NO_GATEWAY  # of a gateway NIC: its link's number, mark and routing table follow from it
     claimant: str = ""  # of a quarantined NIC: the MAC that answered for its address
+    repairs: int = 0  # times in a row it was detached and attached again because its link was nowhere
+    repaired: float = 0.0  # when that was begun last, in seconds since the epoch
 
     @property
     def host_address(self) -> str:
@@ -152,6 +154,7 @@ class Intent:
     count: int = 0  # create only: NICs asked for
     nic_ids: tuple[str, ...] = ()  # all but create
     job_id: str = ""  # attach and detach, once the cloud has answered
+    is_repair: bool = False  # detach only: the NICs are to be attached again, not deleted
 
 
 @dataclass(frozen=True, slots=True)

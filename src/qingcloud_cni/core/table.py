@@ -15,7 +15,9 @@ from qingcloud_cni.core.seams import (
     DropAttachment,
     DropIntent,
     DropNic,
+    DropSetting,
     PutAttachment,
+    PutBoot,
     PutIntent,
     PutNic,
     PutSetting,
@@ -52,6 +54,8 @@ class Table:
         self._attachments = {a.key: a for a in snapshot.attachments}
         self._intents = {i.op_id: i for i in snapshot.intents}
         self._settings = dict(snapshot.settings)
+        self._boot_id = snapshot.boot_id
+        self._new_addresses: dict[str, Nic] = {}  # of NICs that serve a container, which has the old one
         self._changes: list[Change] = []
 
     def __repr__(self) -> str:
@@ -92,6 +96,22 @@ class Table:
                 self._settings[name] = value
                 self._changes.append(PutSetting(name, value))
 
+    def note_boot(self, boot_id: str, now: float) -> None:
+        """The host is in this boot. After a new one its containers are over and its settings a new kernel's.
+
+        Whether their links are on the host already is for a look to find out.
+        """
+        if boot_id == self._boot_id:
+            return
+        if self._boot_id:
+            for key in tuple(self._attachments):
+                self.released(key, now, is_parked=False, cause="the host was booted since its ADD")
+            self._changes += map(DropSetting, self._settings)
+            self._settings.clear()
+            self.note(Event(now, "host.booted", detail=boot_id))
+        self._boot_id = boot_id
+        self._changes.append(PutBoot(boot_id))
+
     @property
     def busy(self) -> frozenset[str]:
         """NICs that a cloud operation under way speaks of."""
@@ -115,6 +135,7 @@ class Table:
             *map(PutAttachment, self._attachments.values()),
             *map(PutIntent, self._intents.values()),
             *settings,
+            PutBoot(self._boot_id),
         )
 
     def note(self, event: Event) -> None:
@@ -132,9 +153,9 @@ class Table:
 
         before = len(self._changes)
         for nic in tuple(self._nics.values()):
-            if (changed := replace(nic, since=moved(nic.since), released=moved(nic.released))) != nic:
-                self._nics[nic.nic_id] = changed
-                self._changes.append(PutNic(changed))
+            since, released, repaired = moved(nic.since), moved(nic.released), moved(nic.repaired)
+            if (changed := replace(nic, since=since, released=released, repaired=repaired)) != nic:
+                self._put_nic(changed)
         for attachment in tuple(self._attachments.values()):
             if (moved_to := moved(attachment.since)) != attachment.since:
                 self._put_attachment(replace(attachment, since=moved_to))
@@ -157,6 +178,16 @@ class Table:
     def intend_detach(self, op_id: str, nic_ids: Sequence[str], now: float, cause: str) -> Intent:
         intent = Intent(op_id, OpKind.DETACH, now, nic_ids=tuple(nic_ids))
         return self._intend_for(intent, NicState.DETACHING, "nic.detaching", cause)
+
+    def intend_repair(self, op_id: str, nic_ids: Sequence[str], now: float, repairs: Mapping[str, int]) -> Intent:
+        """As `intend_detach`, to attach them again; *repairs* counts the times in a row for each, with this one."""
+        intent = Intent(op_id, OpKind.DETACH, now, nic_ids=tuple(nic_ids), is_repair=True)
+        intent = self._intend_for(
+            intent, NicState.DETACHING, "nic.detaching", "its link is nowhere; to attach it again"
+        )
+        for nic_id in nic_ids:
+            self._put_nic(replace(self._nics[nic_id], repairs=repairs[nic_id], repaired=now))
+        return intent
 
     def intend_delete(self, op_id: str, nic_ids: Sequence[str], now: float) -> Intent:
         intent = Intent(op_id, OpKind.DELETE, now, nic_ids=tuple(nic_ids))
@@ -223,6 +254,7 @@ class Table:
         if attachment is not None:
             self._drop_attachment(attachment.key)
         del self._nics[nic_id]
+        self._new_addresses.pop(nic_id, None)
         self._changes.append(DropNic(nic_id))
         self.note(Event(now, event, nic_id, detail=detail, state=GONE))
 
@@ -237,6 +269,24 @@ class Table:
     def parked(self, nic_id: str, now: float) -> None:
         """Its link lies in the parking namespace; an address that served a container rests from when it left."""
         self._move(nic_id, self._parked_state(nic_id), "nic.parked", now)
+
+    def strayed(self, nic_id: str, now: float, detail: str) -> None:
+        """Its link is in a container that has no attachment: it is awaited, and its address may have been used."""
+        self._move(nic_id, NicState.ARRIVING, "nic.strayed", now, detail=detail, released=now)
+
+    def forget_new_addresses(self) -> None:
+        """The cloud is about to be asked anew."""
+        self._new_addresses.clear()
+
+    def readdressed(self, nic_id: str, vxnet_id: str, address: str, gateway: str, now: float) -> None:
+        """The cloud has given it another address; while a container has the old one, so has the table."""
+        nic = replace(self._nics[nic_id], vxnet_id=vxnet_id, address=address, gateway=gateway)
+        detail = f"{self._nics[nic_id].address} has become {address} in {vxnet_id}"
+        if nic.state is NicState.ASSIGNED:
+            self._new_addresses[nic_id] = nic
+        else:
+            self._put_nic(nic)
+            self.note(Event(now, "nic.readdressed", nic_id, detail=detail))
 
     def pinned(self, nic_id: str, now: float) -> None:
         """Its link is configured as a gateway, and stays on the host."""
@@ -257,6 +307,11 @@ class Table:
     def lost(self, nic_id: str, now: float, detail: str) -> None:
         """The cloud has it attached to this instance, and its link is nowhere."""
         self._move(nic_id, NicState.MISSING, "nic.missing", now, detail=detail)
+
+    def forgive(self, nic_id: str) -> None:
+        """Repairs that were in vain do not count any more."""
+        if self._nics[nic_id].repairs:
+            self._put_nic(replace(self._nics[nic_id], repairs=0))
 
     def kept(self, nic_id: str, now: float, detail: str) -> None:
         """A detach did not happen: the link is parked as before, and an address that rested goes on resting.
@@ -292,10 +347,14 @@ class Table:
         self._check(nic_id, state, event)
         nic = self._nics[nic_id]
         released = nic.released if released is None else released
-        nic = replace(nic, state=state, since=now, released=released, claimant=claimant)
-        self._nics[nic_id] = nic
-        self._changes.append(PutNic(nic))
+        self._put_nic(replace(nic, state=state, since=now, released=released, claimant=claimant))
         self.note(Event(now, event, nic_id, subject, detail, state.value, pod=pod))
+        if new := self._new_addresses.pop(nic_id, None):
+            self.readdressed(nic_id, new.vxnet_id, new.address, new.gateway, now)
+
+    def _put_nic(self, nic: Nic) -> None:
+        self._nics[nic.nic_id] = nic
+        self._changes.append(PutNic(nic))
 
     # --- attachments ---------------------------------------------------------------------------------
 

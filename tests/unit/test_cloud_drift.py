@@ -1,0 +1,233 @@
+"""Differences between table and cloud: every state, whatever the cloud says and wherever the link is."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qingcloud_cni.core import repair
+from qingcloud_cni.core.cloud_drift import (
+    GROWN_UP,
+    SETTLED,
+    Adopt,
+    Await,
+    CloudView,
+    Forget,
+    Held,
+    Readdress,
+    Renew,
+    Replug,
+    Unattach,
+    cloud_drift,
+    unlisted,
+)
+from qingcloud_cni.core.evidence import Cure, Difference, Kind
+from qingcloud_cni.core.model import Attachment, AttachmentKey, Netns, Nic, NicState
+from qingcloud_cni.core.seams import CloudNic, Link, Survey, Vxnet
+from qingcloud_cni.core.sightings import Sightings, locate
+from qingcloud_cni.core.table import FOLLOWS
+
+S = NicState
+NOW = 1_700_000_000.0
+HERE = "i-here"
+MAC = "52:54:00:00:00:01"
+LINK = Link(MAC, "eth1", 7, is_up=False)
+VXNET = Vxnet("vxnet-1", "pods", 1, "rtr-1", "172.16.3.0/24", "172.16.3.1", None)
+NEW = Vxnet("vxnet-2", "more", 1, "rtr-1", "172.17.0.0/16", "172.17.0.1", None)
+NIC = Nic(MAC, "ours", "vxnet-1", "172.16.3.7/24", "172.16.3.1", S.IDLE, NOW - 2 * SETTLED)
+ATTACHMENT = Attachment(AttachmentKey("net", "pod", "eth0"), MAC, Netns("/x", 1, 2), NOW, ifindex=7)
+FREE = CloudNic(MAC, "ours", "available", "", "vxnet-1", "172.16.3.7", 0, created=NOW - GROWN_UP)
+ATTACHED = replace(FREE, status="in-use", instance_id=HERE)
+ELSEWHERE = replace(ATTACHED, instance_id="i-elsewhere")
+NOBODY = Held((), {}.keys(), {}, ())
+
+
+def held(nic: Nic, *, is_serving: bool | None = None) -> Held:
+    serving = nic.state is S.ASSIGNED if is_serving is None else is_serving
+    return Held((nic,), {MAC}, {MAC: ATTACHMENT} if serving else {}, ())
+
+
+def view(*said: CloudNic, is_whole: bool = True, link: Link | None = None) -> CloudView:
+    vxnets = {v.vxnet_id: v for v in (VXNET, NEW)}
+    return CloudView(
+        {n.nic_id: n for n in said}, vxnets, {MAC: link} if link else {}, is_whole=is_whole, wall=NOW,
+        instance_id=HERE, is_ours=lambda name: name == "ours",
+    )  # fmt: skip
+
+
+def seen(place: str) -> Sightings:
+    surveys = {"nowhere": Survey((), ()), "host": Survey((LINK,), ()), "parked": Survey((), (LINK,))}
+    return locate({MAC}, surveys[place], HERE)
+
+
+def drift(what: Held, said: CloudView, place: str = "nowhere") -> list[tuple[Kind, Cure | None]]:
+    return [(d.kind, d.cure) for d in cloud_drift(what, said, seen(place), NOW)]
+
+
+# --- what the table does not know ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        pytest.param(FREE, [(Kind.UNKNOWN, Adopt(FREE, None))], id="free"),
+        pytest.param(
+            replace(FREE, created=0.0), [(Kind.UNKNOWN, Adopt(replace(FREE, created=0.0), None))], id="age not told"
+        ),
+        pytest.param(replace(FREE, created=NOW - GROWN_UP + 1), [(Kind.YOUNG, None)], id="free and young"),
+        pytest.param(replace(FREE, created=NOW + 60), [(Kind.YOUNG, None)], id="made in the future"),
+        pytest.param(ATTACHED, [(Kind.UNKNOWN, Adopt(ATTACHED, None))], id="attached here"),
+        pytest.param(
+            replace(ATTACHED, created=NOW), [(Kind.UNKNOWN, Adopt(replace(ATTACHED, created=NOW), None))],
+            id="attached here and young",
+        ),
+        pytest.param(ELSEWHERE, [], id="attached to another instance"),
+        pytest.param(replace(ATTACHED, role=1), [], id="the primary, whatever its name"),
+        pytest.param(replace(ATTACHED, name="theirs"), [], id="another name"),
+        pytest.param(replace(FREE, name=""), [], id="no name"),
+        pytest.param(replace(FREE, private_ip=""), [(Kind.UNUSABLE, None)], id="no address"),
+        pytest.param(replace(FREE, vxnet_id="vxnet-9"), [(Kind.UNUSABLE, None)], id="no usable vxnet"),
+    ],
+)  # fmt: skip
+def test_what_the_table_does_not_know(said: CloudNic, found: list[tuple[Kind, Cure | None]]) -> None:
+    assert drift(NOBODY, view(said)) == found
+
+
+def test_a_nic_is_adopted_with_its_link_on_the_host() -> None:
+    assert drift(NOBODY, view(ATTACHED, link=LINK)) == [(Kind.UNKNOWN, Adopt(ATTACHED, LINK))]
+
+
+def test_nics_of_creates_under_way_and_those_the_table_had_meanwhile_are_left_alone() -> None:
+    assert drift(replace(NOBODY, asked=("ours",)), view(FREE)) == []
+    assert drift(replace(NOBODY, known={MAC}), view(FREE)) == []
+
+
+# --- what the table knows --------------------------------------------------------------------------------
+
+GONE, NOWHERE = Forget(MAC, "the cloud knows it no more, and its link is nowhere"), "nowhere"
+AWAY = Forget(MAC, "the cloud has it attached to i-elsewhere")
+POOL = (S.IDLE, S.COOLING, S.QUARANTINED, S.ARRIVING, S.MISSING)
+OTHERS = [s for s in S if s is not S.ASSIGNED]
+
+
+@pytest.mark.parametrize("state", OTHERS)
+def test_a_nic_that_neither_cloud_nor_kernel_knows_is_forgotten(state: NicState) -> None:
+    nic = held(replace(NIC, state=state))
+    assert drift(nic, view()) == [(Kind.VANISHED, GONE)]
+    assert drift(nic, view(is_whole=False)) == [(Kind.VANISHED, None)]
+    assert drift(nic, view(), "parked") == [(Kind.VANISHED, None)]  # a link speaks against a list
+
+
+@pytest.mark.parametrize("state", OTHERS)
+def test_a_nic_that_is_attached_to_another_instance_is_forgotten(state: NicState) -> None:
+    nic = held(replace(NIC, state=state))
+    assert drift(nic, view(ELSEWHERE)) == [(Kind.ELSEWHERE, AWAY)]
+    assert drift(nic, view(ELSEWHERE), "host") == [(Kind.ELSEWHERE, None)]
+
+
+@pytest.mark.parametrize("state", OTHERS)
+def test_a_nic_that_is_attached_here(state: NicState) -> None:
+    expected = {S.CREATING: [(Kind.ATTACHED, Await(MAC))], S.MISSING: [(Kind.NO_LINK, Replug(MAC))]}
+    nic = held(replace(NIC, state=state))
+    assert drift(nic, view(ATTACHED)) == expected.get(state, [])
+    assert drift(nic, view(ATTACHED, is_whole=False)) == []
+    assert drift(nic, view(ATTACHED), "parked") == []
+
+
+def test_a_nic_that_was_attached_again_too_often_is_told_and_left() -> None:
+    missing = replace(NIC, state=S.MISSING, repairs=repair.PER_NIC, repaired=NOW - 60.0)
+    assert drift(held(missing), view(ATTACHED)) == [(Kind.GIVEN_UP, None)]
+    later = replace(missing, repaired=NOW - repair.MEMORY)
+    assert drift(held(later), view(ATTACHED)) == [(Kind.NO_LINK, Replug(MAC))]
+
+
+@pytest.mark.parametrize("state", OTHERS)
+def test_a_nic_that_is_attached_nowhere(state: NicState) -> None:
+    nic = held(replace(NIC, state=state))
+    assert drift(nic, view(FREE)) == ([(Kind.UNATTACHED, Unattach(MAC))] if state in POOL else [])
+    assert drift(nic, view(FREE, is_whole=False)) == []
+    ghost = [(Kind.GHOST, Renew(MAC))] if state in (*POOL, S.GATEWAY) else []
+    assert drift(nic, view(FREE), "parked") == ghost
+    young = held(replace(NIC, state=state, since=NOW - SETTLED + 1.0))
+    assert drift(young, view(FREE), "parked") == []  # its link may be there before its job has ended
+
+
+@pytest.mark.parametrize("said", [(), (FREE,), (ELSEWHERE,)])
+@pytest.mark.parametrize("place", ["nowhere", "host"])
+def test_what_the_cloud_says_of_a_containers_nic_is_told_and_nothing_is_done(
+    said: tuple[CloudNic, ...], place: str
+) -> None:
+    serving = replace(NIC, state=S.ASSIGNED)
+    (difference,) = cloud_drift(held(serving), view(*said), seen(place), NOW)
+    assert (difference.kind, difference.cure, difference.subject) == (Kind.CUT_OFF, None, "net/pod/eth0")
+    assert drift(held(replace(serving, since=NOW)), view(*said), place) == []
+
+
+@pytest.mark.parametrize("state", [S.IDLE, S.MISSING, S.GATEWAY, S.ASSIGNED])
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        (ATTACHED, None),
+        (replace(ATTACHED, private_ip="172.16.3.8"), Readdress(MAC, "vxnet-1", "172.16.3.8/24", "172.16.3.1")),
+        (
+            replace(ATTACHED, vxnet_id="vxnet-2", private_ip="172.17.0.5"),
+            Readdress(MAC, "vxnet-2", "172.17.0.5/16", "172.17.0.1"),
+        ),
+        (replace(ATTACHED, private_ip=""), None),
+        (replace(ATTACHED, vxnet_id="vxnet-9"), None),
+    ],
+)
+def test_a_new_address(state: NicState, said: CloudNic, cure: Cure | None) -> None:
+    found = cloud_drift(held(replace(NIC, state=state)), view(said), seen("host"), NOW)
+    assert [(d.kind, d.cure) for d in found] == ([(Kind.READDRESSED, cure)] if cure else [])
+    assert all(d.is_harmless and d.is_settled == (state is not S.ASSIGNED) for d in found)
+
+
+def test_a_nic_whose_name_is_not_ours_any_more_is_let_go_but_not_from_a_container() -> None:
+    renamed = view(replace(ATTACHED, name="mine"))
+    assert drift(held(NIC), renamed, "parked") == [(Kind.RENAMED, Forget(MAC, "somebody has named it 'mine'"))]
+    assert drift(held(replace(NIC, state=S.ASSIGNED)), renamed) == [(Kind.RENAMED, None)]
+
+
+def test_what_neither_list_shows_is_asked_for_by_its_id() -> None:
+    assert unlisted([NIC], {}) == (MAC,)
+    assert unlisted([NIC], {MAC: FREE}) == ()
+
+
+said_of = st.sampled_from(((), (FREE,), (ATTACHED,), (ELSEWHERE,), (replace(ATTACHED, name="mine"),)))
+
+
+@given(
+    state=st.sampled_from(list(S)), said=said_of, place=st.sampled_from(("nowhere", "host", "parked")),
+    is_whole=st.booleans(), age=st.sampled_from((0.0, 1e4)),
+)  # fmt: skip
+def test_every_cure_fits_the_state_and_nothing_is_done_to_a_containers_nic(
+    state: NicState, said: tuple[CloudNic, ...], place: str, *, is_whole: bool, age: float
+) -> None:
+    found = cloud_drift(
+        held(replace(NIC, state=state, since=NOW - age)), view(*said, is_whole=is_whole), seen(place), NOW
+    )
+    for difference in found:
+        _fits(difference, state)
+
+
+def _fits(difference: Difference, state: NicState) -> None:
+    match difference.cure:
+        case Unattach():
+            assert S.CREATING in FOLLOWS[state]
+        case Await():
+            assert S.MISSING in FOLLOWS[state]
+        case Replug():
+            assert S.DETACHING in FOLLOWS[state]
+            assert not difference.is_harmless
+        case Renew():
+            assert S.CREATING in FOLLOWS[state] or (S.MISSING in FOLLOWS[state] and S.CREATING in FOLLOWS[S.MISSING])
+            assert not difference.is_harmless
+        case Forget():
+            assert state is not S.ASSIGNED
+            assert not difference.is_harmless
+        case Readdress() | None:
+            pass
+        case other:
+            raise AssertionError(other)
