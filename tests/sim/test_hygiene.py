@@ -12,6 +12,7 @@ from qingcloud_cni.core.errors import KernelRefused, PoolEmpty
 from qingcloud_cni.core.model import Nic, NicState
 from qingcloud_cni.core.seams import EventFilter, LinkOrder
 from qingcloud_cni.sim.kernel import PROBE
+from qingcloud_cni.sim.topology import default_topology
 from simulated import SimulatedHost, lived, netns_of
 
 ROBBER = "02:00:00:00:00:99"
@@ -107,6 +108,9 @@ def test_what_an_agent_that_was_killed_did_not_get_to_is_done_by_the_next(tmp_pa
 
 def test_a_burst_of_releases_is_few_flushes(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
+        await host.add("c0")
+        await host.delete("c0")
+        await host.until(lambda: "cooling" not in host.states(), "one that was in a hurry")
         flush, asked = host.kernel.flush, []
 
         async def counted(addresses: Collection[str]) -> int:
@@ -296,6 +300,66 @@ def test_an_add_that_waits_at_the_limit_gets_another_nic_in_the_place_of_a_quara
     lived(test, tmp_path, cooldown=0, **SMALL)
 
 
+def test_a_quarantined_nic_that_is_cleared_is_handed_out_at_once_and_not_probed_again(tmp_path: Path) -> None:
+    async def test(host: SimulatedHost) -> None:
+        nic = await quarantine_the_only_nic(host)
+        del host.kernel.claims[nic.host_address]
+        await host.until(lambda: host.states() == ["idle"], "cleared")
+        assert not any(link.is_up for link in host.kernel.links_in(host.kernel.parking_path))
+        begun = host.clock.now()
+        await host.add("c2")
+        assert host.clock.now() - begun < 0.1
+
+    lived(test, tmp_path, cooldown=0, **SMALL)
+
+
+def test_an_address_that_somebody_uses_is_not_handed_over_with_another_nic_either(tmp_path: Path) -> None:
+    """It is the only one left in the vxnet, so the cloud gives it to the next NIC as well."""
+
+    async def test(host: SimulatedHost) -> None:
+        host.console("CreateNics", vxnet="vxnet-pods001", count="3", nic_name="others")
+        nic = await quarantine_the_only_nic(host)
+        with pytest.raises(PoolEmpty, match="1 of them quarantined"):
+            await host.add("c2")
+        (other,) = host.nics.values()
+        assert (other.address, other.state) == (nic.address, NicState.QUARANTINED)
+        assert other.nic_id != nic.nic_id
+
+    topology = default_topology("sim", 1)
+    small = [replace(v, network="172.20.1.0/29") if v.vxnet_id == "vxnet-pods001" else v for v in topology.vxnets]
+    lived(test, tmp_path, topology=replace(topology, vxnets=tuple(small)), cooldown=0, **SMALL)
+
+
+def test_a_duplicate_that_shows_once_an_add_has_the_nic_is_told_and_kept_in_mind(tmp_path: Path) -> None:
+    async def test(host: SimulatedHost) -> None:
+        (nic,) = host.nics.values()
+        await host.clock.sleep(5.0)  # its first probe is over
+        probe = host.kernel.probe
+
+        async def late(mac: str, address: str) -> str:
+            assert (mac, address) == (nic.nic_id, nic.host_address)
+            await host.until(lambda: host.states() == ["assigned"], "taken")
+            return ROBBER
+
+        host.kernel.probe = late  # type: ignore[method-assign]
+        await host.add("c1")
+        await host.delete("c1")  # it is idle again, and being probed
+        await host.clock.sleep(1.0)
+        await host.add("c2")
+        await host.clock.sleep(1.0)
+        assert host.states() == ["assigned"]
+        (told,) = await events(host, "nic.duplicate")
+        assert told.startswith(f"{nic.host_address} is used by {ROBBER}")
+        host.kernel.probe = probe  # type: ignore[method-assign]
+        host.kernel.claims[nic.host_address] = ROBBER
+        await host.delete("c2")
+        with pytest.raises(PoolEmpty):
+            await host.add("c3", seconds=30.0)
+        assert host.states() == ["quarantined"]
+
+    lived(test, tmp_path, cooldown=0, **SMALL)
+
+
 def test_a_nic_that_goes_straight_to_a_waiting_container_is_not_probed(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         begun = host.clock.now()
@@ -327,9 +391,10 @@ def test_somebody_who_answers_for_every_address_is_not_believed(tmp_path: Path) 
 
     async def test(host: SimulatedHost) -> None:
         host.kernel.claims |= dict.fromkeys((nic.host_address for nic in host.nics.values()), ROBBER)
-        await host.until(lambda: host.states() == ["idle"] * 3, "all are idle")
+        while not await events(host, "probe.distrusted"):
+            await host.clock.sleep(0.1)
         for n in range(3):
-            await host.add(f"c{n}")
+            await host.add(f"c{n}", seconds=1.0)
         for n in range(3):
             await host.delete(f"c{n}")
         await host.clock.sleep(10.0)

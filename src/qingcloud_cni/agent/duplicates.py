@@ -18,6 +18,7 @@ class Duplicates:
         self._probing: set[str] = set()
         self._probed: dict[str, tuple[Nic, float]] = {}  # by NIC id: its row afterwards, and when the probe began
         self._claimed: dict[tuple[str, str], float] = {}  # vxnet and address: when somebody else answered last
+        self._kept = context.policy.quarantine
         self._proxies: set[str] = set()  # MACs that answer for everybody
         self._is_refused = False
 
@@ -27,7 +28,7 @@ class Duplicates:
     def is_claimed(self, nic: Nic) -> bool:
         """Whether somebody else answered for its address lately, even if another NIC had it: it is probed first."""
         at = self._claimed.get((nic.vxnet_id, nic.address))
-        return at is not None and self._context.now() - at < self._context.policy.quarantine
+        return at is not None and self._context.now() - at < self._kept
 
     def look(self) -> None:
         """Begin what is due."""
@@ -63,9 +64,7 @@ class Duplicates:
             self._tell_refusal(nic, str(err))
         else:
             self._is_refused = False
-            if context.table.nics.get(nic.nic_id) is nic:
-                self._judge(nic, claimant)
-                row = context.table.nics[nic.nic_id]
+            row = self._judge(nic, claimant)
         finally:
             self._probing.discard(nic.nic_id)
         self._probed[nic.nic_id] = row, begun
@@ -78,28 +77,36 @@ class Duplicates:
             self._context.note("nic.probe-failed", nic.nic_id, detail=cause)
         self._is_refused = True
 
-    def _judge(self, nic: Nic, claimant: str) -> None:
+    def _judge(self, nic: Nic, claimant: str) -> Nic:
+        """Act on the end of a probe; the row that was probed, as it is now."""
         table, now, place = self._context.table, self._context.now(), (nic.vxnet_id, nic.address)
-        others = (n for n in table.nics.values() if n is not nic)
-        if claimant and claimant not in self._proxies and is_proxy(others, claimant):
+        if claimant and claimant not in self._proxies and is_proxy(self._others(nic), claimant):
             self._distrust(claimant)
-        if claimant and claimant not in self._proxies:
-            kept = self._context.policy.quarantine
-            self._claimed = {where: at for where, at in self._claimed.items() if now - at < kept}
+        is_used = claimant and claimant not in self._proxies
+        if is_used:
+            self._claimed = {where: at for where, at in self._claimed.items() if now - at < self._kept}
             self._claimed[place] = now
-            if nic.state is NicState.IDLE:
-                table.quarantined(nic.nic_id, now, claimant)
-            return
-        self._claimed.pop(place, None)
-        nic = table.nics[nic.nic_id]
-        if nic.state is NicState.QUARANTINED:
+        else:
+            self._claimed.pop(place, None)
+        if table.nics.get(nic.nic_id) is not nic:  # an ADD was quicker
+            if is_used:
+                detail = f"{nic.host_address} is used by {claimant}; the NIC was taken before that was known"
+                self._context.note("nic.duplicate", nic.nic_id, detail=detail)
+            return nic
+        if is_used and nic.state is NicState.IDLE:
+            table.quarantined(nic.nic_id, now, claimant)
+        elif not is_used and nic.state is NicState.QUARANTINED:
             table.cleared(nic.nic_id, now, f"nobody else answers for {nic.host_address} any more")
+        return table.nics[nic.nic_id]
+
+    def _others(self, nic: Nic) -> list[Nic]:
+        return [n for n in self._context.table.nics.values() if n.nic_id != nic.nic_id]
 
     def _distrust(self, claimant: str) -> None:
+        """Clear the NICs that were quarantined for it: they are probed once more, and then handed out."""
         self._proxies.add(claimant)
         words = f"{claimant} answers for every address that is asked for: its answers are taken for none"
         self._context.note("probe.distrusted", detail=words)
         for nic in self._context.table.in_state(NicState.QUARANTINED):
             if nic.claimant == claimant:
-                self._claimed.pop((nic.vxnet_id, nic.address), None)
                 self._context.table.cleared(nic.nic_id, self._context.now(), words)

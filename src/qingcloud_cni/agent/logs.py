@@ -19,6 +19,7 @@ _TROUBLE = (  # ends of event names
     "not-adopted",
     "set-aside",
     ".quarantined",
+    ".duplicate",
     ".distrusted",
     "flows.kept",
 )
