@@ -530,6 +530,21 @@ def test_a_container_whose_namespace_and_link_are_gone_is_over_without_del(tmp_p
     lived(test, tmp_path)
 
 
+def test_what_came_after_a_container_that_is_over_is_left_alone(tmp_path: Path) -> None:
+    """DEL and ADD may come between the look that showed its end and the release."""
+
+    async def test(host: SimulatedHost) -> None:
+        over = await host.add("c0")
+        await host.delete("c0")
+        again = await host.add("c0")
+        await host.agent.attachments.release_left(over)
+        assert host.agent.context.table.attachments[key_of("c0")] == again
+        await host.agent.attachments.release_left(again)
+        assert key_of("c0") not in host.agent.context.table.attachments
+
+    lived(test, tmp_path)
+
+
 def test_a_namespace_that_cannot_be_looked_into_is_not_gone(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         await host.add("c0")
@@ -677,6 +692,25 @@ def test_after_a_boot_containers_are_over_and_all_nics_are_parked(tmp_path: Path
         await host.kill()
         await host.start()
         assert len(await events(host, "host.booted")) == 1
+
+    lived(test, tmp_path)
+
+
+def test_after_a_boot_no_namespace_is_taken_for_an_old_one_though_the_link_does_not_come(tmp_path: Path) -> None:
+    """Path and inode are those of the old container: only the boot tells that it is over."""
+
+    async def test(host: SimulatedHost) -> None:
+        old = await host.add("c0")
+        await host.agent.context.journal.save()
+        await host.kill()
+        host.kernel.reboot()
+        host.kernel._unplug(old.nic_id)
+        host.boot_id = "boot-2"
+        while host.kernel.make_netns(netns_of("c0")) != old.netns:
+            host.kernel.kill_netns(netns_of("c0"))
+        await host.start()
+        assert not host.agent.context.table.attachments
+        assert host.nics[old.nic_id].released == pytest.approx(host.clock.now(), abs=1.0)
 
     lived(test, tmp_path)
 

@@ -205,3 +205,19 @@ def test_whoever_no_longer_waits_is_forgotten() -> None:
 
     with_jobs(cloud, use)
     assert cloud.asked
+
+
+def test_a_job_that_does_not_end_is_answered_as_pending_when_its_time_is_up() -> None:
+    cloud = FakeCloud({"j-1": 10_000.0, "j-2": 50.0})
+
+    async def use(jobs: Jobs) -> None:
+        job = await jobs.end("j-1", limit=100.0)
+        assert job is not None
+        assert job.status is JobStatus.PENDING
+        assert VirtualClock().now() - EPOCH == pytest.approx(100.0)
+        assert jobs.pending == ()
+        job = await jobs.end("j-2", limit=100.0)
+        assert job is not None
+        assert job.status is cloud.status
+
+    with_jobs(cloud, use)

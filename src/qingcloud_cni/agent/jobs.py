@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.tasks import Signal, TaskRecord
@@ -34,13 +35,17 @@ class Jobs:
     def pending(self) -> tuple[str, ...]:
         return tuple(self._watched)
 
-    async def end(self, job_id: str, *, first_look: float = FIRST_INTERVAL) -> Job | None:
-        """The job once it has ended, looked at in *first_look* seconds at the earliest; None: it is unknown."""
+    async def end(self, job_id: str, *, first_look: float = FIRST_INTERVAL, limit: float = inf) -> Job | None:
+        """The job once it has ended, looked at in *first_look* seconds at the earliest; None: it is unknown.
+
+        After *limit* seconds it is answered as pending.
+        """
         future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
         self._watched[job_id] = _Watched(future, self._context.now() + first_look)
         self._added.notify()
         try:
-            return await future
+            await asyncio.wait({future}, timeout=None if limit == inf else limit)
+            return future.result() if future.done() else Job(job_id, JobStatus.PENDING, "")
         finally:
             self._watched.pop(job_id, None)
 

@@ -28,6 +28,7 @@ from qingcloud_cni.core.vxnets import VxnetChooser
 
 LINK_FIRST = 10.0  # seconds in which an attached link usually shows; only then is the job asked about
 LINK_AFTER_JOB = 20.0  # seconds after a successful attach job in which the link has to show
+JOB_LIMIT = 1800.0  # seconds after which a job that does not end is believed no more than the NICs it is about
 LOOK_AGAIN = 5.0  # seconds between two looks at what a write without a reply has done
 FRESH = 5.0  # seconds for which an intent may have waited for the disk when the call is made
 LATE_EFFECT = 30.0  # seconds from an intent after which its call has no effect any more (a call takes at most 20)
@@ -187,9 +188,11 @@ class Operations:
         intent = self._table.intents[op_id]
         failure = ""
         if not await self._links_arrive(intent, self._left(intent, LINK_FIRST)) and intent.job_id:
-            job = await self._jobs.end(intent.job_id, first_look=0.0)
+            job = await self._jobs.end(intent.job_id, first_look=0.0, limit=JOB_LIMIT)
             if job is not None and job.status is JobStatus.FAILED:
                 failure = f"job {job.job_id} failed: {job.error or 'the cloud gives no reason'}"
+            elif job is not None and job.status is JobStatus.PENDING:
+                failure = f"job {job.job_id} has not ended within {JOB_LIMIT / 60:.0f} minutes"
             else:
                 await self._links_arrive(intent, LINK_AFTER_JOB)
         await self._judge_not_arrived(intent, failure)
@@ -248,43 +251,77 @@ class Operations:
     async def detach(self, intent: Intent) -> None:
         """Ask for the NICs off this instance; delete them once the cloud confirms."""
         intent = await self._announced(intent)
-        patience = 0.0
-        try:
-            job_id = await self._context.cloud.detach_nics(intent.nic_ids)
-        except CloudError as err:
-            patience = _patience(err)
-            self._context.note("detach.unanswered", subject=intent.op_id, detail=str(err))
-            self.shrinking.failed(self._context.now(), str(err))
-        else:
-            self._table.job_started(intent.op_id, job_id, "detach.accepted", self._context.now())
+        patience = await self._ask_to_detach(intent, intent.nic_ids)
         await self._follow_detach(intent.op_id, patience)
 
+    async def _ask_to_detach(self, intent: Intent, nic_ids: Sequence[str]) -> float:
+        """Seconds for which it may still take effect, where the cloud has named no job."""
+        try:
+            job_id = await self._context.cloud.detach_nics(nic_ids)
+        except CloudError as err:
+            self._context.note("detach.unanswered", subject=intent.op_id, detail=str(err))
+            self.shrinking.failed(self._context.now(), str(err))
+            return _patience(err)
+        self._table.job_started(intent.op_id, job_id, "detach.accepted", self._context.now())
+        return 0.0
+
     async def _follow_detach(self, op_id: str, patience: float = LATE_EFFECT) -> None:
-        self._context.journal.push()
-        intent = self._table.intents[op_id]
-        job = await self._jobs.end(intent.job_id) if intent.job_id else None
-        if job is not None and job.status is JobStatus.SUCCESSFUL:
-            self.shrinking.worked()
-            free = intent.nic_ids
-        else:
-            free = await self._judge_detach(intent, 0.0 if job is not None else patience)
+        """A detach whose reply was lost may take effect at any time, also when its NICs have long been used again.
+
+        So they are not: it is asked for again and again, at growing intervals. A refusal proves nothing then, for the
+        cloud refuses as well while the first one is under way.
+        """
+        end = self._context.now() + JOB_LIMIT
+        while True:
+            self._context.journal.push()
+            intent = self._table.intents[op_id]
+            status = await self._detach_job(intent) if intent.job_id else None
+            if status is JobStatus.SUCCESSFUL:
+                self.shrinking.worked()
+                free = intent.nic_ids
+                break
+            seen = await self._after_detach(intent, 0.0 if status else patience)
+            left = [n for n in intent.nic_ids if self._is_here(seen.get(n))]
+            if not left or status or not patience or self._context.now() >= end:
+                free = self._judge_detach(intent, seen)
+                break
+            await self._ask_to_detach(intent, left)
+            patience = min(2.0 * patience, JOB_LIMIT / 3)
+        await self._finish_detach(intent, free)
+
+    async def _detach_job(self, intent: Intent) -> JobStatus | None:
+        """How the job has ended; None if it is unknown. One that does not end is awaited while a NIC is attached."""
+        while True:
+            job = await self._jobs.end(intent.job_id, limit=JOB_LIMIT)
+            if job is None or job.status is not JobStatus.PENDING:
+                return None if job is None else job.status
+            seen = await self._describe_ids(intent.nic_ids)
+            if not any(map(self._is_here, seen.values())):
+                return job.status
+
+    async def _finish_detach(self, intent: Intent, free: Sequence[str]) -> None:
         now = self._context.now()
-        self._table.finish(op_id, "detach.finished", now)
+        self._table.finish(intent.op_id, "detach.finished", now)
         needed = [n for n in free if intent.is_repair or self._is_used_gateway(n)]
         for nic_id in needed:
             self._table.not_attached(nic_id, now, "to be attached again")
             self._context.path_due.notify()
-        if free := tuple(n for n in free if n not in needed):
-            await self.delete(self.begin_delete(free))
+        if unneeded := tuple(n for n in free if n not in needed):
+            await self.delete(self.begin_delete(unneeded))
         else:
             self._changed()
 
-    async def _judge_detach(self, intent: Intent, patience: float) -> tuple[str, ...]:
-        """The NICs that are free in spite of all; those still attached go back to the pool."""
+    async def _after_detach(self, intent: Intent, patience: float) -> dict[str, CloudNic]:
+        """What has become of the NICs, after *patience* seconds if any is attached still."""
+        end = self._context.now() + patience
         seen = await self._describe_ids(intent.nic_ids)
-        while any(map(self._is_here, seen.values())) and self._context.now() - intent.since < patience:
-            await self._context.clock.sleep(LOOK_AGAIN)
+        while any(map(self._is_here, seen.values())) and self._context.now() < end:
+            await self._context.clock.sleep(LOOK_AGAIN if patience <= LATE_EFFECT else patience / 3)
             seen = await self._describe_ids(intent.nic_ids)
+        return seen
+
+    def _judge_detach(self, intent: Intent, seen: Mapping[str, CloudNic]) -> tuple[str, ...]:
+        """The NICs that are free; those still attached go back to the pool."""
         now = self._context.now()
         free = []
         for nic_id in intent.nic_ids:
