@@ -139,6 +139,7 @@ def test_a_kernel_that_refuses_delays_no_del_and_no_reuse_and_is_told_of_once(tm
             await host.add("c1")
             host.kernel.flows.clear()
             await host.delete("c1")
+        assert host.agent.pool.flows.record.failures > 1
         assert await events(host, "flows.kept") == ["list tracked flows: Operation not permitted (EPERM)"]
 
     lived(test, tmp_path, cooldown=0, **SMALL)
@@ -237,6 +238,20 @@ def test_every_nic_that_becomes_idle_is_probed_and_is_down_again_afterwards(tmp_
         await host.until(lambda: up() == 1, "probed", 1.0)
 
     lived(test, tmp_path, min_idle=3, max_nics=3)
+
+
+def test_a_nic_that_becomes_idle_while_the_pool_gathers_a_burst_is_probed_then(tmp_path: Path) -> None:
+    """The plan that follows the burst may be the last for half a minute."""
+
+    async def test(host: SimulatedHost) -> None:
+        (nic,) = host.nics.values()
+        await host.clock.sleep(PROBE - 0.1 - (host.clock.now() - nic.since))
+        await host.add("c1")  # the pool is about to grow, and the first probe about to end
+        host.kernel.claims[nic.host_address] = ROBBER
+        await host.delete("c1")
+        await host.until(lambda: "quarantined" in host.states(), "quarantined", 4.0)
+
+    lived(test, tmp_path, min_idle=1, max_idle=1, max_nics=2, cooldown=0)
 
 
 def test_a_nic_whose_address_somebody_uses_is_quarantined_and_replaced(tmp_path: Path) -> None:
@@ -382,6 +397,8 @@ def test_an_add_takes_a_nic_that_is_being_probed_only_if_there_is_no_other(tmp_p
         assert (await host.add("d3")).nic_id == first
         assert host.clock.now() - begun < 0.1
         assert [link.is_up for link in host.kernel.links_in(netns_of("d3"))] == [True]
+        await host.clock.sleep(PROBE)
+        assert host.agent.pool.duplicates.record.all_failures == 0
 
     lived(test, tmp_path, cooldown=0, min_idle=3, max_nics=3)
 
@@ -429,6 +446,7 @@ def test_a_kernel_that_cannot_probe_is_told_of_and_the_nic_is_used(tmp_path: Pat
         await host.clock.sleep(600.0)
         assert host.states() == ["idle"]
         assert len(await events(host, "nic.probe-failed")) == 1
+        assert "Invalid argument" in host.agent.pool.duplicates.record.last_error
 
     lived(test, tmp_path, cooldown=0, **SMALL)
 

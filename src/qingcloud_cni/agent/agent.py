@@ -125,6 +125,8 @@ class Agent:
             self.reconciler.record,
             self.vxnets,
             self.pool.cooldown,
+            self.pool.flows.record,
+            self.pool.duplicates.record,
             self.gateways.record,
             self.upkeep,
         )

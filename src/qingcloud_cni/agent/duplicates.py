@@ -1,6 +1,7 @@
 """Addresses that somebody else in the vxnet uses: asked for when a NIC enters the pool, and kept out of use."""
 
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.tasks import TaskRecord
 from qingcloud_cni.core.duplicates import is_proxy, probe_due
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Nic, NicState
@@ -13,6 +14,7 @@ class Duplicates:
     """
 
     def __init__(self, context: Context, *, is_on: bool) -> None:
+        self.record = TaskRecord("duplicate probes")
         self._context = context
         self._is_on = is_on
         self._probing: set[str] = set()
@@ -57,19 +59,25 @@ class Duplicates:
     async def _probe(self, nic: Nic) -> None:
         context, begun, row = self._context, self._context.now(), nic
         try:
-            claimant = await context.kernel.probe(nic.nic_id, nic.host_address)
-        except LinkNotFound:  # taken, or lost: when it is idle once more, that is another row
-            pass
+            with self.record.run(context.clock):
+                claimant = await self._ask(nic)
         except KernelRefused as err:
             self._tell_refusal(nic, str(err))
         else:
             self._is_refused = False
-            row = self._judge(nic, claimant)
+            row = self._judge(nic, claimant) if claimant is not None else nic
         finally:
             self._probing.discard(nic.nic_id)
         self._probed[nic.nic_id] = row, begun
         context.journal.push()
         context.plan_due.notify()
+
+    async def _ask(self, nic: Nic) -> str | None:
+        """Who uses its address; None where it was taken meanwhile, or lost: idle again, it is probed again."""
+        try:
+            return await self._context.kernel.probe(nic.nic_id, nic.host_address)
+        except LinkNotFound:
+            return None
 
     def _tell_refusal(self, nic: Nic, cause: str) -> None:
         """Once: what refuses one probe refuses all, and the next NIC would say the same."""

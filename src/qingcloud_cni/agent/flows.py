@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.tasks import TaskRecord
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.model import Nic
 
@@ -18,6 +19,7 @@ class Flows:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self.record = TaskRecord("flows")
         self._begun: dict[str, float] = {}  # by NIC id: when its latest flush began
         self._under_way: set[str] = set()
         self._wanted: set[str] = set()
@@ -62,7 +64,8 @@ class Flows:
             self._begun |= dict.fromkeys(self._under_way, context.now())
             addresses = [nic.host_address for nic in nics]
             try:
-                count = await context.kernel.flush(addresses)
+                with self.record.run(context.clock):
+                    count = await context.kernel.flush(addresses)
             except KernelRefused as err:
                 self._tell_refusal(str(err))
             else:

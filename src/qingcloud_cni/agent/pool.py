@@ -57,8 +57,8 @@ class Pool:
         self._context = context
         self._operations = operations
         self._chooser = chooser
-        self._duplicates = duplicates
-        self._flows = Flows(context)
+        self.duplicates = duplicates
+        self.flows = Flows(context)
         self._instance_nic_limit = instance_nic_limit
         self._waiters: deque[_Waiter] = deque()
         self.others = 0  # secondary NICs of the instance that are not ours
@@ -138,7 +138,7 @@ class Pool:
         """Idle NICs to waiting ADDs: the first come gets the longest idle; those being probed come last."""
         if not self._waiters:
             return
-        idle = ((self._duplicates.is_probing(n.nic_id), n.since, n.nic_id, n) for n in self._ready())
+        idle = ((self.duplicates.is_probing(n.nic_id), n.since, n.nic_id, n) for n in self._ready())
         for *_, nic in sorted(idle):
             if not self._give(nic):
                 return
@@ -146,13 +146,13 @@ class Pool:
     def _ready(self) -> Iterator[Nic]:
         """Idle NICs that can be handed out at this moment."""
         for nic in self._context.table.in_state(NicState.IDLE):
-            if nic.nic_id not in self._context.moving and not self._duplicates.is_claimed(nic):
+            if nic.nic_id not in self._context.moving and not self.duplicates.is_claimed(nic):
                 yield nic
 
     def hand_over(self, nic_id: str) -> bool:
         """An arriving NIC straight to a waiting ADD, if there is one, and nothing speaks against its address."""
         nic = self._context.table.nics[nic_id]
-        return nic.released == 0.0 and not self._duplicates.is_claimed(nic) and self._give(nic)
+        return nic.released == 0.0 and not self.duplicates.is_claimed(nic) and self._give(nic)
 
     def _give(self, nic: Nic) -> bool:
         if not self._waiters or self._context.journal.trouble:
@@ -221,16 +221,19 @@ class Pool:
             await self.record.pause(self._pause(), self._context.plan_due, self._context.clock)
 
     async def _keep(self) -> None:
-        self._flows.look()
-        self._rest()
-        self.hand_out()
-        self._duplicates.look()
+        self._look()
         if self.may_begin and any(not isinstance(a, Rest) for a in self.plan()):
             await self._gather()
-            self._rest()  # addresses that rested meanwhile belong to the same plan
-            self.hand_out()
+            self._look()  # addresses that rested meanwhile belong to the same plan
             self._carry_out()
         self._context.journal.push()
+
+    def _look(self) -> None:
+        """All that may be done at any moment; each of them asks to be looked at again when it has got further."""
+        self.flows.look()
+        self._rest()
+        self.hand_out()
+        self.duplicates.look()
 
     async def _gather(self) -> None:
         """Let a burst come together, so that it costs one create and one attach.
@@ -242,13 +245,12 @@ class Pool:
             silence = max(SILENCE, self.waiting * PLUGIN_START)
             if not await self._context.plan_due.wait(min(silence, left)):
                 return
-            self._rest()
-            self.hand_out()
+            self._look()
 
     def _pause(self) -> float:
         """Seconds until time alone may change the plan."""
         now = self._context.now()
-        times = [now + PERIOD, next_due(self.state(), self._context.policy, now), self._duplicates.next_due()]
+        times = [now + PERIOD, next_due(self.state(), self._context.policy, now), self.duplicates.next_due()]
         times += [self._operations.growth.until, self._operations.shrinking.until, self._chooser.next_choice_at(now)]
         return min(t for t in times if t is not None and t > now) - now + 0.001
 
@@ -258,7 +260,7 @@ class Pool:
         with self.cooldown.run(self._context.clock):
             rested = [table.nics[action.nic_id] for action in self.plan() if isinstance(action, Rest)]
             for number, nic in enumerate(rested):
-                if self._flows.are_forgotten(nic, due_at(nic, policy, self.waiting > 0)):
+                if self.flows.are_forgotten(nic, due_at(nic, policy, self.waiting > 0)):
                     table.rested(nic.nic_id, now - (len(rested) - number) * TICK)
         cooling = table.in_state(NicState.COOLING)
         self.cooldown.next_run = min((due_at(n, policy, self.waiting > 0) for n in cooling), default=0.0)
