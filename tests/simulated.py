@@ -61,17 +61,19 @@ class SlowStore(InlineStore):
         return self._file._database.load()
 
     async def save(self, changes: Sequence[Change]) -> None:
-        await self._turn(super().save, changes)
+        await self._turn(super().save, changes, is_late=self._disk.takes_what_it_refuses)
 
     async def begin_anew(self, changes: Sequence[Change]) -> str:
         return await self._turn(super().begin_anew, changes)
 
-    async def _turn(self, write: Callable[[Sequence[Change]], Awaitable[T]], changes: Sequence[Change]) -> T:
+    async def _turn(
+        self, write: Callable[[Sequence[Change]], Awaitable[T]], changes: Sequence[Change], *, is_late: bool = False
+    ) -> T:
         self._disk.tries += 1
         await asyncio.sleep(self._disk.seconds)
         while self._disk.is_stuck or self.is_dead:
             await asyncio.sleep(0.5)
-        if self._disk.obstacle and not self._disk.takes_what_it_refuses:
+        if self._disk.obstacle and not is_late:
             raise StoreRefused(f"{self} cannot be written: {self._disk.obstacle}")
         database = self._file._database
         last_seq = database._last_seq if database is not None else 0

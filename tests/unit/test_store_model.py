@@ -63,6 +63,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.now = 10.0
         self.is_reborn = False  # the file was made while the table held rows: the events before are lost
         self.is_gone = False  # somebody removed the file, and nothing was written since
+        self.anew: list[Snapshot] = []  # what the table was since: the next file may begin with any
         self.begin(by_key(Snapshot()))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -83,6 +84,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert not found.set_aside
         assert by_key(found) in expected
         self.durable = rows_of(self.table)
+        self.is_gone, self.anew = False, []
         self.since: list[Snapshot] = []  # what the table was at each handing over after that
         self.events_tell_the_rows()
 
@@ -126,6 +128,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.now += 1.0
             legal = self.legal(f"nic{number}", number, AttachmentKey("net", f"pod{other}", "eth0"), f"op{other}")
             legal[choice % len(legal)]()
+        if self.is_gone:
+            self.anew.append(rows_of(self.table))
 
     def legal(self, nic_id: str, number: int, key: AttachmentKey, op_id: str) -> list[Callable[[], object]]:
         """What may become of this NIC, this container and this operation."""
@@ -204,7 +208,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _written(self) -> None:
         if self.is_gone and self.folder.joinpath("agent.db").exists():
-            self.is_gone = False
+            self.is_gone, self.anew = False, []
 
     # --- the disk ------------------------------------------------------------------------------------
 
@@ -220,6 +224,7 @@ class StoreMachine(RuleBasedStateMachine):
     def somebody_removes_the_file(self) -> None:
         (self.folder / "agent.db").unlink(missing_ok=True)
         self.is_gone = self.is_reborn = True
+        self.anew = [rows_of(self.table)]
 
     # --- the process ---------------------------------------------------------------------------------
 
@@ -232,7 +237,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.is_gone = self.is_reborn = False
             self.begin(by_key(Snapshot()))
         else:
-            self.begin(self.durable, *self.since)
+            self.begin(self.durable, *self.since, *self.anew)
 
     @rule()
     def stop(self) -> None:
@@ -248,7 +253,7 @@ class StoreMachine(RuleBasedStateMachine):
         elif is_well:
             self.begin(self.since[-1])
         else:
-            self.begin(self.durable, *self.since)
+            self.begin(self.durable, *self.since, *self.anew)
 
     @invariant()
     def memory_is_bounded(self) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from qingcloud_cni.agent.clock import delay_after
 from qingcloud_cni.agent.tasks import Signal
@@ -12,6 +13,8 @@ from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
 from qingcloud_cni.core.model import Event
 from qingcloud_cni.core.seams import Change, Clock, EventFilter, Store
 from qingcloud_cni.core.table import Table
+
+T = TypeVar("T")
 
 SLOW = 10.0  # seconds without an answer after which a disk counts as one that takes nothing
 LONGEST_PAUSE = 15.0  # seconds between two tries to write what was not taken
@@ -152,32 +155,49 @@ class Journal:
         self._ending.notify()
 
     async def _write(self) -> None:
-        """Write all there is, in one transaction; put it back if the disk does not take it."""
-        batch, self._unsaved, target = self._unsaved, [], self._taken
-        if not batch:
+        if not self._unsaved:
             return
         watchdog = asyncio.get_running_loop().call_later(SLOW, self._stalled)
         try:
-            await self._put(batch)
+            target = await self._save()
         except StoreRefused as err:
-            self._unsaved = compacted([*batch, *self._unsaved])
             self._refused(str(err))
         else:
             self._succeeded(target)
         finally:
             watchdog.cancel()
 
-    async def _put(self, batch: list[Change]) -> None:
+    async def _save(self) -> int:
         try:
             if self._damage is not None:
                 raise self._damage
-            await self._store.save(batch)
-        except StoreDamaged as err:  # while the agent runs the whole table is in memory, and right
+            target, _ = await self._hand_over(self._store.save)
+        except StoreDamaged as err:
+            target = await self._begin_anew(err)
+        return target
+
+    async def _begin_anew(self, damage: StoreDamaged) -> int:
+        """While the agent runs the whole table is in memory, and right."""
+        self.push()  # events of all that the rows have come to
+
+        async def write(batch: Sequence[Change]) -> str:
             events = [change for change in batch if isinstance(change, Event)]
-            where = await self._store.begin_anew([*self._table.rows(), *events])
-            self._damage = None
-            kept = f"it is kept as {where}" if where else "it is gone"
-            self._note("store.set-aside", f"{err}; {kept}, and a new one holds all but earlier events")
+            return await self._store.begin_anew([*self._table.rows(), *events])
+
+        target, where = await self._hand_over(write)
+        self._damage = None
+        kept = f"it is kept as {where}" if where else "it is gone"
+        self._note("store.set-aside", f"{damage}; {kept}, and a new one holds all but earlier events")
+        return target
+
+    async def _hand_over(self, write: Callable[[Sequence[Change]], Awaitable[T]]) -> tuple[int, T]:
+        """All there is, in one transaction; how many changes are saved then. What is not taken is put back."""
+        batch, self._unsaved, target = self._unsaved, [], self._taken
+        try:
+            return target, await write(batch)
+        except (StoreRefused, StoreDamaged):
+            self._unsaved = compacted([*batch, *self._unsaved])
+            raise
 
     def _succeeded(self, target: int) -> None:
         self._saved, self._failures = target, 0
