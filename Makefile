@@ -21,7 +21,7 @@ PIP := $(SET_UP) $(BIN)/python -m pip -qq --no-cache-dir --disable-pip-version-c
 SCRATCH := $(PYTHON) tools/scratch.py
 
 .NOTPARALLEL:
-.PHONY: help demo test test-runtimes bench lint format lock clean base machine peers runtimes
+.PHONY: help demo test test-runtimes sim bench lint format lock clean base machine peers runtimes
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -35,6 +35,13 @@ test: machine peers runtimes $(INSTALLED)  ## all tests, on the built wheel (ARG
 
 test-runtimes: machine peers runtimes $(INSTALLED)  ## of these the ones with real container runtimes
 	@$(PYTEST) tests/runtime/test_containerd.py tests/runtime/test_podman.py $(ARGS)
+
+SEEDS ?= 1000
+START ?= 0
+SIMULATE = $(if $(SCRIPT),--script=$(SCRIPT),$(if $(SEED),--seed=$(SEED),--seeds=$(SEEDS) --start=$(START))) \
+	$(if $(KEEP),--keep=$(KEEP)) $(if $(WITHOUT),--without=$(WITHOUT)) $(if $(CRASH),--crash=$(CRASH))
+sim: base $(INSTALLED)  ## simulated lives of an agent (SEEDS=1000 START=0; SEED=7 for one of them)
+	@$(SCRATCH) $(BIN)/python tests/simulate.py $(SIMULATE) $(ARGS)
 
 bench: machine peers $(INSTALLED)  ## what it costs, beside other plugins (ARGS=--quick, --full, --only=serial, --help)
 	@$(SCRATCH) $(BIN)/python -m bench $(ARGS)

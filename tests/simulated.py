@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import virtual_time
+from processes import Asked, Process, Steps
 from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.cni_api import CniApi, CniRequest
 from qingcloud_cni.agent.first_comparison import FIRST_CALL
+from qingcloud_cni.agent.journal import Listener
 from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings, resolve
 from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.cloud import Access, Client
 from qingcloud_cni.core.cni import Verb
-from qingcloud_cni.core.errors import StoreRefused
+from qingcloud_cni.core.errors import StartRefused, StoreRefused
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Nic
 from qingcloud_cni.core.names import is_ours
 from qingcloud_cni.core.network_config import NetworkConfig, read_config
@@ -109,6 +111,10 @@ class SimulatedHost:
         self.kernel.apply(*self.model.plugged())
         self.boot_id = "boot-1"
         self.settings = settings_of(tmp_path, self.topology, **settings)
+        self.steps = Steps()
+        self.process: Process | None = None  # the agent's
+        self._processes: list[Process] = []  # and those before it
+        self.listeners: tuple[Listener, ...] = ()  # hear of every event
         self._running: asyncio.Task[None] | None = None
         self._agent: Agent | None = None
         self._set_forward = 0.0
@@ -134,7 +140,9 @@ class SimulatedHost:
     async def start(self) -> None:
         """Start the agent and wait until its kernel comparison is done."""
         begun: asyncio.Future[Agent] = asyncio.get_running_loop().create_future()
-        self._running = asyncio.create_task(self._live(begun), name="agent")
+        self.process = Process(self.steps)
+        self._processes.append(self.process)
+        self._running = self.process.start(self._live(begun, self.process), "agent")
         self._running.add_done_callback(lambda _task: begun.done() or begun.cancel())
         try:
             self._agent = await begun
@@ -142,14 +150,16 @@ class SimulatedHost:
             await self._running  # shows what ended it before it began
             raise
 
-    async def _live(self, begun: "asyncio.Future[Agent]") -> None:
+    async def _live(self, begun: "asyncio.Future[Agent]", process: Process) -> None:
         store = self.store = SlowStore(self.settings.database, self.settings.seal, self.disk)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
-        client = Client(access, LocalTransport(self.api), clock=self.clock, rng=self.rng, observe=lambda _call: None)
+        transport = Asked(process, LocalTransport(self.api))
+        client = Client(access, transport, clock=self.clock, rng=self.rng, observe=lambda _call: None)
         try:
             world = World(
-                client, self.kernel, store, self.clock, self.rng, self.boot_id, set_forward=self._set_forward
-            )
+                client, Asked(process, self.kernel), store, self.clock, self.rng, self.boot_id,
+                listeners=self.listeners, set_forward=self._set_forward,
+            )  # fmt: skip
             self._set_forward = 0.0
             async with Agent.opened(self.settings, self.instance_id, world) as agent:
                 await agent.compare_kernel()
@@ -162,11 +172,38 @@ class SimulatedHost:
     async def kill(self) -> None:
         """End the agent wherever it is: only the disk, the kernel and the cloud keep what they have."""
         assert self._running is not None
-        self.store.is_dead = True
-        self._running.cancel()
+        assert self.process is not None
+        self.process.die()
         with suppress(asyncio.CancelledError):
             await self._running
+        await self.process.over()
         self._running, self._agent = None, None
+
+    @property
+    def is_running(self) -> bool:
+        return self._agent is not None and self.process is not None and not self.process.is_dead
+
+    async def bury(self) -> None:
+        """See that nothing is left of an agent that died, or never came to life; a bug that ended it shows."""
+        if self._running is None:
+            return
+        assert self.process is not None
+        if not self.process.is_dead:
+            self.process.die()
+        await self.process.over()
+        running, self._running, self._agent = self._running, None, None
+        if running.cancelled() or (err := running.exception()) is None:
+            return
+        rest = err.split(StartRefused)[1] if isinstance(err, BaseExceptionGroup) else err
+        if rest is not None and not isinstance(rest, StartRefused):
+            raise err
+
+    async def end(self) -> None:
+        """The world is over, and with it what it still did for agents that were killed."""
+        if self._running is not None:
+            await self.kill()
+        for process in self._processes:
+            await process.forget()
 
     def set_clock(self, forward: float) -> None:
         """Set the host's clock while no agent runs; the next one is told what it can learn of that (agent.clock)."""
@@ -255,14 +292,15 @@ class SimulatedHost:
             n.nic_id: n.status for n in records if is_ours(n.name, prefix, self.instance_id) and n.instance_id in here
         }
 
-    def check_invariants(self) -> None:
-        """What design section 3 promises at every moment."""
+    def check_invariants(self, *, strangers: int = 0) -> None:
+        """What design section 3 promises at every moment; *strangers* of its NICs somebody else has made."""
         table = self.agent.context.table
         broken = violations(table.nics.values(), table.attachments.values())
         assert not broken, broken
         assert not self.kernel.stale, f"handed out before the host forgot the flows: {self.kernel.stale}"
-        assert len(table.nics) + table.creating <= self.settings.max_nics
-        assert len(self.ours_in_cloud()) <= self.settings.max_nics
+        most, cloud = self.settings.max_nics + strangers, self.ours_in_cloud()
+        assert len(table.nics) + table.creating <= most, table
+        assert len(cloud) <= most, f"in the cloud, and not in the table: {cloud.keys() - table.nics.keys()}"
         for nic_id, intents in _spoken_of(table).items():
             assert len(intents) == 1, f"{nic_id} is in several operations at once: {intents}"
 
@@ -298,23 +336,24 @@ async def simulated(
     *,
     seed: int = 0,
     is_warm: bool = True,
+    is_started: bool = True,
     disk_seconds: float = 0.0,
     **settings: object,
 ) -> AsyncIterator[SimulatedHost]:
-    """A host with a running agent; *is_warm* waits until the pool has its first NICs."""
+    """A host, and a running agent if *is_started*; *is_warm* waits until the pool has its first NICs."""
     host = SimulatedHost(tmp_path, topology, seed=seed, disk_seconds=disk_seconds, **settings)
     pump = asyncio.create_task(
         run_jobs(host.model, host.kernel.apply, host.clock.sleep, host.clock.now), name="cloud jobs"
     )
     try:
-        await host.start()
-        if is_warm:
+        if is_started:
+            await host.start()
+        if is_started and is_warm:
             await host.until(lambda: host.states().count("idle") >= host.settings.min_idle, "a warm pool")
         yield host
         await host.check_alive()
     finally:
-        if host._running is not None:
-            await host.kill()
+        await host.end()
         pump.cancel()
         await asyncio.gather(pump, return_exceptions=True)
 
@@ -356,5 +395,7 @@ class RandomFaults(Faults):
         effects = [e for e in self._effects if not EFFECTS[e] or action in EFFECTS[e]]
         if action == FIRST_CALL:
             effects = [e for e in effects if e != WRONG_KEYS]
+        if not effects:
+            return ()
         spec = FaultSpec(action, self._rng.choice(effects), code=code, message="InjectedFault")
         return (Strike(spec, self.lateness(spec)),)

@@ -421,6 +421,17 @@ async def settled(host: SimulatedHost) -> None:
     assert parked == {n.nic_id for n in host.nics.values() if n.state in {NicState.IDLE, NicState.COOLING}}
 
 
+def test_a_disk_that_is_full_for_a_day_ends_no_agent(tmp_path: Path) -> None:
+    async def test(host: SimulatedHost) -> None:
+        await fill(host)
+        await host.clock.sleep(24 * 3600.0)
+        await host.check_alive()
+        host.disk.obstacle = ""
+        await host.until(lambda: not host.agent.context.journal.trouble, "all is on disk", 30.0)
+
+    lived(test, tmp_path)
+
+
 @pytest.mark.parametrize("is_full_afterwards", [False, True], ids=["room-at-the-start", "full-at-the-start"])
 def test_a_kill_at_any_point_breaks_no_promise_and_loses_no_nic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_full_afterwards: bool

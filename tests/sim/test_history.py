@@ -32,6 +32,7 @@ def names(story: Story) -> list[str]:
 
 def test_a_containers_story_has_every_step_with_its_time_and_the_calls_that_brought_its_nic(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
+        await host.until(lambda: host.agent.is_initialised, "the first comparison")
         begun = host.clock.now()
         await host.ask(Verb.ADD, "c0", CONF, cni_args=POD)
         (job,) = host.model.state.jobs

@@ -1,12 +1,13 @@
 """The agent's clock does not jump when the host's is set, and the next agent learns of it."""
 
+import random
 import time
 from pathlib import Path
 
 import pytest
 
 from qingcloud_cni.agent import clock as clock_module
-from qingcloud_cni.agent.clock import BootTime, SystemClock
+from qingcloud_cni.agent.clock import BootTime, SystemClock, delay_after
 
 
 class SetClock:
@@ -80,3 +81,10 @@ def test_a_file_that_cannot_be_read_is_as_none(host: SetClock, tmp_path: Path, t
 def test_a_disk_that_refuses_is_no_reason_not_to_start(host: SetClock, tmp_path: Path) -> None:
     BootTime(tmp_path / "absent" / "boot-time").keep(SystemClock())
     assert host.up == 500.0
+
+
+def test_pauses_grow_to_the_longest_and_stay_there_however_often_it_fails() -> None:
+    rng = random.Random(0)
+    for failures in (10, 1_025, 100_000):
+        assert 45.0 <= delay_after(failures, rng) <= 75.0
+    assert 0.75 <= delay_after(1, rng) <= 1.25

@@ -55,9 +55,9 @@ class Attachments:
         Raises InvalidNetns, InvalidConfig, PoolEmpty, Draining, Unavailable, KernelRefused; then nothing is left
         behind.
         """
-        with call.phases.waiting(Phase.KERNEL):
-            netns = await self._context.kernel.identify(netns_path)
-        async with self._turns.turn(key, call):
+        async with self._turns.turn(key, call):  # from the first moment, lest a DEL that comes later be done before
+            with call.phases.waiting(Phase.KERNEL):
+                netns = await self._context.kernel.identify(netns_path)
             call.check()
             if file := self._spool.find(key):
                 await self._finish(file, call.phases)

@@ -31,9 +31,13 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+MOST_DOUBLINGS = 30  # further ones change nothing, and after a thousand a float does not hold the number
+
+
 def delay_after(failures: int, rng: random.Random, *, first: float = 1.0, longest: float = 60.0) -> float:
     """Seconds to wait after so many failures in a row: doubled each time, and spread so that hosts do not march."""
-    return float(min(first * 2.0 ** (failures - 1), longest) * rng.uniform(0.75, 1.25))
+    doubled = min(failures - 1, MOST_DOUBLINGS)
+    return float(min(first * 2.0**doubled, longest) * rng.uniform(0.75, 1.25))
 
 
 class BootTime:

@@ -116,7 +116,7 @@ class Gateways:
         if self._others is None:
             raise Unavailable(_UNKNOWN)
         routers: dict[str, str] = {}
-        for vxnet_id in {n.vxnet_id for n in self._others}:
+        for vxnet_id in sorted({n.vxnet_id for n in self._others}):
             try:
                 vxnet = await self._vxnets.get(vxnet_id)
             except CloudError as err:
@@ -157,7 +157,7 @@ class Gateways:
         if self._pool.may_begin and not self._pool.is_draining:
             wanted = {v for v, count in self._wanted.items() if count and self._serving(v) is None}
             wanted |= {n.vxnet_id for n in self._unattached() if n.nic_id not in self._unused()}
-            for vxnet_id in wanted:
+            for vxnet_id in sorted(wanted):
                 self._make(vxnet_id)
             self._give_back(wanted)
         for nic in self._context.table.in_state(NicState.ARRIVING):

@@ -167,8 +167,8 @@ class Reconciler:
         table.forget_new_addresses()
         self._cures.carry_out(verdict.cures)
         context.journal.push()
-        context.look_again()
         await self._links.look(is_wide=any(isinstance(cure, Adopt) for cure in verdict.cures))
+        context.look_again()  # not before it is known whom NICs serve that were taken in: gateways follow from that
         self._learn_others(cloud, reserved)  # last: from now on gateways that serve nothing are undone
 
     def _asked(self) -> tuple[str, ...]:

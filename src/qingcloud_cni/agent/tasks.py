@@ -14,7 +14,7 @@ class Signal:
     """Wakes whoever waits; kept for the next one where nobody does. Waiters look again at what they wait for."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}  # the longest waiting first
         self._is_kept = False
 
     def notify(self) -> None:
@@ -30,11 +30,11 @@ class Signal:
             self._is_kept = False
             return True
         future = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
+        self._waiting[future] = None
         try:
             done, _ = await asyncio.wait({future}, timeout=timeout)
         finally:
-            self._waiting.discard(future)
+            self._waiting.pop(future, None)
         return bool(done)
 
 
@@ -43,12 +43,12 @@ class Tasks:
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], None] = {}
 
     def spawn(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._group.create_task(coroutine, name=name)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[task] = None
+        task.add_done_callback(self._running.pop)
         return task
 
     def cancel(self) -> None:

@@ -103,7 +103,8 @@ class FakeKernel:
         self.unseen: set[str] = set()  # containers that cannot be looked into
         self._generation = 0
         self._losses = 0
-        self._watchers: set[asyncio.Future[None]] = set()
+        self.is_silent = False  # nothing is told of links
+        self._watchers: dict[asyncio.Future[None], None] = {}
 
     def __repr__(self) -> str:
         spaces = {space.path: [link.name for link in space.links.values()] for space in self._spaces()}
@@ -200,7 +201,7 @@ class FakeKernel:
         self.path, self.settings = ServicePath(), dict(_SETTINGS)
         self._last_inode = self._host.inode
         self._parking = self._new_space(self.parking_path)
-        for link in sorted(links, key=lambda link: link.nic_id):
+        for link in sorted(links, key=lambda link: link.ifindex):  # as they were plugged
             if link.nic_id:
                 link.reset(self._free_name(link.prefix or "eth"))
                 link.is_up = True
@@ -374,17 +375,19 @@ class FakeKernel:
         while True:
             if seen == self._generation:
                 watcher = asyncio.get_running_loop().create_future()
-                self._watchers.add(watcher)
+                self._watchers[watcher] = None
                 try:
                     await watcher
                 finally:
-                    self._watchers.discard(watcher)
+                    self._watchers.pop(watcher, None)
             is_complete = lost == self._losses
             seen, lost = self._generation, self._losses
             yield not is_complete
 
     def _announce(self) -> None:
         """Tell the watchers that links of the host or the parking namespace have changed."""
+        if self.is_silent:
+            return
         self._generation += 1
         for watcher in self._watchers:
             if not watcher.done():
