@@ -21,7 +21,7 @@ PIP := $(SET_UP) $(BIN)/python -m pip -qq --no-cache-dir --disable-pip-version-c
 SCRATCH := $(PYTHON) tools/scratch.py
 
 .NOTPARALLEL:
-.PHONY: help demo test test-runtimes sim bench lint format lock clean base machine peers runtimes
+.PHONY: help demo test test-runtimes sim chaos bench lint format lock clean base machine peers runtimes
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -42,6 +42,10 @@ SIMULATE = $(if $(SCRIPT),--script=$(SCRIPT),$(if $(SEED),--seed=$(SEED),--seeds
 	$(if $(KEEP),--keep=$(KEEP)) $(if $(WITHOUT),--without=$(WITHOUT)) $(if $(CRASH),--crash=$(CRASH))
 sim: base $(INSTALLED)  ## simulated lives of an agent (SEEDS=1000 START=0; SEED=7 for one of them)
 	@$(SCRATCH) $(BIN)/python tests/simulate.py $(SIMULATE) $(ARGS)
+
+MINUTES ?= 3
+chaos: machine $(INSTALLED)  ## agents, plugins, the cloud die and links go astray for minutes: nothing is lost (MINUTES=3 SEED=k)
+	@PYTHONPATH=tests $(SCRATCH) $(BIN)/python -m chaos --minutes=$(MINUTES) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
 bench: machine peers $(INSTALLED)  ## what it costs, beside other plugins (ARGS=--quick, --full, --only=serial, --help)
 	@$(SCRATCH) $(BIN)/python -m bench $(ARGS)

@@ -105,12 +105,17 @@ def execute(argv: Sequence[str], environment: Mapping[str, str], stdin: bytes) -
     begun = time.monotonic()
     done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, timeout=120, check=False)
     answer = Answer(done.returncode, done.stdout, time.monotonic() - begun, done.stderr.decode())
-    verb = environment.get("CNI_COMMAND")
+    place = (environment.get("CNI_IFNAME", ""), environment.get("CNI_NETNS", ""))
+    return checked(answer, environment.get("CNI_COMMAND"), _version(stdin), *place)
+
+
+def checked(answer: Answer, verb: str | None, version: str, ifname: str, sandbox: str) -> Answer:
+    """The same answer, which is as every one to *verb* must be."""
     assert not answer.note or (verb == "DEL" and not answer.status), answer
     if answer.status:
-        answer.check_error(_version(stdin))
+        answer.check_error(version)
     elif verb == "ADD":
-        answer.check_result(_version(stdin), environment["CNI_IFNAME"], environment["CNI_NETNS"])
+        answer.check_result(version, ifname, sandbox)
     elif verb != "VERSION":
         assert answer.stdout == b"", answer
     return answer

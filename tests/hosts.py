@@ -408,6 +408,7 @@ class Host:
         ifname: str = "eth0",
         conf: Mapping[str, Any] | None = None,
         output: int = subprocess.DEVNULL,
+        **variables: str | None,
     ) -> subprocess.Popen[bytes]:
         """As `cni`, but it is left to run, in a session of its own: to be killed, or waited for."""
         with tempfile.TemporaryFile() as stdin:
@@ -415,7 +416,7 @@ class Host:
             stdin.seek(0)
             return subprocess.Popen(
                 self.command(str(self.plugin)),
-                env=self._environment(verb, container, ifname, {}),
+                env=self._environment(verb, container, ifname, variables),
                 stdin=stdin,
                 stdout=output,
                 stderr=output,

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -111,6 +111,12 @@ class Sim:
 
     def call(self, action: str, **params: object) -> dict[str, Any]:
         """A signed call of the API; lists are flattened. The call must succeed."""
+        answer = self.try_call(action, **params)
+        assert answer["ret_code"] == 0, answer
+        return answer
+
+    def try_call(self, action: str, **params: object) -> dict[str, Any]:
+        """As `call`, whatever the answer."""
         topology = default_topology(self.name)
         flat = {
             "action": action,
@@ -128,31 +134,34 @@ class Sim:
         query = canonical(flat)
         digest = hmac.digest(topology.secret_access_key.encode(), f"GET\n/iaas/\n{query}".encode(), "sha256")
         signature = canonical({"s": base64.b64encode(digest).decode()})[2:]
-        answer = self.get(f"/iaas/?{query}&signature={signature}")
-        assert answer["ret_code"] == 0, answer
-        return answer
+        return self.ask("GET", f"/iaas/?{query}&signature={signature}")
 
-    def get(self, target: str) -> dict[str, Any]:
+    def ask(self, method: str, target: str, document: object = None) -> dict[str, Any]:
         connection = _UnixConnection(self.info["api_socket"])
         try:
-            connection.request("GET", target)
+            body = None if document is None else json.dumps(document)
+            connection.request(method, target, body, {"Content-Type": "application/json"} if body else {})
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
             return answer
         finally:
             connection.close()
 
     def status(self) -> dict[str, Any]:
-        return self.get("/admin/status")
+        return self.ask("GET", "/admin/status")
+
+    def set_faults(self, *faults: Mapping[str, object]) -> None:
+        """Replace all faults by these; each is written as in a file of faults."""
+        answer = self.ask("POST", "/admin/faults", faults)
+        assert len(answer.get("faults", "")) == len(faults), answer
 
     @contextmanager
     def fault(self, action: str, effect: str) -> Iterator[None]:
         """While it lasts, this is what such calls get."""
-        faults = json.dumps([{"action": action, "effect": effect, "times": 10_000}])
-        run(QINGCLOUD_SIM, "faults", "set", "-", "--name", self.name, input=faults)
+        self.set_faults({"action": action, "effect": effect, "times": 10_000})
         try:
             yield
         finally:
-            run(QINGCLOUD_SIM, "faults", "clear", "--name", self.name)
+            self.set_faults()
 
     def wait_job(self, job_id: str) -> None:
         def ended() -> bool:
@@ -174,34 +183,54 @@ class Sim:
         self.call("DeleteNics", nics=nic_ids)
 
 
-@contextmanager
-def running_sim(*args: str, name: str = "") -> Iterator[Sim]:
-    """Start `qingcloud-sim up` with quick attaches and *args*, yield it when it is ready, take it down at the end."""
-    name = name or unique_name()
+def start_sim(name: str, *args: str, log: Path | None = None) -> Sim:
+    """Start `qingcloud-sim up` with quick attaches and *args*, and wait until it is ready.
+
+    What it says is added to *log*; whoever calls has to take it down.
+    """
     quick = ("--attach-latency", "50ms..100ms", "--detach-latency", "50ms", "--replug-latency", "50ms..100ms")
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            (QINGCLOUD_SIM, "up", "-v", "--name", name, *quick, *args), stdout=subprocess.PIPE, stderr=said, text=True
-        )
+    command = (QINGCLOUD_SIM, "up", "-v", "--name", name, *quick, *args)
+    with log.open("a+") if log else tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
         assert process.stdout is not None
         late = threading.Timer(60, process.kill)
         try:
             late.start()
             line = process.stdout.readline()
-            late.cancel()
             if not line:
                 process.wait(timeout=30)
-                said.seek(0)
-                raise AssertionError(f"qingcloud-sim up ended with {process.returncode}: {said.read()}")
-            yield Sim(json.loads(line), process)
+            said.seek(0)
+            assert line, f"qingcloud-sim up ended with {process.returncode}: {said.read()}"
+        except BaseException:
+            end_sim(process)
+            raise
         finally:
             late.cancel()
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
-            run(QINGCLOUD_SIM, "down", "--name", name, check=False)
+        return Sim(json.loads(line), process)
+
+
+def end_sim(process: subprocess.Popen[str]) -> None:
+    """End it as a user does; one that was killed has ended."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+@contextmanager
+def running_sim(*args: str, name: str = "", log: Path | None = None) -> Iterator[Sim]:
+    """Start a simulator as `start_sim`, yield it when it is ready, take it down at the end."""
+    name = name or unique_name()
+    try:
+        sim = start_sim(name, *args, log=log)
+        try:
+            yield sim
+        finally:
+            end_sim(sim.process)
+    finally:
+        run(QINGCLOUD_SIM, "down", "--name", name, check=False)

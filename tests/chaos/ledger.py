@@ -1,0 +1,113 @@
+"""What ADDs that succeeded promised, and which of these promises somebody has broken on purpose."""
+
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hosts import Container, Host, address_of
+
+
+@dataclass(frozen=True, eq=False)
+class Promise:
+    """What a container has as long as nobody meddles with it: from the answer of ADD to the request to delete it."""
+
+    host: Host
+    container: Container
+    result: Mapping[str, Any]
+    conf: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.container.name
+
+    @property
+    def nic_id(self) -> str:
+        (nic_id,) = (row["mac"] for row in self.result["interfaces"] if row.get("sandbox"))
+        return str(nic_id)
+
+    @property
+    def address(self) -> str:
+        return address_of(self.result)
+
+    @property
+    def gateway(self) -> str:
+        return str(self.result["ips"][0]["gateway"])
+
+
+class Ledger:
+    """Shared by all threads. Who is going to meddle says so first, who deletes withdraws the promise first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._containers: dict[str, tuple[Host, Container]] = {}
+        self._promises: dict[str, Promise] = {}
+        self._meddled: dict[str, str] = {}  # what was done, by the container's name
+        self._taken: dict[str, str] = {}  # what was done at the console, by NIC id
+
+    # --- containers ----------------------------------------------------------------------------------
+
+    def made(self, host: Host, container: Container) -> None:
+        with self._lock:
+            self._containers[container.name] = (host, container)
+
+    def gone(self, host: Host, container: Container) -> None:
+        """Its namespace is no more, and it has no promise."""
+        with self._lock:
+            host.containers.remove(container)
+            del self._containers[container.name]
+            self._meddled.pop(container.name, None)
+
+    def containers(self) -> list[tuple[Host, Container]]:
+        with self._lock:
+            return list(self._containers.values())
+
+    def any_container(self, rng: random.Random) -> tuple[Host, Container] | None:
+        found = self.containers()
+        return rng.choice(found) if found else None
+
+    # --- promises ------------------------------------------------------------------------------------
+
+    def promise(self, promise: Promise) -> Promise | None:
+        """Enter it; the one that it contradicts, if there is one."""
+        with self._lock:
+            twice = [p for p in self._promises.values() if p.address == promise.address and self._holds(p)]
+            self._promises[promise.name] = promise
+            other = [p for p in twice if p.name != promise.name]
+            return other[0] if other and self._holds(promise) else None
+
+    def withdraw(self, container: Container) -> None:
+        with self._lock:
+            self._promises.pop(container.name, None)
+
+    def holds(self, promise: Promise) -> bool:
+        with self._lock:
+            return self._holds(promise)
+
+    def _holds(self, promise: Promise) -> bool:
+        is_untouched = promise.name not in self._meddled and promise.nic_id not in self._taken
+        return is_untouched and self._promises.get(promise.name) is promise
+
+    def promises(self) -> list[Promise]:
+        """Those that hold."""
+        with self._lock:
+            return [p for p in self._promises.values() if self._holds(p)]
+
+    # --- meddling ------------------------------------------------------------------------------------
+
+    def meddle(self, container: Container, how: str) -> None:
+        with self._lock:
+            self._meddled.setdefault(container.name, how)
+
+    def is_meddled(self, container: Container) -> bool:
+        with self._lock:
+            return container.name in self._meddled
+
+    def take(self, nic_id: str, how: str) -> None:
+        with self._lock:
+            self._taken.setdefault(nic_id, how)
+
+    def is_taken(self, nic_id: str) -> bool:
+        with self._lock:
+            return nic_id in self._taken

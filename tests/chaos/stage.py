@@ -1,0 +1,124 @@
+"""The stage: a cloud whose API can be killed and goes on where it was, and hosts whose agents can."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.record import Record
+from hosts import Host, hosts_of, install
+from simulator import Sim, end_sim, eventually, running_sim, start_sim
+
+NICS = 24  # of a host at the most; beside that no setting differs from what operators have but in being quick
+AGENT = {
+    "policy": "RoundRotate",
+    "vxnet": "vxnet-pods001,vxnet-pods002",
+    "min_idle": 3,
+    "max_idle": 6,
+    "max_nics": NICS,
+    "idle_ttl": "5s",
+    "cooldown": "2s",
+}
+
+
+@dataclass
+class Stage:
+    sim: Sim
+    hosts: list[Host]
+    record: Record
+    directory: Path
+
+    def __post_init__(self) -> None:
+        self.up = {host.name for host in self.hosts}  # whose agent is wanted and was started
+
+    # --- the cloud's API -----------------------------------------------------------------------------
+
+    @property
+    def is_api_up(self) -> bool:
+        return self.sim.process.poll() is None
+
+    def kill_api(self) -> None:
+        self.sim.process.kill()
+        end_sim(self.sim.process)
+
+    def start_api(self) -> None:
+        """What it kept it goes on with; networks were there all the while."""
+        state = ("--state-dir", str(self.sim.info["state_dir"]))
+        self.sim = start_sim(self.sim.name, *state, log=self.directory / "sim.log")
+        for host in self.hosts:
+            host.sim = self.sim
+
+    # --- agents --------------------------------------------------------------------------------------
+
+    def start_agent(self, host: Host) -> None:
+        host.launch(**AGENT)
+        self.up.add(host.name)
+
+    def kill_agent(self, host: Host) -> None:
+        self.up.discard(host.name)
+        host.agent.kill()
+
+    def stop_agent(self, host: Host) -> None:
+        """As systemd does; it must end well, whatever it is about."""
+        self.up.discard(host.name)
+        status = host.agent.stop()
+        if status:
+            self.record.breaks(f"the agent of {host.name} was stopped and ended with {status}: {host.agent.stderr}")
+
+    def look_after_agents(self) -> None:
+        """None ends by itself: that would be a bug, or a refusal to start where there is no cause for one."""
+        for host in self.hosts:
+            if host.name in self.up and not host.agent.is_running:
+                self.up.discard(host.name)
+                status = host.agent.process.poll()
+                self.record.breaks(f"the agent of {host.name} ended with {status}: {host.agent.stderr[-2000:]}")
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Namespaces of hosts and of parked NICs."""
+        return tuple(name for host in self.hosts for name in (host.netns, host.parking.name))
+
+    # --- what remains of a run -----------------------------------------------------------------------
+
+    def story(self, subject: str) -> str:
+        """All that an agent knows of a container or NIC; what its log says if it cannot be asked."""
+        told: list[str] = []
+        kind = "--nic" if ":" in subject else "--container"
+        for host in self.hosts:
+            with suppress(OSError, AssertionError):
+                for command in (("explain", subject), ("events", kind, subject)):
+                    said = host.qingagent(*command, check=False)
+                    told += [f"--- {host.name}: qingagent {' '.join(command)}", said.stdout or said.stderr]
+            for agent in host.agents:
+                lines = [line for line in agent.log.read_text(errors="replace").splitlines() if subject in line]
+                told += [f"--- {host.name}: {agent.log.name}", *lines] if lines else []
+        return "\n".join(told)
+
+    def keep(self, place: Path) -> None:
+        """Copy logs and state files there."""
+        shutil.rmtree(place, ignore_errors=True)
+        sockets = shutil.ignore_patterns("*.sock", "bin")
+        shutil.copytree(self.directory, place, ignore=sockets)
+
+
+@contextmanager
+def staged(directory: Path, record: Record, seed: int, hosts: int) -> Iterator[Stage]:
+    """Cloud, hosts and agents, ready; all of it is gone at the end."""
+    options = ("--state-dir", str(directory / "s"), "--hosts", str(hosts), "--seed", str(seed))
+    programs = directory / "bin"
+    programs.mkdir()
+    plugin = install(programs)
+    with running_sim(*options, log=directory / "sim.log") as sim:
+        names = iter(sim.info["namespaces"]["hosts"])
+        with hosts_of(sim, names, directory, plugin) as new_host:
+            stage = Stage(sim, [new_host() for _ in range(hosts)], record, directory)
+            try:
+                for host in stage.hosts:
+                    stage.start_agent(host)
+                for host in stage.hosts:
+                    eventually(host.is_ready, f"the agent of {host.name} ready")
+                    host.wait_idle(int(str(AGENT["min_idle"])))
+                yield stage
+            finally:
+                end_sim(stage.sim.process)
