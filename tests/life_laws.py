@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from qingcloud_cni.core.model import Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.evidence import CONFIRM_SECONDS, Kind
+from qingcloud_cni.core.model import GONE, Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.names import is_ours
 from qingcloud_cni.core.seams import LinkOrder
 from qingcloud_cni.sim.kernel import HOST_PATH, _Link, _Space
@@ -32,10 +33,12 @@ class Witness:
     def __init__(self, host: SimulatedHost) -> None:
         self.host = host
         self.promised: dict[str, str] = {}  # container: the NIC it was told of; until somebody else interferes
+        self.ended: set[str] = set()  # containers whose end the agent was told, or will find in its spool
         self.foreign: set[str] = set()  # NICs of others, as long as these leave them where they are
         self.strangers = 0  # NICs with our name that somebody else has made
         self.broken = ""  # the first law that was, where nobody could be told at once
         self.story: list[str] = []  # all that was seen
+        self._seen: dict[str, float] = {}  # NIC: since when the agent knows that its link is nowhere
         self._ends: dict[str, tuple[float, int]] = {}  # NIC: when it left a container last, and which namespace
         self._handle, host.model.handle = host.model.handle, self._call  # type: ignore[method-assign]
         self._respond, host.api.respond = host.api.respond, self._sent  # type: ignore[method-assign]
@@ -43,6 +46,10 @@ class Witness:
         self._put, host.kernel._put = host.kernel._put, self._moved  # type: ignore[method-assign]
         self._kill, host.kernel.kill_netns = host.kernel.kill_netns, self._killed  # type: ignore[method-assign]
         host.listeners = (self._event,)
+
+    def begins(self) -> None:
+        """Another agent, which has seen nothing yet."""
+        self._seen.clear()
 
     def note(self, *words: object) -> None:
         told = " ".join(map(str, words)).replace(str(self.host.settings.database.parent), "…")
@@ -55,6 +62,25 @@ class Witness:
 
     def _event(self, event: Event) -> None:
         self.note(event.name, event.nic_id, event.subject, event.detail)
+        now, nic_id = asyncio.get_running_loop().time(), event.nic_id
+        if event.name == "drift.seen" and event.detail.startswith(f"{Kind.NO_LINK}:"):
+            self._seen[nic_id] = now
+        elif event.name == "nic.detaching" and "to attach it again" in event.detail:
+            if now - self._seen.get(nic_id, now) < CONFIRM_SECONDS:
+                self.breaks(f"{nic_id} was detached on one look")
+        elif event.state == GONE and event.name == "nic.gone" and self._is_here(nic_id):
+            self.breaks(f"{nic_id} was dropped, though it is attached and its link is here")
+
+    def _is_here(self, nic_id: str) -> bool:
+        """Whether a NIC of ours is what it was for two minutes, cloud and kernel agreeing."""
+        record, place = self.host.model.state.nics.get(nic_id), self.places().get(nic_id)
+        return (
+            record is not None
+            and self._is_ours(record.name)
+            and record.instance_id == self.host.instance_id
+            and self.host.model.state.now() - record.status_time > 120.0
+            and place in {HOST_PATH, self.host.kernel.parking_path}
+        )
 
     async def _sent(self, *request: Any, **more: Any) -> Any:
         ANNOUNCED.set(self.host.store.on_disk().intents)
@@ -183,7 +209,7 @@ class Witness:
         told += [f"forgotten: {name} has {nic_id}" for name, nic_id in self.promised.items() if nic_id not in held]
         for nic_id, key in held.items():
             path = netns_of(key.container_id)
-            if not key.is_nameless and path not in self.host.paths():
+            if key.container_id in self.ended or not (key.is_nameless or path in self.host.paths()):
                 told.append(f"not released: {key} has {nic_id}")
         return told
 

@@ -53,6 +53,7 @@ class Runtime:
 
     async def _start(self) -> None:
         try:
+            self.witness.begins()
             await self.host.start()
         except asyncio.CancelledError:
             if self.host.is_running:
@@ -118,6 +119,8 @@ class Runtime:
             await self.delete(name)  # as every runtime does after a failed ADD
             return
         self.witness.note("answered", name, answer.nic_id)
+        if name not in self.deleted:
+            self.witness.ended.discard(name)
         if name in self.deleted or netns_of(name) not in self.host.paths():
             return  # it ended meanwhile
         if not is_recorded(self.host, name):
@@ -129,6 +132,7 @@ class Runtime:
         """DEL and the end of the namespace, in either order; kept in the spool if nobody answers."""
         self.forget(name)
         self.deleted.add(name)
+        self.witness.ended.add(name)
         if self.plan.rng(f"delete {name}").random() < 0.3 and netns_of(name) in self.host.paths():
             self.host.kernel.kill_netns(netns_of(name))
         try:
@@ -162,9 +166,10 @@ class Runtime:
 
     def on_keep(self, rng: random.Random) -> None:
         """DEL while the agent could not be asked; the namespace lives on, and the container may be added again."""
-        if self.alive():
-            name = rng.choice(self.alive())
+        if self.witness.promised:  # of none is an ADD being repeated
+            name = rng.choice(sorted(self.witness.promised))
             self.forget(name)
+            self.witness.ended.add(name)
             keep(self.host.settings.spool, key_of(name), self.host.clock.wall())
             if rng.random() < 0.5:
                 self.begin(self.add(name, rng))
@@ -185,11 +190,11 @@ class Runtime:
     def on_repeat(self, rng: random.Random) -> None:
         if self.witness.promised:
             name = rng.choice(sorted(self.witness.promised))
-            self.begin(self._repeat(name, self.answers_of[name]))
+            promised = self.witness.promised.pop(name)  # what differs is taken back for it, and given anew
+            self.begin(self._repeat(name, promised, self.answers_of[name]))
 
-    async def _repeat(self, name: str, before: Attachment) -> None:
+    async def _repeat(self, name: str, promised: str, before: Attachment) -> None:
         is_whole = self._is_as_answered(name)
-        promised = self.witness.promised.pop(name, None)  # what differs is taken back for it, and given anew
         again = None
         with suppress(AgentError, Disconnected):
             again = await self.asked(self.host.add(name))
@@ -198,9 +203,9 @@ class Runtime:
         is_whole = is_whole and self._is_as_answered(name)
         if again is None and not is_whole:
             await self.delete(name)  # a failed ADD
-        elif again is None and promised is not None:
+        elif again is None:
             self.witness.promised[name] = promised
-        elif again is not None:
+        else:
             if is_whole and again.nic_id != before.nic_id:
                 self.witness.breaks(f"ADD of {name} gave {before.nic_id}, and {again.nic_id} when repeated")
             self.answers_of[name] = again

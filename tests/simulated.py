@@ -181,7 +181,8 @@ class SimulatedHost:
 
     @property
     def is_running(self) -> bool:
-        return self._agent is not None and self.process is not None and not self.process.is_dead
+        is_alive = self._running is not None and not self._running.done()
+        return is_alive and self._agent is not None and self.process is not None and not self.process.is_dead
 
     async def bury(self) -> None:
         """See that nothing is left of an agent that died, or never came to life; a bug that ended it shows."""

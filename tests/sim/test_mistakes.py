@@ -1,0 +1,161 @@
+"""Simulated lives find mistakes: an agent with one built in breaks a law in one of the first lives."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import life_plan
+from life import live
+from qingcloud_cni.agent import pool, reconcile
+from qingcloud_cni.agent.attachments import Attachments
+from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.flows import Flows
+from qingcloud_cni.agent.journal import Journal
+from qingcloud_cni.agent.links import Links
+from qingcloud_cni.agent.operations import Operations
+from qingcloud_cni.agent.pool import Pool
+from qingcloud_cni.core import cloud_drift, evidence, plan
+from qingcloud_cni.core.cloud_drift import Forget
+from qingcloud_cni.core.evidence import Difference, Kind
+from qingcloud_cni.core.model import Nic, NicState
+from qingcloud_cni.sim.kernel import FakeKernel
+
+SEEDS = 300
+Patch = Callable[[object, str, Any], None]
+
+
+def answered_before_it_is_on_disk(patch: Patch) -> None:
+    async def record(self: Journal) -> None:
+        self.push()
+
+    patch(Journal, "record", record)
+
+
+def asked_before_it_is_announced(patch: Patch) -> None:
+    async def announced(self: Operations, intent: Any) -> Any:
+        self._context.journal.push()
+        return intent
+
+    patch(Operations, "_announced", announced)
+
+
+def addresses_get_no_rest(patch: Patch) -> None:
+    for module in (plan, pool):
+        patch(module, "due_at", lambda _nic, _policy, _is_awaited: 0.0)
+
+
+def handed_out_twice(patch: Patch) -> None:
+    ready = Pool._ready
+
+    def all_of_them(self: Pool) -> Iterable[Any]:
+        return (*ready(self), *self._context.table.in_state(NicState.ASSIGNED))
+
+    patch(Pool, "_ready", all_of_them)
+
+
+def left_in_its_container(patch: Patch) -> None:
+    async def detach(*_: object) -> bool:
+        return True
+
+    patch(FakeKernel, "detach", detach)
+
+
+def one_look_is_enough(patch: Patch) -> None:
+    def weigh(known: Any, found: Iterable[Difference], now: float) -> Any:
+        return evidence.weigh(known, [replace(d, is_harmless=True) for d in found], now)
+
+    patch(reconcile, "weigh", weigh)
+
+
+def lists_are_believed(patch: Patch) -> None:
+    patch(reconcile, "unlisted", lambda _nics, _cloud: ())
+
+    def vanished(nic: Nic, _seen: object, *, is_whole: bool) -> Difference:  # noqa: ARG001
+        cure = Forget(nic.nic_id, "not listed")
+        return Difference(Kind.VANISHED, nic.nic_id, "not listed", cure=cure, is_harmless=True)
+
+    patch(cloud_drift, "_vanished", vanished)
+
+
+def operations_are_forgotten_at_a_crash(patch: Patch) -> None:
+    async def resume(self: Operations, intent: Any) -> None:
+        self._table.finish(intent.op_id, f"{intent.kind}.finished", self._context.now())
+
+    patch(Operations, "resume", resume)
+
+
+def a_lost_reply_is_a_refusal(patch: Patch) -> None:
+    async def nothing(*_: object) -> tuple[()]:
+        return ()
+
+    patch(Operations, "_look_up_created", nothing)
+
+
+def kept_dels_are_thrown_away(patch: Patch) -> None:
+    async def finish(self: Attachments, file: Any) -> bool:
+        self._spool.remove(file)
+        return True
+
+    patch(Attachments, "finish", finish)
+
+
+def what_is_being_created_does_not_count(patch: Patch) -> None:
+    state = Pool.state
+    patch(Pool, "state", lambda self: replace(state(self), creating=0))
+
+
+def every_nic_is_ours(patch: Patch) -> None:
+    patch(Context, "is_ours", lambda _self, _name: True)
+
+
+def flows_of_former_owners_stay(patch: Patch) -> None:
+    patch(Flows, "are_forgotten", lambda _self, _nic, _since: True)
+
+
+def a_repeated_add_begins_anew(patch: Patch) -> None:
+    async def nothing(*_: object) -> None:
+        pass
+
+    patch(Attachments, "_known", nothing)
+
+
+def the_dead_keep_their_nics(patch: Patch) -> None:
+    async def nothing(*_: object) -> None:
+        pass
+
+    patch(Attachments, "release_left", nothing)
+    patch(Links, "_release", lambda *_, **__: None)
+
+
+def one_more_than_the_limit(patch: Patch) -> None:
+    room = plan.room
+    patch(plan, "room", lambda state, policy: room(state, policy) + 1)
+
+
+MISTAKES = (
+    answered_before_it_is_on_disk,
+    asked_before_it_is_announced,
+    addresses_get_no_rest,
+    handed_out_twice,
+    left_in_its_container,
+    one_look_is_enough,
+    lists_are_believed,
+    operations_are_forgotten_at_a_crash,
+    a_lost_reply_is_a_refusal,
+    kept_dels_are_thrown_away,
+    what_is_being_created_does_not_count,
+    every_nic_is_ours,
+    flows_of_former_owners_stay,
+    a_repeated_add_begins_anew,
+    the_dead_keep_their_nics,
+    one_more_than_the_limit,
+)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_mistake_is_found(mistake: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    mistake(monkeypatch.setattr)
+    failed = next((seed for seed in range(SEEDS) if live(life_plan.plan(seed)).error is not None), None)
+    assert failed is not None, f"{SEEDS} lives did not find it"
