@@ -236,3 +236,5 @@ class Steps(Runtime):
         self.host.kernel.claims.clear()
         self.host.kernel.unseen.clear()
         await self.recover()
+        await self.host.clock.sleep(30.0)
+        self.host.model.set_faults(())  # calls that were struck before, and took effect only now
