@@ -86,7 +86,10 @@ class Plugins:
 
 
 class Runtime:
-    """Until told to be calm; then its container is left as it is, if nobody meddled with it, and else deleted."""
+    """Until told to be calm; then most containers that nobody meddled with are left as they are.
+
+    Of the others most die without a DEL: nobody but the agent itself can tidy up after these.
+    """
 
     def __init__(self, host: Host, plugins: Plugins, ledger: Ledger, record: Record, rng: random.Random) -> None:
         self.host = host
@@ -101,12 +104,12 @@ class Runtime:
             self._ledger.made(self.host, container)
             while (promise := self._add(container)) and not self._record.over.is_set():
                 self._live(promise, calm)
-                if calm.is_set() and self._ledger.holds(promise):
+                if calm.is_set() and self._ledger.holds(promise) and self._rng.random() < 0.8:
                     return
                 if self._rng.random() < 0.85 or calm.is_set() or self._ledger.is_meddled(container):
                     break
                 self.delete(container)  # and once more in the same namespace
-            self._end(container)
+            self._end(container, 0.7 if calm.is_set() else 0.1)
 
     # --- a container's life --------------------------------------------------------------------------
 
@@ -169,20 +172,19 @@ class Runtime:
 
     # --- its end -------------------------------------------------------------------------------------
 
-    def _end(self, container: Container) -> None:
-        """In one of the ways that runtimes have."""
-        match self._rng.random():
-            case chance if chance < 0.70:
-                self.delete(container)
-                self._remove(container)
-            case chance if chance < 0.90:
-                self._ledger.meddle(container, "its namespace goes before the DEL")
-                self._remove(container)
-                self.delete(container)
-            case _:
-                self._ledger.meddle(container, "its namespace goes, and no DEL comes")
-                self._remove(container)
-                self._record.count("containers that died without DEL")
+    def _end(self, container: Container, unannounced: float) -> None:
+        """In one of the ways that runtimes have; *unannounced*: how likely no DEL comes."""
+        if self._rng.random() < unannounced:
+            self._ledger.meddle(container, "its namespace goes, and no DEL comes")
+            self._remove(container)
+            self._record.count("containers that died without DEL")
+        elif self._rng.random() < 0.2:
+            self._ledger.meddle(container, "its namespace goes before the DEL")
+            self._remove(container)
+            self.delete(container)
+        else:
+            self.delete(container)
+            self._remove(container)
         self._ledger.withdraw(container)
         self._ledger.gone(self.host, container)
 

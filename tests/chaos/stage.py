@@ -1,6 +1,7 @@
 """The stage: a cloud whose API can be killed and goes on where it was, and hosts whose agents can."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,10 +61,11 @@ class Stage:
         host.agent.kill()
 
     def stop_agent(self, host: Host) -> None:
-        """As systemd does; it must end well, whatever it is about."""
+        """As systemd does; it must end well, whatever it is about. One that has not said a word has not begun."""
         self.up.discard(host.name)
         status = host.agent.stop()
-        if status:
+        has_begun = host.agent.log.stat().st_size > 0
+        if status and (has_begun or status != -signal.SIGTERM):
             self.record.breaks(f"the agent of {host.name} was stopped and ended with {status}: {host.agent.stderr}")
 
     def look_after_agents(self) -> None:
