@@ -1,6 +1,8 @@
-"""`make chaos` for some seconds, as it is run for minutes; and that it is gone when it is interrupted."""
+"""`make chaos` for some seconds, as it is run for minutes; it is gone when interrupted, and sees what it must."""
 
+import io
 import os
+import random
 import secrets
 import signal
 import subprocess
@@ -9,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from simulator import needs_root
+from chaos.ledger import Ledger
+from chaos.record import Record
+from chaos.watcher import Watcher
+from simulator import needs_root, run, unique_name
 
 pytestmark = [needs_root, pytest.mark.timeout(400)]
 
@@ -48,3 +53,22 @@ def test_interrupted_it_takes_all_away(tmp_path: Path) -> None:
     assert chaos.returncode == 130, said
     assert "interrupted" in said
     assert "BROKEN" not in said
+
+
+def test_the_watcher_sees_an_address_that_is_in_two_namespaces(tmp_path: Path) -> None:
+    names = (unique_name(), unique_name())
+    out = io.StringIO()
+    record = Record(out, tmp_path / "log")
+    try:
+        for name, addresses in zip(names, (("192.0.2.1", "192.0.2.2"), ("192.0.2.2",)), strict=True):
+            run("ip", "netns", "add", name)
+            for address in addresses:
+                run("ip", "-n", name, "addr", "add", address, "dev", "lo")
+        Watcher(Ledger(), record, names, random.Random(1)).run(record.over)
+    finally:
+        for name in names:
+            run("ip", "netns", "delete", name, check=False)
+        record.close()
+    (broken,) = record.broken
+    assert broken.claim == f"192.0.2.2 is in {names[0]} and in {names[1]}"
+    assert broken.claim in out.getvalue()
