@@ -95,7 +95,7 @@ def play(seed: int, size: Size, out: TextIO, logs: Path) -> bool:
         record = Record(out, directory / "chaos.log")
         try:
             record.tell(f"seed {seed}: {size.containers} containers on {size.hosts} hosts for {size.seconds:.0f} s")
-            with redirect_stdout(StringIO()), staged(directory, record, seed, size.hosts) as stage:
+            with redirect_stdout(StringIO()), staged(directory, record, size.hosts) as stage:
                 record.tell("cloud and agents are up")
                 Play(stage, record, seed, size).run()
                 if record.broken:

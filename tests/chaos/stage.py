@@ -105,9 +105,13 @@ class Stage:
 
 
 @contextmanager
-def staged(directory: Path, record: Record, seed: int, hosts: int) -> Iterator[Stage]:
-    """Cloud, hosts and agents, ready; all of it is gone at the end."""
-    options = ("--state-dir", str(directory / "s"), "--hosts", str(hosts), "--seed", str(seed))
+def staged(directory: Path, record: Record, hosts: int) -> Iterator[Stage]:
+    """Cloud, hosts and agents, ready; all of it is gone at the end.
+
+    The cloud draws from a seed of its own: two with one seed would give MACs twice on one machine, and agents that
+    look for a NIC in every namespace would find the other's.
+    """
+    options = ("--state-dir", str(directory / "s"), "--hosts", str(hosts))
     programs = directory / "bin"
     programs.mkdir()
     plugin = install(programs)
