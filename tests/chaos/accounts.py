@@ -81,7 +81,7 @@ class Accounts:
                 self._record.breaks(f"not so in {AGREE_SECONDS:.0f} s: {claim}: {told}", *(subjects & known | nics))
             if self._record.now - asked >= ASK:
                 asked = self._record.now
-                for host in self._stage.hosts:
+                for host in filter(Host.is_ready, self._stage.hosts):
                     host.ask("POST", "/v1/reconcile")
             time.sleep(LOOK)
 
@@ -96,8 +96,11 @@ class Accounts:
     def _differences(self, host: Host) -> list[str]:
         """What does not agree, in words."""
         self._stage.look_after_agents()
+        shown = host.qingagent("nics", "-o", "json", check=False)
+        if shown.returncode or not host.is_ready():
+            return [f"the agent is not ready: {shown.stderr}"]
         cloud = host.cloud_nics()
-        table = {nic["nic_id"]: nic for nic in json.loads(host.qingagent("nics", "-o", "json").stdout)}
+        table = {nic["nic_id"]: nic for nic in json.loads(shown.stdout)}
         served = {row["container_id"]: row["nic_id"] for row in host.attachments()}
         living = {p.name: p.nic_id for p in self._ledger.promises() if p.host is host}
         kernel = self._kernel(host, cloud.keys() | table.keys())

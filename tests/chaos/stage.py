@@ -123,7 +123,7 @@ def staged(directory: Path, record: Record, hosts: int) -> Iterator[Stage]:
                 for host in stage.hosts:
                     stage.start_agent(host)
                 for host in stage.hosts:
-                    eventually(host.is_ready, f"the agent of {host.name} ready")
+                    eventually(host.is_ready, f"the agent of {host.name} ready", seconds=60.0)
                     host.wait_idle(int(str(AGENT["min_idle"])))
                 yield stage
             finally:
