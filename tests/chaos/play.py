@@ -31,7 +31,8 @@ class Play:
     def __init__(self, stage: Stage, record: Record, seed: int, size: Size) -> None:
         self._record = record
         self._size = size
-        self._calm = threading.Event()  # no more trouble, no new containers
+        self._quiet = threading.Event()  # no more trouble
+        self._calm = threading.Event()  # and no new containers
         self._end = threading.Event()
         self._threads: list[threading.Thread] = []
         self._ledger = Ledger()
@@ -55,15 +56,18 @@ class Play:
             runtimes = [
                 self._begin(f"runtime {n}", runtime.run, self._calm) for n, runtime in enumerate(self._runtimes)
             ]
-            trouble = self._begin("trouble", self._trouble.run, self._calm)
+            trouble = self._begin("trouble", self._trouble.run, self._quiet)
             self._record.over.wait(self._size.seconds)
+            self._quiet.set()
+            self._await(trouble)  # first: nobody may meddle with a container that is left as it is
             self._calm.set()
-            for thread in (trouble, *runtimes):
+            for thread in runtimes:
                 self._await(thread)
             if not self._record.over.is_set():
                 self._await(self._begin("accounts", lambda _: self._accounts.settle(), self._end))
         finally:
             self._record.over.set()
+            self._quiet.set()
             self._calm.set()
             self._end.set()
             for thread in self._threads:

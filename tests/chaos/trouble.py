@@ -54,7 +54,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 class Trouble:
-    """Makes it until told to be calm, then ends it."""
+    """Makes it until told to be quiet, then ends it."""
 
     def __init__(self, stage: Stage, plugins: Plugins, ledger: Ledger, record: Record, rng: random.Random) -> None:
         self._stage = stage
@@ -80,10 +80,10 @@ class Trouble:
             self._delete_nic: 2,
         }
 
-    def run(self, calm: threading.Event) -> None:
+    def run(self, quiet: threading.Event) -> None:
         record = self._record
         due = record.now
-        while not calm.wait(0.02) and not record.over.is_set():
+        while not quiet.wait(0.02) and not record.over.is_set():
             self._stage.look_after_agents()
             while self._later and self._later[0][0] <= record.now:
                 heapq.heappop(self._later)[2]()
