@@ -11,6 +11,7 @@ from qingcloud_cni.core.names import is_ours
 from qingcloud_cni.core.seams import LinkOrder
 from qingcloud_cni.sim.kernel import HOST_PATH, _Link, _Space
 from qingcloud_cni.sim.model import Outcome
+from qingcloud_cni.sim.state import NicRecord
 from simulated import SimulatedHost, key_of, netns_of
 
 WRITES = {
@@ -160,9 +161,12 @@ class Witness:
         """Forget promises that the cloud, or somebody at its console, has made void."""
         for name, nic_id in tuple(self.promised.items()):
             record = self.host.model.state.nics.get(nic_id)
-            if record is None or record.instance_id != self.host.instance_id or not record.is_plugged:
+            if record is None or not self._is_plugged_here(record):
                 del self.promised[name]
                 self.note("void", name)
+
+    def _is_plugged_here(self, record: NicRecord) -> bool:
+        return record.instance_id == self.host.instance_id and record.is_plugged and self._is_ours(record.name)
 
     def _check_containers(self) -> None:
         self.excuse()

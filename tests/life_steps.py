@@ -48,8 +48,9 @@ class Steps(Runtime):
         await self.host.clock.sleep(rng.uniform(1, 100))
 
     async def on_set_clock(self, rng: random.Random) -> None:
+        """The cloud's clock goes with it: farther back its jobs would not end for hours."""
         await self.kill()
-        self.host.set_clock(rng.choice((-7200.0, -30.0, 30.0, 7200.0)))
+        self.host.set_clock(rng.choice((-30.0, 30.0, 7200.0)))
 
     def on_lose_message(self, rng: random.Random) -> None:
         self.host.kernel.lose_message()

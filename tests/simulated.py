@@ -115,6 +115,7 @@ class SimulatedHost:
         self.process: Process | None = None  # the agent's
         self._processes: list[Process] = []  # and those before it
         self.listeners: tuple[Listener, ...] = ()  # hear of every event
+        self.pump: asyncio.Task[None] | None = None  # lets the cloud's jobs end
         self._running: asyncio.Task[None] | None = None
         self._agent: Agent | None = None
         self._set_forward = 0.0
@@ -212,7 +213,9 @@ class SimulatedHost:
         self._set_forward = max(forward, 0.0)
 
     async def check_alive(self) -> None:
-        """Let a bug that ended the agent show."""
+        """Let a bug that ended the agent, or the cloud, show."""
+        if self.pump is not None and self.pump.done():
+            self.pump.result()
         if self._running is not None and self._running.done():
             self._running.result()
 
@@ -343,7 +346,7 @@ async def simulated(
 ) -> AsyncIterator[SimulatedHost]:
     """A host, and a running agent if *is_started*; *is_warm* waits until the pool has its first NICs."""
     host = SimulatedHost(tmp_path, topology, seed=seed, disk_seconds=disk_seconds, **settings)
-    pump = asyncio.create_task(
+    pump = host.pump = asyncio.create_task(
         run_jobs(host.model, host.kernel.apply, host.clock.sleep, host.clock.now), name="cloud jobs"
     )
     try:
