@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from qingcloud_cni.core.evidence import CONFIRM_SECONDS, Kind
-from qingcloud_cni.core.model import GONE, Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.model import Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.names import is_ours
 from qingcloud_cni.core.seams import LinkOrder
 from qingcloud_cni.sim.kernel import HOST_PATH, _Link, _Space
@@ -69,8 +69,10 @@ class Witness:
         elif event.name == "nic.detaching" and "to attach it again" in event.detail:
             if now - self._seen.get(nic_id, now) < CONFIRM_SECONDS:
                 self.breaks(f"{nic_id} was detached on one look")
-        elif event.state == GONE and event.name == "nic.gone" and self._is_here(nic_id):
+        elif event.name == "nic.gone" and self._is_here(nic_id):
             self.breaks(f"{nic_id} was dropped, though it is attached and its link is here")
+        elif event.name == "nic.gone" and nic_id in self.host.model.state.nics:
+            self.strangers += 1  # the cloud has denied it again and again, and its link is nowhere
 
     def _is_here(self, nic_id: str) -> bool:
         """Whether a NIC of ours is what it was for two minutes, cloud and kernel agreeing."""

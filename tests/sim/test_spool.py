@@ -307,3 +307,44 @@ def test_a_clock_that_is_set_meanwhile_changes_nothing_in_what_came_first(tmp_pa
             assert (is_held(host, "older"), is_held(host, "newer")) == (False, True)
 
     virtual_time.run(main())
+
+
+@pytest.mark.parametrize("forward", [30.0, 7200.0])
+def test_a_clock_that_is_set_while_no_agent_runs_loses_no_del(tmp_path: Path, forward: float) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("c0")
+            await host.clock.sleep(1.0)
+            await host.kill()
+            before = kept(host, "c0")
+            host.set_clock(forward)
+            await host.start()
+            await until_done(host, before)
+            assert not is_held(host, "c0")
+            await host.add("c1")
+            await host.clock.sleep(1.0)
+            await host.kill()
+            host.set_clock(forward)
+            after = kept(host, "c1")
+            await host.start()
+            await until_done(host, after)
+            assert not is_held(host, "c1")
+
+    virtual_time.run(main())
+
+
+def test_what_was_added_after_the_del_is_not_touched_though_the_clock_is_set_then(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            asked = host.clock.wall()
+            await host.clock.sleep(1.0)
+            await host.add("c0")
+            await host.clock.sleep(1.0)
+            await host.kill()
+            late = kept(host, "c0", asked)
+            host.set_clock(30.0)
+            await host.start()
+            await until_done(host, late)
+            assert is_held(host, "c0")
+
+    virtual_time.run(main())

@@ -104,6 +104,7 @@ class Agent:
                     instance_id=instance_id, nic_name_prefix=settings.nic_name_prefix,
                     gateway_prefix=settings.gatewayns, policy=settings.pool, table=table, journal=journal,
                     cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=Tasks(group),
+                    began=world.clock.now(), set_forward=world.set_forward,
                 )  # fmt: skip
                 table.note_boot(world.boot_id, context.now())
                 journal.when_recovered = context.look_again

@@ -29,6 +29,8 @@ class Context:
     clock: Clock
     rng: random.Random
     tasks: Tasks
+    began: float = 0.0  # when this agent did, in seconds since the epoch
+    set_forward: float = 0.0  # seconds by which the host's clock was set between the agent before and this one
     moving: set[str] = field(default_factory=set)  # NICs whose link a verb is moving at this moment
     plan_due: Signal = field(default_factory=Signal)  # something the planner looks at has changed
     path_due: Signal = field(default_factory=Signal)  # what the kernel has to do for Services may have changed
@@ -45,8 +47,12 @@ class Context:
         self.path_due.notify()
 
     def from_wall(self, at: float) -> float:
-        """What was *at* by the host's clock, as another process told it, by ours."""
-        return at - (self.clock.wall() - self.clock.now())
+        """What was *at* by the host's clock, as another process told it, by ours.
+
+        As all times on disk, one of before the clock was set is behind by as much: it lies that far in the past.
+        """
+        told = at - (self.clock.wall() - self.clock.now())
+        return told + self.set_forward if told + self.set_forward <= self.began else told
 
     def doubt(self, cause: str) -> None:
         """Something ended otherwise than expected: table, kernel and cloud are to be compared soon."""
