@@ -154,6 +154,7 @@ MISTAKES = (
 )
 
 
+@pytest.mark.timeout(600)  # some show only in the hundredth life, and the machine may be busy
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
 def test_a_mistake_is_found(mistake: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     mistake(monkeypatch.setattr)
