@@ -57,7 +57,9 @@ class Record:
             self.seconds.setdefault(verb, []).append(seconds)
 
     def breaks(self, claim: str, *subjects: str) -> None:
-        """Something is as it must never be."""
+        """Something is as it must never be; unless the run was interrupted, for ^C ends the cloud as well."""
+        if self.over.is_set() and not self.broken:
+            return
         self.tell(f"BROKEN: {claim}")
         with self._lock:
             self.broken.append(Broken(self.now, claim, subjects))

@@ -30,6 +30,7 @@ def start(directory: Path, seed: int, seconds: float) -> "subprocess.Popen[str]"
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -47,7 +48,7 @@ def test_interrupted_it_takes_all_away(tmp_path: Path) -> None:
     with start(tmp_path, 1, 600.0) as chaos:
         assert chaos.stdout is not None
         some = next((line for line in chaos.stdout if "kill -9" in line), "")
-        chaos.send_signal(signal.SIGINT)
+        os.killpg(chaos.pid, signal.SIGINT)  # as a terminal does: agents and cloud get it too
         said, _ = chaos.communicate()
     assert some
     assert chaos.returncode == 130, said
