@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Claim:
     """One thing that must hold; *reason* says why it cannot apply here, wholly or in part."""
 
-    number: int
+    key: int
     text: str
     source: str  # a section of the specification, or who relies on it
     reason: str = ""

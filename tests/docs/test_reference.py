@@ -48,6 +48,11 @@ def test_conformance_page_is_the_generated_one_and_has_no_gap() -> None:
     assert_generated("tools.cni_conformance")
 
 
+def test_list_of_earlier_defects_is_the_generated_one_and_has_no_gap() -> None:
+    """Also fails where a defect has neither a test nor a reason, or a test has a key that is nobody's."""
+    assert_generated("tools.defects_page")
+
+
 def assert_generated(module: str) -> None:
     """The page is as *module* writes it."""
     argv = [sys.executable, "-m", module, "--check"]

@@ -70,6 +70,22 @@ async def test_nic_goes_straight_from_the_host(lab: Lab, kernel: HostKernel) -> 
     assert [info["local"] for item in shown for info in item["addr_info"]] == ["172.16.3.7"]
 
 
+@pytest.mark.defect("slow-1")
+async def test_no_duplicate_detection_of_ipv6_is_waited_for(lab: Lab, kernel: HostKernel) -> None:
+    """As the container has it set it would take hours; its link-local address is valid at once."""
+    mac, pod = lab.plug(), lab.make_netns("pod")
+    for name, value in {"disable_ipv6": 0, "accept_dad": 1, "dad_transmits": 10_000}.items():
+        ip("netns", "exec", pod, "sysctl", "-qw", f"net.ipv6.conf.default.{name}={value}")
+    await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
+
+    def link_local() -> list[bool]:
+        shown = ip_json("-n", pod, "-6", "addr", "show", "dev", "eth0", "scope", "link")
+        return ["tentative" in info for item in shown for info in item["addr_info"]]
+
+    until(link_local)  # once the carrier is seen
+    assert link_local() == [False]
+
+
 async def test_taken_index_is_told(lab: Lab, kernel: HostKernel) -> None:
     mac, pod = lab.plug(), lab.make_netns("pod")
     index = lab.links(lab.host)["eth1"]["ifindex"]
@@ -102,6 +118,7 @@ async def test_unusual_mtu_is_kept_and_noted(lab: Lab, kernel: HostKernel) -> No
     assert (placed.mtu, link["mtu"], link["ifalias"]) == (8950, 8950, f"{lab.alias} mtu=8950")
 
 
+@pytest.mark.defect("others-21")
 async def test_neighbours_are_told_at_once(lab: Lab, kernel: HostKernel) -> None:
     """One gratuitous ARP, with the address and the NIC's MAC, reaches the other end of the wire."""
     mac, pod = lab.plug(), lab.make_netns("pod")

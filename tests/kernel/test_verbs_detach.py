@@ -190,6 +190,7 @@ async def test_recorded_namespace_that_is_the_hosts_is_not_searched(lab: Lab, ke
     assert "uplink" in lab.links(lab.host)
 
 
+@pytest.mark.defect("hostnic-11")
 @pytest.mark.parametrize("peer", ["eth0", "other"])  # the name it comes with is taken as well, or is not
 async def test_clash_in_parking_does_not_lose_the_nic(lab: Lab, kernel: HostKernel, pod: str, peer: str) -> None:
     mac, netns, link = await placed(lab, kernel, pod)

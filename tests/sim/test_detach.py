@@ -49,6 +49,7 @@ def test_a_detach_that_was_not_heard_is_asked_again_instead_of_using_its_nics(
     lived(test, tmp_path, **SHRINKING)
 
 
+@pytest.mark.defect("others-25")
 def test_a_detach_that_takes_effect_long_after_its_lost_reply_meets_no_container(tmp_path: Path) -> None:
     """An agent that looked for half a minute would have put the NIC back into the pool."""
 
@@ -115,6 +116,7 @@ def test_a_detach_job_that_does_not_end_keeps_its_nics_from_containers_as_long_a
     lived(test, tmp_path, **SHRINKING)
 
 
+@pytest.mark.defect("others-6")
 def test_an_attach_job_that_does_not_end_is_given_up_and_its_nic_is_free_again(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         await host.until(lambda: host.states().count("attaching") > 0, "attaching")
@@ -129,6 +131,7 @@ def test_an_attach_job_that_does_not_end_is_given_up_and_its_nic_is_free_again(t
     lived(test, tmp_path, topology=topology, is_warm=False)
 
 
+@pytest.mark.defect("hostnic-17")
 @pytest.mark.parametrize("moment", ["asked", "plugged", "arriving"])
 def test_a_nic_half_ready_when_the_agent_was_killed_is_made_ready_and_never_a_gateway(
     tmp_path: Path, moment: str

@@ -30,6 +30,7 @@ def gateway_address(host: SimulatedHost, container: str) -> str:
     return next(r.gw for r in routes if r.dst == SERVICES)
 
 
+@pytest.mark.defect("slow-5")
 def test_the_first_add_makes_one_gateway_and_all_others_share_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:
@@ -76,6 +77,24 @@ def test_each_vxnet_has_a_gateway_and_a_link_name_of_its_own(tmp_path: Path) -> 
     virtual_time.run(main())
 
 
+@pytest.mark.defect("hostnic-20")
+def test_nobody_else_waits_while_a_gateway_is_made(tmp_path: Path) -> None:
+    """An earlier program held a lock meanwhile."""
+
+    async def test(host: SimulatedHost) -> None:
+        wants_one = asyncio.create_task(host.add("c0", config=CONFIG))
+        await host.until(lambda: bool(gateways(host)), "a gateway is created")
+        begun = host.clock.now()
+        await host.add("c1")
+        await host.delete("c1")
+        assert host.clock.now() - begun < 1.0
+        assert not wants_one.done()
+        await wants_one
+
+    topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(5.0, 5.0)))
+    lived(test, tmp_path, topology=topology)
+
+
 def test_is_gateway_false_forbids_one(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:
@@ -87,6 +106,7 @@ def test_is_gateway_false_forbids_one(tmp_path: Path) -> None:
     virtual_time.run(main())
 
 
+@pytest.mark.defect("slow-5")
 def test_a_restarted_agent_finds_its_gateway_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:
@@ -194,6 +214,7 @@ def test_a_gateway_that_the_cloud_does_not_detach_goes_on_serving_until_it_does(
     virtual_time.run(main())
 
 
+@pytest.mark.defect("hostnic-4")
 @pytest.mark.parametrize("action", ["CreateNics", "AttachNics", "ModifyNicAttributes"])
 @pytest.mark.parametrize("effect", ["refuse", "lose-reply"])
 def test_a_failed_call_delays_the_gateway_and_leaks_nothing(tmp_path: Path, action: str, effect: str) -> None:
@@ -208,6 +229,7 @@ def test_a_failed_call_delays_the_gateway_and_leaks_nothing(tmp_path: Path, acti
     virtual_time.run(main())
 
 
+@pytest.mark.defect("hostnic-4")
 def test_an_add_says_why_its_gateway_is_not_there(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:

@@ -42,6 +42,7 @@ def address_of(host: SimulatedHost, nic_id: str) -> str:
 # --- flows ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("others-19")
 def test_flows_of_an_address_are_forgotten_when_it_is_released_and_before_it_serves_again(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         nic_id = (await host.add("c1")).nic_id
@@ -163,6 +164,7 @@ def test_after_a_restart_the_longest_rested_serves_first(tmp_path: Path) -> None
     lived(test, tmp_path, min_idle=3, max_idle=3, max_nics=3)
 
 
+@pytest.mark.defect("others-18")
 def test_a_rest_that_a_restart_interrupts_ends_when_it_would_have(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         await host.add("c1")

@@ -24,6 +24,7 @@ async def _cut_off(host: SimulatedHost, kind: OpKind, action: str) -> Intent:
     return intent
 
 
+@pytest.mark.defect("hostnic-7")
 def test_a_create_that_takes_effect_late_is_found_and_not_repeated(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, is_warm=False) as host:
@@ -49,6 +50,7 @@ def test_an_attach_that_takes_effect_late_is_not_repeated(tmp_path: Path) -> Non
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-25")
 def test_a_nic_whose_detach_may_still_take_effect_serves_nobody(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, max_nics=4, max_idle=3, idle_ttl=5, cooldown=0) as host:

@@ -151,6 +151,7 @@ def test_an_add_cut_off_by_a_kill_is_undone(tmp_path: Path) -> None:
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-22")
 def test_containers_that_died_while_the_agent_was_away_are_released(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:

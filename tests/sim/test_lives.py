@@ -19,6 +19,7 @@ EVERY = 7  # in CI; `make sim` takes all crash points
 POINTS = 2000  # a scripted life has at least as many
 
 
+@pytest.mark.defect("others-15")
 @pytest.mark.parametrize("seeds", [*batches(SEEDS)], ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
 def test_whatever_happens_nothing_is_lost(seeds: range) -> None:
     for seed in seeds:
@@ -27,6 +28,7 @@ def test_whatever_happens_nothing_is_lost(seeds: range) -> None:
             pytest.fail(report(plan(seed), 0, life), pytrace=False)
 
 
+@pytest.mark.defect("others-5")
 @pytest.mark.parametrize("first", range(1, EVERY + 1))
 def test_a_crash_at_any_step_loses_nothing(first: int) -> None:
     script = SCRIPTS["short"]

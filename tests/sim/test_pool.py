@@ -11,9 +11,10 @@ from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty
 from qingcloud_cni.core.model import NicState, Route
 from qingcloud_cni.core.network_config import read_config
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
-from simulated import netns_of, set_faults, simulated
+from simulated import SimulatedHost, lived, netns_of, set_faults, settings_of, simulated
 
 
+@pytest.mark.defect("slow-2")
 def test_a_start_warms_the_pool_with_one_create_and_one_attach(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:
@@ -24,6 +25,7 @@ def test_a_start_warms_the_pool_with_one_create_and_one_attach(tmp_path: Path) -
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-29")
 def test_a_recycled_nic_costs_no_call(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, max_nics=3, max_idle=3, cooldown=0) as host:
@@ -38,6 +40,7 @@ def test_a_recycled_nic_costs_no_call(tmp_path: Path) -> None:
     virtual_time.run(main())
 
 
+@pytest.mark.defect("ancestor-1", "slow-4")
 def test_a_cold_burst_costs_few_calls_and_one_attach_job_of_time(tmp_path: Path) -> None:
     async def main() -> None:
         topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(3.0, 3.0)))
@@ -84,6 +87,7 @@ def test_max_nics_holds_and_the_add_that_waits_in_vain_says_why(tmp_path: Path) 
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-20")
 def test_an_add_at_the_limit_waits_for_the_earliest_rested_nic(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, max_nics=3) as host:
@@ -100,6 +104,7 @@ def test_an_add_at_the_limit_waits_for_the_earliest_rested_nic(tmp_path: Path) -
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-20")
 def test_an_address_rests_for_the_whole_cooldown_when_nobody_waits(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, max_nics=4) as host:
@@ -173,6 +178,7 @@ def test_fail_rotate_moves_on_when_a_vxnet_is_full(tmp_path: Path) -> None:
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-11", "others-27")
 def test_when_every_vxnet_is_full_the_add_names_it(tmp_path: Path) -> None:
     async def main() -> None:
         topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=3))
@@ -192,6 +198,7 @@ def test_when_every_vxnet_is_full_the_add_names_it(tmp_path: Path) -> None:
     virtual_time.run(main())
 
 
+@pytest.mark.defect("hostnic-6", "ancestor-2")
 @pytest.mark.parametrize(
     "action", ["CreateNics", "AttachNics", "DescribeNics", "DescribeVxnets", "DescribeInstances"]
 )
@@ -223,6 +230,7 @@ def test_one_failed_call_on_the_way_out_leaves_nothing_behind(tmp_path: Path, ac
     virtual_time.run(main())
 
 
+@pytest.mark.defect("hostnic-6")
 def test_a_failed_attach_job_is_noticed_and_the_nic_is_not_leaked(tmp_path: Path) -> None:
     async def main() -> None:
         topology = replace(default_topology("sim", 1), faults=(FaultSpec("AttachNics", "fail-job"),))
@@ -233,6 +241,7 @@ def test_a_failed_attach_job_is_noticed_and_the_nic_is_not_leaked(tmp_path: Path
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-6")
 def test_a_link_that_never_comes_makes_the_nic_missing_and_another_serves(tmp_path: Path) -> None:
     async def main() -> None:
         topology = replace(default_topology("sim", 1), faults=(FaultSpec("AttachNics", "lose-link"),))
@@ -257,6 +266,7 @@ def test_the_pool_serves_while_the_cloud_is_down_and_recovers(tmp_path: Path) ->
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-2")
 def test_draining_refuses_adds_and_gives_back_what_is_free_and_later_the_rest(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, max_nics=3) as host:
@@ -280,6 +290,39 @@ def test_draining_refuses_adds_and_gives_back_what_is_free_and_later_the_rest(tm
             assert not host.ours_in_cloud()
 
     virtual_time.run(main())
+
+
+@pytest.mark.defect("others-8")
+def test_a_full_pool_is_given_back_with_few_calls(tmp_path: Path) -> None:
+    async def test(host: SimulatedHost) -> None:
+        await asyncio.gather(*(host.add(f"c{n}") for n in range(50)))
+        for n in range(50):
+            await host.delete(f"c{n}")
+        host.agent.pool.drain()
+        await host.until(lambda: not host.nics, "drained")
+        assert not host.ours_in_cloud()
+        assert (host.model.calls["DetachNics"], host.model.calls["DeleteNics"]) == (1, 1)
+
+    lived(test, tmp_path)
+
+
+@pytest.mark.defect("others-28")
+def test_with_all_nics_in_use_a_vxnet_that_is_configured_anew_has_the_next_ones(tmp_path: Path) -> None:
+    """Those in use stay in the former one, and come back to serve."""
+
+    async def test(host: SimulatedHost) -> None:
+        old = [await host.add(f"c{n}") for n in range(3)]
+        await host.kill()
+        host.settings = settings_of(tmp_path, host.topology, vxnet=["vxnet-pods002"], min_idle=0, max_nics=4)
+        await host.start()
+        new = await host.add("c3")
+        assert host.nics[new.nic_id].vxnet_id == "vxnet-pods002"
+        with pytest.raises(PoolEmpty, match="max-nics 4"):
+            await host.add("c4", seconds=20.0)
+        await host.delete("c0")
+        assert (await host.add("c4")).nic_id == old[0].nic_id
+
+    lived(test, tmp_path, min_idle=0, max_nics=3)
 
 
 def test_a_gateway_outside_the_vxnet_is_refused_and_the_nic_is_as_good_as_before(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def test_a_del_ends_the_adds_that_wait_for_a_nic_at_once(tmp_path: Path) -> None
     lived(test, tmp_path, max_nics=1, min_idle=1)
 
 
+@pytest.mark.defect("others-24")
 @pytest.mark.parametrize("looks", range(12))
 def test_a_del_at_any_moment_of_an_add_leaves_nothing(tmp_path: Path, looks: int) -> None:
     """Whether the ADD is in its queue, moves a link, or writes to the disk."""

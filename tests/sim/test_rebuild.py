@@ -52,6 +52,7 @@ def test_nics_are_adopted_and_their_addresses_rest_for_nobody_knows_whom_they_se
     lived(test, tmp_path)
 
 
+@pytest.mark.defect("others-15")
 def test_the_nic_of_a_living_container_is_left_to_it_whatever_happens(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         before = await host.add("c0")

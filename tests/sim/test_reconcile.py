@@ -113,6 +113,7 @@ def test_a_nic_of_ours_that_is_missed_serves_instead_of_a_new_one(tmp_path: Path
     lived(test, tmp_path)
 
 
+@pytest.mark.defect("others-3")
 def test_a_nic_that_somebody_may_be_just_making_is_left_alone(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         (stranger,) = create(host, our_name(host))
@@ -152,6 +153,7 @@ def test_a_nic_of_ours_that_is_attached_here_is_taken_in_at_once(tmp_path: Path)
     lived(test, tmp_path)
 
 
+@pytest.mark.defect("hostnic-18")
 @pytest.mark.parametrize("name", ["somebody's", "", "qingcni_i-other_0123456789abcdef", "qingcni"])
 def test_nics_with_other_names_are_never_touched_and_take_room(tmp_path: Path, name: str) -> None:
     """However they come and go, the room that is left is known after each comparison."""
@@ -171,6 +173,7 @@ def test_nics_with_other_names_are_never_touched_and_take_room(tmp_path: Path, n
     lived(test, tmp_path)
 
 
+@pytest.mark.defect("hostnic-16")
 @pytest.mark.parametrize("is_file_lost", [False, True])
 def test_more_nics_than_one_page_shows_are_all_found_again(tmp_path: Path, *, is_file_lost: bool) -> None:
     """Fifty of ours among hundred and fifty of others; an earlier program took over the first twenty."""
@@ -213,6 +216,7 @@ def test_a_nic_that_was_detached_and_deleted_at_the_console_is_forgotten(tmp_pat
     lived(test, tmp_path)
 
 
+@pytest.mark.defect("hostnic-13", "others-16")
 @pytest.mark.parametrize("effect", ["empty-list", "partial-list"])
 def test_a_list_that_is_not_whole_makes_nothing_forgotten(tmp_path: Path, effect: str) -> None:
     """However often the lists say so: links speak against it, and containers keep what they have."""
@@ -233,6 +237,7 @@ def test_a_list_that_is_not_whole_makes_nothing_forgotten(tmp_path: Path, effect
     lived(test, tmp_path)
 
 
+@pytest.mark.defect("others-16")
 def test_one_answer_that_does_not_show_a_nic_is_checked_by_its_id(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         set_faults(host, FaultSpec("DescribeNics", "partial-list", nth=2))
@@ -264,6 +269,7 @@ def test_a_silent_cloud_changes_nothing_and_is_told(tmp_path: Path) -> None:
 # --- attached, and no link ------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("others-12")
 def test_a_nic_without_a_link_is_detached_and_attached_again(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         lost = idle(host)[0].nic_id
@@ -825,6 +831,7 @@ def test_an_operation_that_ended_otherwise_than_expected_is_a_doubt(tmp_path: Pa
     lived(test, tmp_path, max_idle=3, idle_ttl=5, cooldown=0)
 
 
+@pytest.mark.defect("others-26")
 def test_doubts_that_go_on_cost_ever_fewer_calls(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         await host.clock.sleep(60.0)

@@ -13,7 +13,7 @@ from qingcloud_cni.agent.views import status_view
 from qingcloud_cni.core.errors import PoolEmpty, wire
 from qingcloud_cni.sim.faults import EFFECTS
 from qingcloud_cni.sim.topology import FaultSpec, Limits, default_topology
-from simulated import SimulatedHost, set_faults, simulated
+from simulated import SimulatedHost, lived, set_faults, simulated
 
 LONG = 100_000  # calls: a fault that lasts until it is taken away
 
@@ -54,6 +54,7 @@ def cause_told(host: SimulatedHost) -> str:
     return status_view(host.agent, "0", 1).cloud_error
 
 
+@pytest.mark.defect("hostnic-1", "hostnic-5")
 @pytest.mark.parametrize("name", TROUBLES)
 def test_trouble_with_the_cloud_is_told_and_over_when_it_is_over(tmp_path: Path, name: str) -> None:
     """The pool serves; an ADD that it cannot serve says why with code 11; afterwards table and cloud agree."""
@@ -107,6 +108,7 @@ def test_trouble_while_nics_are_given_back_leaves_none(tmp_path: Path, action: s
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-9")
 def test_the_instances_limit_is_told(tmp_path: Path) -> None:
     """As the cloud has it: lower than --instance-nic-limit says."""
 
@@ -123,3 +125,28 @@ def test_the_instances_limit_is_told(tmp_path: Path) -> None:
             assert set(host.ours_in_cloud()) == set(host.nics)
 
     virtual_time.run(main())
+
+
+@pytest.mark.defect("others-31")
+def test_an_attach_that_is_refused_for_good_is_tried_more_seldom_and_no_more_nics_are_made(tmp_path: Path) -> None:
+    """As on an instance that the cloud takes for ceased: the host is there to ask, so it goes on."""
+
+    async def test(host: SimulatedHost) -> None:
+        refusal = FaultSpec(
+            "AttachNics", "refuse", times=LONG, code=1400, message="PermissionDenied, instance ceased"
+        )
+        set_faults(host, refusal)
+        for n in range(3):
+            await host.add(f"c{n}")
+        with pytest.raises(PoolEmpty, match="instance ceased"):
+            await host.add("c3", seconds=60.0)
+        created = host.model.calls["CreateNics"]
+        before = host.model.calls["AttachNics"]
+        await host.clock.sleep(7_200.0)
+        assert host.model.calls["AttachNics"] - before <= 2 * 70  # its pause grows to a minute, more or less
+        assert host.model.calls["CreateNics"] == created  # those that are there are enough, once they may be attached
+        assert set(host.ours_in_cloud()) == set(host.nics)
+        set_faults(host)
+        await host.add("c3", seconds=2000.0)
+
+    lived(test, tmp_path)

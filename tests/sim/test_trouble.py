@@ -117,6 +117,7 @@ def test_an_unfinished_add_whose_undoing_is_refused_at_start_is_undone_all_the_s
     virtual_time.run(main())
 
 
+@pytest.mark.defect("others-10")
 def test_an_add_whose_caller_is_gone_takes_no_nic_from_those_who_wait(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path, max_nics=3) as host:
@@ -172,6 +173,7 @@ def test_a_clock_that_is_set_back_does_not_hide_a_dead_container(
 # --- links that do not come --------------------------------------------------------------------------
 
 
+@pytest.mark.defect("others-10")
 def test_where_links_never_come_the_pool_slows_down_instead_of_using_up_its_nics(tmp_path: Path) -> None:
     async def main() -> None:
         faults = (FaultSpec("AttachNics", "lose-link", times=10_000),)

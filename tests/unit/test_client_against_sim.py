@@ -123,6 +123,7 @@ async def test_a_cluster_node_is_found() -> None:
         assert len(instance.nics) == 1
 
 
+@pytest.mark.defect("hostnic-16")
 async def test_more_nics_than_a_page_holds() -> None:
     async with bench() as b:
         macs = {nic.nic_id for nic in await b.cloud.create_nics(POD_VXNET, 230, NAME)}
@@ -140,6 +141,7 @@ async def test_a_full_vxnet_is_a_quota() -> None:
         assert vxnet.available_ips == 0
 
 
+@pytest.mark.defect("hostnic-7")
 async def test_a_lost_reply_of_a_write_is_looked_up_by_name() -> None:
     topology = replace(default_topology("sim"), faults=(FaultSpec("CreateNics", "lose-reply"),))
     async with bench(topology) as b:

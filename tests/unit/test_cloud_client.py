@@ -301,6 +301,7 @@ async def test_an_item_twice_is_a_contradiction(bench: Bench) -> None:
         await bench.play(*[twice] * 3).nics()
 
 
+@pytest.mark.defect("hostnic-13")
 @pytest.mark.parametrize("fields", [{}, {"nic_set": None}, {"nic_set": None, "total_count": 3}])
 async def test_a_reply_without_its_list_is_not_an_empty_list(bench: Bench, fields: dict[str, Any]) -> None:
     with pytest.raises(CloudUnreachable, match="holds no list"):
@@ -356,6 +357,15 @@ async def test_a_list_of_many_is_named_shortly(bench: Bench) -> None:
     macs = [f"52:54:00:00:00:{n:02x}" for n in range(60)]
     with pytest.raises(NotAllowedNow, match="52:54:00:00:00:02 and 57 more"):
         await bench.play(refusal(1400)).delete_nics(macs)
+
+
+@pytest.mark.defect("hostnic-3")
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "text/json", ""])
+async def test_an_answer_is_known_by_what_it_says_and_not_by_its_content_type(
+    bench: Bench, content_type: str
+) -> None:
+    _, _, body = reply("AttachNics", job_id="j-1")
+    assert await bench.play((200, content_type, body)).attach_nics("i-42", [MAC]) == "j-1"
 
 
 # --- losses --------------------------------------------------------------------------------------------

@@ -127,6 +127,7 @@ async def test_redirects_are_not_followed() -> None:
         assert len(server.heads) == 1
 
 
+@pytest.mark.defect("hostnic-5")
 @pytest.mark.parametrize(
     ("handler", "says"),
     [

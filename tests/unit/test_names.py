@@ -49,6 +49,7 @@ def test_any_name_can_be_judged(name: str) -> None:
     assert parse_nic_name(name) is None or str(parse_nic_name(name)) == name
 
 
+@pytest.mark.defect("others-3")
 def test_an_instance_id_that_begins_with_ours_is_another() -> None:
     assert is_ours(f"qingcni_i-12_{OP}", "qingcni", "i-12")
     assert not is_ours(f"qingcni_i-12_{OP}", "qingcni", "i-1")

@@ -132,6 +132,7 @@ def test_a_cooldown_below_cooldown_min_is_the_rest_for_all() -> None:
     assert Rest(held.nic_id) in plan(PoolState((held,), waiting=1), policy, NOW)
 
 
+@pytest.mark.defect("others-20")
 def test_a_nic_that_rests_no_longer_than_an_attach_takes_is_not_replaced() -> None:
     policy = replace(POLICY, min_idle=1)
     assert plan(PoolState(cooling(125.0)), policy, NOW) == ()
@@ -155,6 +156,7 @@ def test_a_young_surplus_nic_is_kept() -> None:
     assert plan(PoolState(held), POLICY, NOW) == (DetachNics(ids(held[1])),)
 
 
+@pytest.mark.defect("others-25")
 def test_a_surplus_nic_that_an_operation_speaks_of_is_left_to_it() -> None:
     held = idle(900, 800, *[1] * 8)
     assert plan(PoolState(held, busy=frozenset(ids(held[0]))), POLICY, NOW) == (DetachNics(ids(held[1])),)
@@ -356,12 +358,14 @@ def carried_out(state: PoolState, actions: tuple[Action, ...], now: float) -> Po
     return replace(state, nics=tuple(held.values()), creating=creating, busy=frozenset(busy))
 
 
+@pytest.mark.defect("others-29")
 @given(states(), policies())
 def test_carrying_out_a_plan_leaves_nothing_to_plan(state: PoolState, policy: PoolPolicy) -> None:
     after = carried_out(state, plan(state, policy, NOW), NOW)
     assert plan(after, policy, NOW) == ()
 
 
+@pytest.mark.defect("others-10")
 @given(states(), policies())
 def test_what_is_held_and_created_stays_within_the_limits(state: PoolState, policy: PoolPolicy) -> None:
     created = sum(a.count for a in plan(state, policy, NOW) if isinstance(a, CreateNics))
@@ -395,6 +399,7 @@ def test_a_plan_touches_each_nic_once_and_only_from_the_states_it_may(state: Poo
     assert not state.busy & set(touched)
 
 
+@pytest.mark.defect("others-29")
 @given(states(), policies())
 def test_giving_back_leaves_max_idle_and_never_takes_what_somebody_waits_for(
     state: PoolState, policy: PoolPolicy

@@ -130,6 +130,7 @@ def test_flag_before_environment_before_file_before_default(setting: Setting) ->
     assert all(value(seen[3], s) == value(seen[0], s) for s in others)
 
 
+@pytest.mark.defect("ancestor-5")
 @each_setting
 def test_a_refusal_names_source_key_value_and_what_is_wanted(setting: Setting) -> None:
     bad = SAMPLES[setting.name][3]
@@ -146,6 +147,7 @@ def test_an_empty_variable_or_null_in_the_file_is_not_given() -> None:
     assert given == resolved()
 
 
+@pytest.mark.defect("ancestor-7")
 def test_the_zone_comes_from_the_access_file_only_where_nobody_gives_one() -> None:
     given = resolved(access_zone="sh1a")
     assert (given.settings.zone, given.sources["zone"]) == ("sh1a", "/a/client.yaml")

@@ -82,11 +82,13 @@ def assert_refused(host: Host, netns: str, address: str, given: str) -> None:
     assert container.names == ["lo"]
 
 
+@pytest.mark.defect("hostnic-19")
 def test_another_host_is_refused_even_with_the_token(host: Host, stranger: Host) -> None:
     for given in ("", "wrong", token(host)):
         assert_refused(host, stranger.netns, host.address, given)
 
 
+@pytest.mark.defect("hostnic-19")
 def test_a_container_of_this_host_is_refused_even_with_the_token(host: Host) -> None:
     container = host.container()
     host.add(container)
@@ -95,6 +97,7 @@ def test_a_container_of_this_host_is_refused_even_with_the_token(host: Host) -> 
     host.delete(container)
 
 
+@pytest.mark.defect("hostnic-19")
 @pytest.mark.parametrize("given", ["", "wrong", " "])
 def test_loopback_without_the_right_token_is_refused(host: Host, given: str) -> None:
     assert_refused(host, host.netns, LOOPBACK, given)

@@ -139,6 +139,7 @@ def test_an_add_whose_namespace_goes_while_it_waits_holds_nothing_and_succeeds_i
 
 
 @pytest.mark.cni(32)
+@pytest.mark.defect("others-7")
 def test_an_add_that_the_kernel_refuses_at_its_last_step_is_undone(host: Host) -> None:
     """A rule of the container swallows all: no route is to be had, when the NIC has its name and address already."""
     container = host.container()
@@ -168,6 +169,7 @@ def test_a_gateway_that_can_be_none_is_refused_before_the_nic_is_moved(host: Hos
 
 
 @pytest.mark.cni(33)
+@pytest.mark.defect("hostnic-8", "ancestor-1")
 def test_an_add_killed_while_it_waits_holds_nothing(host: Host) -> None:
     """Its place in the queue is given up: the next NIC goes to the next one."""
     first, second, killed, later = (host.container() for _ in range(4))

@@ -37,6 +37,7 @@ def within(container: Container, *commands: str) -> None:
 
 
 @pytest.mark.cni(55)
+@pytest.mark.defect("hostnic-14")
 @pytest.mark.parametrize("version", CHECKED)
 def test_check_straight_after_add_succeeds(host: Host, container: Container, version: str) -> None:
     """And again, as an ADD that was repeated, by another path to the namespace, and by as many as ask at once."""

@@ -23,6 +23,7 @@ def assert_free(host: Host) -> None:
 
 
 @pytest.mark.cni(41, 54)
+@pytest.mark.defect("ancestor-3")
 def test_del_takes_the_interface_away_and_frees_the_nic(host: Host) -> None:
     """In the namespace, the parking place, the table and the cloud; no `CNI_ARGS` are given."""
     container = host.container()
@@ -104,6 +105,7 @@ OTHERS: dict[str, Callable[[Host, Container], str]] = {
 
 
 @pytest.mark.cni(46)
+@pytest.mark.defect("others-23")
 @pytest.mark.parametrize("whose", OTHERS)
 @pytest.mark.parametrize("is_known", [True, False])
 def test_del_with_somebody_elses_namespace_frees_and_touches_nothing_there(
@@ -123,6 +125,7 @@ def test_del_with_somebody_elses_namespace_frees_and_touches_nothing_there(
 
 
 @pytest.mark.cni(47)
+@pytest.mark.defect("hostnic-11")
 @pytest.mark.parametrize("name", ["dev", "taken-by-udev"])
 def test_a_nic_whose_namespace_died_is_found_on_the_host_by_its_mac(host: Host, name: str) -> None:
     """It comes back as `dev<N>`, while the agent stands still, and may be renamed; then it serves again."""
@@ -170,6 +173,7 @@ def delete(container: Container, _: Container) -> None:
 
 
 @pytest.mark.cni(48)
+@pytest.mark.defect("hostnic-11")
 @pytest.mark.parametrize("meddle", [rename, rename_and_replace, disguise, move, delete], ids=lambda f: f.__name__)
 def test_del_succeeds_whatever_the_workload_did_to_its_interface(
     host: Host, meddle: Callable[[Container, Container], None]

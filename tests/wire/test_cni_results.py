@@ -42,6 +42,7 @@ def expected(host: Host, container: Container, version: str, ifname: str, dns: M
 
 
 @pytest.mark.cni(19, 20, 21, 22, 23, 24, 25, 26, 27, 29, 30)
+@pytest.mark.defect("hostnic-14")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_result_is_exactly_what_the_version_wants(host: Host, version: str) -> None:
     """While the agent logs all it does; DEL says nothing."""
@@ -100,6 +101,7 @@ def test_the_mtu_is_that_of_the_link(host: Host) -> None:
 
 
 @pytest.mark.cni(25)
+@pytest.mark.defect("hostnic-14")
 @pytest.mark.parametrize("version", [*MIDDLE, *NEW])
 def test_the_namespace_is_said_byte_for_byte(host: Host, version: str) -> None:
     """Though the path could be written shorter; the same ADD by another path says that one."""

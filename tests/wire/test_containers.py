@@ -51,6 +51,7 @@ def host_view(host: Host) -> list[dict[str, Any]]:
 
 
 @pytest.mark.cni(27)
+@pytest.mark.defect("ancestor-4")
 def test_a_container_has_the_nic_itself_with_address_and_routes_and_the_host_has_it_no_more(
     new_host: NewHost, sim: Sim
 ) -> None:

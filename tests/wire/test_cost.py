@@ -39,6 +39,7 @@ def table(host: Host) -> list[tuple[Any, ...]]:
     return sorted((nic["nic_id"], nic["name"], nic["address"], nic["state"]) for nic in host.nics())
 
 
+@pytest.mark.defect("slow-6", "others-26")
 def test_with_max_nics_equal_to_the_warm_ones_adds_and_dels_cause_no_cloud_call(new_host: NewHost, sim: Sim) -> None:
     """Also while all are taken, and while an ADD waits for the next NIC that comes free."""
     host = new_host()
@@ -84,6 +85,7 @@ def test_200_pairs_leave_the_same_nics_and_no_growth(new_host: NewHost, sim: Sim
     assert after["rss"] <= counts["rss"] + RSS_NOISE
 
 
+@pytest.mark.defect("ancestor-1", "slow-4")
 def test_20_adds_at_once_on_three_idle_nics_all_get_one_of_their_own_for_few_calls(
     new_host: NewHost, sim: Sim
 ) -> None:

@@ -47,6 +47,7 @@ def is_dark(host: Host) -> bool:
 # --- neighbours ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("others-21")
 def test_a_neighbour_on_another_host_that_remembers_another_mac_learns_the_right_one(new_host: NewHost) -> None:
     """Though a bridge's port drops what the kernel says first, and nobody asks."""
     here, there = new_host(), new_host()
@@ -79,6 +80,7 @@ def test_nothing_of_a_container_is_held_open_for_its_announcements(new_host: New
 # --- flows ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("others-19")
 @pytest.mark.parametrize("end", ["DEL", "orphan", "restart"])
 def test_the_host_forgets_the_flows_of_a_released_address(new_host: NewHost, end: str) -> None:
     """Half-open connections and datagrams of its own toward the container; those of others stay."""

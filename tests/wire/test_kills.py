@@ -136,6 +136,7 @@ def assert_state(host: Host, container: Container, *wanted: str) -> None:
 
 
 @pytest.mark.cni(33)
+@pytest.mark.defect("hostnic-8")
 @pytest.mark.parametrize("is_repeated", [False, True])
 @pytest.mark.parametrize("point", [*UNHEARD, sent, *HEARD])
 def test_a_killed_add_leaves_all_or_nothing(host: Host, point: Callable[[Relay], None], is_repeated: bool) -> None:

@@ -69,6 +69,7 @@ def test_a_sandbox_is_stopped_several_times(host: Host, kubelet: Kubelet) -> Non
     wait_until_all_is_back(host)
 
 
+@pytest.mark.defect("others-23")
 def test_a_late_stop_of_an_old_sandbox_spares_the_new_one_of_the_same_pod(host: Host, kubelet: Kubelet) -> None:
     old, new = Sandbox(host.container()), Sandbox(host.container())
     kubelet.run_sandbox(old)
@@ -83,6 +84,7 @@ def test_a_late_stop_of_an_old_sandbox_spares_the_new_one_of_the_same_pod(host: 
     wait_until_all_is_back(host)
 
 
+@pytest.mark.defect("others-17", "others-22")
 def test_a_new_sandbox_may_come_before_the_old_one_is_stopped(host: Host, kubelet: Kubelet) -> None:
     """The namespace of the old one has died, and with it the sandbox's readiness."""
     old, new = Sandbox(host.container()), Sandbox(host.container())

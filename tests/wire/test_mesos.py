@@ -98,6 +98,7 @@ def test_a_container_joins_its_networks_all_at_once(host: Host, mesos: Mesos) ->
     wait_until_all_is_back(host)
 
 
+@pytest.mark.defect("others-13")
 def test_after_a_reboot_del_comes_without_a_namespace(host: Host, mesos: Mesos) -> None:
     """The checkpoint is all Mesos has left; its namespace's handle is a plain file now."""
     with task() as process:

@@ -46,6 +46,7 @@ def test_version_needs_neither_agent_nor_configuration(run: Run, stdin: bytes, s
     assert (done.status, done.stderr) == (0, b"")
 
 
+@pytest.mark.defect("slow-7")
 def test_the_imports_are_these_and_no_more(plugin_file: Path, agent: PlayedAgent) -> None:
     def imported(script: Path, environment: dict[str, str], stdin: bytes) -> set[str]:
         done = subprocess.run(
@@ -525,6 +526,7 @@ def _interpreter(plugin_file: Path) -> str:
     return plugin_file.read_text().split("\n", 1)[0].removeprefix("#!").removesuffix(" -IS")
 
 
+@pytest.mark.defect("slow-7")
 def test_the_interpreter_is_no_virtual_environments(plugin_file: Path) -> None:
     assert Path(_interpreter(plugin_file)).parent == Path(sys.base_prefix) / "bin"
     assert plugin_file.stat().st_mode & 0o7777 == 0o755

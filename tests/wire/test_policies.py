@@ -61,11 +61,13 @@ def named(policy: str) -> list[str]:
     return [f"vxnet-{policy}{n}" for n in (1, 2, 3)]
 
 
+@pytest.mark.defect("ancestor-5", "others-27")
 def test_fail_rotate_stays_until_the_vxnet_is_full_and_then_uses_the_next(new_host: NewHost) -> None:
     one, two, _ = named("fail")
     assert grow(new_host(), "FailRotate", named("fail"), FULL + 3) == [one] * FULL + [two] * 3
 
 
+@pytest.mark.defect("ancestor-5")
 def test_round_rotate_takes_one_vxnet_after_the_other_and_skips_the_full_one(new_host: NewHost, sim: Sim) -> None:
     one, two, three = named("round")
     fill(sim, one, but=2)
@@ -83,12 +85,14 @@ def test_round_rotate_spreads_a_burst_evenly_with_one_create_per_vxnet(new_host:
     assert [after[action] - before.get(action, 0) for action in ("CreateNics", "AttachNics")] == [3, 1]
 
 
+@pytest.mark.defect("ancestor-5")
 def test_random_uses_vxnets_of_the_list_only_and_goes_round_the_full_one(new_host: NewHost, sim: Sim) -> None:
     one, two, three = named("random")
     fill(sim, one, but=0)
     assert set(grow(new_host(), "Random", named("random"), 6)) <= {two, three}
 
 
+@pytest.mark.defect("others-30")
 def test_a_burst_larger_than_the_room_in_a_vxnet_goes_on_in_the_next_one(new_host: NewHost, sim: Sim) -> None:
     """A create that asks for more addresses than are left makes none; what is left is used, then the next vxnet."""
     one, two, three = "vxnet-fail1", "vxnet-fail2", "vxnet-fail3"
@@ -100,6 +104,7 @@ def test_a_burst_larger_than_the_room_in_a_vxnet_goes_on_in_the_next_one(new_hos
     assert set(created_in(host)) <= {one, two}
 
 
+@pytest.mark.defect("others-11")
 def test_adds_succeed_while_one_of_the_vxnets_is_full(new_host: NewHost, sim: Sim) -> None:
     """The policy's first choice has no address; the ADD gets a NIC in the next within its time."""
     assert sum(nic["vxnet_id"] == "vxnet-random1" for nic in sim.status()["nics"]) == FULL

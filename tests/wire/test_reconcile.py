@@ -80,6 +80,7 @@ def test_the_periodic_tasks_are_shown_with_what_hinders_them(new_host: NewHost, 
     assert {task["failures"] for task in host.get("/v1/tasks")} == {0}
 
 
+@pytest.mark.defect("hostnic-20")
 def test_what_differs_is_shown_in_status_and_metrics(new_host: NewHost, sim: Sim) -> None:
     host = new_host()
     host.start(**ONE)
@@ -104,6 +105,7 @@ def test_what_differs_is_shown_in_status_and_metrics(new_host: NewHost, sim: Sim
 # --- links -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("others-12")
 def test_links_in_wrong_places_and_links_that_did_not_come(new_host: NewHost, sim: Sim) -> None:
     """On two hosts at once, since it takes time: nothing is done before a second look."""
     faults = json.dumps([{"action": "AttachNics", "effect": "lose-link", "times": 1}])
@@ -184,6 +186,7 @@ def boot(host: Host, containers: list[Container]) -> None:
         run("ip", "netns", "delete", name)
 
 
+@pytest.mark.defect("others-8", "others-13")
 def test_after_a_boot_containers_are_over_and_all_nics_are_parked(new_host: NewHost) -> None:
     host = new_host()
     boot_id = host.directory / "boot-id"

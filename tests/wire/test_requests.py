@@ -24,6 +24,7 @@ def sim() -> Iterator[Sim]:
 # --- again ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("hostnic-12")
 def test_add_repeated_gives_the_same_answer_byte_for_byte(host: Host) -> None:
     container = host.container()
     conf = host.conf(routes=[{"dst": SERVICES, "gw": "172.20.1.1"}])
@@ -33,6 +34,7 @@ def test_add_repeated_gives_the_same_answer_byte_for_byte(host: Host) -> None:
     assert container.link()["address"] == first.json["interfaces"][0]["mac"]
 
 
+@pytest.mark.defect("hostnic-12")
 def test_two_adds_at_once_for_one_attachment_get_one_answer_and_one_nic(host: Host) -> None:
     container = host.container()
     with ThreadPoolExecutor(2) as pool:
@@ -53,6 +55,7 @@ def test_add_in_a_new_namespace_under_a_known_id_moves_the_nic_there(host: Host)
 
 
 @pytest.mark.cni(42)
+@pytest.mark.defect("hostnic-9", "ancestor-3")
 def test_del_succeeds_however_often_it_comes(host: Host) -> None:
     container = host.container()
     host.add(container)
@@ -77,6 +80,7 @@ def test_del_of_another_ifname_or_network_leaves_the_attachment_alone(host: Host
 
 
 @pytest.mark.cni(6, 7, 44)
+@pytest.mark.defect("hostnic-10", "ancestor-3", "others-14")
 @pytest.mark.parametrize("netns", [None, "", "/run/netns/not-there"])
 def test_del_needs_no_namespace(host: Host, netns: str | None) -> None:
     """Left out, empty or gone: the NIC comes back from where it was recorded to be."""
@@ -88,6 +92,7 @@ def test_del_needs_no_namespace(host: Host, netns: str | None) -> None:
 
 
 @pytest.mark.cni(44, 47)
+@pytest.mark.defect("hostnic-9")
 def test_del_after_the_namespace_is_gone_gives_the_nic_back(host: Host) -> None:
     container = host.container()
     host.add(container)
@@ -97,6 +102,7 @@ def test_del_after_the_namespace_is_gone_gives_the_nic_back(host: Host) -> None:
     eventually(host.is_untouched, "both NICs parked and idle")
 
 
+@pytest.mark.defect("hostnic-10", "slow-3", "others-13")
 def test_a_namespace_that_dies_without_del_gives_its_nic_back_to_rest(new_host: NewHost, sim: Sim) -> None:
     """The attachment is released, the NIC parked and cooling; it never left the cloud's list for this instance."""
     host = new_host()
@@ -116,6 +122,7 @@ def test_a_namespace_that_dies_without_del_gives_its_nic_back_to_rest(new_host: 
 # --- refused -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("ancestor-6")
 @pytest.mark.parametrize("place", ["tcp", "unix"])
 def test_without_an_agent_add_fails_fast_with_code_11_and_del_is_kept(new_host: NewHost, place: str) -> None:
     host = new_host()
@@ -192,6 +199,7 @@ def test_a_gateway_of_0_0_0_0_is_refused_with_code_7_where_is_gateway_forbids_it
     assert host.is_untouched()
 
 
+@pytest.mark.defect("others-7")
 def test_a_refused_add_can_be_repeated_once_it_is_mended(host: Host) -> None:
     container = host.container()
     assert host.cni("ADD", container, conf=host.conf(routes=[{"dst": SERVICES, "gw": "9.9.9.9"}])).code == 7
@@ -200,6 +208,7 @@ def test_a_refused_add_can_be_repeated_once_it_is_mended(host: Host) -> None:
 
 
 @pytest.mark.cni(32)
+@pytest.mark.defect("hostnic-8")
 def test_an_add_that_gets_no_nic_in_time_says_why_with_code_11(host: Host) -> None:
     """The cause is the limit; the ADD's place in the queue is given up."""
     for container in (host.container(), host.container()):

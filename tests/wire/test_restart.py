@@ -49,6 +49,7 @@ def agrees_with_cloud(host: Host) -> bool:
 # --- killed --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("others-15")
 def test_after_a_kill_the_table_is_the_same_and_containers_never_noticed(new_host: NewHost) -> None:
     """Same NICs, same attachments, none created or lost in the cloud, and no ping went unanswered meanwhile."""
     host = new_host()
@@ -97,6 +98,7 @@ def one_is_parked(host: Host) -> bool:
 MOMENTS = (nics_are_created, attach_is_under_way, links_are_there, one_is_parked)
 
 
+@pytest.mark.defect("hostnic-17", "others-5")
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
 def test_a_kill_while_nics_are_made_leaks_none_and_makes_none_twice(
     new_host: NewHost, moment: Callable[[Host], bool]
@@ -124,6 +126,7 @@ def test_a_kill_while_nics_are_given_back_leaves_none(new_host: NewHost) -> None
     eventually(lambda: not host.cloud_nics() and not host.nics(), "no NIC left in cloud or table")
 
 
+@pytest.mark.defect("others-5")
 def test_a_kill_in_the_middle_of_an_add_leaves_no_half_attachment(new_host: NewHost) -> None:
     """The ADD fails; after the restart it is either undone or, if it had been recorded, answered as recorded."""
     host = new_host()
@@ -167,6 +170,7 @@ def test_a_container_that_went_while_the_agent_was_away_gives_its_nic_back(new_h
 # --- stopped -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("hostnic-20")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_agent_with_status_0_and_nics_stay(new_host: NewHost, number: signal.Signals) -> None:
     host = new_host()
@@ -182,6 +186,7 @@ def test_a_signal_ends_the_agent_with_status_0_and_nics_stay(new_host: NewHost, 
     assert host.cloud_nics() == nics
 
 
+@pytest.mark.defect("ancestor-7")
 def test_the_stop_command_waits_until_the_agent_is_gone(new_host: NewHost) -> None:
     host = new_host()
     agent = host.start(**FEW)

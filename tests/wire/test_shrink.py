@@ -43,6 +43,7 @@ def is_as_it_was(host: Host, nic_id: str, before: dict[str, Any]) -> bool:
 # --- surplus -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("hostnic-15")
 def test_an_idle_surplus_nic_is_detached_and_deleted_after_its_time(new_host: NewHost) -> None:
     """Back to max-idle, not before idle-ttl is over; the NICs vanish from host and cloud, eth0's never."""
     host = new_host()
@@ -83,6 +84,7 @@ def test_what_is_idle_for_less_than_its_time_is_kept_for_the_next_container(new_
 # --- not ours ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("hostnic-18", "ancestor-7")
 def test_the_nic_of_iface_and_foreign_ones_are_never_touched(new_host: NewHost) -> None:
     """The one of --iface even if it bears our name. Not while the pool grows, nor by drain and cleanup.
 
@@ -128,6 +130,7 @@ def test_a_nic_of_ours_left_from_an_earlier_life_is_adopted(new_host: NewHost) -
 # --- drain and cleanup -----------------------------------------------------------------------------------
 
 
+@pytest.mark.defect("others-2")
 def test_drain_leaves_nothing_and_refuses_adds_with_code_11(new_host: NewHost) -> None:
     host = new_host()
     host.start(min_idle=3, max_idle=3)

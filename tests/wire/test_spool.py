@@ -37,6 +37,7 @@ def spooled(host: Host) -> list[str]:
 
 
 @pytest.mark.cni(53)
+@pytest.mark.defect("ancestor-6")
 @pytest.mark.parametrize("is_tcp", [True, False])
 def test_a_del_while_the_agent_is_away_is_done_when_it_is_back(new_host: NewHost, is_tcp: bool) -> None:
     host = new_host()
@@ -79,6 +80,7 @@ def test_a_del_that_a_hung_agent_finds_twice_is_done_once(new_host: NewHost) -> 
     assert len(host.agent.events("nic.released")) == 1
 
 
+@pytest.mark.defect("others-24")
 def test_an_add_after_a_kept_del_gets_a_nic_of_its_own_and_keeps_it(new_host: NewHost) -> None:
     """The agent finds all at once: the DEL it did not answer, the file, and the ADD."""
     host = new_host()

@@ -156,6 +156,7 @@ def detour(new_host: NewHost) -> Iterator[Detour]:
         forwarder.close()
 
 
+@pytest.mark.defect("hostnic-2", "ancestor-7")
 def test_an_unreachable_api_never_ends_the_agent_which_becomes_ready_when_it_answers(detour: Detour) -> None:
     """Meanwhile it is alive, not ready, says why, and refuses ADDs with code 11 and that cause."""
     host, forwarder, settings = detour
@@ -179,6 +180,7 @@ def test_an_unreachable_api_never_ends_the_agent_which_becomes_ready_when_it_ans
     assert agent.is_running
 
 
+@pytest.mark.defect("hostnic-13")
 def test_nics_on_disk_and_in_the_kernel_are_served_while_the_cloud_is_silent(detour: Detour) -> None:
     """After a restart with the API away: DELs and ADDs from the pool; cloud writes wait until it has answered."""
     host, forwarder, settings = detour

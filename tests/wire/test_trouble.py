@@ -68,6 +68,7 @@ UNREACHABLE = {
 }
 
 
+@pytest.mark.defect("hostnic-2")
 @pytest.mark.parametrize("how", UNREACHABLE)
 def test_an_api_that_cannot_be_reached_any_more_is_told_while_the_pool_serves(new_host: NewHost, how: str) -> None:
     host = new_host()
@@ -90,6 +91,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.defect("hostnic-1", "hostnic-3", "ancestor-2")
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_the_cloud_answers_in_trouble_is_told_while_the_pool_serves(
     new_host: NewHost, sim: Sim, name: str
@@ -102,6 +104,7 @@ def test_what_the_cloud_answers_in_trouble_is_told_while_the_pool_serves(
     assert_over(host)
 
 
+@pytest.mark.defect("hostnic-6")
 def test_a_failed_job_is_told_and_its_nics_are_attached_again(new_host: NewHost, sim: Sim) -> None:
     host = new_host()
     host.start(**ONE)
