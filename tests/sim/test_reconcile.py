@@ -406,13 +406,14 @@ def test_a_gateway_that_the_cloud_has_not_attached_is_attached_again(tmp_path: P
 
 def test_a_link_that_comes_before_the_clouds_own_word_is_no_difference(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
-        await host.until(lambda: "idle" in host.states(), "a link is there, and its job still runs")
+        await host.until(lambda: "idle" in host.states() and not host.agent.context.table.busy, "links are there")
+        assert set(host.ours_in_cloud().values()) == {"available"}  # their job still runs
         await host.agent.reconciler.ask(60.0)
         await calm(host)
         assert not await events(host, "drift.seen")
 
     faults = (FaultSpec("AttachNics", "early-link", by=(15.0, 15.0)),)
-    topology = replace(default_topology("sim", 1), faults=faults, latencies=Latencies(attach=(20.0, 20.0)))
+    topology = replace(default_topology("sim", 1), faults=faults, latencies=Latencies(attach=(4.0, 4.0)))
     lived(test, tmp_path, topology=topology, is_warm=False)
 
 
