@@ -24,7 +24,7 @@ TOPOLOGY = Topology(
     faults=(FaultSpec("CreateNics", "address-quota", nth=4, times=2),),
 )
 PODS = "vxnet-pods001"
-HOST = "i-xhost1"
+HOST, OTHER_HOST = "i-xhost1", "i-xhost2"
 
 
 class Cloud:
@@ -77,6 +77,7 @@ def test_the_next_cloud_shows_the_same_and_goes_on_alike() -> None:
     cloud.wait(2)
     cloud("DeleteNics", nics=[first])
     cloud("AttachNics", nics=[third], instance=HOST)
+    cloud("StopInstances", instances=[OTHER_HOST])
     cloud.time += 1
     other = cloud.next_one()
     assert other.everything() == cloud.everything()

@@ -10,7 +10,7 @@ from qingcloud_cni.sim.effects import FilterNic
 from qingcloud_cni.sim.faults import JobFault
 from qingcloud_cni.sim.jobs import ATTACH, DETACH, Jobs
 from qingcloud_cni.sim.params import Params
-from qingcloud_cni.sim.state import AVAILABLE, IN_USE, CloudState, NicRecord, VxnetRecord
+from qingcloud_cni.sim.state import AVAILABLE, IN_USE, RUNNING, CloudState, NicRecord, VxnetRecord
 
 
 def create_nics(state: CloudState, params: Params) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def attach_nics(state: CloudState, jobs: Jobs, params: Params, fault: JobFault) 
     """Queue one job for all NICs. Beyond the instance's limit it is 1400: the platform's bound, not a quota."""
     host = state.find_host(params.needed("instance"))
     nics = state.find_nics(params.needed_list("nics"))
-    if host.status != "running":
+    if host.status != RUNNING or host.transition:
         raise refusals.denied(f"instance [{host.instance_id}] is not running, can not attach nics")
     for nic in nics:
         _check_idle(nic)

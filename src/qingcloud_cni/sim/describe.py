@@ -134,7 +134,7 @@ def _instance(state: CloudState, host: HostRecord) -> dict[str, Any]:
         "hostname": host.spec.name,
         "description": None,
         "status": host.status,
-        "transition_status": "",
+        "transition_status": host.transition,
         "zone_id": state.topology.zone,
         "vcpus_current": 2,
         "memory_current": 2048,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from qingcloud_cni.sim.faults import JobFault
-from qingcloud_cni.sim.state import CloudState, JobRecord, LateLink, NicRecord
+from qingcloud_cni.sim.state import CEASED, TERMINATED, CloudState, JobRecord, LateLink, NicRecord
 
 ATTACH = "AttachNics"
 DETACH = "DetachNics"
@@ -21,10 +21,17 @@ class Jobs:
         self._state = state
         self._open: list[JobRecord] = []
 
-    def submit(self, action: str, nics: list[NicRecord], instance_ids: tuple[str, ...], fault: JobFault) -> JobRecord:
+    def submit(
+        self,
+        action: str,
+        nics: list[NicRecord],
+        instance_ids: tuple[str, ...],
+        fault: JobFault,
+        becomes: str = "",
+    ) -> JobRecord:
         """Queue a job behind all others of its instances; until its end the NICs are busy and keep their status.
 
-        None waits for one that does not end.
+        None waits for one that does not end. *becomes* is the status its instances will have, where it changes that.
         """
         state = self._state
         low, high = state.topology.latencies.attach if action == ATTACH else state.topology.latencies.detach
@@ -33,7 +40,8 @@ class Jobs:
         begin = max([now, *before])
         due = begin + state.rng.uniform(low, high) + fault.slower
         nic_ids = tuple(nic.nic_id for nic in nics)
-        directive: dict[str, object] = {"action": action, "nics": nic_ids, "zone": state.topology.zone}
+        directive: dict[str, object] = {"action": action, "zone": state.topology.zone}
+        directive |= {"instances": instance_ids} if becomes else {"nics": nic_ids}
         if action == ATTACH:
             directive["instance"] = instance_ids[0]
         job = JobRecord(
@@ -47,6 +55,7 @@ class Jobs:
             due=due,
             ends=due + fault.links_early,
             fault=fault,
+            becomes=becomes,
         )
         for nic in nics:
             nic.busy = BUSY[action]
@@ -105,7 +114,10 @@ class Jobs:
             state.effects.append(state.plug(state.nics[late.nic_id], late.instance_id))
 
     def _done(self, job: JobRecord) -> list[NicRecord]:
-        """The NICs with which a job does what was asked."""
+        """The NICs with which a job does what was asked; an instance that ends loses all but its primary."""
+        if job.becomes:
+            ends = job.instance_ids if job.becomes in {TERMINATED, CEASED} else ()
+            return [nic for instance_id in ends for nic in self._state.nics_of(instance_id) if nic.role != 1]
         nics = [self._state.find_nic(nic_id) for nic_id in job.nic_ids]
         if job.fault.fails:
             return []
@@ -113,7 +125,7 @@ class Jobs:
 
     def _land(self, job: JobRecord) -> None:
         for nic in self._done(job):
-            if job.action == DETACH:
+            if job.action != ATTACH:
                 self._state.unplug(nic)
             else:
                 nic.link_name = job.fault.link_name
@@ -128,8 +140,11 @@ class Jobs:
         done = self._done(job)
         for nic in map(state.find_nic, job.nic_ids):
             nic.busy = ""
+        if job.becomes:
+            for host in map(state.find_host, job.instance_ids):
+                host.status, host.transition = job.becomes, ""
         for nic in done:
-            if job.action == DETACH:
+            if job.action != ATTACH:
                 state.take_off(nic)
             else:
                 state.put_on(nic, job.instance_ids[0])

@@ -26,6 +26,7 @@ from qingcloud_cni.sim.faults import (
     job_fault,
     refusal_of,
 )
+from qingcloud_cni.sim.instances import CHANGES, change_instances
 from qingcloud_cni.sim.jobs import Jobs
 from qingcloud_cni.sim.params import Params
 from qingcloud_cni.sim.records import Hour, Records, worth_keeping
@@ -45,6 +46,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # every action there is, and the paramete
     "DetachNics": ("nics",),
     "DeleteNics": ("nics",),
     "ModifyNicAttributes": ("nic",),
+    **dict.fromkeys(CHANGES, ("instances",)),
 }
 
 
@@ -190,6 +192,7 @@ class Model:
             topology=self.topology,
             began=self._began,
             nics=tuple(state.nics.values()),
+            hosts={host.instance_id: (host.status, host.transition) for host in state.hosts.values()},
             jobs=tuple(worth_keeping(state.jobs)),
             books={vxnet.vxnet_id: vxnet.book.record() for vxnet in state.vxnets.values() if vxnet.book},
             late_links=tuple(state.late_links),
@@ -213,6 +216,7 @@ class Model:
         state.late_links = list(records.late_links)
         for host in state.hosts.values():
             host.create_time = records.began
+            host.status, host.transition = records.hosts[host.instance_id]
         for vxnet in state.vxnets.values():
             vxnet.create_time = records.began
             if vxnet.book:
@@ -245,6 +249,8 @@ class Model:
         effects = [strike.effect for strike in struck]
         if action in DESCRIBES:
             return describe.cut(DESCRIBES[action](state, params), params, [e for e in effects if e in LISTS])
+        if action in CHANGES:
+            return change_instances(state, self._jobs, action, params)
         if NIC_GONE in effects and action not in {"CreateNics", "AttachNics"}:
             changes.lose_nics(state, params.listed("nics") or [params.text("nic")])
         match action:

@@ -13,7 +13,7 @@ from qingcloud_cni.sim.faults import Tally
 from qingcloud_cni.sim.state import JobRecord, LateLink, NicRecord
 from qingcloud_cni.sim.topology import FaultSpec, Topology
 
-FORM = 2  # of what is written; another number is not understood
+FORM = 3  # of what is written; another number is not understood
 PAST_JOBS = 200  # jobs that are over and still told of
 
 _CLOUD = "cloud.json"  # beside the record of what was made
@@ -32,6 +32,7 @@ class Records(msgspec.Struct, frozen=True, kw_only=True):
     topology: Topology
     began: float  # when the cloud began
     nics: tuple[NicRecord, ...]
+    hosts: dict[str, tuple[str, str]]  # status and transition by instance id
     jobs: tuple[JobRecord, ...]
     books: dict[str, BookRecord]  # by vxnet id
     late_links: tuple[LateLink, ...]

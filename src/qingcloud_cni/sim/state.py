@@ -16,6 +16,11 @@ from qingcloud_cni.sim.topology import HostSpec, Topology, VxnetSpec
 AVAILABLE = "available"
 IN_USE = "in-use"
 
+RUNNING = "running"
+STOPPED = "stopped"
+TERMINATED = "terminated"
+CEASED = "ceased"
+
 
 @dataclass(slots=True)
 class NicRecord:
@@ -39,7 +44,8 @@ class NicRecord:
 class HostRecord:
     spec: HostSpec
     create_time: float
-    status: str = "running"
+    status: str = RUNNING
+    transition: str = ""  # what a job is about to do with it: "stopping", "terminating", ...
 
     @property
     def instance_id(self) -> str:
@@ -60,7 +66,7 @@ class VxnetRecord:
 
 @dataclass(slots=True)
 class JobRecord:
-    """One AttachNics or DetachNics under way; *begin*, *due* and *ends* are seconds on the model's clock."""
+    """A job that is under way or over; *begin*, *due* and *ends* are seconds on the model's clock."""
 
     job_id: str
     action: str
@@ -72,6 +78,7 @@ class JobRecord:
     due: float  # when links appear or vanish
     ends: float  # when its end shows
     fault: JobFault
+    becomes: str = ""  # status that its instances will have; "" where it is about NICs
     has_landed: bool = False  # its effects were handed to the hardware
     end: str = ""  # "successful", "failed" or "done with failure" once it is over
     end_time: float = 0.0
