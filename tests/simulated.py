@@ -346,6 +346,13 @@ async def simulated(
 ) -> AsyncIterator[SimulatedHost]:
     """A host, and a running agent if *is_started*; *is_warm* waits until the pool has its first NICs."""
     host = SimulatedHost(tmp_path, topology, seed=seed, disk_seconds=disk_seconds, **settings)
+    async with served(host, is_warm=is_warm, is_started=is_started):
+        yield host
+
+
+@asynccontextmanager
+async def served(host: SimulatedHost, *, is_warm: bool = True, is_started: bool = True) -> AsyncIterator[None]:
+    """The same with a host whose cloud was prepared before."""
     pump = host.pump = asyncio.create_task(
         run_jobs(host.model, host.kernel.apply, host.clock.sleep, host.clock.now), name="cloud jobs"
     )
@@ -354,7 +361,7 @@ async def simulated(
             await host.start()
         if is_started and is_warm:
             await host.until(lambda: host.states().count("idle") >= host.settings.min_idle, "a warm pool")
-        yield host
+        yield
         await host.check_alive()
     finally:
         await host.end()

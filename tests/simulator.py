@@ -155,13 +155,19 @@ class Sim:
         assert len(answer.get("faults", "")) == len(faults), answer
 
     @contextmanager
-    def fault(self, action: str, effect: str) -> Iterator[None]:
-        """While it lasts, this is what such calls get."""
-        self.set_faults({"action": action, "effect": effect, "times": 10_000})
+    def faults(self, *faults: Mapping[str, object]) -> Iterator[None]:
+        """While it lasts, these are in force and no others."""
+        self.set_faults(*faults)
         try:
             yield
         finally:
             self.set_faults()
+
+    @contextmanager
+    def fault(self, action: str, effect: str) -> Iterator[None]:
+        """While it lasts, this is what such calls get."""
+        with self.faults({"action": action, "effect": effect, "times": 10_000}):
+            yield
 
     def wait_job(self, job_id: str) -> None:
         def ended() -> bool:

@@ -42,8 +42,10 @@ def test_a_crash_at_any_step_loses_nothing(first: int) -> None:
 
 def test_the_scripted_life_has_all_that_an_agent_does() -> None:
     story = "\n".join(live(SCRIPTS["short"]).story)
-    for event in ("CreateNics", "AttachNics", "DetachNics", "DeleteNics", "nic.gateway", "nic.missing", "unused",
-                  "to attach it again", "drain", "its link has left the container", "DEL", "nic.rested"):  # fmt: skip
+    for event in (
+        "CreateNics", "AttachNics", "DetachNics", "DeleteNics", "nic.gateway", "nic.missing", "idle-ttl",
+        "to attach it again", "drained", "its link has left the container", "DEL", "nic.rested",
+    ):  # fmt: skip
         assert event in story, event
 
 

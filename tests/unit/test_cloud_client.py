@@ -150,6 +150,51 @@ async def test_an_unknown_instance_is_none(bench: Bench, answer: Answer) -> None
     assert await bench.play(answer, answer).instance("i-42") is None
 
 
+async def test_many_instances_are_asked_for_at_once_and_the_missing_ones_as_nodes_of_clusters(bench: Bench) -> None:
+    def listed(*found: str) -> Answer:
+        return reply("DescribeInstances", total_count=len(found), instance_set=[{"instance_id": i} for i in found])
+
+    found = await bench.play(listed("i-3", "i-1"), listed("i-2", "i-9")).instances(
+        ["i-1", "i-2", "i-3", "i-4", "i-1"]
+    )
+    assert [instance.instance_id for instance in found] == ["i-1", "i-2", "i-3"]  # i-9 was not asked for
+    first, second = bench.script.asked
+    assert [first[f"instances.{n}"] for n in (1, 2, 3, 4)] == ["i-1", "i-2", "i-3", "i-4"]
+    assert [second[f"instances.{n}"] for n in (1, 2)] == ["i-2", "i-4"]
+    assert second["is_cluster_node"] == "1"
+    assert await bench.play().instances([]) == ()
+
+
+async def test_where_one_unknown_id_spoils_the_list_they_are_asked_for_one_by_one(bench: Bench) -> None:
+    one = reply("DescribeInstances", total_count=1, instance_set=[{"instance_id": "i-1", "status": "stopped"}])
+    found = await bench.play(refusal(2100), one, refusal(2100), refusal(2100)).instances(["i-1", "i-2"])
+    assert [(instance.instance_id, instance.status) for instance in found] == [("i-1", "stopped")]
+
+
+async def test_what_an_instance_is_about_to_become(bench: Bench) -> None:
+    going = {"instance_id": "i-42", "status": "running", "transition_status": "terminating"}
+    instance = await bench.play(reply("DescribeInstances", total_count=1, instance_set=[going])).instance("i-42")
+    assert instance is not None
+    assert instance.transition == "terminating"
+
+
+@pytest.mark.parametrize(
+    ("stamp", "seconds"),
+    [
+        ("2016-12-23T13:35:56Z", 1482500156.0),
+        ("2016-12-23T13:35:56", 1482500156.0),
+        ("2016-12-23T14:35:56+01:00", 1482500156.0),
+        ("", 0.0),
+        ("yesterday", 0.0),
+        (None, 0.0),
+    ],
+)
+async def test_times_of_a_nic(bench: Bench, stamp: str | None, seconds: float) -> None:
+    nic = {"nic_id": MAC, "create_time": stamp, "status_time": stamp}
+    (found,) = await bench.play(reply("DescribeNics", total_count=1, nic_set=[nic])).nics()
+    assert (found.created, found.since) == (seconds, seconds)
+
+
 async def test_vxnets_include_base_networks_in_the_order_asked(bench: Bench) -> None:
     managed = {
         "vxnet_id": "vxnet-1", "vxnet_name": "pods", "vxnet_type": 1, "vpc_router_id": "rtr-1", "description": None,

@@ -145,6 +145,9 @@ ask("detached", cloud.describe_nics(nics=nics))
 ask("delete", cloud.delete_nics(nics))
 ask("deleted", cloud.describe_nics(nics=nics))
 said["again"] = cloud.delete_nics(nics)
+finish("stop-job", ask("stop", cloud.stop_instances([host]))["job_id"])
+finish("terminate-job", ask("terminate", cloud.terminate_instances([host]))["job_id"])
+ask("terminated", cloud.describe_instances(instances=[host]))
 json.dump(said, sys.stdout)
 """
 
@@ -181,6 +184,7 @@ def test_the_sdk_creates_attaches_lists_detaches_and_deletes(server: Server) -> 
     ]
     assert said["deleted"]["nic_set"] == []
     assert said["again"]["ret_code"] == 2100
+    assert [i["status"] for i in said["terminated"]["instance_set"]] == ["terminated"]
     assert server.plugged == []
 
 

@@ -54,7 +54,7 @@ class Agent:
 
     def __init__(self, settings: Settings, context: Context) -> None:
         chooser = VxnetChooser(VxnetPolicy(settings.policy), settings.vxnet, context.rng)
-        vxnets = VxnetBook(context.cloud)
+        vxnets = VxnetBook(context.cloud, lambda vxnet_id, left: chooser.has_room(vxnet_id, left, context.now()))
         self.context = context
         self.jobs = Jobs(context)
         self.operations = Operations(context, self.jobs, chooser, vxnets)
@@ -73,7 +73,7 @@ class Agent:
             context, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, cures=cures,
             iface=settings.iface,
         )  # fmt: skip
-        self._premises = Premises(context, vxnets, settings.vxnet)
+        self._premises = Premises(context, vxnets, self.operations.departure, settings.vxnet)
         self._serves_from_disk = bool(context.table.nics)
         self._first = FirstComparison(
             context, self._premises, self.reconciler, settings.qyaccessfilepath,
@@ -215,4 +215,4 @@ class Agent:
 
     def stop(self) -> None:
         """Accept no ADD any more; those that wait are told so. NICs stay where they are."""
-        self.pool.close("the agent is stopping; try again when it is back")
+        self.pool.stop()

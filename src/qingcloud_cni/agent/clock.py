@@ -3,8 +3,9 @@
 import asyncio
 import random
 import time
+from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -91,3 +92,18 @@ class Backoff:
 
     def worked(self) -> None:
         self.failures, self.until, self.cause = 0, 0.0, ""
+
+
+@dataclass(slots=True)
+class Lately:
+    """How long something took lately: the median, so that one that hung does not count."""
+
+    first: float  # seconds, until something was seen
+    _seen: deque[float] = field(default_factory=lambda: deque(maxlen=9))
+
+    def saw(self, seconds: float) -> None:
+        self._seen.append(seconds)
+
+    @property
+    def seconds(self) -> float:
+        return sorted(self._seen)[len(self._seen) // 2] if self._seen else self.first

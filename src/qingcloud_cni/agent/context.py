@@ -31,6 +31,7 @@ class Context:
     tasks: Tasks
     began: float = 0.0  # when this agent did, in seconds since the epoch
     set_forward: float = 0.0  # seconds by which the host's clock was set between the agent before and this one
+    leaving: str = ""  # why this instance is going away; then nothing is created or attached
     moving: set[str] = field(default_factory=set)  # NICs whose link a verb is moving at this moment
     plan_due: Signal = field(default_factory=Signal)  # something the planner looks at has changed
     path_due: Signal = field(default_factory=Signal)  # what the kernel has to do for Services may have changed

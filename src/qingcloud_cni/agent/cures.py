@@ -17,6 +17,7 @@ from qingcloud_cni.core.evidence import Cure
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.names import link_alias
+from qingcloud_cni.core.plan import Mode
 from qingcloud_cni.core.recovery import adopted, adopted_gateway
 from qingcloud_cni.core.seams import CloudNic, Link
 
@@ -125,7 +126,7 @@ class Cures:
     def _replug(self, nic_ids: list[str]) -> None:
         """Detach them, all in one call, to be attached again; those whose time has not come are put off."""
         context, now = self._context, self._context.now()
-        if self._pool.is_draining or not self._pool.may_begin:
+        if self._pool.mode is not Mode.SERVING:
             return
         due = {nic_id: repair.due_at(context.table.nics[nic_id], self._repairs, now) for nic_id in nic_ids}
         now_due = [nic_id for nic_id in nic_ids if due[nic_id] <= now]
@@ -140,17 +141,19 @@ class Cures:
 
     def _renew(self, nic_id: str) -> None:
         """A gateway's address is in use, so it is attached again; of others there are more, so it is deleted."""
-        if not self._pool.may_begin:
+        table = self._context.table
+        is_needed = table.nics[nic_id].is_gateway and nic_id not in unused(
+            table.nics.values(), (*table.attachments.values(),)
+        )
+        if not self._pool.may_begin or (is_needed and self._pool.mode is Mode.LEAVING):
             return
         self.has_begun = True
-        context, now, table = self._context, self._context.now(), self._context.table
+        context, now = self._context, self._context.now()
         detail = "the cloud has it attached nowhere, though its link is here"
         if table.nics[nic_id].state is NicState.GATEWAY:
             table.lost(nic_id, now, detail)
         table.not_attached(nic_id, now, detail)
-        if table.nics[nic_id].is_gateway and nic_id not in unused(
-            table.nics.values(), (*table.attachments.values(),)
-        ):
+        if is_needed:
             attach = self._operations.begin_attach([nic_id])
             context.tasks.spawn(f"attach {attach.op_id}", self._operations.attach(attach))
         else:

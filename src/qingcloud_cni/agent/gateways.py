@@ -14,7 +14,8 @@ from qingcloud_cni.core.errors import CloudError, InvalidConfig, KernelRefused, 
 from qingcloud_cni.core.gateway import HostNic, address_of, host_nics, service_path, unused
 from qingcloud_cni.core.model import Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.network_config import NetworkConfig
-from qingcloud_cni.core.plan import explain_wait, room
+from qingcloud_cni.core.outlook import explain_wait
+from qingcloud_cni.core.plan import Mode, room
 from qingcloud_cni.core.seams import CloudNic, ServicePath
 
 CHECK_PERIOD = 30.0  # seconds between checks that the host still is as it should be (design section 7)
@@ -133,6 +134,8 @@ class Gateways:
     def _cause(self) -> str:
         if self._others is None:
             return _UNKNOWN
+        if self._context.leaving:
+            return self._context.leaving
         return self._backoff.cause or self._operations.growth.cause or "the cloud has not attached it yet"
 
     # --- making and keeping --------------------------------------------------------------------------
@@ -154,12 +157,13 @@ class Gateways:
 
     async def _keep(self) -> None:
         """Raises KernelRefused; Unavailable as `refresh`."""
-        if self._pool.may_begin and not self._pool.is_draining:
-            wanted = {v for v, count in self._wanted.items() if count and self._serving(v) is None}
-            wanted |= {n.vxnet_id for n in self._unattached() if n.nic_id not in self._unused()}
-            for vxnet_id in sorted(wanted):
-                self._make(vxnet_id)
-            self._give_back(wanted)
+        if (mode := self._pool.mode) in {Mode.SERVING, Mode.LEAVING}:
+            wanted = {n.vxnet_id for n in self._unattached() if n.nic_id not in self._unused()}
+            if mode is Mode.SERVING:
+                wanted |= {v for v, count in self._wanted.items() if count and self._serving(v) is None}
+                for vxnet_id in sorted(wanted):
+                    self._make(vxnet_id)
+            self._give_back(wanted, may_detach=mode is Mode.SERVING)
         for nic in self._context.table.in_state(NicState.ARRIVING):
             if nic.is_gateway and nic.nic_id not in self._context.moving:
                 self.receive(nic.nic_id)
@@ -225,7 +229,7 @@ class Gateways:
             is_open = await self._open([nic_id])
             nic = self._context.table.nics.get(nic_id)
             is_free = nic is not None and nic.state is NicState.CREATING and nic_id not in self._context.table.busy
-            if is_open and is_free and not self._pool.is_draining:
+            if is_open and is_free and self._pool.mode is Mode.SERVING:
                 attach = self._operations.begin_attach([nic_id])
         finally:
             self._attaching.discard(nic_id)
@@ -233,7 +237,7 @@ class Gateways:
             await self._operations.attach(attach)
         self._context.path_due.notify()
 
-    def _give_back(self, wanted: set[str]) -> None:
+    def _give_back(self, wanted: set[str], *, may_detach: bool) -> None:
         """Gateway NICs that serve nothing: made for an ADD that gave up, or attached while their link is nowhere.
 
         What containers use is not deleted once it is detached, but attached again.
@@ -245,7 +249,7 @@ class Gateways:
         if spare:
             delete = self._operations.begin_delete(spare)
             spawn(f"delete {delete.op_id}", self._operations.delete(delete))
-        if lost and self._operations.shrinking.until <= self._context.now():
+        if lost and may_detach and self._operations.shrinking.until <= self._context.now():
             detach = self._operations.begin_detach(lost, "its link is gone")
             spawn(f"detach {detach.op_id}", self._operations.detach(detach))
 

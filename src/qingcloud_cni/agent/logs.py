@@ -22,6 +22,7 @@ _TROUBLE = (  # ends of event names
     ".duplicate",
     ".distrusted",
     "flows.kept",
+    ".leaving",
 )
 log = logging.getLogger("qingagent")
 

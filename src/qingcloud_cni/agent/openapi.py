@@ -11,6 +11,7 @@ from msgspec import Meta
 from qingcloud_cni import __version__
 from qingcloud_cni.agent.access import OPEN_PATHS
 from qingcloud_cni.agent.cni_api import CniRequest
+from qingcloud_cni.agent.plan_view import PlanView
 from qingcloud_cni.agent.views import (
     AttachmentView,
     ConfigView,
@@ -180,6 +181,9 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
             query=EventQuery,
         ),
         ("get", "/v1/tasks"): Endpoint("The periodic tasks of the agent", {200: Answer("", (list[TaskView],))}),
+        ("get", "/v1/plan"): Endpoint(
+            "What the pool would do now and why, and what it waits for", {200: Answer("", (PlanView,))}
+        ),
         ("get", "/v1/config"): Endpoint("The settings, each with its source", {200: Answer("", (ConfigView,))}),
         ("get", "/v1/openapi.json"): Endpoint("This document", {200: Answer("", (dict[str, object],))}),
         ("post", "/v1/drain"): Endpoint(

@@ -6,13 +6,16 @@ No write is repeated before DescribeNics has told what the first one did.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
-from qingcloud_cni.agent.clock import Backoff, delay_after
+from qingcloud_cni.agent.clock import Backoff, Lately, delay_after
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.departure import Departure
 from qingcloud_cni.agent.jobs import Jobs
 from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.errors import (
+    ClockSkewed,
     CloudBusy,
     CloudError,
     CloudQuota,
@@ -26,6 +29,7 @@ from qingcloud_cni.core.model import Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.seams import CloudNic, CreatedNic, JobStatus
 from qingcloud_cni.core.vxnets import VxnetChooser
 
+ATTACH_FIRST = 5.0  # seconds an attach is taken to last until one was seen; hot-plug takes 2-4 s
 LINK_FIRST = 10.0  # seconds in which an attached link usually shows; only then is the job asked about
 LINK_AFTER_JOB = 20.0  # seconds after a successful attach job in which the link has to show
 JOB_LIMIT = 1800.0  # seconds after which a job that does not end is believed no more than the NICs it is about
@@ -48,6 +52,8 @@ class Operations:
         self._vxnets = vxnets
         self.growth = Backoff(context.rng)  # creating and attaching
         self.shrinking = Backoff(context.rng)  # detaching
+        self.attaching = Lately(ATTACH_FIRST)
+        self.departure = Departure(context)
 
     # --- create and attach ---------------------------------------------------------------------------
 
@@ -95,6 +101,8 @@ class Operations:
             created = await self._look_up_created(intent, _patience(err))
             if not created:
                 self.growth.failed(self._context.now(), str(err))
+                if isinstance(err, CloudBusy):  # the cloud has said no itself
+                    self._chooser.failed(intent.vxnet_id)
             if len(created) < intent.count:
                 self._context.doubt(str(err))
         except CloudError as err:
@@ -128,7 +136,7 @@ class Operations:
                 self._context.enter(nic, "nic.created", subject=intent.op_id)
         self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
         if created:
-            self._chooser.worked(intent.vxnet_id, len(created))
+            self._chooser.worked(intent.vxnet_id, len(created), now)
         self._changed()
 
     async def _create_refused(self, intent: Intent, err: CloudError) -> None:
@@ -142,7 +150,7 @@ class Operations:
         if left is not None and is_vxnets:
             self._chooser.has_room(intent.vxnet_id, left, now)
             cause = f"{intent.vxnet_id}: {left} addresses left; {err}"
-        if is_vxnets or not isinstance(err, CloudUnreachable | CloudQuota | CredentialsRefused):
+        if is_vxnets or not isinstance(err, CloudUnreachable | CloudQuota | CredentialsRefused | ClockSkewed):
             self._chooser.failed(intent.vxnet_id)
         if is_vxnets and self._chooser.next_choice_at(now) <= now:
             self.growth.cause = cause  # another vxnet may serve at once
@@ -170,7 +178,8 @@ class Operations:
             return
         else:
             self._table.job_started(intent.op_id, job_id, "attach.accepted", self._context.now())
-        await self._follow_attach(intent.op_id)
+        if await self._follow_attach(intent.op_id):
+            self.attaching.saw(self._context.now() - intent.since)
 
     async def _attach_refused(self, intent: Intent, err: CloudError) -> None:
         """None is attached; one that was deleted, or attached by somebody, would have the next attach refused too."""
@@ -178,12 +187,15 @@ class Operations:
         if isinstance(err, CloudRefused):
             self._context.doubt(str(err))
             self._move_on(intent, await self._describe_ids(intent.nic_ids), str(err))
+            with suppress(CloudError):  # what is wrong with the instance is asked again after the next refusal
+                await self.departure.ask()
         for nic_id in self._in(intent, NicState.ATTACHING):
             self._table.not_attached(nic_id, self._context.now(), str(err))
         self._table.finish(intent.op_id, "attach.refused", self._context.now(), str(err))
         self._changed()
 
-    async def _follow_attach(self, op_id: str) -> None:
+    async def _follow_attach(self, op_id: str) -> bool:
+        """See the links of an attach arrive; True if all have."""
         self._context.journal.push()
         intent = self._table.intents[op_id]
         failure = ""
@@ -195,9 +207,10 @@ class Operations:
                 failure = f"job {job.job_id} has not ended within {JOB_LIMIT / 60:.0f} minutes"
             else:
                 await self._links_arrive(intent, LINK_AFTER_JOB)
-        await self._judge_not_arrived(intent, failure)
+        is_whole = await self._judge_not_arrived(intent, failure)
         self._table.finish(op_id, "attach.finished", self._context.now(), failure)
         self._changed()
+        return is_whole
 
     async def _links_arrive(self, intent: Intent, seconds: float) -> bool:
         """Whether all links of the operation have shown within *seconds*."""
@@ -208,12 +221,12 @@ class Operations:
                 return not self._in(intent, NicState.ATTACHING)
         return True
 
-    async def _judge_not_arrived(self, intent: Intent, failure: str) -> None:
-        """Ask the cloud about NICs whose links have not shown."""
+    async def _judge_not_arrived(self, intent: Intent, failure: str) -> bool:
+        """Ask the cloud about NICs whose links have not shown; True if all have."""
         late = self._in(intent, NicState.ATTACHING)
         if not late:
             self.growth.worked()  # only now: a NIC that can be created but not attached is no success
-            return
+            return True
         seen = await self._describe_ids(late)
         if not intent.job_id and not any(map(self._is_here, seen.values())):
             await self._context.clock.sleep(self._left(intent, LATE_EFFECT))  # it may still be queued
@@ -223,6 +236,7 @@ class Operations:
         self.growth.failed(now, f"attach of {', '.join(late)}: {cause}")
         self._context.doubt(f"attach of {', '.join(late)}: {cause}")
         self._move_on(intent, seen, cause)
+        return False
 
     def _move_on(self, intent: Intent, seen: Mapping[str, CloudNic], cause: str) -> None:
         """NICs whose attach is over and whose links have not come, to where the cloud has them."""
@@ -324,16 +338,21 @@ class Operations:
         """The NICs that are free; those still attached go back to the pool."""
         now = self._context.now()
         free = []
+        kept = []
         for nic_id in intent.nic_ids:
             nic = seen.get(nic_id)
             if self._is_gone(nic):
                 self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more, or has it elsewhere")
             elif self._is_here(nic):
                 self._table.kept(nic_id, now, "the cloud has not detached it")
-                self.shrinking.failed(now, f"nic {nic_id} was not detached")
-                self._context.doubt(f"nic {nic_id} was not detached")
+                kept.append(nic_id)
             else:
                 free.append(nic_id)
+        if kept:
+            cause = f"not detached: {', '.join(kept)}"
+            self._context.doubt(cause)
+            if intent.job_id:  # else the call was refused, which is counted already
+                self.shrinking.failed(now, cause)
         return tuple(free)
 
     async def delete(self, intent: Intent) -> None:

@@ -15,20 +15,23 @@ from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty, Unavai
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import Attachment, Nic, NicState
 from qingcloud_cni.core.network_config import Wish
+from qingcloud_cni.core.outlook import Troubles, explain_wait
 from qingcloud_cni.core.plan import (
     Action,
     AttachNics,
     CreateNics,
     DeleteNics,
     DetachNics,
+    Mode,
     PoolState,
     Rest,
     due_at,
-    explain_wait,
     next_due,
     plan,
+    serving_order,
+    steps,
 )
-from qingcloud_cni.core.vxnets import VxnetChooser
+from qingcloud_cni.core.vxnets import VxnetChooser, explain_rest
 
 TICK = 1e-6  # seconds between NICs that become idle together, lest it be forgotten which has rested longest
 PERIOD = 30.0  # seconds between plans at the most
@@ -56,7 +59,7 @@ class Pool:
     ) -> None:
         self._context = context
         self._operations = operations
-        self._chooser = chooser
+        self.chooser = chooser
         self.duplicates = duplicates
         self.flows = Flows(context)
         self._instance_nic_limit = instance_nic_limit
@@ -64,6 +67,7 @@ class Pool:
         self.others = 0  # secondary NICs of the instance that are not ours
         self.is_open = False  # cloud writes wait for the comparison with the cloud
         self.is_draining = False
+        self._is_stopping = False
         self.nowhere: set[str] = set()  # missing NICs whose link was in no reachable namespace at the last look
         self._refusal = ""  # why no ADD is served any more
         self.record = TaskRecord("pool", PERIOD)
@@ -71,12 +75,24 @@ class Pool:
 
     @property
     def may_begin(self) -> bool:
-        """Whether anything may be asked of the cloud: it was compared, and the disk takes intents."""
-        return self.is_open and not self._context.journal.trouble
+        """Whether anything may be asked of the cloud at all."""
+        return self.mode in {Mode.SERVING, Mode.LEAVING, Mode.DRAINING}
 
     @property
     def waiting(self) -> int:
         return len(self._waiters)
+
+    @property
+    def mode(self) -> Mode:
+        if self._is_stopping:
+            return Mode.STOPPING
+        if not self.is_open:
+            return Mode.STARTING
+        if self._context.journal.trouble:
+            return Mode.UNRECORDED
+        if self.is_draining:
+            return Mode.DRAINING
+        return Mode.LEAVING if self._context.leaving else Mode.SERVING
 
     def state(self) -> PoolState:
         """The facts for the planner, as they are now."""
@@ -86,12 +102,15 @@ class Pool:
         asked = table.asked(self._context.gateway_prefix)
         return PoolState(
             nics=tuple(n for n in nics if not n.is_gateway or n.nic_id in idle_gateways),
+            mode=self.mode,
             creating=table.creating - asked,
             gateways=asked + sum(n.is_gateway and n.nic_id not in idle_gateways for n in nics),
             waiting=self.waiting,
             instance_room=max(self._instance_nic_limit - self.others, 0),
-            may_grow=self._operations.growth.until <= now and self._chooser.next_choice_at(now) <= now,
-            is_draining=self.is_draining,
+            vxnet_room=self.chooser.room(now, table.asked_in),
+            grows_at=self._operations.growth.until,
+            shrinks_at=self._operations.shrinking.until,
+            attach_seconds=self._operations.attaching.seconds,
             busy=table.busy,
             nowhere=frozenset(self.nowhere),
         )
@@ -135,11 +154,11 @@ class Pool:
         return waiter.nic.result()
 
     def hand_out(self) -> None:
-        """Idle NICs to waiting ADDs: the first come gets the longest idle; those being probed come last."""
+        """Idle NICs to waiting ADDs, the first come first; those being probed come last."""
         if not self._waiters:
             return
-        idle = ((self.duplicates.is_probing(n.nic_id), n.since, n.nic_id, n) for n in self._ready())
-        for *_, nic in sorted(idle):
+        ready = serving_order(self._ready(), self._context.policy)
+        for nic in sorted(ready, key=lambda n: self.duplicates.is_probing(n.nic_id)):
             if not self._give(nic):
                 return
 
@@ -191,25 +210,35 @@ class Pool:
         while self._waiters:
             self._waiters.popleft().nic.set_exception(Draining(refusal))
 
+    def stop(self) -> None:
+        """As `close`; besides, nothing is begun any more. NICs stay as they are."""
+        self.close("the agent is stopping; try again when it is back")
+        self._is_stopping = True
+
     def drain(self) -> None:
         """As `close`; besides, whatever is free is given back and nothing is created any more."""
         self.close("this host is being drained: it accepts no new container")
         self.is_draining = True
         self._context.plan_due.notify()
 
+    def troubles(self) -> Troubles:
+        growth, shrinking = self._operations.growth, self._operations.shrinking
+        return Troubles(growth.cause, shrinking.cause, self._context.leaving, self._context.journal.trouble)
+
     def _cause(self) -> str:
-        growth = self._operations.growth
-        resting = self._chooser.resting(self._context.now())
-        wait = explain_wait(self.state(), self._context.policy, self._context.now())
+        """What an ADD waits for."""
+        state, now = self.state(), self._context.now()
         if trouble := self._context.journal.trouble:
             return trouble
-        if not self.is_open:
+        if state.mode is Mode.STARTING:
             return "the cloud has not answered since the agent started"
-        if wait:
+        if state.mode is Mode.LEAVING:
+            return f"{self._context.leaving}: nothing is created or attached"
+        if wait := explain_wait(state, self._context.policy, now):
             return wait
-        if resting and not growth.cause:
-            return f"no addresses left in {', '.join(resting)}"
-        return growth.cause or "the cloud has not attached one yet"
+        rest = explain_rest(self.chooser.standings(now), now) if state.vxnet_room == 0 else ""
+        causes = (self._operations.growth.cause, rest)
+        return "; ".join(filter(None, causes)) or "the cloud has not attached one yet"
 
     # --- keeping the marks ---------------------------------------------------------------------------
 
@@ -222,7 +251,7 @@ class Pool:
 
     async def _keep(self) -> None:
         self._look()
-        if self.may_begin and any(not isinstance(a, Rest) for a in self.plan()):
+        if any(not isinstance(a, Rest) for a in self.plan()):
             await self._gather()
             self._look()  # addresses that rested meanwhile belong to the same plan
             self._carry_out()
@@ -251,7 +280,7 @@ class Pool:
         """Seconds until time alone may change the plan."""
         now = self._context.now()
         times = [now + PERIOD, next_due(self.state(), self._context.policy, now), self.duplicates.next_due()]
-        times += [self._operations.growth.until, self._operations.shrinking.until, self._chooser.next_choice_at(now)]
+        times += [self.chooser.next_change_at(now)]
         return min(t for t in times if t is not None and t > now) - now + 0.001
 
     def _rest(self) -> None:
@@ -268,18 +297,17 @@ class Pool:
     def _carry_out(self) -> None:
         """Begin what the plan says; intents are in the table before this returns, so the next plan counts them."""
         spawn = self._context.tasks.spawn
-        for action in self.plan():
-            match action:
+        for step in steps(self.state(), self._context.policy, self._context.now()):
+            match step.action:
                 case CreateNics(count):
-                    intents = self._operations.begin_create(self._chooser.choose(count, self._context.now()))
-                    if intents:
-                        spawn(f"create {intents[0].op_id}", self._operations.grow(intents))
+                    asked = self._context.table.asked_in
+                    intents = self._operations.begin_create(self.chooser.choose(count, self._context.now(), asked))
+                    spawn(f"create {intents[0].op_id}", self._operations.grow(intents))
                 case AttachNics(nic_ids):
                     attach = self._operations.begin_attach(nic_ids)
                     spawn(f"attach {attach.op_id}", self._operations.attach(attach))
-                case DetachNics(nic_ids) if self._operations.shrinking.until <= self._context.now():
-                    cause = "drain" if self.is_draining else "unused"
-                    detach = self._operations.begin_detach(nic_ids, cause)
+                case DetachNics(nic_ids):
+                    detach = self._operations.begin_detach(nic_ids, step.why)
                     spawn(f"detach {detach.op_id}", self._operations.detach(detach))
                     self._context.path_due.notify()  # gateways may be among them
                 case DeleteNics(nic_ids):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.departure import Departure
 from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.errors import NotListed, StartRefused, Unavailable
 from qingcloud_cni.core.seams import Vxnet
@@ -13,8 +14,9 @@ _MANAGED = 1  # vxnet_type of one that a router gives addresses in
 class Premises:
     """The instance exists and shares one VPC with every configured vxnet."""
 
-    def __init__(self, context: Context, vxnets: VxnetBook, configured: Iterable[str]) -> None:
+    def __init__(self, context: Context, vxnets: VxnetBook, departure: Departure, configured: Iterable[str]) -> None:
         self._context = context
+        self._departure = departure
         self._vxnets = vxnets
         self._configured = tuple(configured)
         self._own: tuple[str, ...] = ()  # the vxnet of the instance's primary NIC, once it is known
@@ -31,16 +33,18 @@ class Premises:
                 f"instance {instance_id} is unknown to the cloud in this zone; check --zone, --instance-id and keys",
                 action="DescribeInstances",
             )
+        self._departure.learn(instance)
         own = tuple(n.vxnet_id for n in instance.nics if n.role == 1) or tuple(n.vxnet_id for n in instance.nics)
         self._own = tuple(dict.fromkeys(own))
         await self._check_vxnets()
 
     async def look_again(self) -> None:
-        """What has become of the vxnets, for `VxnetBook`; Unavailable tells what does not fit any more.
+        """What has become of instance and vxnets; Unavailable tells what does not fit any more.
 
         An agent that serves goes on all the same: containers have addresses there.
         """
         if self._own:
+            await self._departure.ask()
             try:
                 await self._check_vxnets()
             except StartRefused as err:

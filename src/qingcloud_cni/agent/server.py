@@ -15,6 +15,7 @@ from qingcloud_cni.agent.cni_api import CniApi
 from qingcloud_cni.agent.listeners import Listeners
 from qingcloud_cni.agent.metrics import CONTENT_TYPE, Metrics
 from qingcloud_cni.agent.openapi import document
+from qingcloud_cni.agent.plan_view import plan_view
 from qingcloud_cni.agent.views import (
     ConfigView,
     EventQuery,
@@ -64,6 +65,7 @@ class Server:
                 web.get("/v1/attachments", self._attachments),
                 web.get("/v1/events", self._events),
                 web.get("/v1/tasks", self._tasks),
+                web.get("/v1/plan", self._plan),
                 web.get("/v1/config", self._show_config),
                 web.get("/v1/openapi.json", self._describe),
                 web.post("/v1/drain", self._drain),
@@ -103,6 +105,9 @@ class Server:
 
     async def _tasks(self, _request: web.Request) -> web.Response:
         return _json(task_views(self._agent))
+
+    async def _plan(self, _request: web.Request) -> web.Response:
+        return _json(plan_view(self._agent))
 
     async def _show_config(self, _request: web.Request) -> web.Response:
         return _json(self._config)

@@ -198,7 +198,10 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         pid=pid,
         ready=not agent.obstacle,
         cloud_compared=agent.is_cloud_compared,
-        cloud_error=agent.last_cloud_error or agent.operations.growth.cause or agent.operations.shrinking.cause,
+        cloud_error=agent.last_cloud_error
+        or agent.context.leaving
+        or agent.operations.growth.cause
+        or agent.operations.shrinking.cause,
         store_error=agent.context.journal.trouble,
         unsaved=agent.context.journal.unsaved,
         draining=agent.pool.is_draining,

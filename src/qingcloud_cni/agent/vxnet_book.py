@@ -1,13 +1,17 @@
 """What is known of vxnets."""
 
+from collections.abc import Callable
+
 from qingcloud_cni.core.seams import Cloud, Vxnet
 
 
 class VxnetBook:
     """Vxnets by id, each asked for once."""
 
-    def __init__(self, cloud: Cloud) -> None:
+    def __init__(self, cloud: Cloud, on_room: Callable[[str, int], None]) -> None:
+        """*on_room* is told how many addresses a vxnet has left, whenever the cloud tells."""
         self._cloud = cloud
+        self._on_room = on_room
         self._known: dict[str, Vxnet] = {}
 
     async def get(self, vxnet_id: str) -> Vxnet | None:
@@ -25,4 +29,7 @@ class VxnetBook:
         """Ask for all of *vxnet_ids* anew; those that exist."""
         found = {v.vxnet_id: v for v in await self._cloud.vxnets(vxnet_ids)}
         self._known |= found
+        for vxnet in found.values():
+            if vxnet.available_ips is not None:
+                self._on_room(vxnet.vxnet_id, vxnet.available_ips)
         return found

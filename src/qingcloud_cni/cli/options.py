@@ -141,22 +141,35 @@ def _joined(value: object) -> object:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What an agent is started with, as far as it can be checked without becoming one."""
+class Reached:
+    """What is needed to ask the cloud."""
 
     resolved: Resolved
-    instance_id: str
     access: "Access"
 
 
-def checked() -> Checked:
-    """StartRefused where settings, access file, vxnet ids or the instance id will not do."""
-    from qingcloud_cni.agent.settings import check_vxnets, read_instance_id
+def reached() -> Reached:
+    """StartRefused where settings or access file will not do."""
     from qingcloud_cni.cloud import load_access
 
     settings = resolved().settings
     path = settings.qyaccessfilepath
     access = load_access(path, allow_readable=settings.allow_readable_access_file)
     merged = resolved(access_zone=Given(access.zone, str(path)) if access.zone else None)
-    check_vxnets(merged)
-    return Checked(merged, read_instance_id(merged.settings), replace(access, zone=merged.settings.zone))
+    return Reached(merged, replace(access, zone=merged.settings.zone))
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(Reached):
+    """What an agent is started with, as far as it can be checked without becoming one."""
+
+    instance_id: str
+
+
+def checked() -> Checked:
+    """StartRefused where settings, access file, vxnet ids or the instance id will not do."""
+    from qingcloud_cni.agent.settings import check_vxnets, read_instance_id
+
+    found = reached()
+    check_vxnets(found.resolved)
+    return Checked(found.resolved, found.access, read_instance_id(found.resolved.settings))

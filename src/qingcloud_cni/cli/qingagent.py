@@ -222,6 +222,20 @@ def tasks(output: str, **_flags: Any) -> None:
 
 
 @with_settings("run-dir")
+@main.command(cls=SeedHelp, help="Show what the pool would do now and why, and what it waits for.")
+@_output
+@_plainly
+def plan(output: str, **_flags: Any) -> None:
+    from qingcloud_cni.cli import show
+
+    found = _call("GET", "/v1/plan")
+    if output == "json":
+        show.as_json(found)
+    else:
+        show.as_plan(found)
+
+
+@with_settings("run-dir")
 @main.command(cls=SeedHelp, help="Accept no new container, give back every free NIC, and wait for the rest. "
               "A restart of the agent ends it.")  # fmt: skip
 @click.option(
@@ -229,13 +243,7 @@ def tasks(output: str, **_flags: Any) -> None:
 )
 @_plainly
 def drain(timeout: str | None, **_flags: Any) -> None:
-    from qingcloud_cni.agent.values import SECONDS
-    from qingcloud_cni.core.errors import StartRefused
-
-    try:
-        end = time.monotonic() + (SECONDS.parse(timeout) if timeout else float("inf"))
-    except ValueError:
-        raise StartRefused(f"--timeout {timeout!r} is refused: wanted {SECONDS.wanted}") from None
+    end = time.monotonic() + (_seconds("--timeout", timeout) if timeout else float("inf"))
     _call("POST", "/v1/drain")
     told, listed = "", ""
     while True:
@@ -266,6 +274,29 @@ def cleanup(*, force: bool, **_flags: Any) -> None:
     from qingcloud_cni.agent.cleanup import clean_up
 
     asyncio.run(clean_up(_host(sys.stderr), force=force, say=click.echo))
+
+
+@with_settings("QYAccessFilePath", "zone", "gatewayns", "nic-name-prefix", "instance-id", "instance-id-file",
+               "allow-readable-access-file")  # fmt: skip
+@main.command(cls=SeedHelp, help="Find the NICs in this zone whose instance is gone, and delete them if asked to. "
+              "It needs no agent.")  # fmt: skip
+@_output
+@click.option("--delete", is_flag=True, help="delete them, after a question")
+@click.option("--yes", is_flag=True, help="delete without the question")
+@click.option(
+    "--older-than", metavar="duration", default="10m",
+    help='a NIC that has been free for less is left alone (default "10m")',
+)  # fmt: skip
+@_plainly
+def orphans(*, output: str, delete: bool, yes: bool, older_than: str, **_flags: Any) -> None:
+    from qingcloud_cni.agent import logs
+    from qingcloud_cni.cli.options import reached
+    from qingcloud_cni.cli.orphans import run
+
+    found = reached()
+    logs.set_up(found.resolved.settings.loglevel, sys.stderr)
+    seconds = _seconds("--older-than", older_than)
+    run(found, older_than=seconds, delete=delete, is_agreed=yes, as_json=output == "json")
 
 
 @main.group(cls=SeedGroupHelp, help="Look at what the agent is set to.", params=list(global_options()))
@@ -309,6 +340,16 @@ def version() -> None:
     from qingcloud_cni import __version__
 
     click.echo(f"qingagent {__version__}")
+
+
+def _seconds(flag: str, text: str) -> float:
+    from qingcloud_cni.agent.values import SECONDS
+    from qingcloud_cni.core.errors import StartRefused
+
+    try:
+        return SECONDS.parse(text)
+    except ValueError:
+        raise StartRefused(f"{flag} {text!r} is refused: wanted {SECONDS.wanted}") from None
 
 
 def _socket() -> Path:

@@ -49,6 +49,48 @@ def as_config(report: Mapping[str, Any], checked_at_start: Sequence[str]) -> Non
         click.echo(f"  - {sentence}")
 
 
+def as_plan(found: Mapping[str, Any]) -> None:
+    """What GET /v1/plan answers."""
+    lines = {
+        "mode": found["mode"],
+        "pool": f"{found['idle']} idle, {found['coming']} on their way, {found['waiting']} ADDs wait;"
+        f" min-idle {found['min_idle']}, max-idle {found['max_idle']}",
+        "held": f"{found['held']} of {found['limit']} NICs ({found['limited_by']})",
+        "attach": f"takes about {found['attach_seconds']:.1f} s",
+        "vxnets": f"chosen by {found['policy']}",
+    }
+    for name, value in lines.items():
+        click.echo(f"{name + ':':9}{value}")
+    click.echo()
+    rows = [action | {"which": _which(action["vxnets"], action["nic_ids"])} for action in found["actions"]]
+    columns = {"ACTION": "kind", "NICS": "count", "WHICH": "which", "WHY": "why"}
+    as_table(rows, columns, f"nothing to do: {found['reason']}")
+    if found["holds"]:
+        click.echo()
+        as_table(
+            [{"until": until(hold["until"] or 0.0), "what": hold["what"]} for hold in found["holds"]],
+            {"UNTIL": "until", "WAITS FOR": "what"},
+            "",
+        )
+    click.echo()
+    vxnets = [
+        {
+            "vxnet": vxnet["vxnet_id"],
+            "next": "yes" if vxnet["is_next"] else "",
+            "room": "?" if vxnet["room"] is None else vxnet["room"],
+            "rests": until(vxnet["rests_until"]),
+        }
+        for vxnet in found["vxnets"]
+    ]
+    as_table(vxnets, {"VXNET": "vxnet", "NEXT": "next", "ROOM": "room", "RESTS UNTIL": "rests"}, "")
+
+
+def _which(vxnets: Mapping[str, int], nic_ids: Sequence[str]) -> str:
+    """How many NICs in which vxnets; or NICs, the first two of them."""
+    more = f" and {len(nic_ids) - 2} more" if len(nic_ids) > 2 else ""
+    return ", ".join((*(f"{count} in {vxnet_id}" for vxnet_id, count in vxnets.items()), *nic_ids[:2])) + more
+
+
 def _setting(value: object) -> str:
     match value:
         case bool():

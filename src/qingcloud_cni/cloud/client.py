@@ -1,7 +1,7 @@
 """The QingCloud API as the agent uses it: `core.seams.Cloud` over HTTPS."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from qingcloud_cni.cloud.access import Access
@@ -49,16 +49,27 @@ class Client:
     # --- reads ---------------------------------------------------------------------------------------
 
     async def instance(self, instance_id: str) -> Instance | None:
-        params = {"instances.1": instance_id}
+        return next(iter(await self.instances((instance_id,))), None)
+
+    async def instances(self, instance_ids: Sequence[str]) -> tuple[Instance, ...]:
+        found: dict[str, Instance] = {}
         for extra in ({}, {"is_cluster_node": "1"}):  # a node of an AppCenter cluster is returned only when asked for
-            try:
-                found = await self._list(Call("DescribeInstances", {**params, **extra}, instance_id), InstancePage)
-            except ResourceNotFound:
-                continue
-            for instance in found:
-                if instance.instance_id == instance_id:
-                    return instance
-        return None
+            missing = [instance_id for instance_id in _distinct(instance_ids) if instance_id not in found]
+            for batch in _batches(missing):
+                found |= await self._instances(batch, extra)
+        return tuple(found[instance_id] for instance_id in _distinct(instance_ids) if instance_id in found)
+
+    async def _instances(self, instance_ids: Sequence[str], extra: Mapping[str, str]) -> dict[str, Instance]:
+        """Those that one list shows. Whether an unknown id spoils the whole list is not documented."""
+        params = {**_numbered("instances", instance_ids), **extra}
+        try:
+            found = await self._list(Call("DescribeInstances", params, _several(instance_ids)), InstancePage)
+        except ResourceNotFound:
+            if len(instance_ids) == 1:
+                return {}
+            each = [await self._instances((instance_id,), extra) for instance_id in instance_ids]
+            return {instance_id: instance for one in each for instance_id, instance in one.items()}
+        return {instance.instance_id: instance for instance in found if instance.instance_id in instance_ids}
 
     async def vxnets(self, vxnet_ids: Sequence[str]) -> tuple[Vxnet, ...]:
         found: dict[str, Vxnet] = {}

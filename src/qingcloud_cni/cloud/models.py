@@ -26,6 +26,7 @@ class NicItem(msgspec.Struct):
     role: int | None = None
     enable_aspoof: bool | int | None = None  # undocumented; absent from most clouds
     create_time: str | None = None
+    status_time: str | None = None
 
     def plain(self) -> CloudNic:
         return CloudNic(
@@ -38,6 +39,7 @@ class NicItem(msgspec.Struct):
             role=self.role or 0,
             enable_aspoof=None if self.enable_aspoof is None else int(self.enable_aspoof),
             created=_seconds(self.create_time),
+            since=_seconds(self.status_time),
         )
 
 
@@ -87,6 +89,7 @@ class InstanceVxnetItem(msgspec.Struct):
 class InstanceItem(msgspec.Struct):
     instance_id: str
     status: str | None = None
+    transition_status: str | None = None
     vxnets: list[InstanceVxnetItem] | None = None
 
     def plain(self) -> Instance:
@@ -98,6 +101,7 @@ class InstanceItem(msgspec.Struct):
                 for item in self.vxnets or ()
                 if item.nic_id
             ),
+            transition=self.transition_status or "",
         )
 
 

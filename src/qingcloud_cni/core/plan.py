@@ -1,6 +1,8 @@
-"""The pool planner: what should happen to the pool now? A pure function on frozen data (design section 5)."""
+"""The pool planner: what should happen to the pool now, and why? Pure functions on frozen data (design section 5)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from qingcloud_cni.core.model import Nic, NicState
 
@@ -23,20 +25,33 @@ class PoolPolicy:
     quarantine_min: float = 60.0  # the same where it takes the room of one that an ADD waits for
 
 
+class Mode(StrEnum):
+    """What the agent is about: it decides what may be planned at all."""
+
+    STARTING = "starting"  # not compared with the cloud yet: nothing is asked of it
+    UNRECORDED = "unrecorded"  # the disk takes no intents: nothing that needs one is begun
+    SERVING = "serving"
+    LEAVING = "leaving"  # the instance is going away: nothing is created, attached or detached
+    DRAINING = "draining"  # all that serves nothing is given back
+    STOPPING = "stopping"  # nothing is begun
+
+
 @dataclass(frozen=True, slots=True)
 class PoolState:
     """The facts. *creating* are NICs asked of the cloud and not answered yet; *busy* NICs belong to an operation.
 
-    While draining *nics* holds the gateways that nobody uses as well.
+    While draining *nics* holds the gateways that nobody uses as well. Times are in seconds since the epoch.
     """
 
     nics: tuple[Nic, ...]
+    mode: Mode = Mode.SERVING
     creating: int = 0
     gateways: int = 0  # NICs held or asked for as gateways: they take room, and are none of the pool's
     waiting: int = 0  # ADDs in the queue
     instance_room: int = 63  # NICs the instance can carry beside those of others
-    may_grow: bool = True  # False while creating or attaching backs off
-    is_draining: bool = False
+    vxnet_room: int | None = None  # NICs that vxnets still take, besides those asked for; None: no bound is known
+    grows_at: float = 0.0  # creating and attaching back off until then
+    shrinks_at: float = 0.0  # the same for detaching
     attach_seconds: float = 5.0  # how long an attach takes, as seen lately
     busy: frozenset[str] = frozenset()
     nowhere: frozenset[str] = frozenset()  # missing NICs whose link no reachable namespace holds
@@ -74,30 +89,62 @@ class DeleteNics:
 Action = Rest | CreateNics | AttachNics | DetachNics | DeleteNics
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An action, and why it is planned, in words."""
+
+    action: Action
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What the pool has and what it lacks."""
+
+    rested: tuple[Nic, ...]  # cooling NICs that become idle now, the longest rested first
+    idle: int  # with those
+    coming: int  # NICs on their way: sooner there than one that were created now
+    short: int  # NICs wanted that are neither there nor coming, whatever the limits
+    spare: tuple[str, ...]  # NICs that exist, are attached nowhere and belong to no operation
+    seats: int  # NICs that the instance can still carry
+    room: int  # NICs that may still be created, whatever vxnets take
+
+
 def plan(state: PoolState, policy: PoolPolicy, now: float) -> tuple[Action, ...]:
     """Decide what brings the pool back between its marks. Carrying it out leaves nothing to plan."""
-    if state.is_draining:
-        return _plan_drain(state)
-    rested = _rested(state, policy, now)
+    return tuple(step.action for step in steps(state, policy, now))
+
+
+def steps(state: PoolState, policy: PoolPolicy, now: float) -> tuple[Step, ...]:
+    """The plan with its reasons."""
+    match state.mode:
+        case Mode.STOPPING:
+            return ()
+        case Mode.DRAINING:
+            return _drain(state, now)
+        case _:
+            have = balance(state, policy, now)
+            return (
+                *_rest(have, policy, now),
+                *_grow(state, policy, now, have),
+                *_delete(state, have),
+                *_give_back(state, policy, now, have),
+            )
+
+
+def balance(state: PoolState, policy: PoolPolicy, now: float) -> Balance:
+    rested = tuple(_rested(state, policy, now))
     idle = sum(n.state is NicState.IDLE for n in state.nics) + len(rested)
-    actions: list[Action] = [Rest(n.nic_id) for n in rested]
-    spare = tuple(n.nic_id for n in state.nics if n.state is NicState.CREATING and n.nic_id not in state.busy)
-    short = max(state.waiting + policy.min_idle - idle - _coming(state, policy, now, rested), 0)
-    if state.may_grow and spare[:short]:
-        actions.append(AttachNics(spare[:short]))
-    if state.may_grow and (missing := min(max(short - len(spare), 0), room(state, policy))):
-        actions.append(CreateNics(missing))
-    if spare[short:]:
-        actions.append(DeleteNics(spare[short:]))
-    is_growing = bool(state.creating) or any(
-        _is_attaching(n, now) or (n.state is NicState.CREATING and n.nic_id in state.busy) for n in state.nics
+    coming = _coming(state, policy, now, rested)
+    return Balance(
+        rested=rested,
+        idle=idle,
+        coming=coming,
+        short=_short(state, policy, idle + coming),
+        spare=tuple(n.nic_id for n in state.nics if n.state is NicState.CREATING and n.nic_id not in state.busy),
+        seats=max(state.instance_room - _seated(state), 0),
+        room=room(state, policy),
     )
-    given_back = _hopeless(state, policy, now, min(short, state.waiting) - len(spare))
-    if not (is_growing or short or state.waiting):
-        given_back += _surplus(state, policy, now, rested)
-    if given_back:
-        actions.append(DetachNics(given_back))
-    return tuple(actions)
 
 
 def held(state: PoolState) -> int:
@@ -105,9 +152,14 @@ def held(state: PoolState) -> int:
     return len(state.nics) + state.creating + state.gateways
 
 
+def limit(state: PoolState, policy: PoolPolicy) -> int:
+    """NICs that may be held."""
+    return min(policy.max_nics, state.instance_room)
+
+
 def room(state: PoolState, policy: PoolPolicy) -> int:
     """NICs that may still be created; never below 0."""
-    return max(min(policy.max_nics, state.instance_room) - held(state), 0)
+    return max(limit(state, policy) - held(state), 0)
 
 
 def due_at(nic: Nic, policy: PoolPolicy, is_awaited: bool) -> float:
@@ -119,9 +171,20 @@ def due_at(nic: Nic, policy: PoolPolicy, is_awaited: bool) -> float:
     return nic.released + (min(policy.cooldown_min, policy.cooldown) if is_awaited else policy.cooldown)
 
 
+def serving_order(idle: Iterable[Nic], policy: PoolPolicy) -> list[Nic]:
+    """In which order idle NICs are handed out: the longest idle first, but those above `max-idle` last.
+
+    The surplus are the longest idle of all. Were they handed out in turn, a host where containers come and go would
+    never have one that is idle for `idle-ttl`, and never give any back.
+    """
+    ordered = sorted(idle, key=lambda n: (n.since, n.nic_id))
+    surplus = max(len(ordered) - policy.max_idle, 0)
+    return ordered[surplus:] + ordered[:surplus]
+
+
 def next_due(state: PoolState, policy: PoolPolicy, now: float) -> float | None:
     """The next time at which the passing of time alone may change the plan; None if it cannot."""
-    rests = [due_at(n, policy, is_awaited) for n in _cooling(state) for is_awaited in (state.waiting > 0, False)]
+    rests = [due_at(n, policy, is_awaited) for n in cooling(state) for is_awaited in (state.waiting > 0, False)]
     times = rests + [t - state.attach_seconds for t in rests]  # from then on it is on its way
     times += [n.since + OVERDUE for n in state.nics if n.state is NicState.ATTACHING]
     idle = [n for n in state.nics if n.state is NicState.IDLE]
@@ -129,45 +192,197 @@ def next_due(state: PoolState, policy: PoolPolicy, now: float) -> float | None:
         times += [n.since + policy.idle_ttl for n in idle]
     kept = (policy.quarantine, policy.quarantine_min)
     times += [n.since + seconds for n in state.nics if n.state is NicState.QUARANTINED for seconds in kept]
+    times += [state.grows_at, state.shrinks_at]
     return min((t for t in times if t > now), default=None)
 
 
-def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
-    """Why an ADD waits, for its error message; "" where nothing is amiss but the cloud's own pace."""
-    if state.creating or any(_comes_from_cloud(n) for n in state.nics) or room(state, policy) > 0:
-        return ""
-    limit = f"max-nics {policy.max_nics}"
-    if state.instance_room < policy.max_nics:
-        limit = f"{state.instance_room} left by the instance's own limit"
-    text = f"all {held(state)} NICs are taken ({limit})"
-    if quarantined := sum(n.state is NicState.QUARANTINED for n in state.nics):
-        text += f", {quarantined} of them quarantined, since somebody else uses their addresses"
-    cooling = _cooling(state)
-    if cooling:
-        text += f"; the next one has rested in {max(due_at(cooling[0], policy, True) - now, 0.0):.0f} s"
-    return text
-
-
-def _comes_from_cloud(nic: Nic) -> bool:
-    """Whether it has never served; one that comes back from a container has to rest first."""
-    return nic.state in {NicState.CREATING, NicState.ATTACHING, NicState.ARRIVING} and nic.released == 0.0
-
-
-def _cooling(state: PoolState) -> list[Nic]:
+def cooling(state: PoolState) -> list[Nic]:
+    """The longest rested first."""
     return sorted((n for n in state.nics if n.state is NicState.COOLING), key=lambda n: (n.released, n.nic_id))
+
+
+def above_max_idle(have: Balance, policy: PoolPolicy) -> int:
+    return max(have.idle - policy.max_idle, 0)
+
+
+def above_limit(state: PoolState, policy: PoolPolicy, have: Balance) -> int:
+    """NICs more than may be held; the limits are settings, and may have been lowered."""
+    return max(held(state) - _leaving(state) - len(have.spare) - limit(state, policy), 0)
+
+
+def is_growing(state: PoolState, now: float) -> bool:
+    """Whether NICs are being created or attached."""
+    return bool(state.creating) or any(
+        _is_attaching(n, now) or (n.state is NicState.CREATING and n.nic_id in state.busy) for n in state.nics
+    )
+
+
+def explain_need(state: PoolState, policy: PoolPolicy, have: Balance) -> str:
+    """What is wanted of the pool and what it has, in words."""
+    adds = "1 ADD waits" if state.waiting == 1 else f"{state.waiting} ADDs wait"
+    return f"{adds}, min-idle {policy.min_idle}; {have.idle} idle, {have.coming} on their way"
+
+
+def explain_limit(state: PoolState, policy: PoolPolicy) -> str:
+    """Which limit it is that is met first."""
+    if state.instance_room < policy.max_nics:
+        return f"{state.instance_room} left by the instance's own limit"
+    return f"max-nics {policy.max_nics}"
+
+
+# --- the steps ---------------------------------------------------------------------------------------
+
+
+def _rest(have: Balance, policy: PoolPolicy, now: float) -> list[Step]:
+    def why(nic: Nic) -> str:
+        rested = f"its address has rested for {now - nic.released:.0f} s"
+        if due_at(nic, policy, False) <= now:
+            return f"{rested} (cooldown {policy.cooldown:g} s)"
+        return f"{rested}, which is enough while an ADD waits (cooldown-min {policy.cooldown_min:g} s)"
+
+    return [Step(Rest(nic.nic_id), why(nic)) for nic in have.rested]
+
+
+def _grow(state: PoolState, policy: PoolPolicy, now: float, have: Balance) -> list[Step]:
+    if state.mode is not Mode.SERVING or state.grows_at > now or not have.short:
+        return []
+    found: list[Step] = []
+    wanted = f"{have.short} more wanted: {explain_need(state, policy, have)}"
+    if attached := _wanted(have):
+        found.append(Step(AttachNics(attached), f"{wanted}; these are attached nowhere"))
+    count, bound = max(have.short - len(have.spare), 0), ""
+    if have.room < count:
+        count, bound = have.room, f"; there is room for {have.room} ({explain_limit(state, policy)})"
+    if state.vxnet_room is not None and state.vxnet_room < count:
+        count, bound = state.vxnet_room, f"; the vxnets take {state.vxnet_room}"
+    if count:
+        found.append(Step(CreateNics(count), wanted + bound))
+    return found
+
+
+def _wanted(have: Balance) -> tuple[str, ...]:
+    """The NICs attached nowhere that are needed, and that the instance can carry."""
+    return have.spare[: min(have.short, have.seats)]
+
+
+def _delete(state: PoolState, have: Balance) -> list[Step]:
+    """NICs attached nowhere that will not be used: those that stayed would be left over one day."""
+    match state.mode:
+        case Mode.SERVING:
+            unwanted = have.spare[len(_wanted(have)) :]
+            is_full = len(unwanted) > max(len(have.spare) - have.short, 0)
+            why = "the instance can carry no more" if is_full else "nobody needs them"
+        case Mode.LEAVING:
+            unwanted, why = have.spare, "the instance is going away"
+        case _:
+            return []
+    return [Step(DeleteNics(unwanted), f"attached nowhere, and {why}")] if unwanted else []
+
+
+def _give_back(state: PoolState, policy: PoolPolicy, now: float, have: Balance) -> list[Step]:
+    """Quarantined NICs whose address is not to be had, and idle ones that are too many, all in one detach."""
+    if state.mode is not Mode.SERVING or state.shrinks_at > now:
+        return []
+    given_back, reasons = _hopeless(state, policy, now, have)
+    surplus, why = _surplus(state, policy, now, have, len(given_back))
+    given_back += surplus
+    return [Step(DetachNics(given_back), "; ".join(filter(None, (*reasons, why))))] if given_back else []
+
+
+def _hopeless(
+    state: PoolState, policy: PoolPolicy, now: float, have: Balance
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Quarantined NICs to give back, the longest quarantined first: after a while, sooner to make room; and why."""
+    quarantined = sorted(
+        (n.since, n.nic_id) for n in state.nics if n.state is NicState.QUARANTINED and n.nic_id not in state.busy
+    )
+    may_create = state.grows_at <= now and state.vxnet_room != 0
+    in_the_way = min(have.short, state.waiting) - len(have.spare) - have.room - _leaving(state) if may_create else 0
+    old = tuple(nic_id for since, nic_id in quarantined if since + policy.quarantine <= now)
+    next_ones = quarantined[len(old) : max(in_the_way, 0)]
+    displaced = tuple(nic_id for since, nic_id in next_ones if since + policy.quarantine_min <= now)
+    reasons = []
+    if old:
+        reasons.append(f"{len(old)} quarantined for {policy.quarantine:g} s: others still use their addresses")
+    if displaced:
+        reasons.append(f"{len(displaced)} quarantined, in whose place NICs can be created that ADDs wait for")
+    return old + displaced, tuple(reasons)
+
+
+def _surplus(
+    state: PoolState, policy: PoolPolicy, now: float, have: Balance, given_back: int
+) -> tuple[tuple[str, ...], str]:
+    """Idle NICs to give back, the longest idle first, besides *given_back* others; and why.
+
+    None while the pool grows or an ADD waits, lest it swing.
+    """
+    if is_growing(state, now) or have.short or state.waiting:
+        return (), ""
+    idle_since = sorted((n.since, n.nic_id) for n in state.nics if n.state is NicState.IDLE)
+    idle_since += [(now, n.nic_id) for n in have.rested]
+    free = [(since, nic_id) for since, nic_id in idle_since if nic_id not in state.busy]
+    old = sum(since + policy.idle_ttl <= now for since, _ in free)
+    unused, excess = min(old, above_max_idle(have, policy)), above_limit(state, policy, have) - given_back
+    surplus = tuple(nic_id for _, nic_id in free[: max(unused, excess, 0)])
+    if not surplus:
+        return (), ""
+    if excess > unused:
+        return surplus, f"{held(state)} NICs are held, {excess} more than the limit ({explain_limit(state, policy)})"
+    idle_for = f"these for {policy.idle_ttl:g} s or more (idle-ttl)"
+    return surplus, f"{have.idle} are idle, max-idle {policy.max_idle}; {idle_for}"
+
+
+def _drain(state: PoolState, now: float) -> tuple[Step, ...]:
+    free = [n for n in state.nics if n.nic_id not in state.busy]
+    spare = tuple(n.nic_id for n in free if n.state is NicState.CREATING)
+    unused = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.GATEWAY)
+    given_back = tuple(
+        n.nic_id for n in free if n.state in unused or (n.state is NicState.MISSING and n.nic_id in state.nowhere)
+    )
+    found: list[Step] = []
+    if spare:
+        found.append(Step(DeleteNics(spare), "this host is being drained; attached nowhere"))
+    if given_back and state.shrinks_at <= now:
+        found.append(Step(DetachNics(given_back), "this host is being drained; they serve nothing"))
+    return tuple(found)
+
+
+# --- counting ----------------------------------------------------------------------------------------
+
+
+def _short(state: PoolState, policy: PoolPolicy, ready: int) -> int:
+    """NICs to be got, where *ready* are here or coming."""
+    return max(state.waiting + policy.min_idle - ready, 0)
+
+
+def _leaving(state: PoolState) -> int:
+    return sum(n.state in {NicState.DETACHING, NicState.DELETING} for n in state.nics)
+
+
+def _seated(state: PoolState) -> int:
+    """NICs that are on the instance, or about to be asked onto it, gateways included."""
+    on_it = sum(
+        n.nic_id in state.busy if n.state is NicState.CREATING else n.state is not NicState.DELETING
+        for n in state.nics
+    )
+    return on_it + state.creating + state.gateways
 
 
 def _rested(state: PoolState, policy: PoolPolicy, now: float) -> list[Nic]:
     """Cooling NICs that become idle now, the longest rested first."""
-    cooling = _cooling(state)
-    rested = [n for n in cooling if due_at(n, policy, False) <= now]
-    idle = sum(n.state is NicState.IDLE for n in state.nics) + len(rested)
-    for nic in cooling[len(rested) :]:
-        if idle >= state.waiting or due_at(nic, policy, True) > now:
-            break
-        rested.append(nic)
-        idle += 1
-    return rested
+    resting = cooling(state)
+    idle = sum(n.state is NicState.IDLE for n in state.nics)
+    return resting[: _done_by(resting, state.waiting - idle, policy, now)]
+
+
+def _done_by(resting: list[Nic], awaited: int, policy: PoolPolicy, then: float) -> int:
+    """How many of *resting*, the longest rested first, will be idle at *then*.
+
+    The shorter rest is for as many as ADDs wait for, those with the full one counted.
+    """
+    full = sum(due_at(n, policy, False) <= then for n in resting)
+    short = sum(due_at(n, policy, True) <= then for n in resting)
+    return max(full, min(short, awaited))
 
 
 def _is_attaching(nic: Nic, now: float) -> bool:
@@ -175,7 +390,7 @@ def _is_attaching(nic: Nic, now: float) -> bool:
     return nic.state is NicState.ATTACHING and now < nic.since + OVERDUE
 
 
-def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic]) -> int:
+def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: tuple[Nic, ...]) -> int:
     """NICs on their way: sooner there than one that were created now."""
     count = state.creating
     for nic in state.nics:
@@ -186,45 +401,8 @@ def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic])
                 count += nic.released == 0.0  # one that comes back from a container has to rest first
             case NicState.CREATING:
                 count += nic.nic_id in state.busy
-            case NicState.COOLING if nic not in rested:
-                count += due_at(nic, policy, state.waiting > 0) - state.attach_seconds <= now
             case _:
                 pass
-    return count
-
-
-def _hopeless(state: PoolState, policy: PoolPolicy, now: float, awaited: int) -> tuple[str, ...]:
-    """Quarantined NICs to give back, the longest quarantined first: after a while, sooner to make room."""
-    quarantined = sorted(
-        (n.since, n.nic_id) for n in state.nics if n.state is NicState.QUARANTINED and n.nic_id not in state.busy
-    )
-    leaving = sum(n.state in {NicState.DETACHING, NicState.DELETING} for n in state.nics)
-    in_the_way = awaited - room(state, policy) - leaving if state.may_grow else 0
-    return tuple(
-        nic_id
-        for number, (since, nic_id) in enumerate(quarantined)
-        if since + policy.quarantine <= now or (number < in_the_way and since + policy.quarantine_min <= now)
-    )
-
-
-def _surplus(state: PoolState, policy: PoolPolicy, now: float, rested: list[Nic]) -> tuple[str, ...]:
-    """Idle NICs to give back, the longest idle first; not asked for while the pool grows, lest it swing."""
-    idle_since = sorted((n.since, n.nic_id) for n in state.nics if n.state is NicState.IDLE)
-    idle_since += [(now, n.nic_id) for n in rested]
-    old = [i for since, i in idle_since if since + policy.idle_ttl <= now and i not in state.busy]
-    return tuple(old[: max(len(idle_since) - policy.max_idle, 0)])
-
-
-def _plan_drain(state: PoolState) -> tuple[Action, ...]:
-    free = [n for n in state.nics if n.nic_id not in state.busy]
-    spare = tuple(n.nic_id for n in free if n.state is NicState.CREATING)
-    unused = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.GATEWAY)
-    given_back = tuple(
-        n.nic_id for n in free if n.state in unused or (n.state is NicState.MISSING and n.nic_id in state.nowhere)
-    )
-    actions: list[Action] = []
-    if spare:
-        actions.append(DeleteNics(spare))
-    if given_back:
-        actions.append(DetachNics(given_back))
-    return tuple(actions)
+    idle = sum(n.state is NicState.IDLE for n in state.nics)
+    soon = _done_by(cooling(state), state.waiting - idle, policy, now + state.attach_seconds)
+    return count + max(soon - len(rested), 0)

@@ -24,6 +24,7 @@ class CloudNic:
     role: int  # 1 = primary
     enable_aspoof: int | None = None  # anti-spoofing, where the cloud tells
     created: float = 0.0  # seconds since the epoch; 0 where the cloud does not tell
+    since: float = 0.0  # when it entered its status, likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Instance:
     instance_id: str
     status: str  # "running", "stopped", ...
     nics: tuple[InstanceNic, ...]
+    transition: str = ""  # "stopping", "terminating", ...; "" where it is not about to change
 
 
 class JobStatus(StrEnum):
@@ -82,6 +84,9 @@ class Cloud(Protocol):
     """
 
     async def instance(self, instance_id: str) -> Instance | None: ...
+
+    async def instances(self, instance_ids: Sequence[str]) -> tuple[Instance, ...]:
+        """Those of *instance_ids* that are listed, nodes of clusters included."""
 
     async def vxnets(self, vxnet_ids: Sequence[str]) -> tuple[Vxnet, ...]:
         """Those of *vxnet_ids* that exist, base networks included."""

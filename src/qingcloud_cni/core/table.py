@@ -79,6 +79,15 @@ class Table:
         """NICs asked of the cloud and not answered yet."""
         return sum(i.count for i in self._intents.values() if i.kind is OpKind.CREATE)
 
+    @property
+    def asked_in(self) -> Mapping[str, int]:
+        """The same by vxnet."""
+        asked: dict[str, int] = {}
+        for intent in self._intents.values():
+            if intent.kind is OpKind.CREATE:
+                asked[intent.vxnet_id] = asked.get(intent.vxnet_id, 0) + intent.count
+        return asked
+
     def asked(self, prefix: str) -> int:
         """NICs asked of the cloud under names that begin with *prefix*, and not answered yet."""
         names = {i.op_id: parse_nic_name(i.name) for i in self._intents.values() if i.kind is OpKind.CREATE}

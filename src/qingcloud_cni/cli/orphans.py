@@ -1,0 +1,123 @@
+"""What `qingagent orphans` says and asks."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import click
+
+from qingcloud_cni.agent.orphans import Deleted, Found, Orphanage, orphanage
+from qingcloud_cni.agent.settings import Settings, read_instance_id
+from qingcloud_cni.cli import show
+from qingcloud_cni.cli.options import Reached
+from qingcloud_cni.core.errors import AgentError, StartRefused
+from qingcloud_cni.core.orphans import Orphan, Spared, free_since
+
+LISTED = 3  # instances named in the question
+
+
+def run(reached: Reached, *, older_than: float, delete: bool, is_agreed: bool, as_json: bool) -> None:
+    """Show the orphans of the zone and, if asked to, delete them; AgentError if one of them is left."""
+    if is_agreed and not delete:
+        raise StartRefused("--yes answers the question of --delete, which is not given")
+    if delete and not is_agreed and not sys.stdin.isatty():
+        raise StartRefused("--delete asks before it deletes, and nobody is there to answer: give --yes as well")
+    settings = reached.resolved.settings
+
+    def opened() -> AbstractAsyncContextManager[Orphanage]:
+        own = _own_instance(settings)
+        return orphanage(settings, reached.access, own_instance=own, older_than=older_than)
+
+    found = asyncio.run(_find(opened()))
+    if not as_json:
+        _show(found)
+    ends: list[Deleted] = []
+    try:
+        if delete and found.orphans and (is_agreed or _is_agreed(found.orphans)):
+            asyncio.run(_delete(opened(), found.orphans, ends, is_quiet=as_json))
+    finally:
+        if as_json:
+            show.as_json(_document(found, ends))
+    if kept := [end for end in ends if end.error]:
+        raise AgentError(f"{len(kept)} of {len(ends)} NICs were not deleted")
+
+
+def _own_instance(settings: Settings) -> str:
+    """The instance this is; "" where it is none, for an operator may ask from elsewhere."""
+    is_known = settings.instance_id or settings.instance_id_file.exists()
+    return read_instance_id(settings) if is_known else ""
+
+
+async def _find(opened: AbstractAsyncContextManager[Orphanage]) -> Found:
+    async with opened as place:
+        return await place.find()
+
+
+async def _delete(
+    opened: AbstractAsyncContextManager[Orphanage], doomed: Sequence[Orphan], ends: list[Deleted], *, is_quiet: bool
+) -> None:
+    def tell(end: Deleted) -> None:
+        ends.append(end)
+        if not is_quiet:
+            nic_id = end.orphan.nic.nic_id
+            click.echo(f"not deleted: {nic_id}: {end.error}" if end.error else f"deleted: {nic_id}")
+
+    async with opened as place:
+        await place.delete(doomed, tell)
+
+
+def _is_agreed(orphans: Sequence[Orphan]) -> bool:
+    instances = sorted({orphan.instance_id for orphan in orphans})
+    more = len(instances) - LISTED
+    named = ", ".join(instances[:LISTED]) + (f" and {more} more" if more > 0 else "")
+    return click.confirm(f"Delete {len(orphans)} NICs of {named}?", err=True)
+
+
+# --- in words and as JSON ----------------------------------------------------------------------------
+
+
+def _show(found: Found) -> None:
+    rows = [
+        {
+            "nic": orphan.nic.nic_id,
+            "address": orphan.nic.private_ip,
+            "vxnet": orphan.nic.vxnet_id,
+            "instance": orphan.instance_id,
+            "is": orphan.instance_is,
+            "free": show.age(since) if (since := free_since(orphan.nic)) else "?",
+            "name": orphan.nic.name,
+        }
+        for orphan in found.orphans
+    ]
+    columns = {"NIC": "nic", "ADDRESS": "address", "VXNET": "vxnet", "INSTANCE": "instance", "WHICH IS": "is",
+               "FREE FOR": "free", "NAME": "name"}  # fmt: skip
+    show.as_table(rows, columns, "no orphans")
+    for spared in found.spared:
+        click.echo(f"left alone: {spared.nic.nic_id} of {spared.instance_id}, which is gone: {spared.why}")
+
+
+def _document(found: Found, ends: Sequence[Deleted]) -> dict[str, Any]:
+    by_nic = {end.orphan.nic.nic_id: end for end in ends}
+    return {
+        "orphans": [_orphan(orphan, by_nic.get(orphan.nic.nic_id)) for orphan in found.orphans],
+        "left_alone": [{**_nic(spared), "why": spared.why} for spared in found.spared],
+    }
+
+
+def _orphan(orphan: Orphan, end: Deleted | None) -> dict[str, Any]:
+    outcome = {} if end is None else {"is_deleted": not end.error, "error": end.error}
+    return {**_nic(orphan), "instance_is": orphan.instance_is, **outcome}
+
+
+def _nic(suspect: Orphan | Spared) -> dict[str, Any]:
+    nic = suspect.nic
+    return {
+        "nic_id": nic.nic_id,
+        "name": nic.name,
+        "instance_id": suspect.instance_id,
+        "vxnet_id": nic.vxnet_id,
+        "private_ip": nic.private_ip,
+        "free_since": free_since(nic),
+    }
