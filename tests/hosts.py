@@ -351,7 +351,13 @@ class Host:
         return self.agrees_with_cloud() and not self.status()["operations"]
 
     def is_untouched(self) -> bool:
-        """Whether nothing is held: every NIC idle and parked, no attachment, nobody waiting."""
+        """Whether nothing is held: every NIC idle and parked, no attachment, nobody waiting.
+
+        NICs become idle a little after the DEL is answered, so this waits for them.
+        """
+        return eventually(self._is_untouched, f"nothing held on {self.name}")
+
+    def _is_untouched(self) -> bool:
         status, nics = self.status(), self.nics()
         parked = set(links(self.parking.name))
         return (

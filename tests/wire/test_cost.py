@@ -74,12 +74,13 @@ def test_200_pairs_leave_the_same_nics_and_no_growth(new_host: NewHost, sim: Sim
 
     pairs(20)  # what is loaded or grown once has been by now
     host.wait_idle(3)
-    nics, made, files, counts = table(host), calls(sim), open_files(agent.pid), kernel_counts(agent.pid)
+    nics, made, counts = table(host), calls(sim), kernel_counts(agent.pid)
+    files = min((open_files(agent.pid) for _ in range(20)), key=lambda found: sum(found.values()))
     pairs(PAIRS)
     host.wait_idle(3)
     assert table(host) == nics
     assert calls(sim) == made
-    assert open_files(agent.pid) == files
+    eventually(lambda: open_files(agent.pid) == files, f"the descriptors from before: {files}")  # status has one too
     after = kernel_counts(agent.pid)
     assert after["threads"] == counts["threads"]
     assert after["rss"] <= counts["rss"] + RSS_NOISE

@@ -149,7 +149,7 @@ def test_a_killed_add_leaves_all_or_nothing(host: Host, point: Callable[[Relay],
         assert state(host, container) == "whole"
     host.delete(container)
     assert state(host, container) == "free"
-    eventually(host.is_untouched, "all NICs idle and parked")
+    assert host.is_untouched()
 
 
 @pytest.mark.parametrize("point", [*UNHEARD, sent, *HEARD])
@@ -163,7 +163,7 @@ def test_a_killed_del_leaves_all_or_nothing_and_can_be_repeated(host: Host, poin
         assert_state(host, container, "free" if point in HEARD else "whole")
     host.delete(container)
     assert state(host, container) == "free"
-    eventually(host.is_untouched, "all NICs idle and parked")
+    assert host.is_untouched()
 
 
 # --- at moments as they come -----------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_adds_and_dels_killed_at_any_time_leave_all_or_nothing(host: Host) -> No
     for container in containers:
         host.delete(container)
         assert state(host, container) == "free"
-    eventually(host.is_untouched, "all NICs idle and parked")
+    assert host.is_untouched()
 
 
 def test_a_del_killed_while_it_is_kept_leaves_a_whole_file_or_none(host: Host, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_del_after_the_namespace_is_gone_gives_the_nic_back(host: Host) -> None:
     container.delete()
     host.delete(container)
     assert host.attachments() == []
-    eventually(host.is_untouched, "both NICs parked and idle")
+    assert host.is_untouched()
 
 
 @pytest.mark.defect("hostnic-10", "slow-3", "others-13")
