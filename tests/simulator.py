@@ -33,7 +33,11 @@ _T = TypeVar("_T")
 
 
 def unique_name() -> str:
-    return f"t{secrets.token_hex(3)}"
+    """For a cloud. tools/scratch.py is told, so that nothing of it stays whatever becomes of the tests."""
+    name = f"t{secrets.token_hex(3)}"
+    if clouds := os.environ.get("QC_CLOUDS"):
+        Path(clouds, name).touch()
+    return name
 
 
 def eventually(look: Callable[[], _T | None], what: str, seconds: float = 20.0) -> _T:

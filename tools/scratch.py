@@ -4,12 +4,15 @@
     tools/scratch.py COMMAND [ARGUMENT...]
 
 The directory's name is short because a unix socket's path may have 107 bytes at most. However the command ends,
-processes it forgot are ended, mounts below the directory are undone and the directory is removed; so is
-/run/netns, which the first `ip netns add` makes, if it was not there before and is empty again.
+processes it forgot are ended, mounts below the directory are undone and the directory is removed. So are the network
+namespaces of simulated clouds, each of which is named by an empty file in $QC_CLOUDS, and /run/netns, which the first
+`ip netns add` makes, if it was not there before and is empty again. Where this program is killed as well, the next
+run removes what is left.
 Signals are passed on to the command's process group. The status is the command's.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -21,23 +24,42 @@ from pathlib import Path
 
 GRACE = 120.0  # seconds the command may take to clean up after a signal: the demo detaches its NICs first
 NETNS_DIRECTORY = Path("/run/netns")
+SIM_DIRECTORY = Path("/run/qingcloud-sim")  # where simulators keep their state
+PREFIX = "qc-"
 PASSED_ON = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM}
 
 
 def make_directory() -> Path:
     """A fresh directory in which programs may be executed, which many systems deny under /run."""
     parent = "/run" if os.access("/run", os.W_OK) else None
-    directory = Path(tempfile.mkdtemp(prefix="qc-", dir=parent))
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     if os.statvfs(directory).f_flag & os.ST_NOEXEC and os.geteuid() == 0:
         options = "mode=0700,nosuid,nodev,exec"
         subprocess.run(["mount", "--no-mtab", "-t", "tmpfs", "-o", options, "qc-scratch", directory], check=True)
+    (directory / "clouds").mkdir()
     return directory
+
+
+def hold(directory: Path) -> int:
+    """Show as long as this process lives that the directory is in use; the descriptor that does it."""
+    held = os.open(directory / "held", os.O_CREAT | os.O_WRONLY, 0o600)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    os.write(held, b"held\n")  # from now on whoever gets the lock knows that we are dead
+    return held
+
+
+def is_abandoned(directory: Path) -> bool:
+    with contextlib.suppress(OSError), (directory / "held").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return bool(file.read())
+    return False
 
 
 def run(command: list[str], directory: Path, received: list[signal.Signals]) -> int:
     """Run *command* to its end; signals that handlers append to *received* are passed on."""
     # A group of its own: a signal from the terminal reaches it once, through us, and not twice.
-    child = subprocess.Popen(command, process_group=0, env=os.environ | {"TMPDIR": str(directory)})
+    environment = os.environ | {"TMPDIR": str(directory), "QC_CLOUDS": str(directory / "clouds")}
+    child = subprocess.Popen(command, process_group=0, env=environment)
     give_up = float("inf")
     while child.poll() is None:
         while received:
@@ -51,13 +73,15 @@ def run(command: list[str], directory: Path, received: list[signal.Signals]) -> 
 
 
 def descendants(directory: Path) -> list[int]:
-    """Processes that still carry *directory* as their TMPDIR."""
-    mark = f"TMPDIR={directory}".encode()
+    """Processes that have *directory*, or something in it, in their environment or as an argument."""
+    path = os.fsencode(directory)
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):  # it has ended, or is another user's
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                words = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+                values = (word.rpartition(b"=")[2] for word in words.split(b"\0"))
+                if any(value == path or value.startswith(path + b"/") for value in values):
                     found.append(int(entry.name))
     return found
 
@@ -71,6 +95,25 @@ def end_descendants(directory: Path) -> None:
         deadline = time.monotonic() + patience
         while descendants(directory) and time.monotonic() < deadline:
             time.sleep(0.05)
+
+
+def remove_clouds(directory: Path) -> None:
+    """The namespaces of simulated clouds, their containers and their hosts' parking places; NICs go with them."""
+    for cloud in (entry.name for entry in (directory / "clouds").iterdir()):
+        spaces = NETNS_DIRECTORY.iterdir() if NETNS_DIRECTORY.is_dir() else ()
+        for name in sorted(space.name for space in spaces):
+            if name.startswith((f"{cloud}-", f"qingcni-i-{cloud}")):
+                print(f"scratch: removing forgotten namespace {name}", file=sys.stderr)
+                subprocess.run(["ip", "netns", "delete", name], check=False)
+        shutil.rmtree(SIM_DIRECTORY / cloud, ignore_errors=True)
+    with contextlib.suppress(OSError):  # there is none, or it holds others'
+        SIM_DIRECTORY.rmdir()
+
+
+def clean_up(directory: Path) -> None:
+    end_descendants(directory)
+    remove_clouds(directory)
+    remove(directory)
 
 
 def remove(directory: Path) -> None:
@@ -95,16 +138,21 @@ def main(command: list[str]) -> int:
     received: list[signal.Signals] = []
     for number in PASSED_ON:
         signal.signal(number, lambda number, _frame: received.append(signal.Signals(number)))
-    had_namespaces = NETNS_DIRECTORY.is_dir()
     directory = make_directory()
+    held = hold(directory)
+    left = list(filter(is_abandoned, directory.parent.glob(f"{PREFIX}*")))
+    had_namespaces = NETNS_DIRECTORY.is_dir() and not left
+    for abandoned in left:
+        print(f"scratch: removing what a run that was killed left of {abandoned}", file=sys.stderr)
+        clean_up(abandoned)
     try:
         return run(command, directory, received)
     except OSError as error:
         print(f"scratch: {command[0]}: {error.strerror}", file=sys.stderr)
         return 127
     finally:
-        end_descendants(directory)
-        remove(directory)
+        clean_up(directory)
+        os.close(held)
         if not had_namespaces:
             remove_netns_directory()
 

@@ -4,10 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from simulator import eventually
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes mounts and namespaces")
 SCRATCH = Path(__file__).parents[2] / "tools" / "scratch.py"
 
 
@@ -70,10 +74,73 @@ def test_forgotten_processes_are_ended() -> None:
     pid, directory = lines_of(running)
     assert running.returncode == 0
     assert not Path(directory).exists()
-    assert has_ended(pid)
+    eventually(lambda: has_ended(pid), f"the end of process {pid}")  # its memory goes before it does
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+def test_a_forgotten_process_without_its_environment_is_known_by_its_arguments() -> None:
+    running = scratch(
+        'touch "$TMPDIR/file"; env -i setsid tail -f "$TMPDIR/file" >/dev/null 2>&1 &'
+        'echo "$!"; echo "$TMPDIR"; sleep 0.2'
+    )
+    pid, directory = lines_of(running)
+    assert not Path(directory).exists()
+    eventually(lambda: has_ended(pid), f"the end of process {pid}")  # its memory goes before it does
+
+
+MAKES_A_CLOUD = """
+    name=s$$; touch "$QC_CLOUDS/$name"
+    for space in $name-host1 $name-c1 qingcni-i-${name}host1 other$name-x; do ip netns add $space; done
+    echo $name; echo $TMPDIR; echo $$
+"""
+
+
+def namespaces_of(name: str) -> list[str]:
+    places = Path("/run/netns")
+    return sorted(path.name for path in places.iterdir() if name in path.name) if places.is_dir() else []
+
+
+@pytest.fixture
+def others() -> Iterator[list[str]]:
+    """Names of clouds of which one namespace is somebody else's, and left alone."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        assert namespaces_of(name) == [f"other{name}-x"]
+        subprocess.run(["ip", "netns", "delete", f"other{name}-x"], check=True)
+
+
+@needs_root
+@pytest.mark.parametrize("end", ["exit 3", "kill -9 $$"])
+def test_namespaces_of_clouds_go_however_the_command_ends(others: list[str], end: str) -> None:
+    name, directory, _ = lines_of(scratch(MAKES_A_CLOUD + end))
+    assert not Path(directory).exists()
+    others.append(name)
+
+
+@needs_root
+def test_what_is_left_of_a_run_that_was_killed_as_a_whole_is_removed_by_the_next_one(others: list[str]) -> None:
+    """And nothing of one that goes on."""
+    killed, living = (scratch(MAKES_A_CLOUD + "while :; do sleep 0.05; done") for _ in range(2))
+    assert killed.stdout is not None
+    assert living.stdout is not None
+    name, directory, pid = (killed.stdout.readline().strip() for _ in range(3))
+    spared, *_ = (living.stdout.readline().strip() for _ in range(3))
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    assert killed.stderr is not None
+    killed.stderr.close()
+    assert len(namespaces_of(name)) == 4
+    assert lines_of(scratch("echo ran")) == ["ran"]
+    eventually(lambda: has_ended(pid), f"the end of process {pid}")  # its memory goes before it does
+    assert not Path(directory).exists()
+    assert len(namespaces_of(spared)) == 4
+    living.terminate()
+    living.communicate(timeout=60)
+    others += [name, spared]
+
+
+@needs_root
 def test_mounts_below_the_directory_are_undone() -> None:
     running = scratch(
         'mkdir "$TMPDIR/m" && mount -n -t tmpfs none "$TMPDIR/m" && touch "$TMPDIR/m/file" && echo "$TMPDIR"'
