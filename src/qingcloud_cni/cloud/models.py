@@ -138,8 +138,8 @@ class Page(Reply, Generic[ItemT]):
     total_count: int | None = None
 
     def items(self) -> list[tuple[str, ItemT]] | None:
-        """The items by id; None where the reply has no list."""
-        raise NotImplementedError
+        """The items by id; None where the reply has no list, as this one, which is of no kind yet."""
+        return None
 
 
 class NicPage(Page[CloudNic]):
