@@ -47,7 +47,8 @@ def shared(
 ) -> Iterator[Host]:
     with hosts_of(sim, host_names, tmp_path_factory.mktemp("shared"), plugin_file) as take:
         host = take()
-        host.start(min_idle=pool, max_idle=pool, max_nics=pool)
+        # No probes: what tests see of parked NICs shall be what the verbs have made of them.
+        host.start(min_idle=pool, max_idle=pool, max_nics=pool, duplicate_probe="false")
         yield host
 
 
