@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import virtual_time
+from budgets import make_gate
 from processes import Asked, Process, Steps
 from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.cni_api import CniApi, CniRequest
@@ -155,7 +156,8 @@ class SimulatedHost:
         store = self.store = SlowStore(self.settings.database, self.settings.seal, self.disk)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         transport = Asked(process, LocalTransport(self.api))
-        client = Client(access, transport, clock=self.clock, rng=self.rng, observe=lambda _call: None)
+        gate = make_gate(self.clock, self.settings.api_budget)
+        client = Client(access, transport, gate, clock=self.clock, rng=self.rng, observe=lambda _call: None)
         try:
             world = World(
                 client, Asked(process, self.kernel), store, self.clock, self.rng, self.boot_id,

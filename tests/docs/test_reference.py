@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pages import ROOT, column, page, source_trees, table
 from qingcloud_cni.agent.clock import SystemClock
 from qingcloud_cni.agent.journal import Journal
-from qingcloud_cni.agent.metrics import Metrics
+from qingcloud_cni.agent.metrics import Metrics, Sources
 from qingcloud_cni.agent.openapi import ENDPOINTS
 from qingcloud_cni.agent.phases import Phase
 from qingcloud_cni.agent.settings import SETTINGS
@@ -23,6 +23,7 @@ from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.cloud.access import IGNORED, USED
 from qingcloud_cni.cloud.calls import CallOutcome
+from qingcloud_cni.core.budget import Budget, Urgency
 from qingcloud_cni.core.cni import VERSIONS
 from qingcloud_cni.core.errors import EXIT, WIRE
 from qingcloud_cni.core.evidence import Kind
@@ -90,10 +91,11 @@ def test_no_command_is_described_that_is_not_there() -> None:
 def test_every_metric_is_described_with_its_labels() -> None:
     metrics, nics = Metrics(), Table(Snapshot())
     journal = Journal(nics, cast("Store", None), SystemClock(), Random())
-    metrics.watch(nics, journal, lambda: 0, lambda: True, lambda: 0)
+    spending = Budget(120, 0.0).spending((), 0.0)
+    metrics.watch(nics, journal, Sources(lambda: 0, lambda: 0, lambda: True, lambda: spending))
     metrics.watch_tasks(lambda: [TaskRecord("pool")], list)
     metrics.event(Event(0.0, "agent.ready"))
-    metrics.cloud_call(CallSeen("AttachNics", CallOutcome.OK, 0.1, 0))
+    metrics.cloud_call(CallSeen("AttachNics", Urgency.WAITING, CallOutcome.OK, 0.1, 0))
     metrics.cni_request("ADD", 0, 0.1, dict.fromkeys(Phase, 0.02))
     described = {
         cells[0].strip("`"): (cells[1], set(re.findall(r"`(\w+)`", cells[2])))
@@ -107,7 +109,7 @@ def test_every_metric_is_described_with_its_labels() -> None:
         name = f"{family.name}_total" if family.type == "counter" else family.name
         exposed[name] = family.type, {label for sample in family.samples for label in sample.labels} - {"le"}
     assert described == exposed
-    assert all(f"`{word}`" in CONFIGURATION for word in (*CallOutcome, *Phase))
+    assert all(f"`{word}`" in CONFIGURATION for word in (*CallOutcome, *Phase, *(u.word for u in Urgency)))
 
 
 def test_every_cni_code_is_described_with_its_status() -> None:

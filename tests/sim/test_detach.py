@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from qingcloud_cni.agent.operations import JOB_LIMIT, LATE_EFFECT
+from qingcloud_cni.agent.lookups import LATE_EFFECT
+from qingcloud_cni.agent.operations import JOB_LIMIT
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 from simulated import SimulatedHost, lived, set_faults
@@ -71,7 +72,7 @@ def test_a_detach_that_takes_effect_long_after_its_lost_reply_meets_no_container
             await host.delete("d0")
             await host.clock.sleep(1.0)
         assert given_back not in served
-        assert given_back not in host.model.state.nics
+        await host.until(lambda: given_back not in host.model.state.nics, "deleted", 3600.0)
         assert set(host.ours_in_cloud()) == set(host.nics)
 
     lived(test, tmp_path, **SHRINKING)

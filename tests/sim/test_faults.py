@@ -20,6 +20,7 @@ CASES = [
     for action in ACTIONS
     if effect != WRONG_KEYS and action in (allowed or ACTIONS)
 ]
+LONG = 4 * 3600.0  # seconds; after a refusal for the call quota there is one call in minutes
 
 
 async def comes_right(host: SimulatedHost) -> None:
@@ -28,7 +29,7 @@ async def comes_right(host: SimulatedHost) -> None:
     def is_right() -> bool:
         return host.states().count("idle") >= 3 and not host.agent.context.table.intents
 
-    await host.until(is_right, "a warm pool, and no operation under way", 2 * OVERDUE + 600.0)
+    await host.until(is_right, "a warm pool, and no operation under way", LONG)
     assert set(host.ours_in_cloud()) == set(host.nics)
     host.check_invariants()
 
@@ -49,7 +50,7 @@ def test_one_fault_of_any_kind_delays_the_pool_and_nothing_is_forgotten(
             await comes_right(host)
             await host.add("c0")
             await host.add("c1")
-            await host.until(lambda: host.states().count("idle") >= 3, "refilled")
+            await host.until(lambda: host.states().count("idle") >= 3, "refilled", LONG)
             set_faults(host, fault)
             await host.delete("c0")
             await host.delete("c1")
@@ -57,7 +58,7 @@ def test_one_fault_of_any_kind_delays_the_pool_and_nothing_is_forgotten(
             if effect == ENDLESS_JOB:
                 set_faults(host)
             await comes_right(host)
-            await host.until(lambda: len(host.nics) == 3 + host.states().count("missing"), "shrunk")
+            await host.until(lambda: len(host.nics) == 3 + host.states().count("missing"), "shrunk", LONG)
 
     virtual_time.run(main())
 

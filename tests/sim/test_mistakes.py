@@ -14,6 +14,7 @@ from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.flows import Flows
 from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.links import Links
+from qingcloud_cni.agent.lookups import Lookups
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.core import cloud_drift, evidence, plan
@@ -90,7 +91,7 @@ def a_lost_reply_is_a_refusal(patch: Patch) -> None:
     async def nothing(*_: object) -> tuple[()]:
         return ()
 
-    patch(Operations, "_look_up_created", nothing)
+    patch(Lookups, "created", nothing)
 
 
 def kept_dels_are_thrown_away(patch: Patch) -> None:

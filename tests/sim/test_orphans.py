@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 import virtual_time
+from budgets import calls_of, make_gate
 from qingcloud_cni.agent.orphans import Deleted, Found, Orphanage
 from qingcloud_cni.cloud import Access, Client
 from qingcloud_cni.core.errors import CloudError, CloudUnreachable, CredentialsRefused, NotListed, OutcomeUnknown
@@ -36,9 +37,10 @@ class Zone:
         api = Api(self.model, now=self.clock.now, sleep=self.clock.sleep, rng=rng)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         transport = LocalTransport(api)
-        client = Client(access, transport, clock=self.clock, rng=rng, observe=lambda _call: None)
+        gate = make_gate(self.clock)
+        client = Client(access, transport, gate, clock=self.clock, rng=rng, observe=lambda _call: None)
         self.orphanage = Orphanage(
-            client, self.clock, prefixes=("qingcni", "hostnic"), own_instance=self.own, older_than=600.0
+            calls_of(client), self.clock, prefixes=("qingcni", "hostnic"), own_instance=self.own, older_than=600.0
         )
         self.ends: list[Deleted] = []
 

@@ -196,7 +196,7 @@ def test_an_instance_that_goes_away_gets_no_gateway(tmp_path: Path) -> None:
         topology = replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0)))
         async with simulated(tmp_path, topology) as host:
             host.console("StopInstances", **{"instances.1": host.instance_id})
-            await host.agent.operations.departure.ask()
+            await host.agent.operations.departure.ask(host.agent.context.demand.growth)
             creates = host.model.calls["CreateNics"]
             with pytest.raises(Unavailable, match=r"no gateway NIC.*instance i-simhost1 is stopping in the cloud"):
                 await host.ask("ADD", "c0", ipam=TO_HOST, timeout=20.0)

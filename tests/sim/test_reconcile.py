@@ -257,10 +257,9 @@ def test_a_silent_cloud_changes_nothing_and_is_told(tmp_path: Path) -> None:
         assert dict(host.nics) == before
         assert "DescribeNics" in host.agent.last_cloud_error
         failures = host.agent.reconciler.record.failures
-        assert 10 < failures < 200
+        assert 2 < failures < 200
         set_faults(host)
-        await host.clock.sleep(SOON)
-        assert host.agent.last_cloud_error == ""
+        await host.until(lambda: host.agent.last_cloud_error == "", "compared", 3600.0)
         assert (host.agent.reconciler.record.failures, host.agent.reconciler.record.all_failures) == (0, failures)
 
     lived(test, tmp_path)
@@ -290,11 +289,10 @@ def test_a_nic_whose_link_never_comes_is_given_up_for_a_while_and_told(tmp_path:
         set_faults(host, FaultSpec("AttachNics", "lose-link", times=LONG))
         lost = idle(host)[0].nic_id
         host.kernel._unplug(lost)
-        await host.clock.sleep(3600.0)
+        await host.until(lambda: kinds(host) == [Kind.GIVEN_UP], "given up", 3 * 3600.0)
         assert host.nics[lost].state is S.MISSING
         assert host.nics[lost].repairs == repair.PER_NIC
         assert host.model.calls["DetachNics"] == repair.PER_NIC
-        assert kinds(host) == [Kind.GIVEN_UP]
         assert await told(host, Kind.GIVEN_UP, lost) == 1
         await host.clock.sleep(3600.0)
         assert host.model.calls["DetachNics"] == repair.PER_NIC

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from budgets import calls_of, make_gate
 from qingcloud_cni.cloud import Access, CallOutcome, CallSeen, Client
 from qingcloud_cni.core.errors import (
     CloudBusy,
@@ -17,7 +18,7 @@ from qingcloud_cni.core.errors import (
     OutcomeUnknown,
     ResourceNotFound,
 )
-from qingcloud_cni.core.seams import Cloud, JobStatus
+from qingcloud_cni.core.seams import CloudCalls, JobStatus
 from qingcloud_cni.sim.api import Api
 from qingcloud_cni.sim.local import LocalTransport, run_jobs
 from qingcloud_cni.sim.model import Model
@@ -41,7 +42,7 @@ class LoopClock:
 
 
 class Bench:
-    def __init__(self, topology: Topology, cloud: Client, model: Model, seen: list[CallSeen]) -> None:
+    def __init__(self, topology: Topology, cloud: CloudCalls, model: Model, seen: list[CallSeen]) -> None:
         self.topology, self.cloud, self.model, self.seen = topology, cloud, model, seen
 
 
@@ -54,10 +55,10 @@ async def bench(topology: Topology | None = None, secret: str = "") -> AsyncIter
     api = Api(model, now=clock.now, sleep=asyncio.sleep, rng=rng)
     access = Access(topology.access_key_id, secret or topology.secret_access_key, topology.zone)
     seen: list[CallSeen] = []
-    client = Client(access, LocalTransport(api), clock=clock, rng=rng, observe=seen.append)
+    client = Client(access, LocalTransport(api), make_gate(clock), clock=clock, rng=rng, observe=seen.append)
     jobs = asyncio.create_task(run_jobs(model, lambda *_: None, asyncio.sleep, clock.now), name="jobs")
     try:
-        yield Bench(topology, client, model, seen)
+        yield Bench(topology, calls_of(client), model, seen)
     finally:
         await client.close()
         jobs.cancel()
@@ -65,7 +66,7 @@ async def bench(topology: Topology | None = None, secret: str = "") -> AsyncIter
             await jobs
 
 
-async def ended(cloud: Cloud, job_id: str) -> JobStatus:
+async def ended(cloud: CloudCalls, job_id: str) -> JobStatus:
     async with asyncio.timeout(10):
         while True:
             (job,) = await cloud.jobs([job_id])

@@ -34,6 +34,7 @@ EVERY_SETTING: dict[str, str | list[str]] = {  # each unlike its default
     "instance-nic-limit": "16",
     "cooldown": "2.5m",
     "cooldown-min": "500ms",
+    "api-budget": "40",
     "nic-name-prefix": "pods",
     "instance-id": "i-1234abcd",
     "instance-id-file": "/etc/other/instance-id",

@@ -10,13 +10,15 @@ import pytest
 
 import virtual_time
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.demand import Demand
 from qingcloud_cni.agent.jobs import FIRST_INTERVAL, LONGEST_INTERVAL, Jobs
 from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.tasks import Tasks
+from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.errors import CloudUnreachable, ResourceNotFound
 from qingcloud_cni.core.model import Event
 from qingcloud_cni.core.plan import PoolPolicy
-from qingcloud_cni.core.seams import Change, Cloud, EventFilter, Job, JobStatus, Kernel, Snapshot
+from qingcloud_cni.core.seams import Change, Cloud, EventFilter, HowUrgent, Job, JobStatus, Kernel, Snapshot
 from qingcloud_cni.core.table import Table
 from virtual_time import EPOCH, VirtualClock
 
@@ -30,6 +32,12 @@ class FakeCloud:
         self.asked: list[tuple[float, tuple[str, ...]]] = []
         self.silent_until = 0.0
 
+    async def permit(self, _urgency: HowUrgent) -> "FakeCloud":
+        return self
+
+    def reconsider(self) -> None:
+        """Nothing waits here."""
+
     async def jobs(self, job_ids: Sequence[str]) -> tuple[Job, ...]:
         now = VirtualClock().now() - EPOCH
         self.asked.append((round(now, 3), tuple(job_ids)))
@@ -39,6 +47,10 @@ class FakeCloud:
         if unknown := set(job_ids) - set(self.ends):
             raise ResourceNotFound(f"DescribeJobs: the cloud does not know {unknown}", action="DescribeJobs")
         return tuple(Job(i, self.status if now >= self.ends[i] else JobStatus.PENDING, "") for i in job_ids)
+
+
+def refill() -> Urgency:
+    return Urgency.REFILL
 
 
 class FakeStore:
@@ -74,7 +86,7 @@ def with_jobs(cloud: FakeCloud, use: Callable[[Jobs], Coroutine[Any, Any, None]]
             journal = Journal(table, store, VirtualClock(), rng)
             context = Context(
                 "i-1", "qingcni", "hostnic", PoolPolicy(), table, journal, cast("Cloud", cloud),
-                cast("Kernel", None), VirtualClock(), rng, tasks,
+                cast("Kernel", None), VirtualClock(), rng, tasks, Demand(lambda: None),
             )  # fmt: skip
             jobs = Jobs(context)
             tasks.spawn("store", journal.run())
@@ -98,7 +110,7 @@ def test_a_job_is_asked_about_at_growing_intervals_until_it_ends() -> None:
     cloud = FakeCloud({"j-1": 4000.0})
 
     async def use(jobs: Jobs) -> None:
-        job = await jobs.end("j-1")
+        job = await jobs.end("j-1", refill)
         assert job == Job("j-1", JobStatus.SUCCESSFUL, "")
 
     with_jobs(cloud, use)
@@ -116,7 +128,7 @@ def test_one_call_asks_about_all_that_are_pending() -> None:
     cloud = FakeCloud({f"j-{n}": 1.0 for n in range(40)})
 
     async def use(jobs: Jobs) -> None:
-        ended = await asyncio.gather(*(jobs.end(job_id) for job_id in cloud.ends))
+        ended = await asyncio.gather(*(jobs.end(job_id, refill) for job_id in cloud.ends))
         assert [job.job_id for job in ended if job] == list(cloud.ends)
 
     with_jobs(cloud, use)
@@ -127,9 +139,9 @@ def test_a_job_added_later_shares_the_calls() -> None:
     cloud = FakeCloud({"j-1": 30.0, "j-2": 30.0})
 
     async def use(jobs: Jobs) -> None:
-        first = asyncio.create_task(jobs.end("j-1"))
+        first = asyncio.create_task(jobs.end("j-1", refill))
         await asyncio.sleep(10)
-        second = await jobs.end("j-2")
+        second = await jobs.end("j-2", refill)
         assert second is not None
         assert await first is not None
 
@@ -142,9 +154,9 @@ def test_the_first_look_may_be_at_once_or_later() -> None:
     cloud = FakeCloud({"j-1": 0.0, "j-2": 0.0})
 
     async def use(jobs: Jobs) -> None:
-        await jobs.end("j-1", first_look=0.0)
+        await jobs.end("j-1", refill, first_look=0.0)
         assert now() < 0.1
-        await jobs.end("j-2", first_look=60.0)
+        await jobs.end("j-2", refill, first_look=60.0)
         assert now() == pytest.approx(60, abs=0.1)
 
     with_jobs(cloud, use)
@@ -155,7 +167,7 @@ def test_a_failed_job_says_so() -> None:
     cloud = FakeCloud({"j-1": 0.0}, JobStatus.FAILED)
 
     async def use(jobs: Jobs) -> None:
-        job = await jobs.end("j-1")
+        job = await jobs.end("j-1", refill)
         assert job is not None
         assert job.status is JobStatus.FAILED
 
@@ -167,9 +179,9 @@ def test_an_unknown_job_is_told_and_the_others_go_on() -> None:
     cloud = FakeCloud({"j-1": 20.0})
 
     async def use(jobs: Jobs) -> None:
-        known = asyncio.create_task(jobs.end("j-1"))
+        known = asyncio.create_task(jobs.end("j-1", refill))
         await asyncio.sleep(0)
-        assert await jobs.end("j-unknown") is None
+        assert await jobs.end("j-unknown", refill) is None
         assert now() < 3
         assert not known.done()
         assert await known is not None
@@ -183,7 +195,7 @@ def test_a_silent_cloud_is_asked_again_ever_more_rarely() -> None:
     cloud.silent_until = 120.0
 
     async def use(jobs: Jobs) -> None:
-        assert await jobs.end("j-1") is not None
+        assert await jobs.end("j-1", refill) is not None
         assert 120 < now() < 160
 
     saved = with_jobs(cloud, use)
@@ -196,7 +208,7 @@ def test_whoever_no_longer_waits_is_forgotten() -> None:
     cloud = FakeCloud({"j-1": 9e9})
 
     async def use(jobs: Jobs) -> None:
-        waiting = asyncio.create_task(jobs.end("j-1"))
+        waiting = asyncio.create_task(jobs.end("j-1", refill))
         await asyncio.sleep(5)
         assert jobs.pending == ("j-1",)
         waiting.cancel()
@@ -211,12 +223,12 @@ def test_a_job_that_does_not_end_is_answered_as_pending_when_its_time_is_up() ->
     cloud = FakeCloud({"j-1": 10_000.0, "j-2": 50.0})
 
     async def use(jobs: Jobs) -> None:
-        job = await jobs.end("j-1", limit=100.0)
+        job = await jobs.end("j-1", refill, limit=100.0)
         assert job is not None
         assert job.status is JobStatus.PENDING
         assert VirtualClock().now() - EPOCH == pytest.approx(100.0)
         assert jobs.pending == ()
-        job = await jobs.end("j-2", limit=100.0)
+        job = await jobs.end("j-2", refill, limit=100.0)
         assert job is not None
         assert job.status is cloud.status
 

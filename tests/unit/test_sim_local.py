@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from budgets import calls_of, make_gate
 from qingcloud_cni.cloud import Access, Client
 from qingcloud_cni.core.errors import CloudQuota, CredentialsRefused, NotAllowedNow, OutcomeUnknown, ResourceNotFound
-from qingcloud_cni.core.seams import JobStatus
+from qingcloud_cni.core.seams import CloudCalls, JobStatus
 from qingcloud_cni.sim.api import Api
 from qingcloud_cni.sim.effects import Effect, PlugNic, UnplugNic
 from qingcloud_cni.sim.kernel import FakeKernel
@@ -59,10 +60,12 @@ class World:
         self.api = Api(self.model, now=self.clock.now, sleep=self.clock.sleep, rng=random.Random(2))
         self.client = self.make_client(self.topology.secret_access_key)
 
-    def make_client(self, secret: str) -> Client:
+    def make_client(self, secret: str) -> CloudCalls:
         access = Access(self.topology.access_key_id, secret, self.topology.zone)
         transport = LocalTransport(self.api)
-        return Client(access, transport, clock=self.clock, rng=random.Random(3), observe=lambda _: None)
+        gate = make_gate(self.clock)
+        client = Client(access, transport, gate, clock=self.clock, rng=random.Random(3), observe=lambda _: None)
+        return calls_of(client)
 
     @asynccontextmanager
     async def running(self, sink: Any) -> AsyncIterator[None]:
@@ -107,7 +110,6 @@ async def test_the_real_client_lives_on_the_simulated_cloud() -> None:
             await client.create_nics(PODS, 1, "b")
         with pytest.raises(ResourceNotFound):
             await client.jobs([job, "j-none"])
-    await client.close()
 
 
 async def test_a_wrong_secret_is_refused() -> None:

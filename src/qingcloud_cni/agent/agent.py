@@ -10,6 +10,7 @@ from qingcloud_cni.agent.attachments import Attachments
 from qingcloud_cni.agent.clock import delay_after
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.cures import Cures
+from qingcloud_cni.agent.demand import Demand
 from qingcloud_cni.agent.duplicates import Duplicates
 from qingcloud_cni.agent.first_comparison import FirstComparison
 from qingcloud_cni.agent.gateways import Gateways
@@ -28,6 +29,7 @@ from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.errors import NotInitialised, Unavailable
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import NicState
+from qingcloud_cni.core.pace import stretched
 from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
 from qingcloud_cni.core.table import Table
 from qingcloud_cni.core.vxnets import VxnetChooser, VxnetPolicy
@@ -104,6 +106,7 @@ class Agent:
                     instance_id=instance_id, nic_name_prefix=settings.nic_name_prefix,
                     gateway_prefix=settings.gatewayns, policy=settings.pool, table=table, journal=journal,
                     cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=Tasks(group),
+                    demand=Demand(world.cloud.reconsider),
                     began=world.clock.now(), set_forward=world.set_forward,
                 )  # fmt: skip
                 table.note_boot(world.boot_id, context.now())
@@ -166,6 +169,7 @@ class Agent:
         with suppress(Unavailable):  # the task looks again, and records what is wrong
             await self.spool.look()
         self._is_kernel_compared = True
+        self.context.demand.is_serving = self.is_initialised
 
     def begin(self) -> None:
         """Start all tasks; `compare_kernel` comes first."""
@@ -177,7 +181,7 @@ class Agent:
         spawn(self.spool.record.name, self.spool.run())
         spawn(self.reconciler.record.name, self._reconcile())
         self._repeat(self.orphans, self._look_around)
-        self._repeat(self.vxnets, self._premises.look_again)
+        self._repeat(self.vxnets, self._look_at_vxnets)
         self._repeat(self.upkeep, self.context.journal.upkeep)
 
     def _repeat(self, record: TaskRecord, step: Callable[[], Awaitable[None]]) -> None:
@@ -189,10 +193,14 @@ class Agent:
     async def _look_around(self) -> None:
         await self.reconciler.look_around()
 
+    async def _look_at_vxnets(self) -> None:
+        self.vxnets.period = stretched(HOUR, self.context.cloud.spending().rate)
+        await self._premises.look_again()
+
     async def _reconcile(self) -> None:
         """Compare with the cloud until it has answered once, then begin what may change it, and go on comparing."""
         await self._first.run()
-        self.is_cloud_compared = True
+        self.is_cloud_compared = self.context.demand.is_serving = True
         for intent in self._left_over:
             self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
         self.pool.is_open = True

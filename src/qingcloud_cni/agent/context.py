@@ -4,6 +4,7 @@ import random
 import uuid
 from dataclasses import dataclass, field, replace
 
+from qingcloud_cni.agent.demand import Demand
 from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.tasks import Signal, Tasks
 from qingcloud_cni.core.gateway import free_index
@@ -29,6 +30,7 @@ class Context:
     clock: Clock
     rng: random.Random
     tasks: Tasks
+    demand: Demand
     began: float = 0.0  # when this agent did, in seconds since the epoch
     set_forward: float = 0.0  # seconds by which the host's clock was set between the agent before and this one
     leaving: str = ""  # why this instance is going away; then nothing is created or attached

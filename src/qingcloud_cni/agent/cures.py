@@ -43,6 +43,7 @@ class Cures:
         self._links = links
         self._attachments = attachments
         self._vxnets = vxnets
+        self._to_repair: set[str] = set()  # as soon as a call may go
         self._repairs = sorted({n.repaired for n in context.table.nics.values() if n.repairs})  # when
 
     def forgive(self) -> None:
@@ -128,16 +129,33 @@ class Cures:
         context, now = self._context, self._context.now()
         if self._pool.mode is not Mode.SERVING:
             return
-        due = {nic_id: repair.due_at(context.table.nics[nic_id], self._repairs, now) for nic_id in nic_ids}
-        now_due = [nic_id for nic_id in nic_ids if due[nic_id] <= now]
+        due = {
+            nic_id: repair.due_at(context.table.nics[nic_id], self._repairs, now)
+            for nic_id in nic_ids
+            if nic_id not in self._to_repair
+        }
+        now_due = [nic_id for nic_id, at in due.items() if at <= now]
         self.next_at = min((at for at in due.values() if at > now), default=inf)
         if not now_due:
             return
-        tries = {nic_id: repair.tried(context.table.nics[nic_id], now) + 1 for nic_id in now_due}
         self.has_begun = True
         self._repairs = [*self._repairs[-repair.PER_HOUR :], now]
-        detach = self._operations.begin_repair(now_due, tries)
-        context.tasks.spawn(f"detach {detach.op_id}", self._operations.detach(detach))
+        self._to_repair.update(now_due)
+        context.tasks.spawn(f"repair {', '.join(now_due)}", self._repair(now_due))
+
+    async def _repair(self, nic_ids: list[str]) -> None:
+        """The call may have to wait for long, and a link may come by itself meanwhile."""
+        table = self._context.table
+        try:
+            calls = await self._context.cloud.permit(self._context.demand.comparison)
+        finally:
+            self._to_repair.difference_update(nic_ids)
+        nics = {n.nic_id: n for n in table.in_state(NicState.MISSING) if n.nic_id not in table.busy}
+        still = [nic_id for nic_id in nic_ids if nic_id in nics]
+        if still and self._pool.may_begin and not self._pool.is_draining:
+            now = self._context.now()
+            tries = {nic_id: repair.tried(nics[nic_id], now) + 1 for nic_id in still}
+            await self._operations.detach(self._operations.begin_repair(still, tries), calls)
 
     def _renew(self, nic_id: str) -> None:
         """A gateway's address is in use, so it is attached again; of others there are more, so it is deleted."""
@@ -154,8 +172,7 @@ class Cures:
             table.lost(nic_id, now, detail)
         table.not_attached(nic_id, now, detail)
         if is_needed:
-            attach = self._operations.begin_attach([nic_id])
-            context.tasks.spawn(f"attach {attach.op_id}", self._operations.attach(attach))
+            context.path_due.notify()
         else:
             delete = self._operations.begin_delete([nic_id])
             context.tasks.spawn(f"delete {delete.op_id}", self._operations.delete(delete))

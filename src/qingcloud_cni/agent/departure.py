@@ -4,7 +4,7 @@ from qingcloud_cni.agent.clock import delay_after
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.core.errors import CloudError
 from qingcloud_cni.core.instances import going_away
-from qingcloud_cni.core.seams import Instance
+from qingcloud_cni.core.seams import HowUrgent, Instance
 
 LOOK_FIRST, LOOK_LONGEST = 60.0, 900.0  # seconds between looks whether it stays after all
 
@@ -30,9 +30,9 @@ class Departure:
             self._is_watching = True
             context.tasks.spawn("instance that is leaving", self._watch())
 
-    async def ask(self) -> None:
+    async def ask(self, urgency: HowUrgent) -> None:
         """Learn it from the cloud; raises CloudError. An answer that does not list the instance tells nothing."""
-        instance = await self._context.cloud.instance(self._context.instance_id)
+        instance = await (await self._context.cloud.permit(urgency)).instance(self._context.instance_id)
         if instance is not None:
             self.learn(instance)
 
@@ -46,7 +46,7 @@ class Departure:
                 delay_after(looks, self._context.rng, first=LOOK_FIRST, longest=LOOK_LONGEST)
             )
             try:
-                await self.ask()
+                await self.ask(self._context.demand.comparison)
             except CloudError as err:
                 self._context.note("instance.unanswered", detail=str(err))
         self._is_watching = False

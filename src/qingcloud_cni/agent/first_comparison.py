@@ -58,7 +58,8 @@ class FirstComparison:
         if not self._is_checked:
             await self._premises.check()
             self._is_checked = True
-        await self._reconciler.compare()
+        urgency = self._context.demand.growth  # without it the pool cannot grow
+        await self._reconciler.compare(await self._reconciler.permits(urgency), urgency)
 
     def _judge(self, err: CloudError | KernelRefused, unlisted: int) -> None:
         if isinstance(err, CredentialsRefused) and err.action == FIRST_CALL:

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from qingcloud_cni.agent.clock import Backoff
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.demand import Permits, explain_budget
 from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.tasks import Signal, TaskRecord
@@ -34,6 +36,10 @@ class Gateways:
         self._pool = pool
         self._operations = operations
         self._vxnets = vxnets
+        self._to_grow = context.demand.growth
+        permits = partial(Permits, due=context.path_due, cloud=context.cloud, tasks=context.tasks)
+        self._growing = permits("gateways", context.demand.growth)
+        self._releasing = permits("release of gateways", context.demand.release)
         self._ready = Signal()  # a gateway serves, or the host's own NICs are known
         self._wanted: dict[str, int] = {}  # ADDs that wait for a gateway, by vxnet
         self._backoff = Backoff(context.rng)
@@ -64,7 +70,9 @@ class Gateways:
             await self._wait(nic.vxnet_id, end, seconds)
         if (gateway := self._serving(nic.vxnet_id)) is not None:
             return address_of(gateway)
-        own = next((h for h in await self._host_nics() if h.vxnet_id == nic.vxnet_id), None)
+        with self._context.demand.waits():
+            host_nics_now = await self._host_nics()
+        own = next((h for h in host_nics_now if h.vxnet_id == nic.vxnet_id), None)
         if own is not None:
             return await self._usable(own)
         if not config.is_gateway:
@@ -83,7 +91,9 @@ class Gateways:
 
     async def _wait(self, vxnet_id: str, end: float, seconds: float) -> None:
         left = end - self._context.now()
-        if left <= 0 or not await self._ready.wait(left):
+        with self._context.demand.waits():
+            is_ready = left > 0 and await self._ready.wait(left)
+        if not is_ready:
             raise Unavailable(f"no gateway NIC in vxnet {vxnet_id} within {seconds:.0f} s: {self._cause()}")
 
     async def _usable(self, own: HostNic) -> str:
@@ -105,7 +115,9 @@ class Gateways:
         """The NIC as the cloud has it now, for somebody may have done as we said; as known where it is silent."""
         self._looked = self._context.now()
         try:
-            found = await self._context.cloud.nics(nic_ids=[own.nic_id])
+            with self._context.demand.waits():
+                calls = await self._context.cloud.permit(self._to_grow)
+            found = await calls.nics(nic_ids=[own.nic_id])
         except CloudError:
             return own
         now = {n.nic_id: n for n in found}
@@ -119,7 +131,7 @@ class Gateways:
         routers: dict[str, str] = {}
         for vxnet_id in sorted({n.vxnet_id for n in self._others}):
             try:
-                vxnet = await self._vxnets.get(vxnet_id)
+                vxnet = await self._vxnets.get(vxnet_id, self._to_grow)
             except CloudError as err:
                 raise Unavailable(str(err)) from err
             if vxnet is not None:
@@ -136,7 +148,9 @@ class Gateways:
             return _UNKNOWN
         if self._context.leaving:
             return self._context.leaving
-        return self._backoff.cause or self._operations.growth.cause or "the cloud has not attached it yet"
+        budget = explain_budget(self._context.cloud, self._context.clock)
+        cause = self._backoff.cause or self._operations.growth.cause
+        return "; ".join(filter(None, (cause, budget))) or "the cloud has not attached it yet"
 
     # --- making and keeping --------------------------------------------------------------------------
 
@@ -202,9 +216,9 @@ class Gateways:
         elif room(self._pool.state(), self._context.policy) < 1:
             wait = explain_wait(self._pool.state(), self._context.policy, now)
             self._backoff.failed(now, f"there is no room for one: {wait or 'max-nics is reached'}")
-        else:
+        elif calls := self._growing.take():
             intents = self._operations.begin_create([vxnet_id], is_gateway=True)
-            spawn(f"create {intents[0].op_id}", self._operations.grow(intents, self._open))
+            spawn(f"create {intents[0].op_id}", self._operations.grow(intents, calls, self._open))
 
     def _unattached(self) -> list[Nic]:
         """Gateway NICs that are attached nowhere, and that no operation speaks of."""
@@ -227,6 +241,7 @@ class Gateways:
         attach: Intent | None = None
         try:
             is_open = await self._open([nic_id])
+            calls = await self._context.cloud.permit(self._to_grow)
             nic = self._context.table.nics.get(nic_id)
             is_free = nic is not None and nic.state is NicState.CREATING and nic_id not in self._context.table.busy
             if is_open and is_free and self._pool.mode is Mode.SERVING:
@@ -234,7 +249,7 @@ class Gateways:
         finally:
             self._attaching.discard(nic_id)
         if attach is not None:
-            await self._operations.attach(attach)
+            await self._operations.attach(attach, calls)
         self._context.path_due.notify()
 
     def _give_back(self, wanted: set[str], *, may_detach: bool) -> None:
@@ -246,12 +261,13 @@ class Gateways:
         spare = [n.nic_id for n in self._unattached() if n.vxnet_id not in wanted]
         missing = [n for n in table.in_state(NicState.MISSING) if n.is_gateway and not self._is_busy(n)]
         lost = [n.nic_id for n in missing if n.nic_id in self._pool.nowhere]
-        if spare:
+        if spare and (calls := self._releasing.take()):
             delete = self._operations.begin_delete(spare)
-            spawn(f"delete {delete.op_id}", self._operations.delete(delete))
-        if lost and may_detach and self._operations.shrinking.until <= self._context.now():
+            spawn(f"delete {delete.op_id}", self._operations.delete(delete, calls))
+        is_due = may_detach and self._operations.shrinking.until <= self._context.now()
+        if lost and is_due and (calls := self._growing.take()):  # containers have lost their way to Services
             detach = self._operations.begin_detach(lost, "its link is gone")
-            spawn(f"detach {detach.op_id}", self._operations.detach(detach))
+            spawn(f"detach {detach.op_id}", self._operations.detach(detach, calls))
 
     async def _open(self, nic_ids: Sequence[str]) -> bool:
         """Turn anti-spoofing off on these NICs and no others: they answer in the name of Services.
@@ -262,8 +278,9 @@ class Gateways:
         for nic_id in nic_ids:
             if nic_id in self._opened:
                 continue
+            calls = await self._context.cloud.permit(self._to_grow)
             try:
-                await self._context.cloud.set_antispoof(nic_id, is_on=False)
+                await calls.set_antispoof(nic_id, is_on=False)
             except ResourceNotFound:
                 continue
             except CloudError as err:

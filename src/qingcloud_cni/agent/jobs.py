@@ -7,8 +7,9 @@ from math import inf
 
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.tasks import Signal, TaskRecord
+from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.errors import CloudError, ResourceNotFound
-from qingcloud_cni.core.seams import Job, JobStatus
+from qingcloud_cni.core.seams import CloudCalls, HowUrgent, Job, JobStatus
 
 FIRST_INTERVAL = 2.0  # seconds between looks at a job; hot-plug takes 2-4 s (qingcloud-api.md section 4)
 LONGEST_INTERVAL = 600.0  # a job that does not end shall not use up the call budget
@@ -18,6 +19,7 @@ GROWTH = 1.5
 @dataclass(slots=True)
 class _Watched:
     end: "asyncio.Future[Job | None]"
+    urgency: HowUrgent
     due: float  # seconds since the epoch
     interval: float = FIRST_INTERVAL
 
@@ -35,14 +37,17 @@ class Jobs:
     def pending(self) -> tuple[str, ...]:
         return tuple(self._watched)
 
-    async def end(self, job_id: str, *, first_look: float = FIRST_INTERVAL, limit: float = inf) -> Job | None:
+    async def end(
+        self, job_id: str, urgency: HowUrgent, *, first_look: float = FIRST_INTERVAL, limit: float = inf
+    ) -> Job | None:
         """The job once it has ended, looked at in *first_look* seconds at the earliest; None: it is unknown.
 
         After *limit* seconds it is answered as pending.
         """
         future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
-        self._watched[job_id] = _Watched(future, self._context.now() + first_look)
+        self._watched[job_id] = _Watched(future, urgency, self._context.now() + first_look)
         self._added.notify()
+        self._context.cloud.reconsider()
         try:
             await asyncio.wait({future}, timeout=None if limit == inf else limit)
             return future.result() if future.done() else Job(job_id, JobStatus.PENDING, "")
@@ -59,10 +64,12 @@ class Jobs:
             elif (wait := due - self._context.now()) > 0:
                 await self.record.pause(wait, self._added, self._context.clock)
             else:
-                with suppress(CloudError), self.record.run(self._context.clock):
-                    await self._ask(tuple(self._watched))
+                calls = await self._context.cloud.permit(self._urgency)
+                if job_ids := tuple(self._watched):  # else their links have come meanwhile
+                    with suppress(CloudError), self.record.run(self._context.clock):
+                        await self._ask(job_ids, calls)
 
-    async def _ask(self, job_ids: tuple[str, ...]) -> None:
+    async def _ask(self, job_ids: tuple[str, ...], calls: CloudCalls) -> None:
         """One call for all of them; jobs one by one only where the cloud says that some are unknown.
 
         CloudError, where it does not answer, once it is settled when they are asked about again.
@@ -70,13 +77,13 @@ class Jobs:
         seen: dict[str, Job] = {}
         failure: CloudError | None = None
         try:
-            seen = {job.job_id: job for job in await self._context.cloud.jobs(job_ids)}
+            seen = {job.job_id: job for job in await calls.jobs(job_ids)}
         except ResourceNotFound:
             if len(job_ids) == 1:
                 self._settle(job_ids[0], None)
                 return
             for job_id in job_ids:
-                await self._ask((job_id,))
+                await self._ask((job_id,), calls)
             return
         except CloudError as err:
             failure = err
@@ -91,6 +98,10 @@ class Jobs:
                 watched.interval = min(watched.interval * GROWTH, LONGEST_INTERVAL)
         if failure is not None:
             raise failure
+
+    def _urgency(self) -> Urgency:
+        """That of the job which is awaited most."""
+        return min((watched.urgency() for watched in self._watched.values()), default=Urgency.RELEASE)
 
     def _settle(self, job_id: str, job: Job | None) -> None:
         watched = self._watched.pop(job_id, None)  # at once: whoever awaits it may run only after the next look

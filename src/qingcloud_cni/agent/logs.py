@@ -71,8 +71,13 @@ def event(seen: Event) -> None:
     say(level, seen.name, nic=seen.nic_id, subject=seen.subject, detail=seen.detail, job=seen.job_id, pod=seen.pod)
 
 
+def calls_refused(rate: float) -> None:
+    """The cloud has said that there are too many calls."""
+    say(logging.WARNING, "budget.lowered", calls_per_hour=round(rate, 1))
+
+
 def cloud_call(call: CallSeen) -> None:
     say(
-        logging.DEBUG, "cloud.call", action=call.action, outcome=str(call.outcome), ret_code=call.ret_code or None,
-        seconds=round(call.seconds, 3),
+        logging.DEBUG, "cloud.call", action=call.action, urgency=call.urgency.word, outcome=str(call.outcome),
+        ret_code=call.ret_code or None, seconds=round(call.seconds, 3),
     )  # fmt: skip

@@ -14,11 +14,12 @@ from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.clock import BootTime, SystemClock
 from qingcloud_cni.agent.listeners import bound, check_iface
 from qingcloud_cni.agent.lock import take_lock
-from qingcloud_cni.agent.metrics import Metrics
+from qingcloud_cni.agent.metrics import Metrics, Sources
 from qingcloud_cni.agent.server import Server
 from qingcloud_cni.agent.settings import Settings, read_boot_id
 from qingcloud_cni.agent.views import ConfigView
-from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client
+from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client, Gate
+from qingcloud_cni.core.budget import Budget
 from qingcloud_cni.core.errors import AbilityMissing, StartRefused, StoreRefused
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.store.threaded import ThreadedStore
@@ -86,7 +87,8 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
     try:
         kernel = await HostKernel.open(host.instance_id)
         access = replace(host.access, zone=host.settings.zone)
-        cloud = Client(access, AioTransport(access), clock=clock, rng=rng, observe=_observer(metrics))
+        gate = Gate(Budget(host.settings.api_budget, clock.now()), clock=clock, rng=rng, on_rate=logs.calls_refused)
+        cloud = Client(access, AioTransport(access), gate, clock=clock, rng=rng, observe=_observer(metrics))
         listeners = (logs.event, metrics.event)
         world = World(cloud, kernel, store, clock, rng, boot_id, listeners, boot_time.set_forward(clock))
         async with Agent.opened(host.settings, host.instance_id, world) as agent:
@@ -94,9 +96,12 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
             metrics.watch(
                 agent.context.table,
                 journal,
-                lambda: agent.pool.waiting,
-                lambda: not agent.obstacle,
-                lambda: agent.spool.waiting,
+                Sources(
+                    waiting=lambda: agent.pool.waiting,
+                    kept=lambda: agent.spool.waiting,
+                    is_ready=lambda: not agent.obstacle,
+                    spending=cloud.spending,
+                ),
             )
             metrics.watch_tasks(lambda: agent.records, lambda: agent.reconciler.open)
             await agent.compare_kernel()

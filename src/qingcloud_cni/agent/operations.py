@@ -7,12 +7,13 @@ No write is repeated before DescribeNics has told what the first one did.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from math import inf
 
 from qingcloud_cni.agent.clock import Backoff, Lately, delay_after
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.departure import Departure
-from qingcloud_cni.agent.jobs import Jobs
+from qingcloud_cni.agent.jobs import FIRST_INTERVAL, Jobs
+from qingcloud_cni.agent.lookups import LATE_EFFECT, LOOK_AGAIN, Lookups, patience_after
 from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.errors import (
     ClockSkewed,
@@ -26,18 +27,16 @@ from qingcloud_cni.core.errors import (
 )
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import Intent, Nic, NicState, OpKind
-from qingcloud_cni.core.seams import CloudNic, CreatedNic, JobStatus
+from qingcloud_cni.core.seams import CloudCalls, CloudNic, CreatedNic, HowUrgent, Job, JobStatus
 from qingcloud_cni.core.vxnets import VxnetChooser
 
 ATTACH_FIRST = 5.0  # seconds an attach is taken to last until one was seen; hot-plug takes 2-4 s
 LINK_FIRST = 10.0  # seconds in which an attached link usually shows; only then is the job asked about
+DETACH_FIRST = 5.0  # seconds until a detach job is asked about that nobody waits for; it is usually over then
 LINK_AFTER_JOB = 20.0  # seconds after a successful attach job in which the link has to show
 JOB_LIMIT = 1800.0  # seconds after which a job that does not end is believed no more than the NICs it is about
-LOOK_AGAIN = 5.0  # seconds between two looks at what a write without a reply has done
 FRESH = 5.0  # seconds for which an intent may have waited for the disk when the call is made
-LATE_EFFECT = 30.0  # seconds from an intent after which its call has no effect any more (a call takes at most 20)
 
-_T = TypeVar("_T")
 Prepare = Callable[[Sequence[str]], Awaitable[bool]]
 
 
@@ -49,11 +48,13 @@ class Operations:
         self._table = context.table
         self._jobs = jobs
         self._chooser = chooser
-        self._vxnets = vxnets
         self.growth = Backoff(context.rng)  # creating and attaching
         self.shrinking = Backoff(context.rng)  # detaching
         self.attaching = Lately(ATTACH_FIRST)
         self.departure = Departure(context)
+        self._to_grow = context.demand.growth
+        self._to_release = context.demand.release
+        self._lookups = Lookups(context, vxnets, self.growth)
 
     # --- create and attach ---------------------------------------------------------------------------
 
@@ -70,10 +71,13 @@ class Operations:
     def begin_attach(self, nic_ids: Sequence[str]) -> Intent:
         return self._table.intend_attach(self._context.new_operation(), nic_ids, self._context.now())
 
-    async def grow(self, intents: Sequence[Intent], prepare: Prepare | None = None) -> None:
-        """Carry out creates at once, then one attach for all that they brought, if *prepare* says they are ready."""
-        intents = [await self._announced(intent) for intent in intents]
-        await asyncio.gather(*(self._create(intent) for intent in intents))
+    async def grow(self, intents: Sequence[Intent], calls: CloudCalls, prepare: Prepare | None = None) -> None:
+        """Carry out creates at once, then one attach for all that they brought, if *prepare* says they are ready.
+
+        The first create goes with *calls*, the others wait for turns of their own.
+        """
+        first, *others = intents
+        await asyncio.gather(self._create(first, calls), *(self._create(intent) for intent in others))
         made = [n for i in intents for n in self._made(i)]
         is_ready = prepare is None or not made or await prepare(made)
         await self._attach_created(intents, is_ready=is_ready)
@@ -82,23 +86,25 @@ class Operations:
         return self._in(self._table.intents[intent.op_id], NicState.CREATING)
 
     async def _attach_created(self, intents: Sequence[Intent], *, is_ready: bool = True) -> None:
-        now = self._context.now()
-        made = [n for i in intents for n in self._made(i)]
+        calls = await self._permit() if any(map(self._made, intents)) and is_ready else None
+        made = [n for i in intents for n in self._made(i)]  # as it is now: the permit may have taken long
         for intent in intents:
-            self._table.finish(intent.op_id, "create.finished", now)
-        if made and is_ready:
-            await self.attach(self.begin_attach(made))
+            self._table.finish(intent.op_id, "create.finished", self._context.now())
+        if made and calls:
+            await self.attach(self.begin_attach(made), calls)
         else:
             self._changed()
 
-    async def _create(self, intent: Intent) -> None:
+    async def _create(self, intent: Intent, calls: CloudCalls | None = None) -> None:
+        calls = calls or await self._permit()
+        intent = await self._announced(intent)
         try:
-            created = await self._context.cloud.create_nics(intent.vxnet_id, intent.count, intent.name)
+            created = await calls.create_nics(intent.vxnet_id, intent.count, intent.name)
         except OutcomeUnknown as err:
             self.growth.cause = str(err)  # what an ADD that waits meanwhile is told
             self._context.note("create.unanswered", subject=intent.op_id, detail=str(err))
             self._context.journal.push()
-            created = await self._look_up_created(intent, _patience(err))
+            created = await self._lookups.created(intent, patience_after(err))
             if not created:
                 self.growth.failed(self._context.now(), str(err))
                 if isinstance(err, CloudBusy):  # the cloud has said no itself
@@ -110,24 +116,9 @@ class Operations:
             created = ()
         await self._enter(intent, created)
 
-    async def _look_up_created(self, intent: Intent, patience: float = LATE_EFFECT) -> tuple[CreatedNic, ...]:
-        """What a create without a reply has made; nothing is concluded before it can take effect no more.
-
-        Nor, unless the cloud said itself that it failed, from one answer: see `_describe_ids`.
-        """
-        looks = 0
-        while True:
-            looks += 1
-            seen = await self._describe(lambda: self._context.cloud.nics(name=intent.name))
-            found = tuple(CreatedNic(n.nic_id, n.private_ip) for n in seen.values() if n.name == intent.name)
-            is_over = self._context.now() - intent.since > patience and (looks > 1 or not patience)
-            if len(found) >= intent.count or is_over:
-                return found
-            await self._context.clock.sleep(LOOK_AGAIN)
-
     async def _enter(self, intent: Intent, created: Sequence[CreatedNic]) -> None:
         """Bring new NICs into the table; they stay with their operation until they are asked to be attached."""
-        vxnet = await self._answered(lambda: self._vxnets.get(intent.vxnet_id)) if created else None
+        vxnet = await self._lookups.vxnet(intent.vxnet_id) if created else None
         now = self._context.now()
         for made in created:
             if vxnet is not None and made.nic_id not in self._table.nics:
@@ -146,6 +137,8 @@ class Operations:
         if isinstance(err, CloudQuota):
             left = await self._addresses_left(intent.vxnet_id)
         is_vxnets = left is not None and left < intent.count
+        if left is not None and not is_vxnets:  # neither addresses nor NICs are used up, so the calls are
+            self._context.cloud.slow_down()
         now = self._context.now()
         if left is not None and is_vxnets:
             self._chooser.has_room(intent.vxnet_id, left, now)
@@ -159,18 +152,21 @@ class Operations:
         self._context.note("create.refused", subject=intent.op_id, detail=cause)
 
     async def _addresses_left(self, vxnet_id: str) -> int | None:
-        """What the cloud says of the vxnet's free addresses; None if it does not answer."""
+        """What the cloud says of the vxnet's free addresses; None if it does not answer, or may not be asked now."""
+        calls = self._context.cloud.permit_now(self._to_grow)
+        if calls is None:
+            return None
         try:
-            found = await self._context.cloud.vxnets([vxnet_id])
+            found = await calls.vxnets([vxnet_id])
         except CloudError:
             return None
         return next((v.available_ips for v in found), None)
 
-    async def attach(self, intent: Intent) -> None:
+    async def attach(self, intent: Intent, calls: CloudCalls) -> None:
         """Ask for the intent's NICs on this instance and see their links arrive."""
         intent = await self._announced(intent)
         try:
-            job_id = await self._context.cloud.attach_nics(self._context.instance_id, intent.nic_ids)
+            job_id = await calls.attach_nics(self._context.instance_id, intent.nic_ids)
         except OutcomeUnknown as err:
             self._context.note("attach.unanswered", subject=intent.op_id, detail=str(err))
         except CloudError as err:
@@ -186,9 +182,9 @@ class Operations:
         self.growth.failed(self._context.now(), str(err))
         if isinstance(err, CloudRefused):
             self._context.doubt(str(err))
-            self._move_on(intent, await self._describe_ids(intent.nic_ids), str(err))
+            self._move_on(intent, await self._lookups.nics(intent.nic_ids, self._to_grow), str(err))
             with suppress(CloudError):  # what is wrong with the instance is asked again after the next refusal
-                await self.departure.ask()
+                await self.departure.ask(self._to_grow)
         for nic_id in self._in(intent, NicState.ATTACHING):
             self._table.not_attached(nic_id, self._context.now(), str(err))
         self._table.finish(intent.op_id, "attach.refused", self._context.now(), str(err))
@@ -200,7 +196,7 @@ class Operations:
         intent = self._table.intents[op_id]
         failure = ""
         if not await self._links_arrive(intent, self._left(intent, LINK_FIRST)) and intent.job_id:
-            job = await self._jobs.end(intent.job_id, first_look=0.0, limit=JOB_LIMIT)
+            job = await self._job_or_links(intent)
             if job is not None and job.status is JobStatus.FAILED:
                 failure = f"job {job.job_id} failed: {job.error or 'the cloud gives no reason'}"
             elif job is not None and job.status is JobStatus.PENDING:
@@ -212,12 +208,26 @@ class Operations:
         self._changed()
         return is_whole
 
+    async def _job_or_links(self, intent: Intent) -> Job | None:
+        """Wait for the end of an attach job, or until the kernel shows all its links; then nobody is asked."""
+        job_end = self._jobs.end(intent.job_id, self._to_grow, first_look=0.0, limit=JOB_LIMIT)
+        end, links = asyncio.ensure_future(job_end), asyncio.ensure_future(self._links_arrive(intent, inf))
+        try:
+            done, _ = await asyncio.wait({end, links}, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                future.result()  # a bug in either shall show
+            return end.result() if end in done else None
+        finally:
+            for future in (end, links):
+                future.cancel()
+            await asyncio.gather(end, links, return_exceptions=True)
+
     async def _links_arrive(self, intent: Intent, seconds: float) -> bool:
         """Whether all links of the operation have shown within *seconds*."""
         end = self._context.now() + seconds
         while self._in(intent, NicState.ATTACHING):
             left = end - self._context.now()
-            if left <= 0 or not await self._context.arrivals.wait(left):
+            if left <= 0 or not await self._context.arrivals.wait(None if left == inf else left):
                 return not self._in(intent, NicState.ATTACHING)
         return True
 
@@ -227,10 +237,10 @@ class Operations:
         if not late:
             self.growth.worked()  # only now: a NIC that can be created but not attached is no success
             return True
-        seen = await self._describe_ids(late)
+        seen = await self._lookups.nics(late, self._to_grow)
         if not intent.job_id and not any(map(self._is_here, seen.values())):
             await self._context.clock.sleep(self._left(intent, LATE_EFFECT))  # it may still be queued
-            seen = await self._describe_ids(late)
+            seen = await self._lookups.nics(late, self._to_grow)
         now = self._context.now()
         cause = failure or f"no link within {now - intent.since:.0f} s of asking"
         self.growth.failed(now, f"attach of {', '.join(late)}: {cause}")
@@ -262,20 +272,20 @@ class Operations:
     def begin_delete(self, nic_ids: Sequence[str]) -> Intent:
         return self._table.intend_delete(self._context.new_operation(), nic_ids, self._context.now())
 
-    async def detach(self, intent: Intent) -> None:
+    async def detach(self, intent: Intent, calls: CloudCalls) -> None:
         """Ask for the NICs off this instance; delete them once the cloud confirms."""
         intent = await self._announced(intent)
-        patience = await self._ask_to_detach(intent, intent.nic_ids)
+        patience = await self._ask_to_detach(intent, intent.nic_ids, calls)
         await self._follow_detach(intent.op_id, patience)
 
-    async def _ask_to_detach(self, intent: Intent, nic_ids: Sequence[str]) -> float:
+    async def _ask_to_detach(self, intent: Intent, nic_ids: Sequence[str], calls: CloudCalls) -> float:
         """Seconds for which it may still take effect, where the cloud has named no job."""
         try:
-            job_id = await self._context.cloud.detach_nics(nic_ids)
+            job_id = await calls.detach_nics(nic_ids)
         except CloudError as err:
             self._context.note("detach.unanswered", subject=intent.op_id, detail=str(err))
             self.shrinking.failed(self._context.now(), str(err))
-            return _patience(err)
+            return patience_after(err)
         self._table.job_started(intent.op_id, job_id, "detach.accepted", self._context.now())
         return 0.0
 
@@ -299,17 +309,20 @@ class Operations:
             if not left or status or not patience or self._context.now() >= end:
                 free = self._judge_detach(intent, seen)
                 break
-            await self._ask_to_detach(intent, left)
+            calls = await self._context.cloud.permit(self._urgency(intent))
+            await self._ask_to_detach(intent, left, calls)
             patience = min(2.0 * patience, JOB_LIMIT / 3)
         await self._finish_detach(intent, free)
 
     async def _detach_job(self, intent: Intent) -> JobStatus | None:
         """How the job has ended; None if it is unknown. One that does not end is awaited while a NIC is attached."""
+        urgency = self._urgency(intent)
+        first_look = DETACH_FIRST if urgency().is_background else FIRST_INTERVAL
         while True:
-            job = await self._jobs.end(intent.job_id, limit=JOB_LIMIT)
+            job = await self._jobs.end(intent.job_id, urgency, first_look=first_look, limit=JOB_LIMIT)
             if job is None or job.status is not JobStatus.PENDING:
                 return None if job is None else job.status
-            seen = await self._describe_ids(intent.nic_ids)
+            seen = await self._lookups.nics(intent.nic_ids, urgency)
             if not any(map(self._is_here, seen.values())):
                 return job.status
 
@@ -327,11 +340,11 @@ class Operations:
 
     async def _after_detach(self, intent: Intent, patience: float) -> dict[str, CloudNic]:
         """What has become of the NICs, after *patience* seconds if any is attached still."""
-        end = self._context.now() + patience
-        seen = await self._describe_ids(intent.nic_ids)
+        urgency, end = self._urgency(intent), self._context.now() + patience
+        seen = await self._lookups.nics(intent.nic_ids, urgency)
         while any(map(self._is_here, seen.values())) and self._context.now() < end:
             await self._context.clock.sleep(LOOK_AGAIN if patience <= LATE_EFFECT else patience / 3)
-            seen = await self._describe_ids(intent.nic_ids)
+            seen = await self._lookups.nics(intent.nic_ids, urgency)
         return seen
 
     def _judge_detach(self, intent: Intent, seen: Mapping[str, CloudNic]) -> tuple[str, ...]:
@@ -355,23 +368,24 @@ class Operations:
                 self.shrinking.failed(now, cause)
         return tuple(free)
 
-    async def delete(self, intent: Intent) -> None:
+    async def delete(self, intent: Intent, calls: CloudCalls | None = None) -> None:
         """Delete free NICs, however long it takes; "not found" is success."""
         intent = await self._announced(intent)
-        await self._delete(intent, intent.nic_ids)
+        await self._delete(intent, intent.nic_ids, calls)
 
-    async def _delete(self, intent: Intent, nic_ids: Sequence[str]) -> None:
+    async def _delete(self, intent: Intent, nic_ids: Sequence[str], calls: CloudCalls | None = None) -> None:
         failures = 0
         left = tuple(nic_ids)
         while left:
+            calls = calls or await self._context.cloud.permit(self._to_release)
             try:
-                await self._context.cloud.delete_nics(left)
+                await calls.delete_nics(left)
             except CloudError as err:
                 failures += 1
                 self._context.note("delete.unanswered", subject=intent.op_id, detail=str(err))
                 self._context.journal.push()
                 await self._context.clock.sleep(delay_after(failures, self._context.rng))
-                left = await self._still_free(left)
+                left, calls = await self._still_free(left), None
             else:
                 for nic_id in left:
                     self._table.drop(nic_id, "nic.deleted", self._context.now())
@@ -382,7 +396,7 @@ class Operations:
 
     async def _still_free(self, nic_ids: Sequence[str]) -> tuple[str, ...]:
         """Those of *nic_ids* that wait to be deleted; the others are moved on: gone, or attached by somebody."""
-        seen = await self._describe_ids(nic_ids)
+        seen = await self._lookups.nics(nic_ids, self._to_release)
         now = self._context.now()
         free = []
         for nic_id in (n for n in nic_ids if self._is(n, NicState.DELETING)):
@@ -402,7 +416,7 @@ class Operations:
         match intent.kind:
             case OpKind.CREATE:
                 if intent.count:
-                    await self._enter(intent, await self._look_up_created(intent))
+                    await self._enter(intent, await self._lookups.created(intent))
                 await self._attach_created([intent])
             case OpKind.ATTACH:
                 await self._follow_attach(intent.op_id)
@@ -452,32 +466,11 @@ class Operations:
         nics, attachments = self._table.nics, tuple(self._table.attachments.values())
         return nics[nic_id].is_gateway and nic_id not in unused(nics.values(), attachments)
 
-    async def _describe_ids(self, nic_ids: Sequence[str]) -> dict[str, CloudNic]:
-        """NICs by id. One that is not among them was looked for twice: a cloud in trouble may show empty lists."""
-        seen = await self._describe(lambda: self._context.cloud.nics(nic_ids=nic_ids))
-        if unlisted := [nic_id for nic_id in nic_ids if nic_id not in seen]:
-            await self._context.clock.sleep(LOOK_AGAIN)
-            seen |= await self._describe(lambda: self._context.cloud.nics(nic_ids=unlisted))
-        return seen
+    def _urgency(self, intent: Intent) -> HowUrgent:
+        """Of what a detach takes: containers wait for the repair of the gateway they go through."""
+        if any(self._is_used_gateway(nic_id) for nic_id in intent.nic_ids if nic_id in self._table.nics):
+            return self._to_grow
+        return self._context.demand.comparison if intent.is_repair else self._to_release
 
-    async def _describe(self, read: Callable[[], Awaitable[tuple[CloudNic, ...]]]) -> dict[str, CloudNic]:
-        return {n.nic_id: n for n in await self._answered(read)}
-
-    async def _answered(self, read: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask until the cloud answers."""
-        failures = 0
-        while True:
-            try:
-                return await read()
-            except CloudError as err:
-                failures += 1
-                self.growth.cause = str(err)
-                self._context.note("nics.unanswered", detail=str(err))
-                self._context.journal.push()
-                await self._context.clock.sleep(delay_after(failures, self._context.rng))
-
-
-def _patience(err: CloudError) -> float:
-    """Seconds for which a failed write may still take effect: none where the cloud answered or was not reached."""
-    is_open = isinstance(err, OutcomeUnknown) and not isinstance(err, CloudBusy)
-    return LATE_EFFECT if is_open else 0.0
+    async def _permit(self) -> CloudCalls:
+        return await self._context.cloud.permit(self._to_grow)

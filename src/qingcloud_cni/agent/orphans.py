@@ -9,7 +9,8 @@ from typing import TypeVar
 from qingcloud_cni.agent import logs
 from qingcloud_cni.agent.clock import SystemClock
 from qingcloud_cni.agent.settings import Settings
-from qingcloud_cni.cloud import Access, AioTransport, Client
+from qingcloud_cni.cloud import Access, AioTransport, Client, Gate
+from qingcloud_cni.core.budget import Budget, Urgency
 from qingcloud_cni.core.errors import (
     ClockSkewed,
     CloudRefused,
@@ -19,12 +20,13 @@ from qingcloud_cni.core.errors import (
     ResourceNotFound,
 )
 from qingcloud_cni.core.orphans import Orphan, Spared, fates, judge, suspects
-from qingcloud_cni.core.seams import Clock, Cloud, Instance
+from qingcloud_cni.core.seams import Clock, CloudCalls, Instance
 
 _T = TypeVar("_T")
 
 PAUSE = 2.0  # seconds between two looks: a cloud in trouble shows lists that lack what is there
 BATCH = 99  # ids per question, so that our own instance fits in
+KEYS_CALLS = 2000  # an hour: an operator waits for what is asked here, so it is no host's budget that holds
 ROUNDS = 3  # times a delete whose reply was lost is tried
 
 
@@ -46,10 +48,10 @@ class Orphanage:
     """Looks for orphans in the zone, as an operator asks."""
 
     def __init__(
-        self, cloud: Cloud, clock: Clock, *, prefixes: Sequence[str], own_instance: str, older_than: float
+        self, calls: CloudCalls, clock: Clock, *, prefixes: Sequence[str], own_instance: str, older_than: float
     ) -> None:
         """*own_instance* is "" where this machine is none."""
-        self._cloud = cloud
+        self._calls = calls
         self._clock = clock
         self._prefixes = prefixes
         self._own_instance = own_instance
@@ -57,7 +59,7 @@ class Orphanage:
 
     async def find(self) -> Found:
         """Any CloudError where the cloud does not tell all that is needed; nothing is concluded from a part."""
-        suspected = suspects(await self._cloud.nics(status="available"), self._prefixes, self._own_instance)
+        suspected = suspects(await self._calls.nics(status="available"), self._prefixes, self._own_instance)
         if not suspected:
             return Found()
         instance_ids = tuple(dict.fromkeys(s.instance_id for s in suspected))
@@ -74,7 +76,7 @@ class Orphanage:
         found: dict[str, Instance] = {}
         for batch in _batches(instance_ids):
             wanted = (*batch, self._own_instance) if self._own_instance else batch
-            found |= {instance.instance_id: instance for instance in await self._cloud.instances(wanted)}
+            found |= {instance.instance_id: instance for instance in await self._calls.instances(wanted)}
             if self._own_instance and self._own_instance not in found:
                 raise NotListed(
                     f"the cloud lists no instance {self._own_instance}, which is this one, so it is not believed that"
@@ -99,7 +101,7 @@ class Orphanage:
     async def _delete(self, orphans: Sequence[Orphan], tell: Callable[[Deleted], None], tries: int = 1) -> None:
         """The cloud deletes all NICs of a call or none: where it refuses, each half is tried."""
         try:
-            await self._cloud.delete_nics([orphan.nic.nic_id for orphan in orphans])
+            await self._calls.delete_nics([orphan.nic.nic_id for orphan in orphans])
         except OutcomeUnknown:
             left = await self._still_there(orphans)
             _tell_all(tell, [orphan for orphan in orphans if orphan not in left])
@@ -125,7 +127,7 @@ class Orphanage:
         seen: set[str] = set()
         for _ in range(2):
             await self._clock.sleep(PAUSE)
-            seen |= {nic.nic_id for nic in await self._cloud.nics(nic_ids=nic_ids)}
+            seen |= {nic.nic_id for nic in await self._calls.nics(nic_ids=nic_ids)}
         return [orphan for orphan in orphans if orphan.nic.nic_id in seen]
 
 
@@ -135,10 +137,12 @@ async def orphanage(
 ) -> AsyncIterator[Orphanage]:
     """For as long as it is needed, with a connection to the cloud of its own."""
     clock, rng = SystemClock(), random.Random()
-    cloud = Client(access, AioTransport(access), clock=clock, rng=rng, observe=logs.cloud_call)
+    gate = Gate(Budget(KEYS_CALLS, clock.now()), clock=clock, rng=rng, on_rate=logs.calls_refused)
+    cloud = Client(access, AioTransport(access), gate, clock=clock, rng=rng, observe=logs.cloud_call)
     prefixes = (settings.nic_name_prefix, settings.gatewayns)
     try:
-        yield Orphanage(cloud, clock, prefixes=prefixes, own_instance=own_instance, older_than=older_than)
+        calls = await cloud.permit(lambda: Urgency.WAITING)
+        yield Orphanage(calls, clock, prefixes=prefixes, own_instance=own_instance, older_than=older_than)
     finally:
         await cloud.close()
 

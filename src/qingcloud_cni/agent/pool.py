@@ -4,8 +4,10 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.demand import Permits, explain_budget
 from qingcloud_cni.agent.duplicates import Duplicates
 from qingcloud_cni.agent.flows import Flows
 from qingcloud_cni.agent.operations import Operations
@@ -63,6 +65,9 @@ class Pool:
         self.duplicates = duplicates
         self.flows = Flows(context)
         self._instance_nic_limit = instance_nic_limit
+        permits = partial(Permits, due=context.plan_due, cloud=context.cloud, tasks=context.tasks)
+        self._growing = permits("growth", context.demand.growth)
+        self._releasing = permits("release", context.demand.release)
         self._waiters: deque[_Waiter] = deque()
         self.others = 0  # secondary NICs of the instance that are not ours
         self.is_open = False  # cloud writes wait for the comparison with the cloud
@@ -140,7 +145,7 @@ class Pool:
             "attachment.queued", subject=str(attachment.key), detail=self._cause(), pod=attachment.workload.pod
         )
         try:
-            with call.waiting():
+            with self._context.demand.waits(), call.waiting():
                 await asyncio.wait({waiter.nic}, timeout=call.left)
         except Unavailable:
             self._leave(waiter, call.cause)
@@ -218,26 +223,29 @@ class Pool:
     def drain(self) -> None:
         """As `close`; besides, whatever is free is given back and nothing is created any more."""
         self.close("this host is being drained: it accepts no new container")
-        self.is_draining = True
+        self.is_draining = self._context.demand.is_draining = True
+        self._context.cloud.reconsider()
         self._context.plan_due.notify()
 
     def troubles(self) -> Troubles:
         growth, shrinking = self._operations.growth, self._operations.shrinking
-        return Troubles(growth.cause, shrinking.cause, self._context.leaving, self._context.journal.trouble)
+        calls = explain_budget(self._context.cloud, self._context.clock)
+        return Troubles(growth.cause, shrinking.cause, self._context.leaving, self._context.journal.trouble, calls)
 
     def _cause(self) -> str:
         """What an ADD waits for."""
         state, now = self.state(), self._context.now()
         if trouble := self._context.journal.trouble:
             return trouble
+        budget = explain_budget(self._context.cloud, self._context.clock)
         if state.mode is Mode.STARTING:
-            return "the cloud has not answered since the agent started"
+            return budget or "the cloud has not answered since the agent started"
         if state.mode is Mode.LEAVING:
             return f"{self._context.leaving}: nothing is created or attached"
         if wait := explain_wait(state, self._context.policy, now):
             return wait
         rest = explain_rest(self.chooser.standings(now), now) if state.vxnet_room == 0 else ""
-        causes = (self._operations.growth.cause, rest)
+        causes = (self._operations.growth.cause, rest, budget)
         return "; ".join(filter(None, causes)) or "the cloud has not attached one yet"
 
     # --- keeping the marks ---------------------------------------------------------------------------
@@ -295,23 +303,26 @@ class Pool:
         self.cooldown.next_run = min((due_at(n, policy, self.waiting > 0) for n in cooling), default=0.0)
 
     def _carry_out(self) -> None:
-        """Begin what the plan says; intents are in the table before this returns, so the next plan counts them."""
+        """Begin what the plan says, as far as calls are permitted; the rest is planned anew when their permits come.
+
+        Intents are in the table before this returns, so the next plan counts them.
+        """
         spawn = self._context.tasks.spawn
         for step in steps(self.state(), self._context.policy, self._context.now()):
             match step.action:
-                case CreateNics(count):
+                case CreateNics(count) if calls := self._growing.take():
                     asked = self._context.table.asked_in
                     intents = self._operations.begin_create(self.chooser.choose(count, self._context.now(), asked))
-                    spawn(f"create {intents[0].op_id}", self._operations.grow(intents))
-                case AttachNics(nic_ids):
+                    spawn(f"create {intents[0].op_id}", self._operations.grow(intents, calls))
+                case AttachNics(nic_ids) if calls := self._growing.take():
                     attach = self._operations.begin_attach(nic_ids)
-                    spawn(f"attach {attach.op_id}", self._operations.attach(attach))
-                case DetachNics(nic_ids):
+                    spawn(f"attach {attach.op_id}", self._operations.attach(attach, calls))
+                case DetachNics(nic_ids) if calls := self._releasing.take():
                     detach = self._operations.begin_detach(nic_ids, step.why)
-                    spawn(f"detach {detach.op_id}", self._operations.detach(detach))
+                    spawn(f"detach {detach.op_id}", self._operations.detach(detach, calls))
                     self._context.path_due.notify()  # gateways may be among them
-                case DeleteNics(nic_ids):
+                case DeleteNics(nic_ids) if calls := self._releasing.take():
                     delete = self._operations.begin_delete(nic_ids)
-                    spawn(f"delete {delete.op_id}", self._operations.delete(delete))
+                    spawn(f"delete {delete.op_id}", self._operations.delete(delete, calls))
                 case _:
                     pass

@@ -6,7 +6,7 @@ from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.departure import Departure
 from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.errors import NotListed, StartRefused, Unavailable
-from qingcloud_cni.core.seams import Vxnet
+from qingcloud_cni.core.seams import HowUrgent, Vxnet
 
 _MANAGED = 1  # vxnet_type of one that a router gives addresses in
 
@@ -22,12 +22,15 @@ class Premises:
         self._own: tuple[str, ...] = ()  # the vxnet of the instance's primary NIC, once it is known
 
     async def check(self) -> None:
-        """StartRefused where the configuration is wrong, any CloudError means "again later".
+        """Before anything else, for without it the pool cannot grow.
+
+        StartRefused where the configuration is wrong, any CloudError means "again later".
 
         NotListed means one or the other: a cloud in trouble may answer with lists that are not whole.
         """
         instance_id = self._context.instance_id
-        instance = await self._context.cloud.instance(instance_id)
+        urgency = self._context.demand.growth
+        instance = await (await self._context.cloud.permit(urgency)).instance(instance_id)
         if instance is None:
             raise NotListed(
                 f"instance {instance_id} is unknown to the cloud in this zone; check --zone, --instance-id and keys",
@@ -36,7 +39,7 @@ class Premises:
         self._departure.learn(instance)
         own = tuple(n.vxnet_id for n in instance.nics if n.role == 1) or tuple(n.vxnet_id for n in instance.nics)
         self._own = tuple(dict.fromkeys(own))
-        await self._check_vxnets()
+        await self._check_vxnets(urgency)
 
     async def look_again(self) -> None:
         """What has become of instance and vxnets; Unavailable tells what does not fit any more.
@@ -44,18 +47,18 @@ class Premises:
         An agent that serves goes on all the same: containers have addresses there.
         """
         if self._own:
-            await self._departure.ask()
+            await self._departure.ask(self._context.demand.comparison)
             try:
-                await self._check_vxnets()
+                await self._check_vxnets(self._context.demand.comparison)
             except StartRefused as err:
                 self._context.note("vxnets.unfit", detail=str(err))
                 self._context.journal.push()
                 raise Unavailable(str(err)) from err
 
-    async def _check_vxnets(self) -> None:
+    async def _check_vxnets(self, urgency: HowUrgent) -> None:
         instance_id = self._context.instance_id
         wanted = tuple(dict.fromkeys((*self._configured, *self._own)))
-        found = await self._vxnets.learn(wanted)
+        found = await self._vxnets.learn(wanted, urgency)
         for vxnet_id in wanted:
             if vxnet_id not in found:
                 check = "--vxnet and --zone" if vxnet_id in self._configured else f"the primary NIC of {instance_id}"

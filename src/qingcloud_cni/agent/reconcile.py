@@ -1,7 +1,7 @@
 """Table, kernel and cloud compared: at start, after a doubt, when somebody asks, and every quarter of an hour."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 
 from qingcloud_cni.agent.clock import delay_after
@@ -17,12 +17,13 @@ from qingcloud_cni.core.drift import odd_places
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.evidence import Difference, Known, Seen, Verdict, weigh
 from qingcloud_cni.core.model import Nic, OpKind
-from qingcloud_cni.core.pace import Pace
-from qingcloud_cni.core.seams import CloudNic, Vxnet
+from qingcloud_cni.core.pace import Pace, stretched
+from qingcloud_cni.core.seams import CloudCalls, CloudNic, HowUrgent, Vxnet
 
 LOOK_PERIOD = 30.0  # seconds between looks into every namespace, whether or not the kernel reported anything
 PERIOD = 900.0  # seconds between comparisons with the cloud; less or more by JITTER, and more where calls are few
 JITTER = (0.8, 1.2)
+LISTS = 2  # calls that a comparison takes where nothing differs
 
 
 class Reconciler:
@@ -63,19 +64,21 @@ class Reconciler:
 
     async def run(self) -> None:
         """Compare again and again, until cancelled; `compare` has been done once."""
-        self._pace.done(self._now(), is_pending=self._is_pending, spread=self._spread())
+        urgency = self._context.demand.comparison
+        self._done()
         while True:
             await self._pause()
+            permits = await self.permits(urgency)
             waiting, self._waiting = self._waiting, []
             causes = self._take_doubts()
             try:
-                await self.compare(causes)
+                await self.compare(permits, urgency, causes)
             except AgentError as err:
                 self.failed(err)
                 self._pace.failed(self._now() + delay_after(self.record.failures, self._context.rng))
                 _tell(waiting, err)
             else:
-                self._pace.done(self._now(), is_pending=self._is_pending, spread=self._spread())
+                self._done()
                 _tell(waiting, None)
 
     async def ask(self, seconds: float) -> None:
@@ -85,7 +88,17 @@ class Reconciler:
         self._waiting.append(done)
         self._context.doubt_due.notify()
         async with asyncio.timeout(seconds):
-            await done
+            with self._context.demand.asks():
+                await done
+
+    async def permits(self, urgency: HowUrgent) -> tuple[CloudCalls, ...]:
+        """For the lists that a comparison begins with: they belong together, however long calls have to wait."""
+        return tuple([await self._context.cloud.permit(urgency) for _ in range(LISTS)])
+
+    def _done(self) -> None:
+        rate = self._context.cloud.spending().rate
+        self._pace.period = self.record.period = stretched(PERIOD, rate)
+        self._pace.done(self._now(), is_pending=self._is_pending, spread=self._context.rng.uniform(*JITTER))
 
     async def _pause(self) -> None:
         while not self._waiting:
@@ -107,9 +120,6 @@ class Reconciler:
         """Whether another comparison is wanted soon: for a second look, or to see what the cures have done."""
         return self._cures.has_begun or any(seen.is_pending for seen in self._in_cloud.values())
 
-    def _spread(self) -> float:
-        return self._context.rng.uniform(*JITTER)
-
     def _now(self) -> float:
         return self._context.now()
 
@@ -126,12 +136,12 @@ class Reconciler:
         self._cures.carry_out(verdict.cures)
         return look
 
-    async def compare(self, causes: tuple[str, ...] = ()) -> None:
-        """Compare once; any CloudError means "again later"."""
+    async def compare(self, permits: Sequence[CloudCalls], urgency: HowUrgent, causes: Sequence[str] = ()) -> None:
+        """Compare once, with what `permits` gave; any CloudError means "again later"."""
         if causes:
             self._context.note("reconcile.doubted", detail="; ".join(causes))
         with self.record.run(self._context.clock):
-            await self._compare()
+            await self._compare(permits, urgency)
         self.last_error = ""
 
     def failed(self, err: AgentError) -> None:
@@ -140,13 +150,13 @@ class Reconciler:
         self._context.note("cloud.unanswered", detail=str(err))
         self._context.journal.push()
 
-    async def _compare(self) -> None:
+    async def _compare(self, permits: Sequence[CloudCalls], urgency: HowUrgent) -> None:
         """The cloud is asked first: its answer, the kernel, and rows that have not changed meanwhile go together."""
         self._cures.begin()
         context, table = self._context, self._context.table
         before, asked = dict(table.nics), set(self._asked())
-        cloud = await self._ask_cloud(before)
-        vxnets = await self._ask_vxnets(cloud)
+        cloud = await self._ask_cloud(before, permits, urgency)
+        vxnets = await self._ask_vxnets(cloud, urgency)
         look = await self.look_around()
         # From here on nothing is awaited: what was seen is so still, as far as it can be known.
         reserved = {link.mac for link in look.survey.host if link.name == self._iface}
@@ -179,25 +189,28 @@ class Reconciler:
         is_same = before.get(nic.nic_id) is nic and table.nics.get(nic.nic_id) is nic
         return is_same and nic.nic_id not in table.busy | self._context.moving
 
-    async def _ask_cloud(self, before: Mapping[str, Nic]) -> dict[str, CloudNic]:
+    async def _ask_cloud(
+        self, before: Mapping[str, Nic], permits: Sequence[CloudCalls], urgency: HowUrgent
+    ) -> dict[str, CloudNic]:
         """All NICs that are free, and all that are attached here; those in neither list are asked for by their ids.
 
         So one list that is not whole has little effect. The cloud's own name filter is not relied on.
         """
-        cloud = self._context.cloud
-        free = await cloud.nics(status="available")
-        here = await cloud.nics(instance_id=self._context.instance_id)
+        first, second = permits
+        free = await first.nics(status="available")
+        here = await second.nics(instance_id=self._context.instance_id)
         found = {n.nic_id: n for n in (*free, *here)}
         busy = self._context.table.busy
         if missed := unlisted((n for n in before.values() if n.nic_id not in busy), found):
-            found |= {n.nic_id: n for n in await cloud.nics(nic_ids=missed)}
+            calls = await self._context.cloud.permit(urgency)
+            found |= {n.nic_id: n for n in await calls.nics(nic_ids=missed)}
         return found
 
-    async def _ask_vxnets(self, cloud: Mapping[str, CloudNic]) -> dict[str, Vxnet]:
+    async def _ask_vxnets(self, cloud: Mapping[str, CloudNic], urgency: HowUrgent) -> dict[str, Vxnet]:
         """The vxnets of our NICs, as far as they have addresses."""
         found = {}
         for vxnet_id in sorted({n.vxnet_id for n in cloud.values() if self._context.is_ours(n.name)}):
-            if (vxnet := await self._vxnets.get(vxnet_id)) is not None:
+            if (vxnet := await self._vxnets.get(vxnet_id, urgency)) is not None:
                 found[vxnet_id] = vxnet
         return found
 

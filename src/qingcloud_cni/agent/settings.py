@@ -77,6 +77,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("cooldown", SECONDS, "130s", "rest before an address is used again"),
     Setting("cooldown-min", SECONDS, "30s", "rest that is enough while a container waits"),
     Setting("duplicate-probe", FLAG, "true", "ask whether an address is in use before its NIC is kept ready"),
+    Setting("api-budget", WHOLE, 120, "calls of the QingCloud API an hour that this host makes at most"),
     Setting("nic-name-prefix", matching(NIC_NAME_PREFIX, "letters, digits and '-', at most 32, a letter first"),
             "qingcni", "first part of the names of NICs that the agent creates"),
     # identity and places
@@ -113,6 +114,7 @@ class Settings:
     cooldown: float
     cooldown_min: float
     duplicate_probe: bool
+    api_budget: int
     nic_name_prefix: str
     instance_id: str  # "" until `with_instance_id`
     instance_id_file: Path
@@ -257,6 +259,8 @@ def _check(resolved: Resolved) -> None:
         raise StartRefused(f"{told('max-idle')} is below {told('min-idle')}; raise it to that")
     if settings.max_nics < 1:
         raise StartRefused(f"{told('max-nics')} leaves no NIC for any container; raise it")
+    if settings.api_budget < 1:
+        raise StartRefused(f"{told('api-budget')} leaves no call of the cloud; raise it")
     if settings.max_nics < settings.min_idle:
         raise StartRefused(f"{told('max-nics')} is below {told('min-idle')}; raise it or lower min-idle")
     if settings.gatewayns == settings.nic_name_prefix:

@@ -10,9 +10,11 @@ import msgspec
 from msgspec import Meta
 
 from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.agent.demand import explain_budget
+from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.evidence import Kind
 from qingcloud_cni.core.model import Attachment, Event, Nic, NicState
-from qingcloud_cni.core.seams import EventFilter
+from qingcloud_cni.core.seams import Clock, Cloud, EventFilter
 
 Count = Annotated[int, Meta(ge=0)]
 SettingValue = str | bool | int | float | list[str]
@@ -73,6 +75,18 @@ class AttachmentView(msgspec.Struct, frozen=True):
     is_ready: Annotated[bool, Meta(description="false until the link is configured")]
 
 
+class CallsView(msgspec.Struct, frozen=True):
+    """The call budget."""
+
+    per_hour: Annotated[int, Meta(gt=0, description="the setting api-budget")]
+    rate: Annotated[float, Meta(description="calls an hour that may go now: less than that while the cloud refuses")]
+    tokens: Annotated[float, Meta(description="calls that may go at once")]
+    waiting: Annotated[
+        dict[str, Count], Meta(description="calls that wait for a permit, by urgency; none are left out")
+    ]
+    obstacle: Annotated[str, Meta(description="why containers or the pool wait for the budget; empty if not")]
+
+
 class DifferenceView(msgspec.Struct, frozen=True):
     """Something that is not in the cloud, in the kernel and in the table as it should be."""
 
@@ -129,6 +143,7 @@ class StatusView(msgspec.Struct, frozen=True):
     waiting: Annotated[Count, Meta(description="ADDs that wait for a NIC")]
     operations: Annotated[list[str], Meta(description="cloud writes under way: kind and id")]
     differences: Annotated[list[DifferenceView], Meta(description="what is not as it should be, the oldest first")]
+    calls: CallsView
 
 
 Word = Annotated[str, Meta(pattern="^[!-~]*$", max_length=300)]  # ASCII without blanks
@@ -212,6 +227,18 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         waiting=agent.pool.waiting,
         operations=[f"{i.kind} {i.op_id}" for i in table.intents.values()],
         differences=difference_views(agent),
+        calls=calls_view(agent.context.cloud, agent.context.clock),
+    )
+
+
+def calls_view(cloud: Cloud, clock: Clock) -> CallsView:
+    spending = cloud.spending()
+    return CallsView(
+        per_hour=spending.per_hour,
+        rate=round(spending.rate, 1),
+        tokens=round(spending.tokens, 1),
+        waiting={u.word: spending.queued.count(u) for u in Urgency if u in spending.queued},
+        obstacle=explain_budget(cloud, clock),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from qingcloud_cni.core.seams import Cloud, Vxnet
+from qingcloud_cni.core.seams import Cloud, HowUrgent, Vxnet
 
 
 class VxnetBook:
@@ -14,10 +14,10 @@ class VxnetBook:
         self._on_room = on_room
         self._known: dict[str, Vxnet] = {}
 
-    async def get(self, vxnet_id: str) -> Vxnet | None:
+    async def get(self, vxnet_id: str, urgency: HowUrgent) -> Vxnet | None:
         """None where there is no such vxnet, or none with addresses; raises CloudError if the cloud must be asked."""
         if vxnet_id not in self._known:
-            await self.learn((vxnet_id,))
+            await self.learn((vxnet_id,), urgency)
         return self.known(vxnet_id)
 
     def known(self, vxnet_id: str) -> Vxnet | None:
@@ -25,9 +25,10 @@ class VxnetBook:
         vxnet = self._known.get(vxnet_id)
         return vxnet if vxnet is not None and vxnet.network else None
 
-    async def learn(self, vxnet_ids: tuple[str, ...]) -> dict[str, Vxnet]:
+    async def learn(self, vxnet_ids: tuple[str, ...], urgency: HowUrgent) -> dict[str, Vxnet]:
         """Ask for all of *vxnet_ids* anew; those that exist."""
-        found = {v.vxnet_id: v for v in await self._cloud.vxnets(vxnet_ids)}
+        calls = await self._cloud.permit(urgency)
+        found = {v.vxnet_id: v for v in await calls.vxnets(vxnet_ids)}
         self._known |= found
         for vxnet in found.values():
             if vxnet.available_ips is not None:

@@ -101,6 +101,7 @@ def status(output: str, **_flags: Any) -> None:
         "attachments": found["attachments"],
         "waiting": found["waiting"],
         "operations": ", ".join(found["operations"]),
+        "calls": _tell_calls(found["calls"]),
         "cloud": found["cloud_error"] or ("fine" if found["cloud_compared"] else "not compared yet"),
         "disk": found["store_error"] and f"{found['store_error']} ({found['unsaved']} changes wait for it)",
     }
@@ -116,6 +117,13 @@ def status(output: str, **_flags: Any) -> None:
 def _use(nic: Mapping[str, Any]) -> str:
     """Who uses a NIC, or its address."""
     return f"address used by {nic['claimant']}" if nic["claimant"] else str(nic["attachment"])
+
+
+def _tell_calls(calls: dict[str, Any]) -> str:
+    text = f"{calls['tokens']:.0f} left, {calls['rate']:.0f} of {calls['per_hour']} an hour"
+    queued = ", ".join(f"{count} {urgency}" for urgency, count in calls["waiting"].items())
+    text += f"; wait: {queued}" if queued else ""
+    return f"{text}; {calls['obstacle']}" if calls["obstacle"] else text
 
 
 @with_settings("run-dir")

@@ -10,9 +10,11 @@ from typing import TypeVar
 import msgspec
 
 from qingcloud_cni.cloud.access import Access
+from qingcloud_cni.cloud.gate import Gate
 from qingcloud_cni.cloud.models import Reply
 from qingcloud_cni.cloud.signing import signed_target
 from qingcloud_cni.cloud.transport import Transport
+from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.errors import (
     ClockSkewed,
     CloudBusy,
@@ -26,12 +28,13 @@ from qingcloud_cni.core.errors import (
     OutcomeUnknown,
     ResourceNotFound,
 )
-from qingcloud_cni.core.seams import Clock
+from qingcloud_cni.core.seams import Clock, HowUrgent
 
 CALL_TIMEOUT = 20.0  # seconds for one call (design section 4)
 READ_TIMEOUT = 45.0  # seconds after which a read is not tried again
 MAX_RETRIES = 5  # of a read, whatever the access file says
 MAX_PAUSE = 8.0  # seconds between two tries
+BUSY = 5100  # "server busy": the one answer beside a quota that asks for fewer calls
 MAX_MESSAGE = 500  # characters of the cloud's own text that are passed on
 
 REFUSALS: dict[int, type[CloudError]] = {  # qingcloud-api.md section 5; every other code is CloudRefused
@@ -76,6 +79,7 @@ class CallSeen:
     """One request to the API and how it ended, for metrics and logs; a repeated read is seen each time."""
 
     action: str
+    urgency: Urgency
     outcome: CallOutcome
     seconds: float
     ret_code: int  # 0 on success, and where no answer of the cloud's own arrived
@@ -93,6 +97,14 @@ class Call:
         return f"{self.action} ({self.wish})"
 
 
+@dataclass(slots=True)
+class Ticket:
+    """The urgency of some calls that belong together; the first may have had its turn already."""
+
+    urgency: HowUrgent
+    has_permit: bool
+
+
 ReplyT = TypeVar("ReplyT", bound=Reply)
 
 
@@ -103,6 +115,7 @@ class Caller:
         self,
         access: Access,
         transport: Transport,
+        gate: Gate,
         *,
         clock: Clock,
         rng: random.Random,
@@ -110,6 +123,7 @@ class Caller:
     ) -> None:
         self._access = access
         self._transport = transport
+        self._gate = gate
         self._clock = clock
         self._rng = rng
         self._observe = observe
@@ -117,14 +131,15 @@ class Caller:
     def __repr__(self) -> str:
         return f"Caller({self._access.endpoint}, zone={self._access.zone!r})"
 
-    async def write(self, call: Call, kind: type[ReplyT]) -> ReplyT:
+    async def write(self, call: Call, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
         """Send once. OutcomeUnknown: it may have taken effect."""
-        return await self._once(call, kind)
+        return await self._once(call, kind, ticket)
 
-    async def read(self, call: Call, kind: type[ReplyT]) -> ReplyT:
+    async def read(self, call: Call, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
         """Send until answered, within limits of tries and time; then CloudUnreachable or the cloud's own refusal.
 
-        A time stamp found too old is made anew once: the request may only have been slow on its way.
+        A time stamp found too old is made anew once: the request may only have been slow on its way. A cloud that has
+        too much to do is not asked again at once.
         """
         tries = 1 + min(self._access.connection_retries, MAX_RETRIES)
         started = self._clock.now()
@@ -132,7 +147,7 @@ class Caller:
         attempt = 1
         while True:
             try:
-                return await self._once(call, kind)
+                return await self._once(call, kind, ticket)
             except ClockSkewed:
                 if is_signed_anew:
                     raise
@@ -141,7 +156,7 @@ class Caller:
             except CloudUnreachable as err:
                 pause = self._rng.uniform(0.5, 1.0) * min(MAX_PAUSE, 0.5 * 2**attempt)
                 is_late = self._clock.now() - started + pause >= READ_TIMEOUT
-                if attempt >= tries or is_late:
+                if attempt >= tries or is_late or err.ret_code == BUSY:
                     if isinstance(err, CloudBusy) or not isinstance(err, OutcomeUnknown):
                         raise
                     # A read has no effect that could be in doubt.
@@ -149,8 +164,11 @@ class Caller:
             attempt += 1
             await self._clock.sleep(pause)
 
-    async def _once(self, call: Call, kind: type[ReplyT]) -> ReplyT:
-        started = self._clock.now()
+    async def _once(self, call: Call, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
+        if not ticket.has_permit:
+            await self._gate.enter(ticket.urgency)
+        ticket.has_permit = False
+        urgency, started = ticket.urgency(), self._clock.now()
         outcome, ret_code = CallOutcome.LOST, 0  # stands when the caller is cancelled while it waits
         try:
             reply = await self._exchange(call, kind)
@@ -160,8 +178,21 @@ class Caller:
             ret_code = err.ret_code
             raise
         finally:
-            self._observe(CallSeen(call.action, outcome, max(self._clock.now() - started, 0.0), ret_code))
+            self._count(call, urgency, started, outcome, ret_code)
+            seconds = max(self._clock.now() - started, 0.0)
+            self._observe(CallSeen(call.action, urgency, outcome, seconds, ret_code))
         return reply
+
+    def _count(self, call: Call, urgency: Urgency, started: float, outcome: CallOutcome, ret_code: int) -> None:
+        """What the budget learns from a call. Which quota a create has met, the caller finds out."""
+        if outcome is CallOutcome.OK:
+            self._gate.worked()
+        elif outcome is CallOutcome.UNREACHABLE:
+            self._gate.give_back(urgency)
+        elif ret_code == BUSY:
+            self._gate.refused(started, is_used_up=False)
+        elif outcome is CallOutcome.QUOTA and call.action != "CreateNics":
+            self._gate.refused(started, is_used_up=True)
 
     async def _exchange(self, call: Call, kind: type[ReplyT]) -> ReplyT:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock.wall()))

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from qingcloud_cni.cloud.access import Access
-from qingcloud_cni.cloud.calls import Call, Caller, CallSeen
+from qingcloud_cni.cloud.calls import Call, Caller, CallSeen, Ticket
+from qingcloud_cni.cloud.gate import Gate
 from qingcloud_cni.cloud.models import (
     CreatedItem,
     CreatedReply,
@@ -18,8 +19,9 @@ from qingcloud_cni.cloud.models import (
     VxnetPage,
 )
 from qingcloud_cni.cloud.transport import Transport
+from qingcloud_cni.core.budget import Spending
 from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown, ResourceNotFound
-from qingcloud_cni.core.seams import Clock, CloudNic, CreatedNic, Instance, Job, Vxnet
+from qingcloud_cni.core.seams import Clock, CloudCalls, CloudNic, CreatedNic, HowUrgent, Instance, Job, Vxnet
 
 PAGE = 100  # items per describe, and ids per describe (qingcloud-api.md section 3.15)
 ROUNDS = 3  # times a list is read anew when it changed between two pages
@@ -35,16 +37,46 @@ class Client:
         self,
         access: Access,
         transport: Transport,
+        gate: Gate,
         *,
         clock: Clock,
         rng: random.Random,
         observe: Callable[[CallSeen], None],
     ) -> None:
         self._transport = transport
-        self._caller = Caller(access, transport, clock=clock, rng=rng, observe=observe)
+        self._gate = gate
+        self._clock = clock
+        self._caller = Caller(access, transport, gate, clock=clock, rng=rng, observe=observe)
 
     def __repr__(self) -> str:
         return f"Client({self._caller!r})"
+
+    async def permit(self, urgency: HowUrgent) -> CloudCalls:
+        await self._gate.enter(urgency)
+        return Calls(self._caller, Ticket(urgency, has_permit=True))
+
+    def permit_now(self, urgency: HowUrgent) -> CloudCalls | None:
+        return Calls(self._caller, Ticket(urgency, has_permit=True)) if self._gate.try_enter(urgency) else None
+
+    def reconsider(self) -> None:
+        self._gate.reconsider()
+
+    def slow_down(self) -> None:
+        self._gate.refused(self._clock.now(), is_used_up=False)  # not so sure
+
+    def spending(self) -> Spending:
+        return self._gate.spending()
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+
+class Calls:
+    """Implements `CloudCalls`."""
+
+    def __init__(self, caller: Caller, ticket: Ticket) -> None:
+        self._caller = caller
+        self._ticket = ticket
 
     # --- reads ---------------------------------------------------------------------------------------
 
@@ -122,7 +154,7 @@ class Client:
     async def create_nics(self, vxnet_id: str, count: int, name: str) -> tuple[CreatedNic, ...]:
         params = {"vxnet": vxnet_id, "count": str(count), "nic_name": name}
         call = Call("CreateNics", params, f"{count} NICs in {vxnet_id} named {name}")
-        reply = await self._caller.write(call, CreatedReply)
+        reply = await self._caller.write(call, CreatedReply, self._ticket)
         created = tuple(map(CreatedItem.plain, reply.nics or ()))
         if len({nic.nic_id for nic in created}) != count or len(created) != count:
             raise OutcomeUnknown(f"{call}: the reply lists {len(created)} NICs", action=call.action)
@@ -136,20 +168,18 @@ class Client:
         return await self._job(Call("DetachNics", _numbered("nics", nic_ids), _several(nic_ids)))
 
     async def delete_nics(self, nic_ids: Sequence[str]) -> None:
-        await self._caller.write(Call("DeleteNics", _numbered("nics", nic_ids), _several(nic_ids)), Reply)
+        call = Call("DeleteNics", _numbered("nics", nic_ids), _several(nic_ids))
+        await self._caller.write(call, Reply, self._ticket)
 
     async def set_antispoof(self, nic_id: str, *, is_on: bool) -> None:
         params = {"nic": nic_id, "enable_aspoof": str(int(is_on))}
         wish = f"anti-spoofing of {nic_id} {'on' if is_on else 'off'}"
-        await self._caller.write(Call("ModifyNicAttributes", params, wish), Reply)
-
-    async def close(self) -> None:
-        await self._transport.close()
+        await self._caller.write(Call("ModifyNicAttributes", params, wish), Reply, self._ticket)
 
     # -------------------------------------------------------------------------------------------------
 
     async def _job(self, call: Call) -> str:
-        reply = await self._caller.write(call, JobReply)
+        reply = await self._caller.write(call, JobReply, self._ticket)
         if not reply.job_id:
             raise OutcomeUnknown(f"{call}: the reply names no job", action=call.action)
         return reply.job_id
@@ -168,7 +198,8 @@ class Client:
         total: int | None = None
         while True:
             window = {"limit": str(PAGE), "offset": str(len(found))}
-            page = await self._caller.read(Call(call.action, {**call.params, **window}, call.wish), kind)
+            part = Call(call.action, {**call.params, **window}, call.wish)
+            page = await self._caller.read(part, kind, self._ticket)
             items = page.items()
             if items is None and page.total_count != 0:
                 raise CloudUnreachable(f"{call}: the reply holds no list", action=call.action)

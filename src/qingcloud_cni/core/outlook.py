@@ -38,12 +38,13 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Troubles:
-    """What went wrong last, in the cloud's words; each empty where nothing did."""
+    """What stands in the way, of the failures the last one, in the cloud's words; each empty where nothing does."""
 
     growth: str = ""
     shrinking: str = ""
     leaving: str = ""  # why the instance is going away
     disk: str = ""  # why it takes nothing
+    calls: str = ""  # why calls of the cloud wait
 
 
 NO_TROUBLES = Troubles()
@@ -70,6 +71,8 @@ def holds(state: PoolState, policy: PoolPolicy, now: float, troubles: Troubles =
     else:
         causes = {Mode.LEAVING: troubles.leaving, Mode.UNRECORDED: troubles.disk}
         found = [Hold(_and(_MODES[state.mode], causes.get(state.mode, "")))]
+    if troubles.calls:
+        found.append(Hold(troubles.calls))
     if have.coming:
         found.append(Hold(f"{have.coming} NICs are on their way; an attach takes about {state.attach_seconds:.0f} s"))
     rested = {n.nic_id for n in have.rested}

@@ -10,6 +10,12 @@ CONFIRM_PAUSE = (
 )
 GROWTH = 2.0
 MEMORY = 3600.0  # seconds for which a comparison counts
+FITTING = 120.0  # calls an hour that a host needs to make for its periods not to be stretched
+
+
+def stretched(period: float, rate: float) -> float:
+    """*period* where *rate* calls an hour may be made: longer by as much as those are too few."""
+    return period * max(1.0, FITTING / rate)
 
 
 @dataclass(slots=True)

@@ -1,11 +1,12 @@
 """The four seams between the agent and the world, and the plain data that crosses them."""
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv4Network
 from typing import Protocol
 
+from qingcloud_cni.core.budget import Spending, Urgency
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Netns, Nic, Route
 
 # --- the cloud ---------------------------------------------------------------------------------------
@@ -77,10 +78,14 @@ class Job:
     error: str  # the cloud's error_codes, "" when it gave none
 
 
-class Cloud(Protocol):
+HowUrgent = Callable[[], Urgency]  # how urgent a call is; asked again as long as the call waits for a permit
+
+
+class CloudCalls(Protocol):
     """The QingCloud API, as far as it is needed. Every method may raise any CloudError.
 
-    Reads are complete (all pages) or raise. Writes are sent at most once; OutcomeUnknown means "look first".
+    Reads are complete (all pages) or raise. Writes are sent at most once; OutcomeUnknown means "look first". The
+    first request goes at once; further ones, such as more pages of a list, wait for permits of their own.
     """
 
     async def instance(self, instance_id: str) -> Instance | None: ...
@@ -111,6 +116,24 @@ class Cloud(Protocol):
 
     async def jobs(self, job_ids: Sequence[str]) -> tuple[Job, ...]:
         """The jobs asked for; raises ResourceNotFound where one of them is unknown to the cloud."""
+
+
+class Cloud(Protocol):
+    """The way to the API, which lets as many calls through as the call budget has."""
+
+    async def permit(self, urgency: HowUrgent) -> CloudCalls:
+        """Wait until a call may go, however long that is; make it at once, for it is counted."""
+
+    def permit_now(self, urgency: HowUrgent) -> CloudCalls | None:
+        """The same where a call may go now; else None."""
+
+    def reconsider(self) -> None:
+        """Urgencies of calls that wait may have changed."""
+
+    def slow_down(self) -> None:
+        """A refusal seems to mean that the key's calls are used up."""
+
+    def spending(self) -> Spending: ...
 
     async def close(self) -> None: ...
 

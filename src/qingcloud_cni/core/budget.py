@@ -1,0 +1,166 @@
+"""The call budget: which call of the cloud may go now, and how many may go in an hour (design section 6).
+
+All hosts of a cluster share one key's quota and do not talk to each other about it. Each keeps to a budget of its
+own, and to less while the cloud says that it is too much.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from math import inf
+
+HOUR = 3600.0
+BACKGROUND = 0.1  # of the budget is kept for background calls, and no more is theirs
+PATIENCE = HOUR  # a background call that was refused for so long is not kept waiting for a container's sake any more
+LOWEST = {True: 1 / 32, False: 1 / 4}  # of the budget remains however often the cloud refuses, by "is used up" …
+LOWEST_CALLS = 2.0  # … and so many an hour
+STEP = 1 / 20  # of the budget is won back with every call that works
+WHOLE = 1.0 - 1e-6  # of a token: what time has brought is a sum of fractions, and a clock has a resolution
+
+
+class Urgency(IntEnum):
+    """What a call is for; the lower, the sooner it goes."""
+
+    WAITING = 0  # an ADD waits for what comes of it
+    REFILL = 1
+    RECONCILE = 2
+    RELEASE = 3
+
+    @property
+    def word(self) -> str:
+        """As in metrics and logs."""
+        return self.name.lower()
+
+    @property
+    def is_background(self) -> bool:
+        return self >= Urgency.RECONCILE
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """How things stand."""
+
+    per_hour: int
+    rate: float  # calls an hour; below the budget while the cloud refuses
+    tokens: float  # calls that may go at once
+    next_at: float  # when the next call for a waiting ADD may go, in seconds since the epoch; past: now
+    queued: tuple[Urgency, ...] = ()  # calls that wait for their turn
+
+
+class Budget:
+    """Two token buckets, each of which holds what an hour brings: nine tenths of the budget and one tenth.
+
+    Calls for waiting ADDs and for the pool spend from the first, background calls from the second. A waiting ADD may
+    take from the second as well, unless a background call has been refused for too long. The rate is halved when the
+    cloud refuses, and won back step by step as calls work (AIMD); *jitter*, around 1, keeps hosts out of step.
+    """
+
+    def __init__(self, per_hour: int, now: float) -> None:
+        self.per_hour = per_hour
+        self.rate = float(per_hour)
+        self._at = now  # until when the buckets are filled
+        self._tokens = {False: self._capacity(False), True: self._capacity(True)}  # by "is background"
+        self._lowered_at = -inf
+        self._refused: dict[Urgency, float] = {}  # since when there was no token for a background call
+
+    def __repr__(self) -> str:
+        fore, back = self._tokens[False], self._tokens[True]
+        return f"Budget({self.rate:.1f} of {self.per_hour} an hour, {fore:.2f} + {back:.2f} left)"
+
+    # --- which call goes -----------------------------------------------------------------------------
+
+    def admit(self, waiting: Sequence[Urgency], now: float) -> int | None:
+        """Which of the *waiting* calls, given in the order of their coming, goes now; it has spent its token then."""
+        self._fill(now)
+        for index in sorted(range(len(waiting)), key=lambda i: (self._rank(waiting[i], now), i)):
+            if self._spend(waiting[index], now):
+                return index
+        return None
+
+    def next_at(self, waiting: Sequence[Urgency], now: float) -> float:
+        """When `admit` may let one of them go, if nothing else happens; infinity where none waits."""
+        return min((self._whole_at(urgency, now) for urgency in waiting), default=inf)
+
+    def spending(self, queued: Sequence[Urgency], now: float) -> Spending:
+        tokens = sum(max(self._at_time(b, now), 0.0) for b in (False, True))
+        return Spending(self.per_hour, self.rate, tokens, self._whole_at(Urgency.WAITING, now), tuple(queued))
+
+    def give_back(self, urgency: Urgency) -> None:
+        """A call that was let go was never sent."""
+        self._tokens[urgency.is_background] += 1.0
+
+    # --- how many go ---------------------------------------------------------------------------------
+
+    def refused(self, sent_at: float, now: float, jitter: float, *, is_used_up: bool) -> None:
+        """The cloud has refused a call because there are too many.
+
+        Calls that were under way together are refused together; that counts once. *is_used_up*: a quota is, so there
+        will be none for a while, and what was saved up is void. Else it is busy, which may be over soon.
+        """
+        if sent_at < self._lowered_at:
+            return
+        self._fill(now)
+        self._lowered_at = now
+        lowest = min(self.rate, self.per_hour, max(self.per_hour * LOWEST[is_used_up], LOWEST_CALLS))
+        self.rate = max(self.rate / 2, lowest)
+        if is_used_up:
+            self._tokens = {b: min(tokens, 1.0 - jitter) for b, tokens in self._tokens.items()}
+
+    def worked(self, jitter: float, now: float) -> None:
+        """The cloud has answered a call."""
+        self._fill(now)
+        self.rate = min(self.rate + self.per_hour * STEP * jitter, float(self.per_hour))
+
+    # -------------------------------------------------------------------------------------------------
+
+    def _rank(self, urgency: Urgency, now: float) -> tuple[float, float]:
+        """Background calls that were refused for too long go before other background calls, the longest first."""
+        if self._is_overdue(urgency, now):
+            return Urgency.RECONCILE - 0.5, self._refused[urgency]
+        return urgency, 0.0
+
+    def _is_overdue(self, urgency: Urgency, now: float) -> bool:
+        return now - self._refused.get(urgency, inf) >= PATIENCE
+
+    def _may_borrow(self, urgency: Urgency, now: float) -> bool:
+        return urgency is Urgency.WAITING and not any(self._is_overdue(o, now) for o in tuple(self._refused))
+
+    def _spend(self, urgency: Urgency, now: float) -> bool:
+        buckets = [urgency.is_background, *([True] if self._may_borrow(urgency, now) else [])]
+        for is_background in buckets:
+            if self._tokens[is_background] >= WHOLE:
+                self._tokens[is_background] -= 1.0
+                self._refused.pop(urgency, None)
+                return True
+        if urgency.is_background:
+            self._refused.setdefault(urgency, now)
+        return False
+
+    def _whole_at(self, urgency: Urgency, now: float) -> float:
+        buckets = {urgency.is_background} | ({True} if self._may_borrow(urgency, now) else set())
+        return min(now + max(WHOLE - self._at_time(b, now), 0.0) / self._inflow(b) for b in buckets)
+
+    def _fill(self, now: float) -> None:
+        self._tokens = {b: self._at_time(b, now) for b in self._tokens}
+        self._at = now  # also where the clock was set back
+
+    def _at_time(self, is_background: bool, now: float) -> float:
+        gained = max(now - self._at, 0.0) * self._inflow(is_background)
+        return min(self._tokens[is_background] + gained, max(self._capacity(is_background), WHOLE))
+
+    def _inflow(self, is_background: bool) -> float:
+        """Tokens a second."""
+        return self.rate * (BACKGROUND if is_background else 1.0 - BACKGROUND) / HOUR
+
+    def _capacity(self, is_background: bool) -> float:
+        return max(self._inflow(is_background) * HOUR, 1.0)
+
+
+def explain(spending: Spending, now: float) -> str:
+    """Why a call has to wait, for errors and for `qingagent status`."""
+    text = f"the call budget is used up: the next call may go in {max(spending.next_at - now, 0.0):.0f} s"
+    if spending.rate < spending.per_hour:
+        return (
+            f"{text}; the cloud refuses calls, so the agent makes {spending.rate:.0f} of {spending.per_hour} an hour"
+        )
+    return f"{text} (api-budget {spending.per_hour} an hour)"

@@ -1,0 +1,223 @@
+"""A whole agent and its call budget: what it spends, what waits for it, and what containers are told."""
+
+import asyncio
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import virtual_time
+from budgets import waiting
+from qingcloud_cni.agent.plan_view import plan_view
+from qingcloud_cni.agent.views import status_view
+from qingcloud_cni.core.errors import PoolEmpty
+from qingcloud_cni.sim.faults import Strike
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
+from simulated import RandomFaults, SimulatedHost, set_faults, simulated
+
+HOUR = 3600.0
+
+
+def spend(host: SimulatedHost) -> None:
+    """Use up what an hour has brought."""
+    while host.agent.context.cloud.permit_now(waiting) is not None:
+        pass
+
+
+def test_an_add_that_waits_for_the_budget_says_so_and_so_does_the_status(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, min_idle=0, max_idle=0, api_budget=20, is_warm=False) as host:
+            await host.until(lambda: host.agent.is_cloud_compared, "compared")
+            spend(host)
+            with pytest.raises(PoolEmpty, match=r"the call budget is used up: the next call may go in \d+ s"):
+                await host.add("c0", seconds=5.0)
+            waits = asyncio.create_task(host.add("c1", seconds=1000.0))
+            await host.clock.sleep(2.0)
+            calls = status_view(host.agent, "0", 1).calls
+            assert calls.waiting == {"waiting": 1}
+            assert "(api-budget 20 an hour)" in calls.obstacle
+            assert (calls.per_hour, calls.rate) == (20, 20.0)
+            assert any("the call budget is used up" in hold.what for hold in plan_view(host.agent).holds)
+            await waits
+            await host.until(lambda: not status_view(host.agent, "0", 1).calls.obstacle, "nothing waits")
+
+    virtual_time.run(main())
+
+
+def test_what_comes_while_a_create_waits_is_created_with_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, min_idle=0, max_idle=0, api_budget=20, is_warm=False) as host:
+            await host.until(lambda: host.agent.is_cloud_compared, "compared")
+            spend(host)
+            before = host.model.calls["CreateNics"]
+            adds = []
+            for n in range(10):
+                adds.append(asyncio.create_task(host.add(f"c{n}", seconds=2 * HOUR)))
+                await host.clock.sleep(15.0)
+            await asyncio.gather(*adds)
+            assert host.model.calls["CreateNics"] == before + 1
+
+    virtual_time.run(main())
+
+
+def test_surplus_nics_serve_as_long_as_their_release_waits(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, max_idle=3, cooldown=0, idle_ttl=5, api_budget=40) as host:
+            await asyncio.gather(*(host.add(f"c{n}") for n in range(6)))
+            cloud, demand = host.agent.context.cloud, host.agent.context.demand
+            while cloud.permit_now(demand.release):
+                pass
+            for n in range(6):
+                await host.delete(f"c{n}")
+            await host.clock.sleep(120.0)
+            assert host.states().count("detaching") == 0
+            assert host.states().count("idle") > 3
+            before = host.calls
+            await asyncio.gather(*(host.add(f"d{n}") for n in range(6)))
+            assert host.calls == before
+            for n in range(6):
+                await host.delete(f"d{n}")
+            await host.until(lambda: host.states() == ["idle"] * 3, "released in the end", 10 * HOUR)
+
+    virtual_time.run(main())
+
+
+def test_a_drain_does_not_wait_for_the_background_share(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, api_budget=40) as host:
+            cloud, demand = host.agent.context.cloud, host.agent.context.demand
+            while cloud.permit_now(demand.release):
+                pass
+            host.agent.pool.drain()
+            await host.until(lambda: not host.nics, "drained", 60.0)
+
+    virtual_time.run(main())
+
+
+def test_steady_churn_costs_no_call_per_container(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, max_nics=20, max_idle=20, cooldown=130) as host:
+            await asyncio.gather(*(host.add(f"c{n}") for n in range(17)))
+            for n in range(17):
+                await host.delete(f"c{n}")
+            await host.clock.sleep(600.0)
+            before = host.model.calls.copy()
+            for n in range(200):
+                await host.add(f"d{n}")
+                await host.clock.sleep(20.0)
+                await host.delete(f"d{n}")
+            spent = host.model.calls - before
+            assert spent.keys() <= {
+                "DescribeInstances",
+                "DescribeNics",
+                "DescribeVxnets",
+            }  # comparisons, which containers do not cause
+            assert spent.total() <= 12
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("effect", ["reset", "silence", "refuse", "call-quota"])
+def test_the_pool_serves_for_hours_without_the_cloud_and_is_refilled_after_it(tmp_path: Path, effect: str) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, min_idle=5, cooldown=130) as host:
+            set_faults(host, FaultSpec("*", effect, lasts=6 * HOUR))
+            calls = host.calls
+            await host.add("stays")
+            for n in range(100):
+                await host.add(f"c{n}", seconds=1.0)
+                await host.clock.sleep(200.0)
+                await host.delete(f"c{n}")
+            assert host.calls - calls <= 120 + 6 * 120
+            await host.clock.sleep(HOUR)
+            await host.until(lambda: host.states().count("idle") >= 5, "refilled", HOUR)
+            assert set(host.ours_in_cloud()) == set(host.nics)
+
+    virtual_time.run(main())
+
+
+class Counting(RandomFaults):
+    """Writes down when calls came."""
+
+    def __init__(self, rng: random.Random, rate: float) -> None:
+        super().__init__(rng, rate, ("refuse", "lose-reply", "fail-job", "reset", "call-quota"))
+        self.at: list[float] = []
+
+    def strike(self, params: "dict[str, str]", now: float) -> tuple[Strike, ...]:  # type: ignore[override]
+        self.at.append(now)
+        return super().strike(params, now)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_hour_sees_more_calls_than_the_budget_and_what_was_saved_up(tmp_path: Path, seed: int) -> None:
+    async def main() -> None:
+        budget = random.Random(seed).choice((12, 40, 120))
+        async with simulated(tmp_path, seed=seed, api_budget=budget, max_idle=4, idle_ttl=30, cooldown=30) as host:
+            counting = host.model._faults = Counting(random.Random(seed), 0.3)
+            for n in range(60):
+                names = [f"c{n}-{m}" for m in range(host.rng.randrange(8))]
+                adds = [asyncio.create_task(host.add(name, seconds=100.0)) for name in names]
+                await host.clock.sleep(host.rng.expovariate(1 / 200))
+                await asyncio.gather(*adds, return_exceptions=True)
+                for name in names:
+                    await host.delete(name)
+                await host.check_alive()
+            for end in counting.at:
+                assert sum(end - HOUR < at <= end for at in counting.at) <= 2 * budget + 2
+
+    virtual_time.run(main())
+
+
+def test_the_keys_quota_makes_the_agent_wait_and_try_again_until_the_hour_is_over(tmp_path: Path) -> None:
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), limits=Limits(calls_per_hour=10))
+        async with simulated(tmp_path, topology, min_idle=1, max_idle=8, cooldown=0) as host:
+            begun = host.clock.now()
+            for n in range(12):
+                await host.add(f"c{n}", seconds=3 * HOUR)
+                await host.clock.sleep(30.0)
+            took = host.clock.now() - begun
+            assert HOUR / 2 < took < 2.5 * HOUR
+            assert host.agent.context.cloud.spending().rate < 120
+            assert host.calls <= 100  # few are made in vain
+            assert "the cloud refuses calls" in await refused(host)
+
+    virtual_time.run(main())
+
+
+async def refused(host: SimulatedHost) -> str:
+    """What an ADD is told while the key's calls are used up."""
+    for n in range(100):
+        try:
+            await host.add(f"more{n}", seconds=30.0)
+        except PoolEmpty as err:
+            return str(err)
+    return ""
+
+
+def test_a_job_is_not_asked_about_any_more_once_its_links_are_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(14.0, 14.0), detach=(2.0, 2.0)))
+        faults = (FaultSpec("AttachNics", "early-link", by=(500.0, 500.0)),)
+        async with simulated(tmp_path, replace(topology, faults=faults)) as host:
+            asked = host.model.calls["DescribeJobs"]
+            assert asked <= 3  # after 10 s, when the links were not there yet
+            await host.clock.sleep(1000.0)
+            assert host.model.calls["DescribeJobs"] == asked
+
+    virtual_time.run(main())
+
+
+def test_giving_nics_back_asks_about_their_job_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, max_idle=3, cooldown=0, idle_ttl=0) as host:
+            await asyncio.gather(*(host.add(f"c{n}") for n in range(6)))
+            await host.until(lambda: not host.agent.context.table.intents, "calm")
+            before = host.model.calls.copy()
+            await asyncio.gather(*(host.delete(f"c{n}") for n in range(6)))
+            await host.until(lambda: host.states() == ["idle"] * 3, "shrunk")
+            await host.clock.sleep(60.0)
+            assert dict(host.model.calls - before) == {"DetachNics": 1, "DescribeJobs": 1, "DeleteNics": 1}
+
+    virtual_time.run(main())
