@@ -20,6 +20,7 @@ AGENT = {
     "max_nics": NICS,
     "idle_ttl": "5s",
     "cooldown": "2s",
+    "api_budget": 20_000,  # months of troubles in minutes: the quota is not what is tried here
 }
 
 

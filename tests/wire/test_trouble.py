@@ -97,7 +97,7 @@ def test_what_the_cloud_answers_in_trouble_is_told_while_the_pool_serves(
     new_host: NewHost, sim: Sim, name: str
 ) -> None:
     host = new_host()
-    host.start(**ONE)
+    host.start(**ONE, api_budget=2000)  # halved by a refusal it still brings a call every few seconds
     action, effect, outcome, words = FAULTS[name]
     with sim.fault(action, effect):
         assert_told(host, outcome, *words)
