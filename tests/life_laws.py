@@ -9,7 +9,7 @@ from qingcloud_cni.core.evidence import CONFIRM_SECONDS, Kind
 from qingcloud_cni.core.model import Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.names import is_ours
 from qingcloud_cni.core.seams import LinkOrder
-from qingcloud_cni.sim.kernel import HOST_PATH, _Link, _Space
+from qingcloud_cni.sim.machine import HOST_PATH, FakeLink, Space
 from qingcloud_cni.sim.model import Outcome
 from qingcloud_cni.sim.state import NicRecord
 from simulated import SimulatedHost, key_of, netns_of
@@ -111,7 +111,7 @@ class Witness:
         self.note(action, sorted(nic_ids), outcome.envelope.get("ret_code"), outcome.obstacle)
         return outcome
 
-    async def _placed(self, order: LinkOrder, container: _Space) -> _Link:
+    async def _placed(self, order: LinkOrder, container: Space) -> FakeLink:
         link = await self._place(order, container)
         ended, inode = self._ends.get(link.nic_id, (-1e9, 0))
         settings = self.host.settings
@@ -122,7 +122,7 @@ class Witness:
         self.note("placed", link.nic_id, container.path)
         return link
 
-    def _moved(self, link: _Link, source: _Space, target: _Space) -> None:
+    def _moved(self, link: FakeLink, source: Space, target: Space) -> None:
         self._left([link], source)
         self._put(link, source, target)
 
@@ -130,7 +130,7 @@ class Witness:
         self._left((), self.host.kernel._containers[path])
         self._kill(path)
 
-    def _left(self, links: Iterable[_Link], space: _Space) -> None:
+    def _left(self, links: Iterable[FakeLink], space: Space) -> None:
         if space.path not in {HOST_PATH, self.host.kernel.parking_path}:
             for link in links or space.links.values():
                 self._ends[link.nic_id] = (asyncio.get_running_loop().time(), space.inode)

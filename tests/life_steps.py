@@ -10,7 +10,7 @@ from life_laws import Witness
 from life_plan import Plan, Step
 from life_runtime import Runtime
 from qingcloud_cni.sim.faults import EFFECTS, WRONG_KEYS
-from qingcloud_cni.sim.kernel import HOST_PATH
+from qingcloud_cni.sim.machine import HOST_PATH
 from qingcloud_cni.sim.topology import Latencies
 from simulated import Disk, RandomFaults, SimulatedHost, netns_of
 

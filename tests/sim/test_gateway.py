@@ -12,7 +12,7 @@ from qingcloud_cni.core.errors import InvalidConfig, Unavailable
 from qingcloud_cni.core.model import Nic, NicState
 from qingcloud_cni.core.network_config import read_config
 from qingcloud_cni.core.seams import ServicePath
-from qingcloud_cni.sim.kernel import HOST_PATH
+from qingcloud_cni.sim.machine import HOST_PATH
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 from simulated import SimulatedHost, lived, netns_of, set_faults, simulated
 

@@ -10,7 +10,7 @@ from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import InvalidNetns
 from qingcloud_cni.core.model import NicState
-from qingcloud_cni.sim.kernel import HOST_PATH
+from qingcloud_cni.sim.machine import HOST_PATH
 from simulated import CONFIG, SimulatedHost, key_of, netns_of, simulated
 
 

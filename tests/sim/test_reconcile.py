@@ -18,7 +18,7 @@ from qingcloud_cni.core.model import Event, Nic, NicState
 from qingcloud_cni.core.names import link_alias
 from qingcloud_cni.core.network_config import read_config
 from qingcloud_cni.core.seams import EventFilter
-from qingcloud_cni.sim.kernel import HOST_PATH
+from qingcloud_cni.sim.machine import HOST_PATH
 from qingcloud_cni.sim.state import NicRecord
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 from simulated import SimulatedHost, key_of, lived, netns_of, set_faults

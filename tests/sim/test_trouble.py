@@ -18,7 +18,7 @@ from qingcloud_cni.core.errors import KernelRefused, PoolEmpty, Unavailable
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.network_config import read_config
 from qingcloud_cni.core.seams import LinkOrder, PlacedLink, Survey
-from qingcloud_cni.sim.kernel import HOST_PATH
+from qingcloud_cni.sim.machine import HOST_PATH
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 from simulated import CONFIG, SimulatedHost, key_of, netns_of, set_faults, settings_of, simulated
 

@@ -18,7 +18,8 @@ from qingcloud_cni.kernel.gateway import GATEWAYS, PREFERENCES, TABLES
 from qingcloud_cni.kernel.messages import Malformed
 from qingcloud_cni.kernel.routing import Address, Rule, TableRoute
 from qingcloud_cni.sim.effects import PlugNic
-from qingcloud_cni.sim.kernel import HOST_PATH, FakeKernel
+from qingcloud_cni.sim.kernel import FakeKernel
+from qingcloud_cni.sim.machine import HOST_PATH
 
 FIRST, SECOND, STRANGER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"
 FOREIGN_MARKS = {"kube-proxy": 0xC000, "Cilium": 0x0F00, "Calico": 0xFFFF0000, "AWS": 0x80, "TPROXY": 0x1}

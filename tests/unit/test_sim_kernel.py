@@ -13,7 +13,8 @@ from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused
 from qingcloud_cni.core.model import Netns, Route
 from qingcloud_cni.core.seams import Inspection, Kernel, LinkOrder
 from qingcloud_cni.sim.effects import FilterNic, PlugNic, UnplugNic
-from qingcloud_cni.sim.kernel import HOST_PATH, MOVE, PROBE, FakeKernel
+from qingcloud_cni.sim.kernel import MOVE, PROBE, FakeKernel
+from qingcloud_cni.sim.machine import HOST_PATH
 from qingcloud_cni.sim.topology import Latencies
 
 PRIMARY, NIC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"
