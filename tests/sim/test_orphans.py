@@ -214,6 +214,21 @@ def test_a_cloud_that_lists_no_instance_at_all_is_not_believed() -> None:
     zoned(main)
 
 
+def test_each_of_several_lists_has_to_show_this_instance() -> None:
+    """Hundreds of instances take two questions a look, each of two kinds; the second one shows nothing, twice."""
+
+    async def main(zone: Zone) -> None:
+        for n in range(130):
+            zone.make(f"qingcni_i-dead{n}_{OP}")
+        zone.make(f"qingcni_{OTHER}_{OP}")  # it lives, and is asked for at the end
+        await zone.clock.sleep(601)
+        zone.model.set_faults([FaultSpec("DescribeInstances", "empty-list", nth=nth) for nth in (3, 4, 7, 8)])
+        with pytest.raises(NotListed):
+            await zone.find()
+
+    zoned(main, crowded)
+
+
 def test_from_elsewhere_one_empty_list_is_not_believed_either() -> None:
     async def main(zone: Zone) -> None:
         zone.make(f"qingcni_{OWN}_{OP}")

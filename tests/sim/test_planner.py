@@ -3,15 +3,18 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import virtual_time
-from qingcloud_cni.core.errors import Draining, PoolEmpty, Unavailable
+from qingcloud_cni.core.errors import CloudUnreachable, Draining, PoolEmpty, Unavailable
+from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.plan import Mode
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
 from simulated import SimulatedHost, served, set_faults, simulated
 
+SLOW = Latencies(detach=(3600.0, 3600.0))  # and so are jobs of instances
 PODS = ["vxnet-pods001", "vxnet-pods002", "vxnet-pods003"]
 TO_HOST = {"routes": [{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}]}
 
@@ -93,6 +96,25 @@ def test_no_more_is_asked_of_a_vxnet_than_it_is_known_to_take(tmp_path: Path) ->
     virtual_time.run(main())
 
 
+def test_what_is_asked_of_a_vxnet_leaves_less_room_in_it_for_the_next(tmp_path: Path) -> None:
+    """Two addresses are left in the first one, and both are asked for: further NICs are created in the second."""
+
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=5))
+        async with simulated(tmp_path, topology, vxnet=PODS[:2]) as host:
+            set_faults(host, FaultSpec("CreateNics", "late-reply", by=(5.0, 5.0)))
+            before = host.model.calls["CreateNics"]
+            adds = [asyncio.create_task(host.add(f"c{n}")) for n in range(2)]
+            await host.clock.sleep(3)
+            adds += [asyncio.create_task(host.add(f"c{n}")) for n in range(2, 5)]
+            await asyncio.gather(*adds)
+            await host.until(lambda: host.states().count("idle") == 3, "three more")
+            assert vxnets_of(host) == [PODS[0]] * 5 + [PODS[1]] * 3
+            assert host.model.calls["CreateNics"] - before == 2
+
+    virtual_time.run(main())
+
+
 def test_a_vxnet_that_is_full_at_the_start_is_not_asked(tmp_path: Path) -> None:
     """The comparison with the cloud has told so."""
 
@@ -124,6 +146,27 @@ def test_fail_rotate_moves_on_when_a_create_fails_and_not_for_what_is_no_vxnets_
         topology = replace(default_topology("sim", 1), faults=(fault,))
         async with simulated(tmp_path, topology, vxnet=PODS) as host:
             assert vxnets_of(host) == [used] * 3
+
+    virtual_time.run(main())
+
+
+def test_a_create_that_did_not_reach_the_cloud_did_not_fail_there(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, vxnet=PODS[:2], is_started=False) as host:
+            respond = host.api.respond
+            unreached: list[str] = []
+
+            async def cut_off_once(method: str, target: str, body: bytes, **more: Any) -> Any:
+                if b"CreateNics" in target.encode() + body and not unreached:
+                    unreached.append(target)
+                    raise CloudUnreachable("no route to the cloud", action="CreateNics")
+                return await respond(method, target, body, **more)
+
+            host.api.respond = cut_off_once  # type: ignore[method-assign]
+            await host.start()
+            await host.until(lambda: host.states() == ["idle"] * 3, "a warm pool")
+            assert unreached
+            assert vxnets_of(host) == [PODS[0]] * 3
 
     virtual_time.run(main())
 
@@ -191,6 +234,79 @@ def test_an_instance_that_stays_after_all_is_served_again(tmp_path: Path) -> Non
     virtual_time.run(main())
 
 
+def test_an_agent_that_starts_on_an_instance_that_goes_away_asks_for_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        host = SimulatedHost(tmp_path, replace(default_topology("sim", 1), latencies=SLOW))
+        host.console("StopInstances", **{"instances.1": host.instance_id})
+        async with served(host, is_warm=False):
+            await host.until(lambda: host.agent.is_cloud_compared, "compared")
+            await host.clock.sleep(120)
+            assert host.agent.pool.mode is Mode.LEAVING
+            assert host.model.calls["CreateNics"] == 0
+
+    virtual_time.run(main())
+
+
+def test_a_calm_host_asks_every_hour_whether_it_stays(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, replace(default_topology("sim", 1), latencies=SLOW)) as host:
+            host.console("StopInstances", **{"instances.1": host.instance_id})
+            await host.until(lambda: host.agent.pool.mode is Mode.LEAVING, "it is known", seconds=3700)
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("is_gateway", [False, True])
+def test_an_instance_that_goes_away_gets_nothing_repaired(tmp_path: Path, *, is_gateway: bool) -> None:
+    """Not what has lost its link, whether containers need it or not."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, replace(default_topology("sim", 1), latencies=SLOW)) as host:
+            await host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0)
+            host.console("StopInstances", **{"instances.1": host.instance_id})
+            await host.agent.operations.departure.ask(host.agent.context.demand.growth)
+            state = NicState.GATEWAY if is_gateway else NicState.IDLE
+            nic = host.agent.context.table.in_state(state)[0]
+            host.kernel._unplug(nic.nic_id)
+            await host.until(lambda: host.nics[nic.nic_id].state is NicState.MISSING, "missed")
+            await host.clock.sleep(600)
+            assert host.model.calls["DetachNics"] == 0
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("keeps_link", [False, True])
+def test_a_gateway_nic_that_an_instance_that_goes_away_has_lost_is_not_attached_again(
+    tmp_path: Path, *, keeps_link: bool
+) -> None:
+    """Not even where it was just going to be when the cloud told."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, replace(default_topology("sim", 1), latencies=SLOW)) as host:
+            await host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0)
+            await host.until(lambda: host.states().count("idle") == 3, "refilled")
+            (gateway,) = host.agent.context.table.in_state(NicState.GATEWAY)
+            attaches = host.model.calls["AttachNics"]
+            await host.clock.sleep(120)
+            await host.kill()
+            nic = host.model.state.nics[gateway.nic_id]
+            host.model.state.nics[gateway.nic_id] = replace(nic, instance_id="", status="available", is_plugged=False)
+            if not keeps_link:
+                host.kernel._unplug(gateway.nic_id)
+            set_faults(host, FaultSpec("ModifyNicAttributes", "late-reply", by=(5.0, 5.0)))
+            modified = host.model.calls["ModifyNicAttributes"]
+            await host.start()
+            if not keeps_link:
+                await host.until(lambda: host.model.calls["ModifyNicAttributes"] > modified, "it is to be attached")
+            host.console("StopInstances", **{"instances.1": host.instance_id})
+            await host.agent.operations.departure.ask(host.agent.context.demand.growth)
+            await host.clock.sleep(600)
+            assert host.model.calls["AttachNics"] == attaches
+            assert gateway.nic_id in host.nics
+
+    virtual_time.run(main())
+
+
 def test_an_instance_that_goes_away_gets_no_gateway(tmp_path: Path) -> None:
     async def main() -> None:
         topology = replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0)))
@@ -222,6 +338,21 @@ def test_a_gateway_nic_that_is_not_attached_before_its_instance_goes_away_is_del
 
 
 # --- giving back -----------------------------------------------------------------------------------------
+
+
+def test_what_is_unused_is_given_back_though_containers_come_and_go_all_the_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, min_idle=1, max_idle=2, idle_ttl=100, cooldown=0) as host:
+            await asyncio.gather(*(host.add(f"c{n}") for n in range(12)))
+            for n in range(12):
+                await host.delete(f"c{n}")
+            for n in range(12, 42):
+                await host.add(f"c{n}")
+                await host.delete(f"c{n}")
+                await host.clock.sleep(10)
+            assert host.states() == ["idle"] * 2
+
+    virtual_time.run(main())
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def test_from_a_machine_that_is_no_instance_all_are_looked_at() -> None:
         pytest.param([[instance("i-x", "terminated")]] * 2, "terminated", id="terminated"),
         pytest.param([[], [instance("i-x", "ceased")]], "ceased", id="ceased"),
         pytest.param([[instance("i-x", "terminated")], [instance("i-x")]], None, id="brought back"),
+        pytest.param([[instance("i-x")], [instance("i-x", "terminated")]], None, id="just terminated"),
+        pytest.param([[instance("i-x", "terminated", "recovering")]] * 2, None, id="being brought back"),
         pytest.param([[instance("i-x", "stopped")]] * 2, None, id="stopped"),
         pytest.param([[instance("i-x", "suspended")]] * 2, None, id="suspended"),
         pytest.param([[instance("i-x", "pending")]] * 2, None, id="being created"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qingcloud_cni.core.model import Nic, NicState
-from qingcloud_cni.core.outlook import explain_none, explain_wait, holds
+from qingcloud_cni.core.outlook import Troubles, explain_none, explain_wait, holds
 from qingcloud_cni.core.plan import (
     OVERDUE,
     Action,
@@ -211,11 +211,19 @@ def test_what_is_more_than_a_lowered_limit_is_given_back_at_once() -> None:
     assert plan(PoolState(held, waiting=1), policy, NOW) == ()
     spare = (nic(30, S.CREATING), nic(31, S.CREATING))  # they go first, and then the limit is kept
     assert plan(PoolState((*held, *spare)), replace(policy, max_nics=8), NOW) == (DeleteNics(ids(*spare)),)
+    gone = nic(40, S.QUARANTINED, age=4000)  # so does what was quarantined for long enough
+    assert plan(PoolState((*held, gone)), replace(policy, max_nics=8), NOW) == (DetachNics(ids(gone)),)
+
+
+def test_idle_nics_that_are_wanted_are_kept_though_the_limit_was_lowered() -> None:
+    held = (*nics(S.ASSIGNED, S.ASSIGNED), *idle(900))
+    assert plan(PoolState(held), PoolPolicy(max_nics=2), NOW) == ()
 
 
 def test_nothing_is_given_back_while_detaching_backs_off() -> None:
     state = PoolState(idle(*[900] * 9), shrinks_at=NOW + 5)
     assert plan(state, POLICY, NOW) == ()
+    assert plan(replace(state, mode=Mode.DRAINING), POLICY, NOW) == ()
     assert next_due(state, POLICY, NOW) == NOW + 5
 
 
@@ -421,6 +429,17 @@ def test_why_an_add_waits(state: PoolState, says: str) -> None:
             id="above the limit",
         ),
         pytest.param(
+            PoolState((*idle(*[900] * 9), *quarantined(4000, 3600, 10))),
+            "2 quarantined for 3600 s: others still use their addresses; 9 are idle, max-idle 8; these for 600 s"
+            " or more (idle-ttl)",
+            id="quarantined",
+        ),
+        pytest.param(
+            PoolState((*nics(*[S.ASSIGNED] * 59), *quarantined(70)), waiting=1),
+            "1 quarantined, in whose place NICs can be created that ADDs wait for",
+            id="quarantined, and an ADD waits",
+        ),
+        pytest.param(
             PoolState((*idle(1, 1, 1), *nics(S.CREATING))), "attached nowhere, and nobody needs them", id="spare"
         ),
         pytest.param(
@@ -514,12 +533,37 @@ def test_why_a_step_is_planned(state: PoolState, why: str) -> None:
             [("the agent has not been compared with the cloud yet: nothing is asked of it before", None)],
             id="starting",
         ),
+        pytest.param(
+            PoolState((*idle(1, 1, 1), *quarantined(100, 400))),
+            "enough is there: 0 ADDs wait, min-idle 3; 3 idle, 0 on their way, max-idle 8",
+            [
+                (
+                    "2 NICs are quarantined, since others use their addresses; they are given back after 3600 s",
+                    NOW + 3200,
+                )
+            ],
+            id="quarantined",
+        ),
     ],
 )
 def test_what_is_waited_for(state: PoolState, none: str, waits: list[tuple[str, float | None]]) -> None:
     assert plan(state, POLICY, NOW) == ()
     assert explain_none(state, POLICY, NOW) == none
     assert [(hold.what, hold.until) for hold in holds(state, POLICY, NOW)] == waits
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (PoolState((), grows_at=NOW + 9), "creating or attaching has failed, and is tried again (no money)"),
+        (PoolState((), shrinks_at=NOW + 9), "detaching has failed, and is tried again (not now)"),
+        (PoolState((), mode=Mode.LEAVING), "nothing is created, attached or detached (it is stopping)"),
+        (PoolState((), mode=Mode.UNRECORDED), "nothing that needs one is begun (no space left)"),
+    ],
+)
+def test_what_is_waited_for_is_told_with_its_cause(state: PoolState, says: str) -> None:
+    troubles = Troubles("no money", "not now", "it is stopping", "no space left")
+    assert any(hold.what.endswith(says) for hold in holds(state, POLICY, NOW, troubles))
 
 
 # --- laws --------------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def test_after_the_last_one_comes_the_first(policy: VxnetPolicy) -> None:
 def test_round_rotate_does_not_mind_failures() -> None:
     vxnets = chooser(VxnetPolicy.ROUND_ROTATE)
     vxnets.choose(1, NOW)
-    vxnets.failed("vxnet-a")
+    for vxnet_id in VXNETS:
+        vxnets.failed(vxnet_id)
     assert order(vxnets.choose(3, NOW)) == "bca"
 
 

@@ -76,8 +76,9 @@ class Orphanage:
         found: dict[str, Instance] = {}
         for batch in _batches(instance_ids):
             wanted = (*batch, self._own_instance) if self._own_instance else batch
-            found |= {instance.instance_id: instance for instance in await self._calls.instances(wanted)}
-            if self._own_instance and self._own_instance not in found:
+            listed = {instance.instance_id: instance for instance in await self._calls.instances(wanted)}
+            found |= listed
+            if self._own_instance and self._own_instance not in listed:
                 raise NotListed(
                     f"the cloud lists no instance {self._own_instance}, which is this one, so it is not believed that"
                     " others are gone; check --zone, --instance-id and keys, or try again",
@@ -90,8 +91,8 @@ class Orphanage:
 
         It may be long since they were found: an instance may have been brought back, a NIC attached by somebody.
         """
-        still = {orphan.nic.nic_id: orphan.nic.name for orphan in (await self.find()).orphans}
-        doomed = [orphan for orphan in orphans if still.get(orphan.nic.nic_id) == orphan.nic.name]
+        still = {orphan.nic.nic_id for orphan in (await self.find()).orphans}
+        doomed = [orphan for orphan in orphans if orphan.nic.nic_id in still]
         for orphan in orphans:
             if orphan not in doomed:
                 tell(Deleted(orphan, "it is no orphan any more"))
