@@ -20,13 +20,14 @@ from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings, resolve
 from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.cloud import Access, Client
+from qingcloud_cni.core.changes import Change, Snapshot
 from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import StartRefused, StoreRefused
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Nic
 from qingcloud_cni.core.names import is_ours
 from qingcloud_cni.core.network_config import NetworkConfig, read_config
-from qingcloud_cni.core.seams import Change, Snapshot
-from qingcloud_cni.core.table import Table, violations
+from qingcloud_cni.core.rows import violations
+from qingcloud_cni.core.table import Table
 from qingcloud_cni.sim.api import Api
 from qingcloud_cni.sim.faults import EFFECTS, WRONG_KEYS, Faults, Strike
 from qingcloud_cni.sim.kernel import FakeKernel

@@ -158,8 +158,8 @@ PROGRAMS: dict[str, tuple[Defect, ...]] = {
         Defect(
             "others-1",
             "The NICs of a host that died stay in the cloud.",
-            reason="No agent is left there to return them, and no other one touches them. `qingagent drain` before a "
-            "host goes leaves none; what stays is found by its name, which has the instance's id.",
+            reason="`qingagent drain` before a host goes leaves none. Where nobody could drain it, "
+            "`qingagent orphans` finds what is left by its name, which has the instance's id, and can delete it.",
         ),
         Defect("others-2", "A host that is on its way out goes on attaching NICs and loses them."),
         Defect("others-3", "A sweeper deletes a NIC that another host was just making."),

@@ -24,11 +24,12 @@ from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.cloud.access import IGNORED, USED
 from qingcloud_cni.cloud.calls import CallOutcome
 from qingcloud_cni.core.budget import Budget, Urgency
+from qingcloud_cni.core.changes import Snapshot
 from qingcloud_cni.core.cni import VERSIONS
 from qingcloud_cni.core.errors import EXIT, WIRE
 from qingcloud_cni.core.evidence import Kind
 from qingcloud_cni.core.model import Event, OpKind
-from qingcloud_cni.core.seams import Snapshot, Store
+from qingcloud_cni.core.seams import Store
 from qingcloud_cni.core.table import FOLLOWS, Table
 
 CONFIGURATION = page("docs/configuration.md")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from qingcloud_cni.agent.cloud_writes import JOB_LIMIT
 from qingcloud_cni.agent.lookups import LATE_EFFECT
-from qingcloud_cni.agent.operations import JOB_LIMIT
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 from simulated import SimulatedHost, lived, set_faults

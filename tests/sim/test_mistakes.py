@@ -10,13 +10,15 @@ import life_plan
 from life import live
 from qingcloud_cni.agent import pool, reconcile
 from qingcloud_cni.agent.attachments import Attachments
+from qingcloud_cni.agent.cloud_writes import CloudWrites
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.flows import Flows
+from qingcloud_cni.agent.growth import Growth
 from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.links import Links
 from qingcloud_cni.agent.lookups import Lookups
-from qingcloud_cni.agent.operations import Operations
 from qingcloud_cni.agent.pool import Pool
+from qingcloud_cni.agent.shrinking import Shrinking
 from qingcloud_cni.core import cloud_drift, evidence, plan
 from qingcloud_cni.core.cloud_drift import Forget
 from qingcloud_cni.core.evidence import Difference, Kind
@@ -35,11 +37,11 @@ def answered_before_it_is_on_disk(patch: Patch) -> None:
 
 
 def asked_before_it_is_announced(patch: Patch) -> None:
-    async def announced(self: Operations, intent: Any) -> Any:
+    async def announced(self: CloudWrites, intent: Any) -> Any:
         self._context.journal.push()
         return intent
 
-    patch(Operations, "_announced", announced)
+    patch(CloudWrites, "_announced", announced)
 
 
 def addresses_get_no_rest(patch: Patch) -> None:
@@ -81,10 +83,11 @@ def lists_are_believed(patch: Patch) -> None:
 
 
 def operations_are_forgotten_at_a_crash(patch: Patch) -> None:
-    async def resume(self: Operations, intent: Any) -> None:
+    async def resume(self: CloudWrites, intent: Any) -> None:
         self._table.finish(intent.op_id, f"{intent.kind}.finished", self._context.now())
 
-    patch(Operations, "resume", resume)
+    patch(Growth, "resume", resume)
+    patch(Shrinking, "resume", resume)
 
 
 def a_lost_reply_is_a_refusal(patch: Patch) -> None:

@@ -364,9 +364,9 @@ def test_a_refused_detach_of_many_nics_is_one_failure(tmp_path: Path, fault: Fau
         async with simulated(tmp_path, min_idle=6) as host:
             set_faults(host, fault)
             host.agent.pool.drain()
-            await host.until(lambda: host.agent.operations.shrinking.cause, "the refusal")
+            await host.until(lambda: host.agent.operations.shrinking.backoff.cause, "the refusal")
             await host.until(lambda: host.states() == ["idle"] * 6, "all are parked again")
-            assert host.agent.operations.shrinking.failures == 1
+            assert host.agent.operations.shrinking.backoff.failures == 1
             await host.until(lambda: not host.nics, "drained", seconds=20)
 
     virtual_time.run(main())

@@ -15,10 +15,11 @@ from qingcloud_cni.agent.jobs import FIRST_INTERVAL, LONGEST_INTERVAL, Jobs
 from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.tasks import Tasks
 from qingcloud_cni.core.budget import Urgency
+from qingcloud_cni.core.changes import Change, Snapshot
 from qingcloud_cni.core.errors import CloudUnreachable, ResourceNotFound
 from qingcloud_cni.core.model import Event
 from qingcloud_cni.core.plan import PoolPolicy
-from qingcloud_cni.core.seams import Change, Cloud, EventFilter, HowUrgent, Job, JobStatus, Kernel, Snapshot
+from qingcloud_cni.core.seams import Cloud, EventFilter, HowUrgent, Job, JobStatus, Kernel
 from qingcloud_cni.core.table import Table
 from virtual_time import EPOCH, VirtualClock
 

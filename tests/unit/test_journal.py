@@ -16,19 +16,19 @@ from qingcloud_cni.agent import journal as journal_module
 from qingcloud_cni.agent.journal import LONGEST_PAUSE, SLOW, Journal
 from qingcloud_cni.core import backlog
 from qingcloud_cni.core.backlog import compacted
-from qingcloud_cni.core.errors import StoreRefused
-from qingcloud_cni.core.model import AttachmentKey, Event, Intent, Nic, NicState, OpKind
-from qingcloud_cni.core.seams import (
+from qingcloud_cni.core.changes import (
     Change,
     DropAttachment,
     DropIntent,
     DropNic,
-    EventFilter,
     PutIntent,
     PutNic,
     PutSetting,
     Snapshot,
 )
+from qingcloud_cni.core.errors import StoreRefused
+from qingcloud_cni.core.model import AttachmentKey, Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.seams import EventFilter
 from qingcloud_cni.core.table import Table
 from qingcloud_cni.store import aside
 from qingcloud_cni.store.database import Database

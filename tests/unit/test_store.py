@@ -17,6 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qingcloud_cni.core.changes import (
+    Change,
+    DropAttachment,
+    DropIntent,
+    DropNic,
+    PutAttachment,
+    PutIntent,
+    PutNic,
+    Snapshot,
+)
 from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused, exit_status
 from qingcloud_cni.core.model import (
     Attachment,
@@ -31,18 +41,7 @@ from qingcloud_cni.core.model import (
     Route,
     Workload,
 )
-from qingcloud_cni.core.seams import (
-    Change,
-    DropAttachment,
-    DropIntent,
-    DropNic,
-    EventFilter,
-    PutAttachment,
-    PutIntent,
-    PutNic,
-    Snapshot,
-    Store,
-)
+from qingcloud_cni.core.seams import EventFilter, Store
 from qingcloud_cni.store import database
 from qingcloud_cni.store.database import Database
 from qingcloud_cni.store.threaded import InlineStore, ThreadedStore
@@ -214,7 +213,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from qingcloud_cni.core.model import Nic, NicState
-from qingcloud_cni.core.seams import PutNic
+from qingcloud_cni.core.changes import PutNic
 from qingcloud_cni.store.threaded import ThreadedStore
 
 async def main():

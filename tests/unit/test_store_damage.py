@@ -13,20 +13,20 @@ from pathlib import Path
 import pytest
 
 from damage import DAMAGES, Damage
-from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
-from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Netns, Nic, NicState, OpKind, Route
-from qingcloud_cni.core.seams import (
+from qingcloud_cni.core.changes import (
     Change,
     DropAttachment,
     DropIntent,
     DropNic,
-    EventFilter,
     PutAttachment,
     PutIntent,
     PutNic,
     PutSetting,
     Snapshot,
 )
+from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
+from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Netns, Nic, NicState, OpKind, Route
+from qingcloud_cni.core.seams import EventFilter
 from qingcloud_cni.store import aside
 from qingcloud_cni.store.database import Database
 from qingcloud_cni.store.file import StateFile

@@ -21,9 +21,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import virtual_time
 from qingcloud_cni.agent.journal import Journal
+from qingcloud_cni.core.changes import Snapshot
 from qingcloud_cni.core.errors import StoreRefused
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Netns, Nic, NicState
-from qingcloud_cni.core.seams import EventFilter, Snapshot
+from qingcloud_cni.core.seams import EventFilter
 from qingcloud_cni.core.table import Table
 from replay import Told
 from simulated import Disk, SlowStore

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qingcloud_cni.core.changes import PutNic, Snapshot
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.core.model import (
     Attachment,
@@ -23,7 +24,7 @@ from qingcloud_cni.core.model import (
     OpKind,
     Route,
 )
-from qingcloud_cni.core.seams import EventFilter, PutNic, Snapshot
+from qingcloud_cni.core.seams import EventFilter
 from qingcloud_cni.store import schema
 from qingcloud_cni.store.database import Database
 from qingcloud_cni.store.schema import SCHEMA_VERSION

@@ -8,6 +8,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from qingcloud_cni.core.changes import (
+    Change,
+    DropAttachment,
+    DropIntent,
+    DropNic,
+    PutAttachment,
+    PutIntent,
+    PutNic,
+    Snapshot,
+)
 from qingcloud_cni.core.model import (
     Attachment,
     AttachmentKey,
@@ -20,17 +30,8 @@ from qingcloud_cni.core.model import (
     OpKind,
     Route,
 )
-from qingcloud_cni.core.seams import (
-    Change,
-    DropAttachment,
-    DropIntent,
-    DropNic,
-    PutAttachment,
-    PutIntent,
-    PutNic,
-    Snapshot,
-)
-from qingcloud_cni.core.table import FOLLOWS, IllegalTransition, Table, violations
+from qingcloud_cni.core.rows import violations
+from qingcloud_cni.core.table import FOLLOWS, IllegalTransition, Table
 
 NETNS = Netns("/run/netns/pod", 4, 4026532000)
 S = NicState

@@ -39,7 +39,7 @@ class Cures:
         self.has_begun = False  # something that takes time, since the latest `begin`
         self._context = context
         self._pool = pool
-        self._operations = operations
+        self._shrinking = operations.shrinking
         self._links = links
         self._attachments = attachments
         self._vxnets = vxnets
@@ -155,7 +155,7 @@ class Cures:
         if still and self._pool.may_begin and not self._pool.is_draining:
             now = self._context.now()
             tries = {nic_id: repair.tried(nics[nic_id], now) + 1 for nic_id in still}
-            await self._operations.detach(self._operations.begin_repair(still, tries), calls)
+            await self._shrinking.detach(self._shrinking.begin_repair(still, tries), calls)
 
     def _renew(self, nic_id: str) -> None:
         """A gateway's address is in use, so it is attached again; of others there are more, so it is deleted."""
@@ -174,5 +174,5 @@ class Cures:
         if is_needed:
             context.path_due.notify()
         else:
-            delete = self._operations.begin_delete([nic_id])
-            context.tasks.spawn(f"delete {delete.op_id}", self._operations.delete(delete))
+            delete = self._shrinking.begin_delete([nic_id])
+            context.tasks.spawn(f"delete {delete.op_id}", self._shrinking.delete(delete))

@@ -34,7 +34,7 @@ class Gateways:
         self.record = TaskRecord("gateway check", CHECK_PERIOD)
         self._context = context
         self._pool = pool
-        self._operations = operations
+        self._growth, self._shrinking = operations.growth, operations.shrinking
         self._vxnets = vxnets
         self._to_grow = context.demand.growth
         permits = partial(Permits, due=context.path_due, cloud=context.cloud, tasks=context.tasks)
@@ -149,7 +149,7 @@ class Gateways:
         if self._context.leaving:
             return self._context.leaving
         budget = explain_budget(self._context.cloud, self._context.clock)
-        cause = self._backoff.cause or self._operations.growth.cause
+        cause = self._backoff.cause or self._growth.backoff.cause
         return "; ".join(filter(None, (cause, budget))) or "the cloud has not attached it yet"
 
     # --- making and keeping --------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Gateways:
     def _pause(self) -> float:
         """Seconds until something may be tried again, at most until the next check."""
         now = self._context.now()
-        times = (self._backoff.until, self._operations.growth.until, self._operations.shrinking.until)
+        times = (self._backoff.until, self._growth.backoff.until, self._shrinking.backoff.until)
         return min([CHECK_PERIOD, *(t - now for t in times if t > now)]) + 0.001
 
     def _make(self, vxnet_id: str) -> None:
@@ -204,8 +204,8 @@ class Gateways:
         is_coming = any(n.state in _ON_ITS_WAY or self._is_busy(n) or self._is_lost(n) for n in here)
         if asked or is_coming or self._backoff.until > now:
             return
-        if self._operations.growth.until > now:
-            self._backoff.failed(now, self._operations.growth.cause)
+        if self._growth.backoff.until > now:
+            self._backoff.failed(now, self._growth.backoff.cause)
             return
         spawn = self._context.tasks.spawn
         spare = sorted((n.nic_id in self._unused(), n.nic_id) for n in self._unattached() if n.vxnet_id == vxnet_id)
@@ -217,8 +217,8 @@ class Gateways:
             wait = explain_wait(self._pool.state(), self._context.policy, now)
             self._backoff.failed(now, f"there is no room for one: {wait or 'max-nics is reached'}")
         elif calls := self._growing.take():
-            intents = self._operations.begin_create([vxnet_id], is_gateway=True)
-            spawn(f"create {intents[0].op_id}", self._operations.grow(intents, calls, self._open))
+            intents = self._growth.begin_create([vxnet_id], is_gateway=True)
+            spawn(f"create {intents[0].op_id}", self._growth.grow(intents, calls, self._open))
 
     def _unattached(self) -> list[Nic]:
         """Gateway NICs that are attached nowhere, and that no operation speaks of."""
@@ -245,11 +245,11 @@ class Gateways:
             nic = self._context.table.nics.get(nic_id)
             is_free = nic is not None and nic.state is NicState.CREATING and nic_id not in self._context.table.busy
             if is_open and is_free and self._pool.mode is Mode.SERVING:
-                attach = self._operations.begin_attach([nic_id])
+                attach = self._growth.begin_attach([nic_id])
         finally:
             self._attaching.discard(nic_id)
         if attach is not None:
-            await self._operations.attach(attach, calls)
+            await self._growth.attach(attach, calls)
         self._context.path_due.notify()
 
     def _give_back(self, wanted: set[str], *, may_detach: bool) -> None:
@@ -262,12 +262,12 @@ class Gateways:
         missing = [n for n in table.in_state(NicState.MISSING) if n.is_gateway and not self._is_busy(n)]
         lost = [n.nic_id for n in missing if n.nic_id in self._pool.nowhere]
         if spare and (calls := self._releasing.take()):
-            delete = self._operations.begin_delete(spare)
-            spawn(f"delete {delete.op_id}", self._operations.delete(delete, calls))
-        is_due = may_detach and self._operations.shrinking.until <= self._context.now()
+            delete = self._shrinking.begin_delete(spare)
+            spawn(f"delete {delete.op_id}", self._shrinking.delete(delete, calls))
+        is_due = may_detach and self._shrinking.backoff.until <= self._context.now()
         if lost and is_due and (calls := self._growing.take()):  # containers have lost their way to Services
-            detach = self._operations.begin_detach(lost, "its link is gone")
-            spawn(f"detach {detach.op_id}", self._operations.detach(detach, calls))
+            detach = self._shrinking.begin_detach(lost, "its link is gone")
+            spawn(f"detach {detach.op_id}", self._shrinking.detach(detach, calls))
 
     async def _open(self, nic_ids: Sequence[str]) -> bool:
         """Turn anti-spoofing off on these NICs and no others: they answer in the name of Services.

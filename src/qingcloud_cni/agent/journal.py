@@ -9,9 +9,10 @@ from typing import TypeVar
 from qingcloud_cni.agent.clock import delay_after
 from qingcloud_cni.agent.tasks import Signal
 from qingcloud_cni.core.backlog import compacted
+from qingcloud_cni.core.changes import Change
 from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
 from qingcloud_cni.core.model import Event
-from qingcloud_cni.core.seams import Change, Clock, EventFilter, Store
+from qingcloud_cni.core.seams import Clock, EventFilter, Store
 from qingcloud_cni.core.table import Table
 
 T = TypeVar("T")

@@ -60,7 +60,7 @@ class Pool:
         instance_nic_limit: int,
     ) -> None:
         self._context = context
-        self._operations = operations
+        self._growth, self._shrinking = operations.growth, operations.shrinking
         self.chooser = chooser
         self.duplicates = duplicates
         self.flows = Flows(context)
@@ -113,9 +113,9 @@ class Pool:
             waiting=self.waiting,
             instance_room=max(self._instance_nic_limit - self.others, 0),
             vxnet_room=self.chooser.room(now, table.asked_in),
-            grows_at=self._operations.growth.until,
-            shrinks_at=self._operations.shrinking.until,
-            attach_seconds=self._operations.attaching.seconds,
+            grows_at=self._growth.backoff.until,
+            shrinks_at=self._shrinking.backoff.until,
+            attach_seconds=self._growth.attaching.seconds,
             busy=table.busy,
             nowhere=frozenset(self.nowhere),
         )
@@ -228,7 +228,7 @@ class Pool:
         self._context.plan_due.notify()
 
     def troubles(self) -> Troubles:
-        growth, shrinking = self._operations.growth, self._operations.shrinking
+        growth, shrinking = self._growth.backoff, self._shrinking.backoff
         calls = explain_budget(self._context.cloud, self._context.clock)
         return Troubles(growth.cause, shrinking.cause, self._context.leaving, self._context.journal.trouble, calls)
 
@@ -245,7 +245,7 @@ class Pool:
         if wait := explain_wait(state, self._context.policy, now):
             return wait
         rest = explain_rest(self.chooser.standings(now), now) if state.vxnet_room == 0 else ""
-        causes = (self._operations.growth.cause, rest, budget)
+        causes = (self._growth.backoff.cause, rest, budget)
         return "; ".join(filter(None, causes)) or "the cloud has not attached one yet"
 
     # --- keeping the marks ---------------------------------------------------------------------------
@@ -312,17 +312,17 @@ class Pool:
             match step.action:
                 case CreateNics(count) if calls := self._growing.take():
                     asked = self._context.table.asked_in
-                    intents = self._operations.begin_create(self.chooser.choose(count, self._context.now(), asked))
-                    spawn(f"create {intents[0].op_id}", self._operations.grow(intents, calls))
+                    intents = self._growth.begin_create(self.chooser.choose(count, self._context.now(), asked))
+                    spawn(f"create {intents[0].op_id}", self._growth.grow(intents, calls))
                 case AttachNics(nic_ids) if calls := self._growing.take():
-                    attach = self._operations.begin_attach(nic_ids)
-                    spawn(f"attach {attach.op_id}", self._operations.attach(attach, calls))
+                    attach = self._growth.begin_attach(nic_ids)
+                    spawn(f"attach {attach.op_id}", self._growth.attach(attach, calls))
                 case DetachNics(nic_ids) if calls := self._releasing.take():
-                    detach = self._operations.begin_detach(nic_ids, step.why)
-                    spawn(f"detach {detach.op_id}", self._operations.detach(detach, calls))
+                    detach = self._shrinking.begin_detach(nic_ids, step.why)
+                    spawn(f"detach {detach.op_id}", self._shrinking.detach(detach, calls))
                     self._context.path_due.notify()  # gateways may be among them
                 case DeleteNics(nic_ids) if calls := self._releasing.take():
-                    delete = self._operations.begin_delete(nic_ids)
-                    spawn(f"delete {delete.op_id}", self._operations.delete(delete, calls))
+                    delete = self._shrinking.begin_delete(nic_ids)
+                    spawn(f"delete {delete.op_id}", self._shrinking.delete(delete, calls))
                 case _:
                     pass

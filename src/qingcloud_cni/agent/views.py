@@ -215,8 +215,8 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         cloud_compared=agent.is_cloud_compared,
         cloud_error=agent.last_cloud_error
         or agent.context.leaving
-        or agent.operations.growth.cause
-        or agent.operations.shrinking.cause,
+        or agent.operations.growth.backoff.cause
+        or agent.operations.shrinking.backoff.cause,
         store_error=agent.context.journal.trouble,
         unsaved=agent.context.journal.unsaved,
         draining=agent.pool.is_draining,

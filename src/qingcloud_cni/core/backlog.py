@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable
 
-from qingcloud_cni.core.model import Event
-from qingcloud_cni.core.seams import (
-    EVENTS_KEPT,
+from qingcloud_cni.core.changes import (
     Change,
     DropAttachment,
     DropIntent,
@@ -16,6 +14,8 @@ from qingcloud_cni.core.seams import (
     PutNic,
     PutSetting,
 )
+from qingcloud_cni.core.model import Event
+from qingcloud_cni.core.seams import EVENTS_KEPT
 
 
 def compacted(changes: Iterable[Change]) -> list[Change]:

@@ -14,16 +14,12 @@ from typing import TypeVar
 
 import msgspec
 
-from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
-from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Nic
-from qingcloud_cni.core.seams import (
-    EVENTS_KEPT,
+from qingcloud_cni.core.changes import (
     Change,
     DropAttachment,
     DropIntent,
     DropNic,
     DropSetting,
-    EventFilter,
     PutAttachment,
     PutBoot,
     PutIntent,
@@ -31,7 +27,10 @@ from qingcloud_cni.core.seams import (
     PutSetting,
     Snapshot,
 )
-from qingcloud_cni.core.table import violations
+from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
+from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Nic
+from qingcloud_cni.core.rows import violations
+from qingcloud_cni.core.seams import EVENTS_KEPT, EventFilter
 from qingcloud_cni.store.schema import SUMMED, checksum, upgrade
 
 BOOT = "boot-id"  # among the settings, whose names are paths

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from qingcloud_cni.core.changes import Change, Snapshot
 from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
 from qingcloud_cni.core.model import Event
-from qingcloud_cni.core.seams import Change, EventFilter, Snapshot
+from qingcloud_cni.core.seams import EventFilter
 from qingcloud_cni.store.aside import set_aside
 from qingcloud_cni.store.database import Database, named
 from qingcloud_cni.store.seal import Seal

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from qingcloud_cni.core.changes import Change, Snapshot
 from qingcloud_cni.core.model import Event
-from qingcloud_cni.core.seams import Change, EventFilter, Snapshot
+from qingcloud_cni.core.seams import EventFilter
 from qingcloud_cni.store.file import StateFile
 
 P = ParamSpec("P")
