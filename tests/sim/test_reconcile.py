@@ -652,6 +652,25 @@ def test_a_new_address_of_a_nic_is_used_but_never_behind_a_containers_back(tmp_p
     lived(test, tmp_path, cooldown=0)
 
 
+def test_a_new_address_given_while_the_nic_was_detached_is_the_one_that_its_next_container_gets(
+    tmp_path: Path,
+) -> None:
+    """So it is done at the console, which refuses it for a NIC that is attached."""
+
+    async def test(host: SimulatedHost) -> None:
+        nic_id = idle(host)[0].nic_id
+        host.console("DetachNics", nic_id)
+        await host.until(lambda: not record(host, nic_id).instance_id, "detached")
+        assert host.console("ModifyNicAttributes", nic=nic_id, private_ip="172.20.1.200")["ret_code"] == 0
+        await host.until(lambda: nic_id in parked(host), "attached again", QUARTER)
+        for n in range(3):
+            attachment = await host.add(f"c{n}")
+            nic = host.nics[attachment.nic_id]
+            assert nic.host_address == record(host, nic.nic_id).private_ip
+
+    lived(test, tmp_path, max_nics=3, cooldown=0)
+
+
 def test_a_nic_that_somebody_renamed_is_ours_no_more(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         kept = idle(host)[0].nic_id

@@ -190,12 +190,27 @@ def test_a_nic_whose_name_is_not_ours_any_more_is_let_go_but_not_from_a_containe
     assert drift(held(replace(NIC, state=S.ASSIGNED)), renamed) == [(Kind.RENAMED, None)]
 
 
+def test_a_new_address_is_learned_before_the_nic_is_attached_again() -> None:
+    """It can be changed only while the NIC is attached nowhere: the next container gets what it is by then."""
+    changed = replace(FREE, private_ip="172.16.3.8")
+    readdress = (Kind.READDRESSED, Readdress(MAC, "vxnet-1", "172.16.3.8/24", "172.16.3.1"))
+    for state in (S.MISSING, S.CREATING):
+        assert readdress in drift(held(replace(NIC, state=state)), view(changed))
+    away = view(replace(ELSEWHERE, private_ip="172.16.3.8"))
+    assert drift(held(NIC), away) == [(Kind.ELSEWHERE, AWAY)]
+
+
 def test_what_neither_list_shows_is_asked_for_by_its_id() -> None:
     assert unlisted([NIC], {}) == (MAC,)
     assert unlisted([NIC], {MAC: FREE}) == ()
 
 
-said_of = st.sampled_from(((), (FREE,), (ATTACHED,), (ELSEWHERE,), (replace(ATTACHED, name="mine"),)))
+said_of = st.builds(
+    lambda said, **changes: tuple(replace(nic, **changes) for nic in said),
+    st.sampled_from(((), (FREE,), (ATTACHED,), (ELSEWHERE,))),
+    name=st.sampled_from(("ours", "mine")),
+    private_ip=st.sampled_from((FREE.private_ip, "172.16.3.8")),
+)
 
 
 @given(
@@ -210,6 +225,8 @@ def test_every_cure_fits_the_state_and_nothing_is_done_to_a_containers_nic(
     )
     for difference in found:
         _fits(difference, state)
+    cures = [difference.cure for difference in found if difference.cure is not None]
+    assert len(cures) == 1 or not any(isinstance(cure, Forget) for cure in cures)  # nothing is left to be cured
 
 
 def _fits(difference: Difference, state: NicState) -> None:

@@ -134,7 +134,8 @@ def _of_nic(
     if said is not None and not view.is_ours(said.name):
         cure = None if attachment else Forget(nic.nic_id, f"somebody has named it {said.name!r}")
         yield Difference(Kind.RENAMED, nic.nic_id, f"somebody has named it {said.name!r}", subject, cure=cure)
-    elif attachment is not None:
+        return
+    if attachment is not None:
         if not is_here and now - nic.since >= SETTLED:
             detail = f"{_said(said)}; its container has no network until it is started anew"
             yield Difference(Kind.CUT_OFF, nic.nic_id, detail, subject)
@@ -144,7 +145,7 @@ def _of_nic(
         yield from _attached_elsewhere(nic, said, seen)
     elif nic.nic_id in seen or view.is_whole:
         yield from (_attached_here if is_here else _attached_nowhere)(nic, seen, now)
-    if said is not None and is_here:
+    if said is not None and said.instance_id in ("", view.instance_id):
         yield from _address(nic, attachment, said, view)
 
 
