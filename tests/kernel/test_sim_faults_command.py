@@ -42,7 +42,16 @@ def test_a_list_replaces_the_one_before_it_strikes_and_is_cleared(sim: Sim, tmp_
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("[{action: '*', effect: explode}]", "'explode' is none of"), ("[", "faults in")]
+    ("text", "says"),
+    [
+        ("[{action: '*', effect: explode}]", "'explode' is none of"),
+        ("[", "faults in"),
+        ("[" * 5000, "no YAML"),
+        ("[{action: '*', effect: reset, lasts: 2026-01-01}]", "faults[0].lasts: "),
+        ("[{action: '*', effect: reset, lasts: 2026-13-45}]", "no YAML"),
+        ("- &again [*again]", "faults[0]: Expected `object`"),
+    ],
+    ids=["effect", "no end", "too deep", "date", "no date", "in itself"],
 )
 def test_a_bad_list_is_refused_and_the_old_one_stays(sim: Sim, tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "bad.yaml"
@@ -54,6 +63,12 @@ def test_a_bad_list_is_refused_and_the_old_one_stays(sim: Sim, tmp_path: Path, t
     assert str(file) in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert faults(sim) == before
+
+
+def test_a_file_with_nothing_in_it_is_an_empty_list(sim: Sim) -> None:
+    run(QINGCLOUD_SIM, "faults", "set", "--name", sim.name, "-", input='[{"action": "*", "effect": "reset"}]')
+    assert "no faults" in run(QINGCLOUD_SIM, "faults", "set", "--name", sim.name, "-", input="# none\n").stdout
+    assert faults(sim) == []
 
 
 def test_without_a_simulator_the_command_fails() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -120,6 +121,18 @@ async def test_a_connection_may_break_before_or_after_the_work(effect: str, done
     cloud = Cloud(FaultSpec("CreateNics", effect))
     assert await cloud.send(**CREATE) is None
     assert cloud.made == done
+
+
+@pytest.mark.parametrize("effect", ["lose-reply", "not-json"])
+@pytest.mark.parametrize("other", ["refuse", "reset", "bad-gateway", "silence"])
+async def test_of_a_lost_answer_and_a_refusal_the_first_in_the_list_decides(effect: str, other: str) -> None:
+    lost, refused = FaultSpec("CreateNics", effect), FaultSpec("*", other)
+    first, second = Cloud(lost, refused), Cloud(refused, lost)
+    for cloud in (first, second):
+        with suppress(TimeoutError):  # of the silence
+            async with asyncio.timeout(0.02):
+                await cloud.send(**CREATE)
+    assert (first.made, second.made) == (1, 0)
 
 
 async def test_silence_lasts_until_the_client_has_gone() -> None:

@@ -187,6 +187,7 @@ def test_a_fault_of_one_vxnet_spares_the_others() -> None:
         ({"action": "AttachNics", "effect": "reset", "vxnet": PODS}, "vxnet is for CreateNics"),
         ({"action": "AttachNics", "effect": "odd-name", "name": "eth0/1"}, "faults[0].name: 'eth0/1'"),
         ({"action": "CreateNics", "effect": "empty-list"}, "empty-list is for Describe"),
+        ({"action": "*", "effect": "refuse", "message": "\ud800"}, r"faults[0].message: '\ud800' cannot be written"),
     ],
 )
 def test_a_fault_that_could_not_do_as_it_says_is_refused_in_a_sentence(entry: dict[str, Any], says: str) -> None:
@@ -470,7 +471,10 @@ class Site:
         self._topology = topology
 
     async def set_faults(self, *entries: dict[str, Any]) -> tuple[int, Any]:
-        async with self._session.post(f"{self._url}/admin/faults", json=list(entries)) as answer:
+        return await self.set_faults_to(json.dumps(entries).encode())
+
+    async def set_faults_to(self, body: bytes) -> tuple[int, Any]:
+        async with self._session.post(f"{self._url}/admin/faults", data=body) as answer:
             return answer.status, await answer.json()
 
     async def __call__(self, action: str, *nic_ids: str, **params: str) -> dict[str, Any]:
@@ -574,3 +578,16 @@ async def test_a_list_over_http_tells_what_is_left_and_a_bad_one_is_refused() ->
         assert (status, told) == (400, {"message": "faults[0].lasts: 'soon' is no duration: write 3s, 500ms or a"
                                         " range such as 2s..4s"})  # fmt: skip
         assert (await cloud("DescribeNics"))["ret_code"] == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff", b"[" * 100_000, b'[{"action": "*", "effect": "reset", "after": NaN}]'],
+    ids=["nothing", "no end", "no text", "too deep", "no number"],
+)
+async def test_what_is_no_list_is_refused_over_http_and_the_old_one_stays(body: bytes) -> None:
+    async with site() as cloud:
+        await cloud.set_faults({"action": "DescribeVxnets", "effect": "refuse"})
+        status, told = await cloud.set_faults_to(body)
+        assert (status, list(told)) == (400, ["message"])
+        assert (await cloud("DescribeVxnets"))["ret_code"] == 5100

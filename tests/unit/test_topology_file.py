@@ -102,6 +102,8 @@ def test_instance_ids_follow_the_simulators_name(file: Path) -> None:
         (SHAPE + "faults: [{action: CreateNics, effect: reset, vxnet: vxnet-z}]", "faults[0].vxnet"),
         ("- a\n- b", "cloud.yaml"),
         ("a: [", "line 1"),
+        ("zone: 2026-13-45", "no YAML"),
+        ("[" * 5000, "no YAML"),
     ],
 )
 def test_a_mistake_is_named_with_file_and_key(file: Path, text: str, key: str) -> None:

@@ -165,15 +165,17 @@ def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
 
     from qingcloud_cni.core.errors import StartRefused
     from qingcloud_cni.sim import control
+    from qingcloud_cni.sim.fault_list import read_faults
 
     control.check_name(name)
     try:
         document = yaml.safe_load(file.read())
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+    except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a date that is none as well
         raise StartRefused(f"faults in {file.name}: {getattr(err, 'problem', None) or 'no YAML'}") from err
     try:
-        in_force = asyncio.run(control.set_faults(name, _absolute(state_dir), document))
-    except StartRefused as err:
+        read_faults(document)  # here as well: what YAML has and JSON has not could not even be sent
+        in_force = asyncio.run(control.set_faults(name, _absolute(state_dir), document or []))
+    except (ValueError, StartRefused) as err:
         raise StartRefused(f"faults in {file.name}: {err}") from err
     _show_faults(in_force)
 

@@ -26,7 +26,7 @@ def add_admin(app: web.Application, model: Model, tell_status: Callable[[], dict
         """Replace the whole list; its time begins now. 400 and one sentence for what could never strike."""
         try:
             model.set_faults(read_faults(json.loads(await request.read())))
-        except ValueError as err:  # no JSON is one as well
+        except (ValueError, RecursionError) as err:  # no JSON is one as well, and one too deep the other
             return web.json_response({"message": str(err)}, status=400)
         return await answer_faults(request)
 

@@ -61,6 +61,8 @@ def make_faults(entries: Sequence[FaultEntry]) -> tuple[FaultSpec, ...]:
 def _make_fault(place: str, entry: FaultEntry) -> FaultSpec:
     if entry.action != "*" and entry.action not in NEEDS:
         raise ValueError(f"{place}.action: {entry.action!r} is neither '*' nor any of {', '.join(NEEDS)}")
+    if not _is_text(entry.message):
+        raise ValueError(f"{place}.message: {entry.message!r} cannot be written in an answer")
     if not _LINK_PREFIX.fullmatch(entry.name):
         raise ValueError(f"{place}.name: {entry.name!r}: up to 10 of a-z and 0-9 are allowed, a letter first")
     spec = FaultSpec(
@@ -82,6 +84,15 @@ def _make_fault(place: str, entry: FaultEntry) -> FaultSpec:
     except ValueError as err:
         raise ValueError(f"{place}: {err}") from err
     return spec
+
+
+def _is_text(message: str) -> bool:
+    """Whether UTF-8 has it: half of a surrogate pair, which JSON and YAML let through, it has not."""
+    try:
+        message.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(parse: Callable[[str | float], T], text: str | float, place: str) -> T:

@@ -85,6 +85,7 @@ LATENESS: dict[str, Range] = {  # seconds from which an effect draws, unless the
 }
 IN_STEAD = frozenset({SILENCE, RESET, BAD_GATEWAY})  # the call never reaches the cloud
 AFTERWARDS = frozenset({NOT_JSON, LOSE_REPLY, LATE_REPLY, OVERTAKEN_REPLY})  # what becomes of the cloud's answer
+DONE = frozenset({NOT_JSON, LOSE_REPLY})  # of those: the work is done, whatever becomes of the answer
 LISTS = frozenset({MISSING_PAGE, PARTIAL_LIST, EMPTY_LIST})
 
 

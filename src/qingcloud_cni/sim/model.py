@@ -17,6 +17,7 @@ from qingcloud_cni.sim.effects import Effect, PlugNic
 from qingcloud_cni.sim.faults import (
     ADDRESS_QUOTA,
     AFTERWARDS,
+    DONE,
     IN_STEAD,
     LISTS,
     LOSE_REPLY,
@@ -118,6 +119,8 @@ class Model:
         late = next((strike for strike in struck if strike.effect in AFTERWARDS), None)
         obstacle = (late.effect, late.seconds) if late else ("", 0.0)
         for strike in struck:
+            if strike is late and strike.effect in DONE:
+                break  # what comes after it in the list does not keep the work from being done
             if strike.effect in IN_STEAD:
                 return Outcome({}, strike.effect)
             said = refusal_of(strike.spec, params)

@@ -95,7 +95,7 @@ def load_topology(path: Path, sim: str, hosts: int | None = None) -> Topology:
         raw = yaml.safe_load(path.read_bytes())
     except OSError as err:
         raise StartRefused(f"topology file {path}: {err.strerror}") from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+    except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a date that is none as well
         where = getattr(err, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
         raise StartRefused(f"topology file {path}{line}: {getattr(err, 'problem', None) or 'no YAML'}") from err
