@@ -155,6 +155,19 @@ def test_a_repeated_add_and_a_check_find_what_the_first_add_made(tmp_path: Path)
     lived(test, tmp_path)
 
 
+def test_an_add_that_tells_whose_a_nic_is_is_answered_once_that_is_on_disk(tmp_path: Path) -> None:
+    async def test(host: SimulatedHost) -> None:
+        first = await host.ask(Verb.ADD, "c0", CONF)
+        await lose_state(host)
+        await compared(host)
+        await host.agent.context.journal.save()
+        host.disk.seconds = 0.5
+        assert await host.ask(Verb.ADD, "c0", CONF) == first
+        assert [a.key for a in host.store.on_disk().attachments] == [key_of("c0")]
+
+    lived(test, tmp_path)
+
+
 def test_the_gateway_goes_on_serving_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         vxnets = ["vxnet-pods001", "vxnet-pods002"]

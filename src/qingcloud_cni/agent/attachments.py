@@ -61,8 +61,11 @@ class Attachments:
             call.check()
             if file := self._spool.find(key):
                 await self._finish(file, call.phases)
-            await self._strays.recognise(key, netns_path, call, config)
+            is_recognised = await self._strays.recognise(key, netns_path, call, config)
             if known := await self._known(key, netns, call):
+                if is_recognised:
+                    with call.phases.waiting(Phase.STORE):
+                        await self._context.journal.record()
                 return known, self._context.table.nics[known.nic_id]
             self._context.journal.check()
             pod = config.workload.pod

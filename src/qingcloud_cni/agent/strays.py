@@ -19,11 +19,13 @@ class Strays:
 
     async def recognise(
         self, key: AttachmentKey, netns_path: str, call: Call, config: NetworkConfig | None = None
-    ) -> None:
-        """Give a nameless attachment the name it has in a request; there is hardly ever one."""
+    ) -> bool:
+        """Give a nameless attachment, if there is one, the name it has in a request; whether that was done."""
         attachments = self._context.table.attachments
         if key not in attachments and any(k.is_nameless for k in attachments):
             await self._recognise(key, netns_path, call, config)
+            return key in attachments
+        return False
 
     async def fetch(self, key: AttachmentKey, netns_path: str, call: Call) -> None:
         """For a DEL: the same; and a link of ours whose NIC is not in the table is brought home at once.
