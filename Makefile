@@ -21,7 +21,7 @@ PIP := $(SET_UP) $(BIN)/python -m pip -qq --no-cache-dir --disable-pip-version-c
 SCRATCH := $(PYTHON) tools/scratch.py
 
 .NOTPARALLEL:
-.PHONY: help demo test test-runtimes sim chaos bench lint format lock clean base machine peers runtimes
+.PHONY: help demo test test-runtimes sim chaos bench scale lint format lock clean base machine peers runtimes
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -49,6 +49,9 @@ chaos: machine $(INSTALLED)  ## agents, plugins, the cloud die and links go astr
 
 bench: machine peers $(INSTALLED)  ## what it costs, beside other plugins (ARGS=--quick, --full, --only=serial, --help)
 	@$(SCRATCH) $(BIN)/python -m bench $(ARGS)
+
+scale: base $(INSTALLED)  ## clusters of 1 to 500 hosts on one key, on a virtual clock (ARGS=--hosts=10, --help)
+	@$(SCRATCH) $(BIN)/python -m bench.scale $(ARGS)
 
 lint: base $(INSTALLED)  ## formatting, rules, types and layers
 	$(BIN)/ruff check

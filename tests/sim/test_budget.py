@@ -196,6 +196,89 @@ async def refused(host: SimulatedHost) -> str:
     return ""
 
 
+# --- a new host while calls are scarce -----------------------------------------------------------------
+
+
+def test_a_new_host_with_few_calls_gets_its_first_nics_for_four(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, api_budget=4, is_warm=False) as host:
+            await host.until(lambda: host.states().count("creating") + host.states().count("attaching") > 0, "asked")
+            adds = [asyncio.create_task(host.add(f"c{n}", seconds=30.0)) for n in range(5)]
+            await asyncio.gather(*adds)
+            assert dict(host.model.calls) == {
+                "DescribeInstances": 1, "DescribeVxnets": 1, "CreateNics": 1, "AttachNics": 1,
+            }  # fmt: skip
+            assert len(host.nics) == host.settings.max_idle  # few or many, it takes two calls
+
+    virtual_time.run(main())
+
+
+def left_behind(host: SimulatedHost) -> str:
+    """A free NIC of this host's from an earlier life."""
+    name = f"qingcni_{host.instance_id}_0123456789abcdef"
+    made = host.console("CreateNics", vxnet="vxnet-pods001", nic_name=name)
+    return str(made["nics"][0]["nic_id"])
+
+
+def test_free_nics_of_an_earlier_life_are_found_later_where_calls_are_scarce(tmp_path: Path) -> None:
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), latencies=Latencies(call=(1.0, 1.0)))
+        async with simulated(tmp_path, topology, api_budget=9, is_warm=False) as host:
+            nic_id = left_behind(host)
+            await host.until(lambda: host.states().count("idle") >= 3, "warm")
+            assert nic_id not in host.nics
+            await host.clock.sleep(12 * HOUR)
+            assert set(host.ours_in_cloud()) == set(host.nics)
+            host.check_invariants()
+
+    virtual_time.run(main())
+
+
+def test_a_drain_finds_them_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), latencies=Latencies(call=(1.0, 1.0)))
+        async with simulated(tmp_path, topology, api_budget=9, is_warm=False) as host:
+            left_behind(host)
+            await host.until(lambda: host.states().count("idle") >= 3, "warm")
+            host.agent.pool.drain()
+            await host.until(host.agent.is_drained, "drained", 4 * HOUR)
+            assert not host.ours_in_cloud()
+
+    virtual_time.run(main())
+
+
+@pytest.mark.parametrize("faults", [("refuse", 3), ("lose-reply", 2)])
+def test_the_look_that_was_put_off_is_made_until_it_is_answered(tmp_path: Path, faults: tuple[str, int]) -> None:
+    async def main() -> None:
+        effect, times = faults
+        async with simulated(tmp_path, api_budget=9, is_warm=False) as host:
+            await host.until(lambda: host.states().count("idle") >= 3, "warm")
+            before = set(host.nics)
+            set_faults(host, FaultSpec("DescribeNics", effect, times=times))
+            await host.until(lambda: host.model.calls["DescribeNics"] >= times + 2, "answered", 96 * HOUR)
+            await host.clock.sleep(60.0)
+            assert set(host.nics) == before
+
+    virtual_time.run(main())
+
+
+def test_a_host_with_nics_or_containers_is_compared_whole_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, api_budget=9, is_warm=False) as host:
+            await host.until(lambda: host.states().count("idle") >= 3, "warm")
+            await host.add("c0")
+            before = host.model.calls["DescribeNics"]
+            await host.kill()
+            await host.start()
+            await host.until(lambda: host.agent.is_cloud_compared, "compared", 12 * HOUR)
+            assert host.model.calls["DescribeNics"] == before + 2
+
+    virtual_time.run(main())
+
+
+# --- jobs ----------------------------------------------------------------------------------------------
+
+
 def test_a_job_is_not_asked_about_any_more_once_its_links_are_there(tmp_path: Path) -> None:
     async def main() -> None:
         topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(14.0, 14.0), detach=(2.0, 2.0)))

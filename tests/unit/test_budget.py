@@ -107,6 +107,10 @@ def test_a_clock_set_back_neither_gives_nor_takes() -> None:
     spend_all(budget, W, NOW)
     assert budget.admit([W], NOW - 5000.0) is None
     assert budget.admit([W], NOW - 5000.0 + HOUR / 108) == 0
+    budget.refused(NOW, NOW, 1.0, is_used_up=True)
+    budget.admit([W], NOW - 9000.0)
+    budget.refused(NOW - 9000.0, NOW - 9000.0, 1.0, is_used_up=True)
+    assert budget.rate == 30.0
 
 
 def test_a_call_that_was_not_sent_is_given_back() -> None:
@@ -172,6 +176,24 @@ def test_the_jitter_spreads_hosts() -> None:
 )
 def test_why_a_call_waits(spending: Spending, says: tuple[str, ...]) -> None:
     assert all(words in explain(spending, NOW) for words in says)
+
+
+@pytest.mark.parametrize(
+    ("spending", "is_scarce"),
+    [
+        (Spending(120, 120.0, 30.0, NOW), False),
+        (Spending(120, 120.0, 29.0, NOW), True),
+        (Spending(120, 60.0, 60.0, NOW), False),
+        (Spending(120, 59.0, 59.0, NOW), True),
+        (Spending(12, 12.0, 10.0, NOW), False),
+        (Spending(12, 12.0, 9.0, NOW), True),
+        (Spending(4, 4.0, 4.6, NOW), True),
+    ],
+)
+def test_calls_are_scarce_when_most_are_spent_or_few_are_left_or_the_cloud_refuses_again_and_again(
+    spending: Spending, is_scarce: bool
+) -> None:
+    assert spending.is_scarce == is_scarce
 
 
 # --- laws ----------------------------------------------------------------------------------------------

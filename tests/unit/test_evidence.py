@@ -110,6 +110,15 @@ def test_a_comparison_comes_in_any_case() -> None:
     assert made.due_at() == NOW + 1.2 * PERIOD
 
 
+def test_a_first_comparison_that_was_put_off_comes_then_or_sooner_if_something_calls_for_it() -> None:
+    made = Pace(PERIOD)
+    made.put_off(NOW + 2000.0)
+    assert made.due_at() == NOW + 2000.0
+    assert made.due_at(-inf) == -inf
+    made.doubt(NOW)
+    assert made.due_at() == NOW + SETTLE
+
+
 def test_a_doubt_is_followed_soon_but_not_at_once() -> None:
     made = pace(0.0)
     made.doubt(NOW + 300.0)

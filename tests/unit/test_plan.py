@@ -85,6 +85,14 @@ def test_growing(state: PoolState, wanted: tuple[Action, ...]) -> None:
     assert plan(state, POLICY, NOW) == wanted
 
 
+def test_while_calls_are_scarce_a_pool_that_must_be_filled_is_filled_to_the_brim() -> None:
+    thrifty = PoolState(nics(*[S.IDLE] * 2), is_thrifty=True)
+    assert plan(thrifty, POLICY, NOW) == (CreateNics(6),)
+    assert plan(replace(thrifty, waiting=4), POLICY, NOW) == (CreateNics(10),)
+    assert plan(replace(thrifty, nics=nics(*[S.IDLE] * 3)), POLICY, NOW) == ()
+    assert "max-idle 8 wanted, as calls are scarce" in steps(thrifty, POLICY, NOW)[0].why
+
+
 def test_an_attach_that_does_not_end_is_not_counted_on_for_ever() -> None:
     young, old = (PoolState((nic(1, S.ATTACHING, age=age),)) for age in (OVERDUE - 1.0, OVERDUE))
     assert plan(young, POLICY, NOW) == (CreateNics(2),)
@@ -603,6 +611,7 @@ def states(draw: st.DrawFn) -> PoolState:
         shrinks_at=NOW + draw(st.sampled_from((-1.0, 0.0, 9.0))),
         grows_at=NOW + draw(st.sampled_from((-1.0, 0.0, 7.0))),
         mode=draw(st.sampled_from((*[Mode.SERVING] * 4, *Mode))),
+        is_thrifty=draw(st.booleans()),
         attach_seconds=draw(st.integers(0, 20).map(float)),
         busy=frozenset(draw(st.sets(st.sampled_from(ids(*held))))) if held else frozenset(),
     )

@@ -219,7 +219,7 @@ class Agent:
         spare = unused(nics, tuple(table.attachments.values()))
         serving = {NicState.ASSIGNED, NicState.GATEWAY}
         is_free = all(n.state in serving and n.nic_id not in spare for n in nics)
-        return self.is_cloud_compared and is_free and not table.intents
+        return self.is_cloud_compared and not self.reconciler.expects_more and is_free and not table.intents
 
     def stop(self) -> None:
         """Accept no ADD any more; those that wait are told so. NICs stay where they are."""

@@ -80,4 +80,6 @@ def _progress(parts: OpenAgent) -> str:
     if not agent.is_cloud_compared:
         error = agent.last_cloud_error
         return f"waiting for the cloud: {error}" if error else "comparing with the cloud"
+    if not agent.context.table.nics and agent.reconciler.expects_more:
+        return "looking for NICs of an earlier life"
     return f"NICs left to give back: {len(agent.context.table.nics)}"

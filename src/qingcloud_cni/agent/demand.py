@@ -9,7 +9,7 @@ from qingcloud_cni.core.seams import Clock, Cloud, CloudCalls, HowUrgent
 
 
 class Demand:
-    """What the urgency of calls depends on. `growth` and `release` are asked whenever a call waits for its turn."""
+    """What the urgency of calls depends on; it is asked again whenever a call waits for its turn."""
 
     def __init__(self, on_more: Callable[[], None]) -> None:
         """*on_more* is told when calls have become more urgent."""
@@ -44,7 +44,7 @@ class Demand:
 
     def comparison(self) -> Urgency:
         """Of comparisons with the cloud, and of the repairs that follow from them."""
-        return Urgency.REFILL if self._askers else Urgency.RECONCILE
+        return Urgency.REFILL if self._askers or self.is_draining else Urgency.RECONCILE
 
     def release(self) -> Urgency:
         """An operator who drains a host waits for it; nobody else does."""

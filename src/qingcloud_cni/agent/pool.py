@@ -116,6 +116,7 @@ class Pool:
             grows_at=self._growth.backoff.until,
             shrinks_at=self._shrinking.backoff.until,
             attach_seconds=self._growth.attaching.seconds,
+            is_thrifty=self._context.cloud.spending().is_scarce,
             busy=table.busy,
             nowhere=frozenset(self.nowhere),
         )
@@ -226,6 +227,7 @@ class Pool:
         self.is_draining = self._context.demand.is_draining = True
         self._context.cloud.reconsider()
         self._context.plan_due.notify()
+        self._context.doubt_due.notify()
 
     def troubles(self) -> Troubles:
         growth, shrinking = self._growth.backoff, self._shrinking.backoff

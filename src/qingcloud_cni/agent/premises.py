@@ -19,6 +19,7 @@ class Premises:
         self._departure = departure
         self._vxnets = vxnets
         self._configured = tuple(configured)
+        self.is_bare = False  # the instance has but its primary NIC, in no vxnet where that could be a gateway
         self._own: tuple[str, ...] = ()  # the vxnet of the instance's primary NIC, once it is known
 
     async def check(self) -> None:
@@ -37,6 +38,7 @@ class Premises:
                 action="DescribeInstances",
             )
         self._departure.learn(instance)
+        self.is_bare = all(n.role == 1 and n.vxnet_id not in self._configured for n in instance.nics)
         own = tuple(n.vxnet_id for n in instance.nics if n.role == 1) or tuple(n.vxnet_id for n in instance.nics)
         self._own = tuple(dict.fromkeys(own))
         await self._check_vxnets(urgency)

@@ -15,7 +15,7 @@ from qingcloud_cni.agent.vxnet_book import VxnetBook
 from qingcloud_cni.core.cloud_drift import Adopt, CloudView, Held, cloud_drift, unlisted
 from qingcloud_cni.core.drift import odd_places
 from qingcloud_cni.core.errors import AgentError
-from qingcloud_cni.core.evidence import Difference, Known, Seen, Verdict, weigh
+from qingcloud_cni.core.evidence import Difference, Kind, Known, Seen, Verdict, weigh
 from qingcloud_cni.core.model import Nic, OpKind
 from qingcloud_cni.core.pace import Pace, stretched
 from qingcloud_cni.core.seams import CloudCalls, CloudNic, HowUrgent, Vxnet
@@ -23,6 +23,7 @@ from qingcloud_cni.core.seams import CloudCalls, CloudNic, HowUrgent, Vxnet
 LOOK_PERIOD = 30.0  # seconds between looks into every namespace, whether or not the kernel reported anything
 PERIOD = 900.0  # seconds between comparisons with the cloud; less or more by JITTER, and more where calls are few
 JITTER = (0.8, 1.2)
+PUT_OFF = (900.0, 2700.0)  # seconds until the first comparison of a new host that has few calls
 LISTS = 2  # calls that a comparison takes where nothing differs
 
 
@@ -43,6 +44,7 @@ class Reconciler:
         """*iface* is the host's own link: its NIC is never adopted."""
         self.record = TaskRecord("cloud reconcile", PERIOD)
         self.last_error = ""
+        self.is_owed = False  # the first comparison was put off, and has not been made yet
         self._context = context
         self._pool = pool
         self._links = links
@@ -60,12 +62,18 @@ class Reconciler:
         """The differences there are, the oldest first."""
         return tuple(sorted((*self._in_kernel.values(), *self._in_cloud.values()), key=lambda seen: seen.since))
 
+    @property
+    def expects_more(self) -> bool:
+        """Whether NICs of ours that the table does not know may be taken in yet."""
+        return self.is_owed or any(seen.difference.kind is Kind.YOUNG for seen in self._in_cloud.values())
+
     # --- when ----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Compare again and again, until cancelled; `compare` has been done once."""
+        """Compare again and again, until cancelled; `compare` has been done once, or `put_off`."""
         urgency = self._context.demand.comparison
-        self._done()
+        if not self.is_owed:
+            self._done()
         while True:
             await self._pause()
             permits = await self.permits(urgency)
@@ -80,6 +88,12 @@ class Reconciler:
             else:
                 self._done()
                 _tell(waiting, None)
+
+    def put_off(self) -> None:
+        """Nothing here is ours, so that the first comparison may come later; a drain does not wait for that."""
+        self.is_owed = True
+        self._gateways.learn(())
+        self._pace.put_off(self._now() + self._context.rng.uniform(*PUT_OFF))
 
     async def ask(self, seconds: float) -> None:
         """Compare now, NICs that were given up as well. Raises what hindered it, TimeoutError after *seconds*."""
@@ -105,7 +119,8 @@ class Reconciler:
             if self._context.doubts:
                 self._pace.doubt(self._now())
             until = (seen.difference.until for seen in self._in_cloud.values())
-            left = self._pace.due_at(min(self._cures.next_at, *until, inf)) - self._now()
+            asked_for = -inf if self.is_owed and self._context.demand.is_draining else inf
+            left = self._pace.due_at(min(self._cures.next_at, *until, asked_for)) - self._now()
             if left <= 0:
                 return
             await self.record.pause(left, self._context.doubt_due, self._context.clock)
@@ -179,6 +194,7 @@ class Reconciler:
         context.journal.push()
         await self._links.look(is_wide=any(isinstance(cure, Adopt) for cure in verdict.cures))
         context.look_again()  # not before it is known whom NICs serve that were taken in: gateways follow from that
+        self.is_owed = False
         self._learn_others(cloud, reserved)  # last: from now on gateways that serve nothing are undone
 
     def _asked(self) -> tuple[str, ...]:

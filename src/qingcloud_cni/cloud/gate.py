@@ -25,7 +25,7 @@ class Gate:
 
     def __init__(self, budget: Budget, *, clock: Clock, rng: random.Random, on_rate: Callable[[float], None]) -> None:
         """*on_rate* hears of a rate that is lowered, in calls an hour."""
-        self._budget = budget
+        self.budget = budget
         self._clock = clock
         self._rng = rng
         self._on_rate = on_rate
@@ -43,7 +43,7 @@ class Gate:
                 self._serve()
         except asyncio.CancelledError:
             if entry.has_permit:
-                self._budget.give_back(urgency())
+                self.budget.give_back(urgency())
             else:
                 self._queue.remove(entry)
             self.reconsider()
@@ -52,7 +52,7 @@ class Gate:
     def try_enter(self, urgency: HowUrgent) -> bool:
         """A turn at once, if that is nobody else's."""
         self._serve()
-        return self._budget.admit((urgency(),), self._clock.now()) is not None
+        return self.budget.admit((urgency(),), self._clock.now()) is not None
 
     def reconsider(self) -> None:
         """Look again: what is urgent may have changed."""
@@ -61,25 +61,25 @@ class Gate:
             entry.woken.set()
 
     def spending(self) -> Spending:
-        return self._budget.spending(self._urgencies(), self._clock.now())
+        return self.budget.spending(self._urgencies(), self._clock.now())
 
     # --- what the cloud says -------------------------------------------------------------------------
 
     def worked(self) -> None:
-        if self._budget.rate < self._budget.per_hour:
-            self._budget.worked(self._jitter(), self._clock.now())
+        if self.budget.rate < self.budget.per_hour:
+            self.budget.worked(self._jitter(), self._clock.now())
             self.reconsider()
 
     def refused(self, sent_at: float, *, is_used_up: bool) -> None:
         """The cloud has refused a call sent at *sent_at* because there are too many."""
-        before = self._budget.rate
-        self._budget.refused(sent_at, self._clock.now(), self._jitter(), is_used_up=is_used_up)
-        if self._budget.rate < before:
-            self._on_rate(self._budget.rate)
+        before = self.budget.rate
+        self.budget.refused(sent_at, self._clock.now(), self._jitter(), is_used_up=is_used_up)
+        if self.budget.rate < before:
+            self._on_rate(self.budget.rate)
 
     def give_back(self, urgency: Urgency) -> None:
         """A call that had its turn was certainly not sent."""
-        self._budget.give_back(urgency)
+        self.budget.give_back(urgency)
         self.reconsider()
 
     # -------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Gate:
     def _serve(self) -> None:
         """Give turns while there are any."""
         while self._queue:
-            index = self._budget.admit(self._urgencies(), self._clock.now())
+            index = self.budget.admit(self._urgencies(), self._clock.now())
             if index is None:
                 return
             entry = self._queue.pop(index)
@@ -100,7 +100,7 @@ class Gate:
     async def _wait(self, entry: _Entry) -> None:
         """Until there may be a permit for somebody, or things have changed."""
         now = self._clock.now()
-        pause = self._budget.next_at(self._urgencies(), now) - now
+        pause = self.budget.next_at(self._urgencies(), now) - now
         with suppress(TimeoutError):
             async with asyncio.timeout(min(max(pause, SHORTEST_WAIT), LONGEST_WAIT)):
                 await entry.woken.wait()

@@ -14,6 +14,7 @@ BACKGROUND = 0.1  # of the budget is kept for background calls, and no more is t
 PATIENCE = HOUR  # a background call that was refused for so long is not kept waiting for a container's sake any more
 LOWEST = {True: 1 / 32, False: 1 / 4}  # of the budget remains however often the cloud refuses, by "is used up" …
 LOWEST_CALLS = 2.0  # … and so many an hour
+SCARCE = 10  # calls left, below which each one counts
 STEP = 1 / 20  # of the budget is won back with every call that works
 WHOLE = 1.0 - 1e-6  # of a token: what time has brought is a sum of fractions, and a clock has a resolution
 
@@ -45,6 +46,11 @@ class Spending:
     tokens: float  # calls that may go at once
     next_at: float  # when the next call for a waiting ADD may go, in seconds since the epoch; past: now
     queued: tuple[Urgency, ...] = ()  # calls that wait for their turn
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether a call that can be spared should be."""
+        return self.rate < self.per_hour / 2 or self.tokens < max(self.per_hour / 4, SCARCE)
 
 
 class Budget:
@@ -143,6 +149,7 @@ class Budget:
     def _fill(self, now: float) -> None:
         self._tokens = {b: self._at_time(b, now) for b in self._tokens}
         self._at = now  # also where the clock was set back
+        self._lowered_at = min(self._lowered_at, now)
 
     def _at_time(self, is_background: bool, now: float) -> float:
         gained = max(now - self._at, 0.0) * self._inflow(is_background)

@@ -42,6 +42,10 @@ class Pace:
         doubted = max(self._doubted + SETTLE, *(end + self._grown(DOUBT_PAUSE) for end in self._ends[-1:]), -inf)
         return min(self._regular, self._confirm, doubted, wanted_at)
 
+    def put_off(self, until: float) -> None:
+        """None has been made; nothing calls for one before *until*."""
+        self._regular = until
+
     def failed(self, retry_at: float) -> None:
         """The comparison came to nothing: again then, whatever called for it."""
         self._retry = retry_at

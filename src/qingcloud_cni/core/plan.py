@@ -52,6 +52,7 @@ class PoolState:
     vxnet_room: int | None = None  # NICs that vxnets still take, besides those asked for; None: no bound is known
     grows_at: float = 0.0  # creating and attaching back off until then
     shrinks_at: float = 0.0  # the same for detaching
+    is_thrifty: bool = False  # calls are scarce: a pool that must be filled is filled to the brim
     attach_seconds: float = 5.0  # how long an attach takes, as seen lately
     busy: frozenset[str] = frozenset()
     nowhere: frozenset[str] = frozenset()  # missing NICs whose link no reachable namespace holds
@@ -220,7 +221,10 @@ def is_growing(state: PoolState, now: float) -> bool:
 def explain_need(state: PoolState, policy: PoolPolicy, have: Balance) -> str:
     """What is wanted of the pool and what it has, in words."""
     adds = "1 ADD waits" if state.waiting == 1 else f"{state.waiting} ADDs wait"
-    return f"{adds}, min-idle {policy.min_idle}; {have.idle} idle, {have.coming} on their way"
+    mark = f"min-idle {policy.min_idle}"
+    if have.short and state.is_thrifty:
+        mark = f"max-idle {policy.max_idle} wanted, as calls are scarce"
+    return f"{adds}, {mark}; {have.idle} idle, {have.coming} on their way"
 
 
 def explain_limit(state: PoolState, policy: PoolPolicy) -> str:
@@ -351,8 +355,10 @@ def _drain(state: PoolState, now: float) -> tuple[Step, ...]:
 
 
 def _short(state: PoolState, policy: PoolPolicy, ready: int) -> int:
-    """NICs to be got, where *ready* are here or coming."""
-    return max(state.waiting + policy.min_idle - ready, 0)
+    """NICs to be got, where *ready* are here or coming. It takes two calls whether they are few or many."""
+    if state.waiting + policy.min_idle <= ready:
+        return 0
+    return state.waiting + (policy.max_idle if state.is_thrifty else policy.min_idle) - ready
 
 
 def _leaving(state: PoolState) -> int:
