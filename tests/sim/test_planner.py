@@ -10,7 +10,7 @@ import pytest
 import virtual_time
 from qingcloud_cni.core.errors import CloudUnreachable, Draining, PoolEmpty, Unavailable
 from qingcloud_cni.core.model import NicState
-from qingcloud_cni.core.plan import Mode
+from qingcloud_cni.core.pool_state import Mode
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
 from simulated import SimulatedHost, served, set_faults, simulated
 

@@ -18,7 +18,7 @@ from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.changes import Change, Snapshot
 from qingcloud_cni.core.errors import CloudUnreachable, ResourceNotFound
 from qingcloud_cni.core.model import Event
-from qingcloud_cni.core.plan import PoolPolicy
+from qingcloud_cni.core.pool_state import PoolPolicy
 from qingcloud_cni.core.seams import Cloud, EventFilter, HowUrgent, Job, JobStatus, Kernel
 from qingcloud_cni.core.table import Table
 from virtual_time import EPOCH, VirtualClock

@@ -10,15 +10,6 @@ from qingcloud_cni.core.model import Nic, NicState
 from qingcloud_cni.core.outlook import Troubles, explain_none, explain_wait, holds
 from qingcloud_cni.core.plan import (
     OVERDUE,
-    Action,
-    AttachNics,
-    CreateNics,
-    DeleteNics,
-    DetachNics,
-    Mode,
-    PoolPolicy,
-    PoolState,
-    Rest,
     above_limit,
     balance,
     due_at,
@@ -29,6 +20,17 @@ from qingcloud_cni.core.plan import (
     room,
     serving_order,
     steps,
+)
+from qingcloud_cni.core.pool_state import (
+    Action,
+    AttachNics,
+    CreateNics,
+    DeleteNics,
+    DetachNics,
+    Mode,
+    PoolPolicy,
+    PoolState,
+    Rest,
 )
 
 NOW = 1_700_000_000.0

@@ -6,17 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qingcloud_cni.core.model import Nic, NicState
-from qingcloud_cni.core.plan import (
-    AttachNics,
-    CreateNics,
-    DeleteNics,
-    DetachNics,
-    PoolPolicy,
-    PoolState,
-    Rest,
-    plan,
-    serving_order,
-)
+from qingcloud_cni.core.plan import plan, serving_order
+from qingcloud_cni.core.pool_state import AttachNics, CreateNics, DeleteNics, DetachNics, PoolPolicy, PoolState, Rest
 
 S = NicState
 

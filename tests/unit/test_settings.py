@@ -26,7 +26,7 @@ from qingcloud_cni.agent.settings import (
 )
 from qingcloud_cni.agent.values import ADDRESS, FLAG, PATH, SECONDS, TEXTS, WHOLE, Address, Kind
 from qingcloud_cni.core.errors import StartRefused, exit_status
-from qingcloud_cni.core.plan import PoolPolicy
+from qingcloud_cni.core.pool_state import PoolPolicy
 
 NONE: Mapping[str, Any] = {}
 SAMPLES: dict[str, tuple[str, str, str, str]] = {  # file, environment, flag; and one that is refused

@@ -10,7 +10,7 @@ from qingcloud_cni.agent.tasks import Signal, Tasks
 from qingcloud_cni.core.gateway import free_index
 from qingcloud_cni.core.model import Event, Nic
 from qingcloud_cni.core.names import NicName, is_ours
-from qingcloud_cni.core.plan import PoolPolicy
+from qingcloud_cni.core.pool_state import PoolPolicy
 from qingcloud_cni.core.seams import Clock, Cloud, Kernel
 from qingcloud_cni.core.table import Table
 

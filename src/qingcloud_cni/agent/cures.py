@@ -17,7 +17,7 @@ from qingcloud_cni.core.evidence import Cure
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.names import link_alias
-from qingcloud_cni.core.plan import Mode
+from qingcloud_cni.core.pool_state import Mode
 from qingcloud_cni.core.recovery import adopted, adopted_gateway
 from qingcloud_cni.core.seams import CloudNic, Link
 

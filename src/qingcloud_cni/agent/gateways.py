@@ -17,7 +17,8 @@ from qingcloud_cni.core.gateway import HostNic, address_of, host_nics, service_p
 from qingcloud_cni.core.model import Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.network_config import NetworkConfig
 from qingcloud_cni.core.outlook import explain_wait
-from qingcloud_cni.core.plan import Mode, room
+from qingcloud_cni.core.plan import room
+from qingcloud_cni.core.pool_state import Mode
 from qingcloud_cni.core.seams import CloudNic, ServicePath
 
 CHECK_PERIOD = 30.0  # seconds between checks that the host still is as it should be (design section 7)

@@ -10,21 +10,8 @@ from msgspec import Meta
 from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.agent.views import Count
 from qingcloud_cni.core.outlook import explain_none, holds
-from qingcloud_cni.core.plan import (
-    Action,
-    AttachNics,
-    CreateNics,
-    DeleteNics,
-    DetachNics,
-    Mode,
-    Rest,
-    Step,
-    balance,
-    explain_limit,
-    held,
-    limit,
-    steps,
-)
+from qingcloud_cni.core.plan import balance, explain_limit, held, limit, steps
+from qingcloud_cni.core.pool_state import Action, AttachNics, CreateNics, DeleteNics, DetachNics, Mode, Rest, Step
 from qingcloud_cni.core.vxnets import VxnetPolicy
 
 

@@ -18,7 +18,8 @@ from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import Attachment, Nic, NicState
 from qingcloud_cni.core.network_config import Wish
 from qingcloud_cni.core.outlook import Troubles, explain_wait
-from qingcloud_cni.core.plan import (
+from qingcloud_cni.core.plan import due_at, next_due, plan, serving_order, steps
+from qingcloud_cni.core.pool_state import (
     Action,
     AttachNics,
     CreateNics,
@@ -27,11 +28,6 @@ from qingcloud_cni.core.plan import (
     Mode,
     PoolState,
     Rest,
-    due_at,
-    next_due,
-    plan,
-    serving_order,
-    steps,
 )
 from qingcloud_cni.core.vxnets import VxnetChooser, explain_rest
 

@@ -24,7 +24,7 @@ from qingcloud_cni.agent.values import (
 )
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.core.names import INSTANCE_ID, NIC_NAME_PREFIX
-from qingcloud_cni.core.plan import PoolPolicy
+from qingcloud_cni.core.pool_state import PoolPolicy
 from qingcloud_cni.core.vxnets import VxnetPolicy
 
 ENVIRONMENT_PREFIX = "QINGAGENT_"

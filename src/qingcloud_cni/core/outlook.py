@@ -4,10 +4,6 @@ from dataclasses import dataclass
 
 from qingcloud_cni.core.model import Nic, NicState
 from qingcloud_cni.core.plan import (
-    Balance,
-    Mode,
-    PoolPolicy,
-    PoolState,
     above_max_idle,
     balance,
     cooling,
@@ -18,6 +14,7 @@ from qingcloud_cni.core.plan import (
     is_growing,
     room,
 )
+from qingcloud_cni.core.pool_state import Balance, Mode, PoolPolicy, PoolState
 
 _MODES = {
     Mode.STARTING: "the agent has not been compared with the cloud yet: nothing is asked of it before",
