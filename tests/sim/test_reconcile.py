@@ -310,7 +310,7 @@ def test_what_was_given_up_is_tried_again_in_the_end(tmp_path: Path) -> None:
         set_faults(host, FaultSpec("AttachNics", "lose-link", times=LONG))
         lost = idle(host)[0].nic_id
         host.kernel._unplug(lost)
-        await host.clock.sleep(3600.0)
+        await host.until(lambda: kinds(host) == [Kind.GIVEN_UP], "given up", 3 * 3600.0)
         set_faults(host)
         await host.kill()
         await host.start()  # it is on disk how often it was tried
@@ -620,6 +620,37 @@ def test_a_nic_taken_from_a_container_at_the_console_is_told_and_the_container_k
         if what == "attached elsewhere":
             assert record(host, nic_id).instance_id == host.topology.hosts[1].instance_id
             assert nic_id not in host.nics
+
+    lived(test, tmp_path, topology=TWO_HOSTS)
+
+
+@pytest.mark.parametrize("state", ["idle", "gateway"])
+@pytest.mark.parametrize("is_drained", [False, True])
+def test_a_nic_that_somebody_attached_elsewhere_while_the_agent_was_away_stays_there(
+    tmp_path: Path, state: str, *, is_drained: bool
+) -> None:
+    """Its link is nowhere, and a detach, which names no instance, would take it from the other one."""
+
+    async def test(host: SimulatedHost) -> None:
+        other = host.topology.hosts[1].instance_id
+        await host.add("c0", config=SERVICES)
+        await host.until(lambda: host.states().count("idle") >= 3, "refilled")
+        gateway = next(n.nic_id for n in host.nics.values() if n.is_gateway)
+        nic_id = gateway if state == "gateway" else idle(host)[0].nic_id
+        await host.kill()
+        await console(host, "DetachNics", nic_id)
+        await console(host, "AttachNics", nic_id, instance=other)
+        await host.start()
+        if is_drained:
+            await host.until(lambda: host.agent.is_cloud_compared, "compared")
+            host.agent.pool.drain()
+        for _ in range(100):
+            await host.clock.sleep(QUARTER / 100)
+            assert record(host, nic_id).instance_id == other
+        assert nic_id not in host.nics
+        if not is_drained:
+            await host.add("c1", config=SERVICES)
+            assert [n.state for n in host.nics.values() if n.is_gateway] == [S.GATEWAY]
 
     lived(test, tmp_path, topology=TWO_HOSTS)
 

@@ -24,13 +24,20 @@ class Shrinking(CloudWrites):
         self._jobs = jobs
         self._lookups = lookups
         self._to_release = context.demand.release
+        self._unseen: set[str] = set()  # detaches of NICs whose links are nowhere
 
     def begin_detach(self, nic_ids: Sequence[str], cause: str) -> Intent:
-        return self._table.intend_detach(self._context.new_operation(), nic_ids, self._context.now(), cause)
+        is_unseen = any(self._is(nic_id, NicState.MISSING) for nic_id in nic_ids)
+        intent = self._table.intend_detach(self._context.new_operation(), nic_ids, self._context.now(), cause)
+        if is_unseen:
+            self._unseen.add(intent.op_id)
+        return intent
 
     def begin_repair(self, nic_ids: Sequence[str], tries: Mapping[str, int]) -> Intent:
         """A detach after which they are to be attached again; *tries* as `Table.intend_repair`."""
-        return self._table.intend_repair(self._context.new_operation(), nic_ids, self._context.now(), tries)
+        intent = self._table.intend_repair(self._context.new_operation(), nic_ids, self._context.now(), tries)
+        self._unseen.add(intent.op_id)
+        return intent
 
     def begin_delete(self, nic_ids: Sequence[str]) -> Intent:
         return self._table.intend_delete(self._context.new_operation(), nic_ids, self._context.now())
@@ -45,8 +52,19 @@ class Shrinking(CloudWrites):
     # --- detach ------------------------------------------------------------------------------------
 
     async def detach(self, intent: Intent, calls: CloudCalls) -> None:
-        """Ask for the NICs off this instance; delete them once the cloud confirms."""
+        """Ask for the NICs off this instance; delete them once the cloud confirms.
+
+        The call does not name the instance: a NIC without a link here, which somebody may have attached to another
+        one, would be taken from that. So the cloud is asked first where such NICs are.
+        """
+        is_unseen = intent.op_id in self._unseen
+        self._unseen.discard(intent.op_id)
         intent = await self._announced(intent)
+        if is_unseen:
+            seen = await self._lookups.nics(intent.nic_ids, self._urgency(intent))
+            if not all(self._is_here(seen.get(nic_id)) for nic_id in intent.nic_ids):
+                await self._finish_detach(intent, self._judge_detach(intent, seen))
+                return
         patience = await self._ask_to_detach(intent, intent.nic_ids, calls)
         await self._follow_detach(intent.op_id, patience)
 
@@ -129,7 +147,10 @@ class Shrinking(CloudWrites):
             if self._is_gone(nic):
                 self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more, or has it elsewhere")
             elif self._is_here(nic):
-                self._table.kept(nic_id, now, "the cloud has not detached it")
+                if intent.is_repair:
+                    self._table.lost(nic_id, now, "the cloud has not detached it")
+                else:
+                    self._table.kept(nic_id, now, "the cloud has not detached it")
                 kept.append(nic_id)
             else:
                 free.append(nic_id)

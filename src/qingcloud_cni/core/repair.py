@@ -1,7 +1,7 @@
 """How often a NIC whose link is nowhere may be detached and attached again, in the hope that the link comes. Pure.
 
-Each time costs two calls and two jobs, which hold up the attaches of containers that wait; and where hot-plug itself
-is broken no number of them helps.
+Each time costs three calls, one of them a look, and two jobs, which hold up the attaches of containers that wait;
+and where hot-plug itself is broken no number of them helps.
 """
 
 from collections.abc import Sequence
