@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import virtual_time
+from qingcloud_cni.agent.lookups import LATE_EFFECT
 from qingcloud_cni.core.errors import PoolEmpty
 from qingcloud_cni.core.model import Intent, OpKind
 from qingcloud_cni.core.seams import Survey
-from qingcloud_cni.sim.faults import RESET
+from qingcloud_cni.sim.faults import REFUSE, RESET
 from qingcloud_cni.sim.topology import FaultSpec
 from simulated import SimulatedHost, netns_of, set_faults, simulated
 
@@ -34,6 +35,17 @@ def test_a_create_that_takes_effect_late_is_found_and_not_repeated(tmp_path: Pat
             await host.until(lambda: host.states() == ["idle"] * 3, "warm")
             assert set(host.ours_in_cloud()) == set(host.nics)
             assert host.model.calls["CreateNics"] == 2  # the one sent, and its effect
+
+    virtual_time.run(main())
+
+
+def test_a_create_that_the_busy_cloud_refused_is_not_awaited(tmp_path: Path) -> None:
+    """It has said itself that nothing was done: only that has to be looked at, and another create follows at once."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, is_warm=False) as host:
+            set_faults(host, FaultSpec("CreateNics", REFUSE, code=5100))
+            await host.until(lambda: host.states() == ["idle"] * 3, "warm", LATE_EFFECT / 2)
 
     virtual_time.run(main())
 

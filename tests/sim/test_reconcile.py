@@ -249,6 +249,38 @@ def test_one_answer_that_does_not_show_a_nic_is_checked_by_its_id(tmp_path: Path
     lived(test, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("action", "effect"),
+    [
+        ("AttachNics", "refuse"), ("AttachNics", "lose-link"), ("AttachNics", "fail-job"), ("DetachNics", "refuse"),
+        ("DetachNics", "lose-reply"), ("DetachNics", "fail-job"), ("DeleteNics", "refuse"),
+    ],
+)  # fmt: skip
+def test_an_operation_that_went_wrong_does_not_believe_one_empty_list(
+    tmp_path: Path, action: str, effect: str
+) -> None:
+    """It looks at once what has become of its NICs, and would take them for gone."""
+
+    async def test(host: SimulatedHost) -> None:
+        await host.add("c0")
+        await host.add("c1")
+        await host.until(lambda: host.states().count("idle") == 3, "refilled")
+        set_faults(host, FaultSpec(action, effect, code=1400), FaultSpec("DescribeNics", "empty-list"))
+        if action == "AttachNics":
+            await host.add("c2")
+        else:
+            await host.delete("c0")
+            await host.delete("c1")
+        faults = host.model.faults
+        await host.until(lambda: faults.left(0) == faults.left(1) == 0, "both have struck")
+        await host.clock.sleep(SOON)
+        assert not await events(host, "nic.gone")
+        assert not await events(host, "nic.adopted")  # as one that was forgotten would be
+        await calm(host)
+
+    lived(test, tmp_path, max_idle=3, cooldown=0, idle_ttl=5)
+
+
 def test_a_silent_cloud_changes_nothing_and_is_told(tmp_path: Path) -> None:
     async def test(host: SimulatedHost) -> None:
         before = dict(host.nics)

@@ -161,6 +161,8 @@ def test_what_the_cloud_says_of_a_containers_nic_is_told_and_nothing_is_done(
     serving = replace(NIC, state=S.ASSIGNED)
     (difference,) = cloud_drift(held(serving), view(*said), seen(place), NOW)
     assert (difference.kind, difference.cure, difference.subject) == (Kind.CUT_OFF, None, "net/pod/eth0")
+    words = {(): "knows it no more", (FREE,): "attached nowhere", (ELSEWHERE,): "attached to i-elsewhere"}
+    assert words[said] in difference.detail
     assert drift(held(replace(serving, since=NOW)), view(*said), place) == []
 
 
@@ -182,6 +184,7 @@ def test_a_new_address(state: NicState, said: CloudNic, cure: Cure | None) -> No
     found = cloud_drift(held(replace(NIC, state=state)), view(said), seen("host"), NOW)
     assert [(d.kind, d.cure) for d in found] == ([(Kind.READDRESSED, cure)] if cure else [])
     assert all(d.is_harmless and d.is_settled == (state is not S.ASSIGNED) for d in found)
+    assert all(("its container" in d.detail) == (state is S.ASSIGNED) for d in found)
 
 
 def test_a_nic_whose_name_is_not_ours_any_more_is_let_go_but_not_from_a_container() -> None:

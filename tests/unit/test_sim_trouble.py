@@ -222,6 +222,18 @@ def test_a_slow_job_takes_longer_and_those_behind_it_wait() -> None:
     assert cloud.links() == [(1102.0, PlugNic), (1104.0, PlugNic)]
 
 
+@pytest.mark.parametrize(
+    ("effect", "low", "high"),
+    [("late-reply", 5.0, 15.0), ("slow-job", 60.0, 180.0), ("late-link", 5.0, 15.0), ("early-link", 5.0, 15.0)],
+)
+def test_what_does_not_say_how_late_it_comes_is_as_late_as_documented(effect: str, low: float, high: float) -> None:
+    action = "CreateNics" if effect == "late-reply" else "AttachNics"
+    faults = Faults([FaultSpec(action, effect, times=100)], rng=random.Random(1))
+    drawn = [strike.seconds for _ in range(100) for strike in faults.strike({"action": action}, 0.0)]
+    assert low <= min(drawn) < low + (high - low) / 10
+    assert high - (high - low) / 10 < max(drawn) <= high
+
+
 def test_half_a_job_is_done_with_failure() -> None:
     cloud = Cloud(FaultSpec("AttachNics", "half-job", times=2))
     nics = cloud.create(3)
