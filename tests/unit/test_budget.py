@@ -146,6 +146,25 @@ def test_what_was_saved_up_is_void_once_a_quota_is_used_up_and_not_where_the_clo
     assert spend_all(busy, W, NOW) == 60
 
 
+def test_a_quota_that_is_used_up_voids_savings_though_another_call_was_refused_for_being_too_much() -> None:
+    budget = Budget(120, NOW)
+    budget.refused(NOW, NOW + 1.0, 1.0, is_used_up=False)
+    budget.refused(NOW, NOW + 2.0, 1.0, is_used_up=True)
+    assert budget.rate == 60.0
+    assert spend_all(budget, W, NOW + 2.0) == 0
+
+
+def test_what_a_call_had_cost_that_was_not_sent_is_void_once_a_quota_is_used_up() -> None:
+    budget = Budget(120, NOW)
+    assert spend_all(budget, W, NOW) == 120
+    budget.refused(NOW, NOW + 1.0, 1.0, is_used_up=True)
+    budget.give_back(W)
+    assert spend_all(budget, W, NOW + 1.0) == 0
+    assert budget.admit([W], NOW + 200.0) == 0
+    budget.give_back(W)  # of an hour that counts again
+    assert budget.admit([W], NOW + 200.0) == 0
+
+
 def test_calls_that_work_win_the_rate_back() -> None:
     budget = Budget(120, NOW)
     for n in range(6):

@@ -66,7 +66,8 @@ class Budget:
         self.rate = float(per_hour)
         self._at = now  # until when the buckets are filled
         self._tokens = {False: self._capacity(False), True: self._capacity(True)}  # by "is background"
-        self._lowered_at = -inf
+        self._lowered_at = self._voided_at = -inf
+        self._is_void = False  # since then no call has gone
         self._refused: dict[Urgency, float] = {}  # since when there was no token for a background call
 
     def __repr__(self) -> str:
@@ -92,7 +93,9 @@ class Budget:
         return Spending(self.per_hour, self.rate, tokens, self._whole_at(Urgency.WAITING, now), tuple(queued))
 
     def give_back(self, urgency: Urgency) -> None:
-        """A call that was let go was never sent."""
+        """A call that was let go was never sent. What it had cost is void if a quota was used up meanwhile."""
+        if self._is_void:
+            return
         self._tokens[urgency.is_background] += 1.0
 
     # --- how many go ---------------------------------------------------------------------------------
@@ -103,14 +106,15 @@ class Budget:
         Calls that were under way together are refused together; that counts once. *is_used_up*: a quota is, so there
         will be none for a while, and what was saved up is void. Else it is busy, which may be over soon.
         """
+        self._fill(now)
+        if is_used_up and sent_at >= self._voided_at:  # also where one was refused just before for being too much
+            self._voided_at, self._is_void = now, True
+            self._tokens = {b: min(tokens, 1.0 - jitter) for b, tokens in self._tokens.items()}
         if sent_at < self._lowered_at:
             return
-        self._fill(now)
         self._lowered_at = now
         lowest = min(self.rate, self.per_hour, max(self.per_hour * LOWEST[is_used_up], LOWEST_CALLS))
         self.rate = max(self.rate / 2, lowest)
-        if is_used_up:
-            self._tokens = {b: min(tokens, 1.0 - jitter) for b, tokens in self._tokens.items()}
 
     def worked(self, jitter: float, now: float) -> None:
         """The cloud has answered a call."""
@@ -137,6 +141,7 @@ class Budget:
             if self._tokens[is_background] >= WHOLE:
                 self._tokens[is_background] -= 1.0
                 self._refused.pop(urgency, None)
+                self._is_void = False
                 return True
         if urgency.is_background:
             self._refused.setdefault(urgency, now)
@@ -149,7 +154,7 @@ class Budget:
     def _fill(self, now: float) -> None:
         self._tokens = {b: self._at_time(b, now) for b in self._tokens}
         self._at = now  # also where the clock was set back
-        self._lowered_at = min(self._lowered_at, now)
+        self._lowered_at, self._voided_at = min(self._lowered_at, now), min(self._voided_at, now)
 
     def _at_time(self, is_background: bool, now: float) -> float:
         gained = max(now - self._at, 0.0) * self._inflow(is_background)
