@@ -1,6 +1,7 @@
 """Clients for tests that are not about the call budget: it is so large that nothing waits."""
 
 import random
+from collections.abc import Callable, Sequence
 
 from qingcloud_cni.cloud import Client, Gate
 from qingcloud_cni.core.budget import Budget, Urgency
@@ -9,9 +10,22 @@ from qingcloud_cni.core.seams import Clock, CloudCalls
 PLENTY = 1_000_000  # calls an hour
 
 
-def make_gate(clock: Clock, per_hour: int = PLENTY) -> Gate:
+class SeenBudget(Budget):
+    """Tells of each turn that it gives."""
+
+    def __init__(self, per_hour: int, now: float, on_turn: Callable[[], None]) -> None:
+        super().__init__(per_hour, now)
+        self._on_turn = on_turn
+
+    def admit(self, waiting: Sequence[Urgency], now: float) -> int | None:
+        if (index := super().admit(waiting, now)) is not None:
+            self._on_turn()
+        return index
+
+
+def make_gate(clock: Clock, per_hour: int = PLENTY, on_turn: Callable[[], None] = lambda: None) -> Gate:
     rng = random.Random(per_hour)
-    return Gate(Budget(per_hour, clock.now()), clock=clock, rng=rng, on_rate=lambda _rate: None)
+    return Gate(SeenBudget(per_hour, clock.now(), on_turn), clock=clock, rng=rng, on_rate=lambda _rate: None)
 
 
 def waiting() -> Urgency:

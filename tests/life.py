@@ -3,19 +3,22 @@
 import asyncio
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import virtual_time
+from life_calls import COMPARISONS, HOUR, most_comparisons
 from life_laws import LawBroken, Witness
 from life_plan import Plan
 from life_runtime import Disconnected
 from life_steps import Steps
 from qingcloud_cni.core.errors import AgentError
+from qingcloud_cni.core.pace import FITTING
 from simulated import SimulatedHost, simulated
 
-PATIENCE = 3 * 3600.0  # seconds within which all is as it should be, once all troubles are over
+PATIENCE = 3 * 3600.0  # seconds within which all is as it should be, once all troubles are over; see `patience`
 
 
 @dataclass
@@ -86,10 +89,31 @@ async def end(steps: Steps) -> None:
     await _until(steps, lambda: [] if host.agent.is_cloud_compared else ["it is not"], "compared with the cloud")
     await _asked(steps)
     await _until(steps, witness.differences, "in agreement")
+    if steps.plan.has_rest:
+        await _rest(steps)
     for name in steps.containers():
         steps.begin(steps.delete(name))
     await steps.answers(300.0)
     await _until(steps, witness.remains, "gone", meanwhile=lambda: drain(host))
+
+
+def patience(plan: Plan) -> float:
+    """All goes slower by as much as its calls are too few."""
+    return PATIENCE * max(1.0, FITTING / plan.budget)
+
+
+async def _rest(steps: Steps) -> None:
+    """An hour in which nothing happens takes only the calls of comparisons, as many as are due."""
+    host, witness = steps.host, steps.witness
+    await host.clock.sleep(patience(steps.plan) / 3)  # what was put off is done
+    agent = host.agent if host.is_running else None
+    await host.clock.sleep(HOUR)
+    if agent is None or not host.is_running or host.agent is not agent or witness.differences():
+        return  # it was no such hour
+    calls = Counter(witness.calls.lately(HOUR))
+    most = most_comparisons(steps.plan.budget)
+    if calls.total() > most or calls.keys() - COMPARISONS:
+        raise LawBroken(f"in an hour in which nothing happened there were {dict(calls)}; at most {most:.1f} are due")
 
 
 def drain(host: SimulatedHost) -> None:
@@ -98,7 +122,7 @@ def drain(host: SimulatedHost) -> None:
 
 async def _asked(steps: Steps) -> None:
     """Somebody has what was given up tried again; the calls of an hour may be used up."""
-    end = steps.host.clock.now() + PATIENCE
+    end = steps.host.clock.now() + patience(steps.plan)
     while True:
         await steps.recover()
         try:
@@ -115,7 +139,8 @@ async def _until(
     steps: Steps, told: Callable[[], list[str]], wish: str, *, meanwhile: Callable[[], None] = lambda: None
 ) -> None:
     """Wait until nothing is *told* any more."""
-    end = steps.host.clock.now() + PATIENCE
+    most = patience(steps.plan)
+    end = steps.host.clock.now() + most
     pause = 1.0
     while True:
         await steps.recover()
@@ -124,6 +149,6 @@ async def _until(
         if not (left := told()):
             return
         if steps.host.clock.now() > end:
-            raise LawBroken(f"after {PATIENCE:.0f} s without trouble still not {wish}: {'; '.join(left)}")
+            raise LawBroken(f"after {most:.0f} s without trouble still not {wish}: {'; '.join(left)}")
         await steps.host.clock.sleep(pause)
         pause = min(pause * 1.2, 60.0)

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
+from life_calls import Calls
 from qingcloud_cni.core.evidence import CONFIRM_SECONDS, Kind
 from qingcloud_cni.core.model import Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.names import is_ours
@@ -47,10 +49,13 @@ class Witness:
         self._put, host.kernel._put = host.kernel._put, self._moved  # type: ignore[method-assign]
         self._kill, host.kernel.kill_netns = host.kernel.kill_netns, self._killed  # type: ignore[method-assign]
         host.listeners = (self._event,)
+        self.calls = Calls(host.settings.api_budget, self.breaks)
+        host.on_turn, host.on_call = self.calls.turn, self.calls.seen
 
     def begins(self) -> None:
         """Another agent, which has seen nothing yet."""
         self._seen.clear()
+        self.calls.begins()
 
     def note(self, *words: object) -> None:
         told = " ".join(map(str, words)).replace(str(self.host.settings.database.parent), "…")
@@ -85,9 +90,10 @@ class Witness:
             and place in {HOST_PATH, self.host.kernel.parking_path}
         )
 
-    async def _sent(self, *request: Any, **more: Any) -> Any:
+    async def _sent(self, method: str, target: str, *more: Any, **others: Any) -> Any:
+        self.calls.sent(dict(parse_qsl(urlsplit(target).query))["action"])
         ANNOUNCED.set(self.host.store.on_disk().intents)
-        return await self._respond(*request, **more)
+        return await self._respond(method, target, *more, **others)
 
     def _call(self, params: Mapping[str, str]) -> Outcome:
         announced = ANNOUNCED.get(None)

@@ -22,8 +22,13 @@ TROUBLES: Mapping[str, Mapping[str, float]] = {  # by condition
     "machine": {"reboot": 1, "set_clock": 0.5, "drain": 0.7},
     "messages": {"lose_message": 2, "deafen": 1.5, "hide": 1},
     "disk": {"full": 1, "sluggish": 1, "stuck": 1, "damage": 0.5},
+    "budget": {"rush": 2, "spend": 3, "cut_off": 3},  # besides, it is small
 }
 CONDITIONS = (*TROUBLES, "faults", "latency", "limits", "services")
+
+
+WITH_BUDGET = 0.2  # of the lives
+WITH_REST = 0.15  # of these, as hours cost more than all that happens in a life
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,19 @@ class Plan:
         rng = self.rng("limits")
         tight = Limits(nics_per_instance=rng.choice((64, 8)), nics_per_vxnet=rng.choice((252, 5)),
                        calls_per_hour=rng.choice((0, 0, 300)))  # fmt: skip
-        return tight if "limits" in self.conditions else Limits()
+        limits = tight if "limits" in self.conditions else Limits()
+        quota = self.rng("quota").choice((0, 30, 100, 300))
+        return replace(limits, calls_per_hour=quota) if "budget" in self.conditions else limits
+
+    @property
+    def budget(self) -> int:
+        """Calls an hour; more than the key has, in some lives."""
+        return self.rng("budget").choice((12, 30, 60, 120)) if "budget" in self.conditions else 120
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether it is looked on in the end what an agent does that has nothing to do."""
+        return "budget" in self.conditions and self.rng("rest").random() < WITH_REST
 
     def topology(self) -> Topology:
         calls = self.rng("calls").choice(((0.0, 0.0), (0.0, 0.4), (0.0, 0.4), (0.0, 25.0)))  # s; given up after 20
@@ -68,12 +85,15 @@ class Plan:
             "max_idle": rng.choice((3, 8)),
             "cooldown": rng.choice((0, 5, 130)),
             "idle_ttl": rng.choice((5, 600)),
+            "api_budget": self.budget,
         }
 
 
 def plan(seed: int) -> Plan:
     rng = random.Random(seed)
-    conditions = {name for name in CONDITIONS if rng.random() < rng.choice((0.2, 0.6))}
+    conditions = {name for name in CONDITIONS if name != "budget" and rng.random() < rng.choice((0.2, 0.6))}
+    if random.Random(f"{seed}/is budget").random() < WITH_BUDGET:  # by itself: the other lives are as without it
+        conditions.add("budget")
     kinds = dict(QUIET)
     for name in sorted(conditions & TROUBLES.keys()):
         kinds |= TROUBLES[name]

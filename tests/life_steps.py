@@ -11,8 +11,9 @@ from life_plan import Plan, Step
 from life_runtime import Runtime
 from qingcloud_cni.sim.faults import EFFECTS, WRONG_KEYS
 from qingcloud_cni.sim.machine import HOST_PATH
+from qingcloud_cni.sim.records import Hour
 from qingcloud_cni.sim.topology import Latencies
-from simulated import Disk, RandomFaults, SimulatedHost, netns_of
+from simulated import CODES, Disk, RandomFaults, SimulatedHost, netns_of
 
 EVERYTHING = tuple(e for e in EFFECTS if e != WRONG_KEYS)  # which may end a first start, as it should
 
@@ -154,8 +155,25 @@ class Steps(Runtime):
         self.faults._effects, self.faults.rate = (rng.choice(("reset", "silence", "bad-gateway")),), 1.0
         self._for(rng.choice((60.0, 600.0, 7200.0)), self._clear_up)
 
+    def on_rush(self, rng: random.Random) -> None:
+        """All hosts ask at once: the cloud has too much to do, or says that a quota is used up."""
+        self.faults._effects, self.faults.codes = ("refuse",), (rng.choice((5100, 2500)),)
+        self.faults.rate = rng.choice((0.5, 1.0))
+        self._for(rng.choice((60.0, 600.0, 7200.0)), self._clear_up)
+
+    def on_spend(self, rng: random.Random) -> None:
+        """Other hosts use up what the key has for this hour."""
+        if limit := self.host.topology.limits.calls_per_hour:
+            left = rng.choice((0, 0, 3))
+            self.host.model._hours[self.host.topology.access_key_id] = Hour(self.host.clock.now(), limit - left)
+
+    def on_cut_off(self, rng: random.Random) -> None:
+        """Nothing leaves the host."""
+        self.host.is_cut_off = True
+        self._for(rng.choice((5.0, 60.0, 600.0)), lambda: setattr(self.host, "is_cut_off", False))
+
     def _clear_up(self) -> None:
-        self.faults._effects, self.faults.rate = EVERYTHING, self.rate
+        self.faults._effects, self.faults.rate, self.faults.codes = EVERYTHING, self.rate, CODES
 
     def _ours(self, *statuses: str) -> list[str]:
         cloud = self.host.model.state.nics
@@ -230,7 +248,10 @@ class Steps(Runtime):
         for _, over in self._until:
             over()
         self._until.clear()
-        self.host.model.topology = replace(self.host.model.topology, latencies=Latencies())
+        topology = self.host.model.topology
+        if "budget" in self.plan.conditions:
+            topology = replace(topology, limits=replace(topology.limits, calls_per_hour=0))
+        self.host.model.topology = replace(topology, latencies=Latencies())
         self.rate = 0.0
         self._clear_up()
         self.host.model.set_faults(())

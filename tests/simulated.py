@@ -19,10 +19,10 @@ from qingcloud_cni.agent.metrics import Metrics
 from qingcloud_cni.agent.phases import Phases
 from qingcloud_cni.agent.settings import Settings, resolve
 from qingcloud_cni.agent.turns import Call
-from qingcloud_cni.cloud import Access, Client
+from qingcloud_cni.cloud import Access, CallSeen, Client
 from qingcloud_cni.core.changes import Change, Snapshot
 from qingcloud_cni.core.cni import Verb
-from qingcloud_cni.core.errors import StartRefused, StoreRefused
+from qingcloud_cni.core.errors import CloudUnreachable, StartRefused, StoreRefused
 from qingcloud_cni.core.model import Attachment, AttachmentKey, Nic
 from qingcloud_cni.core.names import is_ours
 from qingcloud_cni.core.network_config import NetworkConfig, read_config
@@ -88,6 +88,22 @@ class SlowStore(InlineStore):
         return done
 
 
+class Cable(LocalTransport):
+    """Between a host and the cloud; nothing leaves the host while *is_cut* says so."""
+
+    def __init__(self, api: Api, is_cut: Callable[[], bool]) -> None:
+        super().__init__(api)
+        self._is_cut = is_cut
+
+    async def send(
+        self, method: str, target: str, body: bytes, timeout: float
+    ) -> tuple[int, str, bytes]:  # as its base
+        if self._is_cut():
+            await asyncio.sleep(1.0)
+            raise CloudUnreachable("no route to the cloud", action="")
+        return await super().send(method, target, body, timeout)
+
+
 class SimulatedHost:
     """One host of a simulated cloud. The agent on it can be started, stopped and killed; the machine goes on."""
 
@@ -117,6 +133,9 @@ class SimulatedHost:
         self.process: Process | None = None  # the agent's
         self._processes: list[Process] = []  # and those before it
         self.listeners: tuple[Listener, ...] = ()  # hear of every event
+        self.on_turn: Callable[[], None] = lambda: None  # hears of every call that the budget lets go
+        self.on_call: Callable[[CallSeen], None] = lambda _call: None  # and of every call that is over
+        self.is_cut_off = False  # from the cloud
         self.pump: asyncio.Task[None] | None = None  # lets the cloud's jobs end
         self._running: asyncio.Task[None] | None = None
         self._agent: Agent | None = None
@@ -156,9 +175,9 @@ class SimulatedHost:
     async def _live(self, begun: "asyncio.Future[Agent]", process: Process) -> None:
         store = self.store = SlowStore(self.settings.database, self.settings.seal, self.disk)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
-        transport = Asked(process, LocalTransport(self.api))
-        gate = make_gate(self.clock, self.settings.api_budget)
-        client = Client(access, transport, gate, clock=self.clock, rng=self.rng, observe=lambda _call: None)
+        transport = Asked(process, Cable(self.api, lambda: self.is_cut_off))
+        gate = make_gate(self.clock, self.settings.api_budget, self.on_turn)
+        client = Client(access, transport, gate, clock=self.clock, rng=self.rng, observe=self.on_call)
         try:
             world = World(
                 client, Asked(process, self.kernel), store, self.clock, self.rng, self.boot_id,
@@ -388,6 +407,9 @@ def set_faults(host: SimulatedHost, *specs: FaultSpec) -> None:
     host.model.set_faults(specs)
 
 
+CODES = (5100, 5000, 2500, 1400, 5200)  # that calls are refused with
+
+
 class RandomFaults(Faults):
     """Strikes any call with probability *rate*, with one of *effects*.
 
@@ -400,12 +422,13 @@ class RandomFaults(Faults):
         super().__init__((), rng=rng)
         self.rate = rate
         self._effects = effects
+        self.codes: tuple[int, ...] = CODES
 
     def strike(self, params: Mapping[str, str], now: float) -> tuple[Strike, ...]:
         if self._rng.random() >= self.rate:
             return ()
         action = params["action"]
-        code = self._rng.choice((5100, 5000, 2500, 1400, 5200))
+        code = self._rng.choice(self.codes)
         effects = [e for e in self._effects if not EFFECTS[e] or action in EFFECTS[e]]
         if action == FIRST_CALL:
             effects = [e for e in effects if e != WRONG_KEYS]

@@ -12,6 +12,7 @@ from qingcloud_cni.agent import pool, reconcile
 from qingcloud_cni.agent.attachments import Attachments
 from qingcloud_cni.agent.cloud_writes import CloudWrites
 from qingcloud_cni.agent.context import Context
+from qingcloud_cni.agent.demand import Demand
 from qingcloud_cni.agent.flows import Flows
 from qingcloud_cni.agent.growth import Growth
 from qingcloud_cni.agent.journal import Journal
@@ -19,7 +20,9 @@ from qingcloud_cni.agent.links import Links
 from qingcloud_cni.agent.lookups import Lookups
 from qingcloud_cni.agent.pool import Pool
 from qingcloud_cni.agent.shrinking import Shrinking
+from qingcloud_cni.cloud import Gate
 from qingcloud_cni.core import cloud_drift, evidence, plan
+from qingcloud_cni.core.budget import Budget, Urgency
 from qingcloud_cni.core.cloud_drift import Forget
 from qingcloud_cni.core.evidence import Difference, Kind
 from qingcloud_cni.core.model import Nic, NicState
@@ -138,6 +141,31 @@ def one_more_than_the_limit(patch: Patch) -> None:
     patch(plan, "room", lambda state, policy: room(state, policy) + 1)
 
 
+def calls_are_not_counted(patch: Patch) -> None:
+    patch(Budget, "_spend", lambda *_: True)
+
+
+def calls_go_without_a_turn(patch: Patch) -> None:
+    async def nothing(*_: object) -> None:
+        pass
+
+    patch(Gate, "enter", nothing)
+
+
+def refusals_do_not_count(patch: Patch) -> None:
+    patch(Gate, "refused", lambda *_, **__: None)
+
+
+def what_was_saved_up_stays_when_a_quota_is_used_up(patch: Patch) -> None:
+    refused = Gate.refused
+    patch(Gate, "refused", lambda self, sent_at, **_: refused(self, sent_at, is_used_up=False))
+
+
+def comparisons_take_what_pods_need(patch: Patch) -> None:
+    patch(Demand, "comparison", lambda _self: Urgency.REFILL)
+    patch(reconcile, "stretched", lambda _period, _rate: 100.0)
+
+
 MISTAKES = (
     answered_before_it_is_on_disk,
     asked_before_it_is_announced,
@@ -155,6 +183,11 @@ MISTAKES = (
     a_repeated_add_begins_anew,
     the_dead_keep_their_nics,
     one_more_than_the_limit,
+    calls_are_not_counted,
+    calls_go_without_a_turn,
+    refusals_do_not_count,
+    what_was_saved_up_stays_when_a_quota_is_used_up,
+    comparisons_take_what_pods_need,
 )
 
 
