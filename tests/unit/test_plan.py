@@ -92,6 +92,9 @@ def test_while_calls_are_scarce_a_pool_that_must_be_filled_is_filled_to_the_brim
     assert plan(thrifty, POLICY, NOW) == (CreateNics(6),)
     assert plan(replace(thrifty, waiting=4), POLICY, NOW) == (CreateNics(10),)
     assert plan(replace(thrifty, nics=nics(*[S.IDLE] * 3)), POLICY, NOW) == ()
+    attached_nowhere = nics(*[S.CREATING] * 4)
+    assert plan(replace(thrifty, nics=attached_nowhere[:3]), POLICY, NOW) == (AttachNics(ids(*attached_nowhere[:3])),)
+    assert plan(replace(thrifty, nics=attached_nowhere), POLICY, NOW) == (AttachNics(ids(*attached_nowhere)),)
     assert "max-idle 8 wanted, as calls are scarce" in steps(thrifty, POLICY, NOW)[0].why
 
 

@@ -46,12 +46,13 @@ def balance(state: PoolState, policy: PoolPolicy, now: float) -> Balance:
     rested = tuple(_rested(state, policy, now))
     idle = sum(n.state is NicState.IDLE for n in state.nics) + len(rested)
     coming = _coming(state, policy, now, rested)
+    spare = tuple(n.nic_id for n in state.nics if n.state is NicState.CREATING and n.nic_id not in state.busy)
     return Balance(
         rested=rested,
         idle=idle,
         coming=coming,
-        short=_short(state, policy, idle + coming),
-        spare=tuple(n.nic_id for n in state.nics if n.state is NicState.CREATING and n.nic_id not in state.busy),
+        short=_short(state, policy, idle + coming, len(spare)),
+        spare=spare,
         seats=max(state.instance_room - _seated(state), 0),
         room=room(state, policy),
     )
@@ -263,11 +264,16 @@ def _drain(state: PoolState, now: float) -> tuple[Step, ...]:
 # --- counting ----------------------------------------------------------------------------------------
 
 
-def _short(state: PoolState, policy: PoolPolicy, ready: int) -> int:
-    """NICs to be got, where *ready* are here or coming. It takes two calls whether they are few or many."""
-    if state.waiting + policy.min_idle <= ready:
+def _short(state: PoolState, policy: PoolPolicy, ready: int, spare: int) -> int:
+    """NICs to be got, where *ready* are here or coming, and *spare* only have to be attached.
+
+    A call takes few or many; but where none has to be created, none is created for thrift.
+    """
+    least = state.waiting + policy.min_idle - ready
+    if least <= 0:
         return 0
-    return state.waiting + (policy.max_idle if state.is_thrifty else policy.min_idle) - ready
+    most = state.waiting + (policy.max_idle if state.is_thrifty else policy.min_idle) - ready
+    return most if least > spare else min(most, spare)
 
 
 def _leaving(state: PoolState) -> int:
