@@ -14,8 +14,10 @@ from life_laws import LawBroken, Witness
 from life_plan import Plan
 from life_runtime import Disconnected
 from life_steps import Steps
+from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.pace import FITTING
+from qingcloud_cni.core.plan import balance
 from simulated import SimulatedHost, simulated
 
 PATIENCE = 3 * 3600.0  # seconds within which all is as it should be, once all troubles are over; see `patience`
@@ -106,14 +108,23 @@ async def _rest(steps: Steps) -> None:
     """An hour in which nothing happens takes only the calls of comparisons, as many as are due."""
     host, witness = steps.host, steps.witness
     await host.clock.sleep(patience(steps.plan) / 3)  # what was put off is done
-    agent = host.agent if host.is_running else None
+    agent = host.agent if host.is_running and _is_content(host.agent) else None
     await host.clock.sleep(HOUR)
     if agent is None or not host.is_running or host.agent is not agent or witness.differences():
         return  # it was no such hour
+    if not _is_content(agent):
+        return
     calls = Counter(witness.calls.lately(HOUR))
     most = most_comparisons(steps.plan.budget)
     if calls.total() > most or calls.keys() - COMPARISONS:
         raise LawBroken(f"in an hour in which nothing happened there were {dict(calls)}; at most {most:.1f} are due")
+
+
+def _is_content(agent: Agent) -> bool:
+    """Whether nothing is under way, and nothing wanted that may not be had, as where all vxnets are full."""
+    pool, context = agent.pool, agent.context
+    short = balance(pool.state(), context.policy, context.now()).short
+    return not (short or pool.plan() or context.table.intents)
 
 
 def drain(host: SimulatedHost) -> None:

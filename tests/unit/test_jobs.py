@@ -32,8 +32,10 @@ class FakeCloud:
         self.status = status
         self.asked: list[tuple[float, tuple[str, ...]]] = []
         self.silent_until = 0.0
+        self.turn = 0.0  # seconds for which a call waits
 
     async def permit(self, _urgency: HowUrgent) -> "FakeCloud":
+        await asyncio.sleep(self.turn)
         return self
 
     def reconsider(self) -> None:
@@ -232,5 +234,19 @@ def test_a_job_that_does_not_end_is_answered_as_pending_when_its_time_is_up() ->
         job = await jobs.end("j-2", refill, limit=100.0)
         assert job is not None
         assert job.status is cloud.status
+
+    with_jobs(cloud, use)
+
+
+@pytest.mark.parametrize("end", [50.0, 10_000.0])
+def test_a_job_that_nobody_could_ask_about_in_its_time_is_awaited_until_it_was_asked_about(end: float) -> None:
+    cloud = FakeCloud({"j-1": end})
+    cloud.turn = 3000.0
+
+    async def use(jobs: Jobs) -> None:
+        job = await jobs.end("j-1", refill, limit=100.0)
+        assert job is not None
+        assert job.status is (JobStatus.PENDING if end > cloud.turn else cloud.status)
+        assert now() == pytest.approx(3002.0, abs=0.1)
 
     with_jobs(cloud, use)

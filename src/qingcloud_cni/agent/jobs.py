@@ -22,6 +22,8 @@ class _Watched:
     urgency: HowUrgent
     due: float  # seconds since the epoch
     interval: float = FIRST_INTERVAL
+    is_seen: bool = False  # pending, when it was asked about
+    is_overdue: bool = False  # the next answer will do, whatever it is
 
 
 class Jobs:
@@ -42,14 +44,17 @@ class Jobs:
     ) -> Job | None:
         """The job once it has ended, looked at in *first_look* seconds at the earliest; None: it is unknown.
 
-        After *limit* seconds it is answered as pending.
+        After *limit* seconds it is answered as pending, but not before it was seen so: calls may have to wait.
         """
         future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
-        self._watched[job_id] = _Watched(future, urgency, self._context.now() + first_look)
+        watched = self._watched[job_id] = _Watched(future, urgency, self._context.now() + first_look)
         self._added.notify()
         self._context.cloud.reconsider()
         try:
             await asyncio.wait({future}, timeout=None if limit == inf else limit)
+            if not watched.is_seen:
+                watched.is_overdue = True
+                await asyncio.wait({future})
             return future.result() if future.done() else Job(job_id, JobStatus.PENDING, "")
         finally:
             self._watched.pop(job_id, None)
@@ -91,9 +96,14 @@ class Jobs:
             self._context.journal.push()
         for job_id in job_ids:
             job = seen.get(job_id)
-            if job is not None and job.status is not JobStatus.PENDING:
+            watched = self._watched.get(job_id)
+            if watched is None:
+                continue
+            if job is not None and (job.status is not JobStatus.PENDING or watched.is_overdue):
                 self._settle(job_id, job)
-            elif (watched := self._watched.get(job_id)) is not None and watched.due <= self._context.now():
+                continue
+            watched.is_seen = watched.is_seen or job is not None
+            if watched.due <= self._context.now():
                 watched.due = self._context.now() + watched.interval
                 watched.interval = min(watched.interval * GROWTH, LONGEST_INTERVAL)
         if failure is not None:
