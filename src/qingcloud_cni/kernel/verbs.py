@@ -5,92 +5,64 @@ once, and a crash before or after it leaves a link that can be told by name, ali
 """
 
 import errno
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
 from typing import Final
 
-from qingcloud_cni.core.errors import AbilityMissing, InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
+from qingcloud_cni.core.errors import InvalidConfig, KernelRefused, LinkNotFound
 from qingcloud_cni.core.model import Netns, Route
 from qingcloud_cni.core.seams import Inspection, LinkOrder, Place, PlacedLink, Survey
-from qingcloud_cni.kernel import parking, sysctl
 from qingcloud_cni.kernel.gateway import Gateways
 from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, add_address, add_route, delete_altnames, set_link
-from qingcloud_cni.kernel.namespaces import (
-    Identity,
-    Namespace,
-    Traveller,
-    find,
-    leads_to,
-    open_if,
-    reachable,
-    write_setting,
-)
+from qingcloud_cni.kernel.namespaces import Identity, Namespace, find, leads_to, open_if, reachable, write_setting
 from qingcloud_cni.kernel.netlink import Netlink, NetlinkRefused
-from qingcloud_cni.kernel.nic import SPARE_NAME, Sought, candidates, is_candidate, mark, parked_name, plain, resetting
+from qingcloud_cni.kernel.nic import SPARE_NAME, Sought, candidates, mark, parked_name, plain, resetting
+from qingcloud_cni.kernel.places import Places
 from qingcloud_cni.kernel.routing import get_addresses, get_routes, parse_address, parse_route
-from qingcloud_cni.kernel.watch import open_monitor
 
-LOOPBACK: Final = 1  # its index in every namespace
 SETTINGS: Final = (  # for each interface given to a container
     # Announce the address when the link comes up: neighbours may remember it with the MAC of another NIC.
     ("/proc/sys/net/ipv4/conf/{}/arp_notify", b"1"),
     # Nothing ever waits for an IPv6 address to be proved unique; absent where IPv6 is off.
     ("/proc/sys/net/ipv6/conf/{}/accept_dad", b"0"),
 )
-PARKING_SETTINGS: Final = {  # a NIC that is set up for a probe says nothing but that; none where IPv6 is off
-    f"net/ipv6/conf/{scope}/disable_ipv6": "1" for scope in ("all", "default")
-}
 
 
 class Verbs:
-    """Owns the sockets to the host's and the parking namespace. To be made and used in one thread."""
+    """To be made and used in one thread."""
 
     def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None) -> None:
         self._netns_dir = netns_dir
-        self._parking_path = parking.parking_path(instance_id, netns_dir)
         self._mtus: dict[str, int] = {}  # of the NICs this process has given away, as they came
         with ExitStack() as undo:
-            self._traveller = Traveller(host_netns)
-            undo.callback(self._traveller.close)
-            self._host = undo.enter_context(Netlink())
-            self._parking_ns = undo.enter_context(parking.ensure(self._parking_path))
-            with self._traveller.inside(self._parking_ns):
-                self._parking = undo.enter_context(Netlink())
-                sysctl.ensure(PARKING_SETTINGS)
-            self._check_rights()
-            self._set_all_down()
-            self.gateways = undo.enter_context(Gateways(self._host, self._parking, self._traveller.home))
+            self._places = Places(instance_id, netns_dir, host_netns)
+            undo.callback(self._places.close)
+            self._host, self._parking = self._places.host, self._places.parking
+            self.gateways = undo.enter_context(Gateways(self._host, self._parking, self._places.traveller.home))
             self._held = undo.pop_all()
 
     def close(self) -> None:
         self._held.close()
 
     def monitors(self) -> tuple[socket, socket]:
-        """Sockets that hear of link changes on the host and among the parked; the caller's to close."""
-        host = open_monitor()
-        try:
-            with self._traveller.inside(self._parking_ns):
-                return host, open_monitor()
-        except BaseException:
-            host.close()
-            raise
+        return self._places.monitors()
 
     def remove(self) -> None:
         """Remove the parking namespace; only `close` may follow."""
         self._held.close()
-        parking.remove(self._parking_path)
+        self._places.remove()
 
     # --- the verbs -----------------------------------------------------------------------------------
 
     def identify(self, path: str) -> Netns:
-        with self._container(path) as namespace:
+        with self._places.container(path) as namespace:
             return Netns(path, *namespace.identity)
 
     def inspect(self, path: str, ifname: str) -> Inspection:
-        with self._container(path) as namespace, self._socket_in(namespace) as inside:
+        with self._places.container(path) as namespace, self._places.socket_in(namespace) as inside:
             netns = Netns(path, *namespace.identity)
             link = inside.link(name=ifname)
             if link is None or link.name != ifname:  # the kernel answers to altnames too
@@ -105,7 +77,7 @@ class Verbs:
         elsewhere: list[Place] = []
         unseen: list[str] = []
         for identity, path in reachable(self._netns_dir, paths):
-            if identity in self._own():
+            if identity in self._places.own():
                 continue
             try:
                 if place := self._place_at(path, identity):
@@ -118,34 +90,34 @@ class Verbs:
         namespace = open_if(path, identity)
         if namespace is None:
             return None
-        with namespace, self._socket_in(namespace) as place:
+        with namespace, self._places.socket_in(namespace) as place:
             return Place(Netns(path, *identity), candidates(place.links()))
 
     def park(self, mac: str, alias: str = "") -> None:
-        place, link = self._at_hand(mac, alias)
+        place, link = self._places.at_hand(mac, alias)
         if not self._bring_if_there(place, link, mac):
             raise LinkNotFound(f"nic {mac}: vanished while it was parked")
 
     def light(self, mac: str) -> str:
         """Set a parked link up, so that it can be heard and hear; its name."""
-        link = self._parked(mac)
+        link = self._places.parked(mac)
         self._parking.do(set_link(link.ifindex, LinkChange(is_up=True)), f"nic {mac}: set up {link.name}")
         return link.name
 
     def darken(self, mac: str) -> None:
         """Undo `light`; nothing to do where the link has left meanwhile."""
         with suppress(LinkNotFound):
-            link = self._parked(mac)
+            link = self._places.parked(mac)
             if link.is_up:
-                self._set_down(link)
+                self._places.set_down(link)
 
     def attach(self, order: LinkOrder) -> PlacedLink:
         places = [self._parking, self._host]
         with ExitStack() as stack:
             try:
-                place, link = self._at_hand(order.mac)
-                namespace = stack.enter_context(self._recorded(order.netns))
-                inside = stack.enter_context(self._socket_in(namespace))
+                place, link = self._places.at_hand(order.mac)
+                namespace = stack.enter_context(self._places.recorded(order.netns))
+                inside = stack.enter_context(self._places.socket_in(namespace))
                 places.append(inside)
                 return self._place(order, place, link, namespace, inside)
             except BaseException as err:
@@ -156,9 +128,9 @@ class Verbs:
         sought = Sought(mac, alias, ifindex)
         with ExitStack() as stack:
             inside = None
-            if recorded := self._find_recorded(netns):
+            if recorded := self._places.find_recorded(netns):
                 stack.enter_context(recorded)
-                inside = stack.enter_context(self._socket_in(recorded))
+                inside = stack.enter_context(self._places.socket_in(recorded))
                 if self._bring_from(inside, sought):
                     return True
             if self._bring_from(self._host, sought) or self._bring_from(self._parking, sought):
@@ -175,7 +147,7 @@ class Verbs:
     def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
         found: dict[str, Inspection] = {}
         left = {mac: Sought(mac, alias) for mac, alias in sought.items()}
-        with closing(self._elsewhere(set())) as visits:
+        with closing(self._places.elsewhere(set())) as visits:
             for netns, place in visits:
                 links = place.links()
                 for mac, nic in tuple(left.items()):
@@ -229,7 +201,7 @@ class Verbs:
         return PlacedLink(placed.ifindex, placed.mtu, routes)
 
     def _apply_settings(self, namespace: Namespace, order: LinkOrder) -> None:
-        with self._traveller.inside(namespace):  # /proc/sys/net is that of the thread's namespace
+        with self._places.traveller.inside(namespace):  # /proc/sys/net is that of the thread's namespace
             for template, value in SETTINGS:
                 setting = template.format(order.ifname)
                 try:
@@ -264,7 +236,7 @@ class Verbs:
     def _bring_from_anywhere(self, sought: Sought, recorded: Namespace | None) -> bool:
         """Search every reachable namespace but the host's, the parking and the *recorded* one."""
         known = {recorded.identity} if recorded else set()
-        with closing(self._elsewhere(known)) as visits:
+        with closing(self._places.elsewhere(known)) as visits:
             return any(self._bring_from(place, sought) for _netns, place in visits)
 
     def _bring_if_there(self, place: Netlink, link: LinkInfo, mac: str) -> bool:
@@ -287,7 +259,7 @@ class Verbs:
     def _move_home(self, place: Netlink, link: LinkInfo, mac: str) -> None:
         wish = f"nic {mac}: park {link.name}"
         self._strip_altnames(place, link, mac)
-        change = replace(self._resetting(link, mac), netns_fd=self._parking_ns.fd, name=parked_name(mac))
+        change = replace(self._resetting(link, mac), netns_fd=self._places.parking_ns.fd, name=parked_name(mac))
         try:
             place.do(set_link(link.ifindex, change), wish)
         except NetlinkRefused as err:
@@ -323,81 +295,6 @@ class Verbs:
         """Take the altnames off: they cross with the link, and one that is taken on the other side stops it."""
         if link.altnames:
             place.do(delete_altnames(link.ifindex, link.altnames), f"nic {mac}: remove altnames of {link.name}")
-
-    # --- finding -------------------------------------------------------------------------------------
-
-    def _at_hand(self, mac: str, alias: str = "") -> tuple[Netlink, LinkInfo]:
-        """Where a NIC that is parked or on the host is, and its link."""
-        link = self._parking.link(name=parked_name(mac))
-        if link and link.mac == mac:
-            return self._parking, link
-        for place in (self._parking, self._host):
-            if link := Sought(mac, alias).pick(place.links()):
-                return place, link
-        raise LinkNotFound(f"nic {mac}: no such link on the host or in {self._parking_path}")
-
-    def _parked(self, mac: str) -> LinkInfo:
-        place, link = self._at_hand(mac)
-        if place is not self._parking:
-            raise LinkNotFound(f"nic {mac}: is not parked")
-        return link
-
-    def _set_all_down(self) -> None:
-        """An agent that was killed may have left links up that it probed with."""
-        for link in self._parking.links():
-            if is_candidate(link) and link.is_up:
-                self._set_down(link)
-
-    def _set_down(self, link: LinkInfo) -> None:
-        self._parking.do(set_link(link.ifindex, LinkChange(is_up=False)), f"nic {link.mac}: set down {link.name}")
-
-    def _container(self, path: str) -> Namespace:
-        """Open a namespace that must not be one of our own."""
-        namespace = Namespace.open(path)
-        if namespace.identity not in self._own():
-            return namespace
-        namespace.close()
-        raise InvalidNetns(f"netns {path}: belongs to the host, not to a container")
-
-    def _recorded(self, netns: Netns) -> Namespace:
-        """Open a namespace that must still be what was recorded."""
-        namespace = Namespace.open(netns.path)
-        if namespace.identity == (netns.dev, netns.inode) and namespace.identity not in self._own():
-            return namespace
-        namespace.close()
-        raise InvalidNetns(f"netns {netns.path}: no longer the container's namespace")
-
-    def _find_recorded(self, netns: Netns) -> Namespace | None:
-        """Open the recorded namespace by its path, or by any other that leads to it; None if none does."""
-        identity = (netns.dev, netns.inode)
-        if identity in self._own():
-            return None
-        return open_if(netns.path, identity) or find(identity, self._netns_dir)
-
-    @contextmanager
-    def _socket_in(self, namespace: Namespace) -> Iterator[Netlink]:
-        with self._traveller.inside(namespace):
-            place = Netlink()
-        with place:
-            yield place
-
-    def _elsewhere(self, known: set[Identity]) -> Generator[tuple[Netns, Netlink], None, None]:
-        """Visit every reachable namespace but the host's, the parking and the *known* ones."""
-        for identity, path in reachable(self._netns_dir):
-            namespace = None if identity in known | self._own() else open_if(path, identity)
-            if namespace is None:
-                continue
-            with namespace, self._socket_in(namespace) as place:
-                yield Netns(path, *identity), place
-
-    def _own(self) -> set[Identity]:
-        return {self._traveller.home.identity, self._parking_ns.identity}
-
-    def _check_rights(self) -> None:
-        try:
-            self._parking.do(set_link(LOOPBACK, LinkChange(is_up=False)), "change a link")
-        except NetlinkRefused as err:
-            raise AbilityMissing(f"links cannot be changed: {err}; root is needed") from err
 
 
 def _is_added(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) -> bool:
