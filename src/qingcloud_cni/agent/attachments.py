@@ -358,10 +358,9 @@ class Attachments:
             context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
         finally:
             context.moving.discard(attachment.nic_id)
-        context.journal.push()
-        context.plan_due.notify()
         # A disk that takes nothing keeps no container: after a crash the kernel shows that its link is home.
         with phases.waiting(Phase.STORE), suppress(StoreRefused):
             await context.journal.record()
+        context.plan_due.notify()  # not before: planning takes as long as the write, and would hold it up
         if attachment.services:
             context.path_due.notify()
