@@ -11,19 +11,23 @@ PLENTY = 1_000_000  # calls an hour
 
 
 class SeenBudget(Budget):
-    """Tells of each turn that it gives."""
+    """Tells of each turn that it gives, and of those that come back: 1 and -1."""
 
-    def __init__(self, per_hour: int, now: float, on_turn: Callable[[], None]) -> None:
+    def __init__(self, per_hour: int, now: float, on_turn: Callable[[int], None]) -> None:
         super().__init__(per_hour, now)
         self._on_turn = on_turn
 
     def admit(self, waiting: Sequence[Urgency], now: float) -> int | None:
         if (index := super().admit(waiting, now)) is not None:
-            self._on_turn()
+            self._on_turn(1)
         return index
 
+    def give_back(self, urgency: Urgency) -> None:
+        super().give_back(urgency)
+        self._on_turn(-1)
 
-def make_gate(clock: Clock, per_hour: int = PLENTY, on_turn: Callable[[], None] = lambda: None) -> Gate:
+
+def make_gate(clock: Clock, per_hour: int = PLENTY, on_turn: Callable[[int], None] = lambda _turns: None) -> Gate:
     rng = random.Random(per_hour)
     return Gate(SeenBudget(per_hour, clock.now(), on_turn), clock=clock, rng=rng, on_rate=lambda _rate: None)
 

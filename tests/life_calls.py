@@ -9,8 +9,8 @@ from qingcloud_cni.cloud import CallOutcome, CallSeen
 HOUR = 3600.0
 LEAST_DEBT = 0.5  # of a call: what has to come in after a refusal for the quota, by the smallest jitter
 MOST_REGAINED = 1.5 / 20  # of the budget: what one call that works wins back, by the largest jitter
+ROUNDED = 0.1  # of a turn: sums of fractions
 HELD = 8  # turns that operations may hold which have not sent their calls yet: a comparison holds two
-GIVEN_UP = 2  # turns that were given back unseen, as who waited for them was gone
 COMPARISONS = {"DescribeNics", "DescribeVxnets", "DescribeInstances"}
 
 
@@ -54,13 +54,15 @@ class Calls:
         self._is_quiet = False  # no turn yet since a quota was used up
         self._regained = 0  # calls that have worked since then
 
-    def turn(self) -> None:
-        """A call may go."""
-        self._turns += 1
+    def turn(self, turns: int) -> None:
+        """A call may go, or one that might have gone has not."""
+        self._turns += turns
         now = asyncio.get_running_loop().time()
         self._earn(now)
-        self._left -= 1
-        if self._left < -GIVEN_UP:
+        self._left -= turns
+        if turns < 0:
+            return
+        if self._left < -ROUNDED:
             self._breaks(f"{-self._left:.1f} turns more than a budget of {self._per_hour} has")
         rate = min(self._per_hour * (0.5 + MOST_REGAINED * self._regained), self._per_hour)
         pause = LEAST_DEBT * HOUR / (0.9 * rate)
@@ -84,8 +86,6 @@ class Calls:
     def seen(self, call: CallSeen) -> None:
         """The agent has its answer, or has given up."""
         now = asyncio.get_running_loop().time()
-        if call.outcome is CallOutcome.UNREACHABLE:  # it was not sent
-            self._left += 1
         if call.outcome is CallOutcome.OK:
             self._regained += 1
         is_used_up = call.outcome is CallOutcome.QUOTA and call.action != "CreateNics"

@@ -133,7 +133,7 @@ class SimulatedHost:
         self.process: Process | None = None  # the agent's
         self._processes: list[Process] = []  # and those before it
         self.listeners: tuple[Listener, ...] = ()  # hear of every event
-        self.on_turn: Callable[[], None] = lambda: None  # hears of every call that the budget lets go
+        self.on_turn: Callable[[int], None] = lambda _turns: None  # hears of turns that are given, or come back
         self.on_call: Callable[[CallSeen], None] = lambda _call: None  # and of every call that is over
         self.is_cut_off = False  # from the cloud
         self.pump: asyncio.Task[None] | None = None  # lets the cloud's jobs end

@@ -4,17 +4,22 @@ import asyncio
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 import virtual_time
 from budgets import waiting
+from qingcloud_cni.agent.cleanup import _progress
+from qingcloud_cni.agent.main import OpenAgent
 from qingcloud_cni.agent.plan_view import plan_view
 from qingcloud_cni.agent.views import status_view
-from qingcloud_cni.core.errors import PoolEmpty
+from qingcloud_cni.core.errors import CloudError, PoolEmpty
+from qingcloud_cni.core.model import NicState
 from qingcloud_cni.sim.faults import Strike
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
-from simulated import RandomFaults, SimulatedHost, set_faults, simulated
+from simulated import RandomFaults, SimulatedHost, served, set_faults, simulated
 
 HOUR = 3600.0
 
@@ -234,15 +239,65 @@ def test_free_nics_of_an_earlier_life_are_found_later_where_calls_are_scarce(tmp
     virtual_time.run(main())
 
 
-def test_a_drain_finds_them_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("min_idle", [0, 3])
+def test_a_drain_finds_them_at_once(tmp_path: Path, min_idle: int) -> None:
+    """And is not over before, though it may have nothing else to do."""
+
     async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies(call=(1.0, 1.0)))
-        async with simulated(tmp_path, topology, api_budget=9, is_warm=False) as host:
-            left_behind(host)
-            await host.until(lambda: host.states().count("idle") >= 3, "warm")
+        host = SimulatedHost(tmp_path, api_budget=9, min_idle=min_idle, max_idle=min_idle)
+        left_behind(host)
+        await host.clock.sleep(400.0)  # it is no young one
+        async with served(host, is_warm=False):
+            await host.until(lambda: host.agent.is_cloud_compared, "begun")
+            await host.until(lambda: host.states().count("idle") >= min_idle, "warm")
+            assert host.agent.reconciler.is_owed
             host.agent.pool.drain()
+            assert not host.agent.is_drained()
+            asked = host.model.calls["DescribeNics"]
+            await host.until(lambda: host.model.calls["DescribeNics"] > asked + 1, "looked for", 600.0)
             await host.until(host.agent.is_drained, "drained", 4 * HOUR)
             assert not host.ours_in_cloud()
+
+    virtual_time.run(main())
+
+
+def test_one_of_which_it_cannot_tell_yet_whose_it_is_keeps_a_drain_going(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, api_budget=9, min_idle=0, max_idle=0, is_warm=False) as host:
+            left_behind(host)
+            await host.until(lambda: host.agent.is_cloud_compared, "begun")
+            host.agent.pool.drain()
+            await host.until(lambda: not host.agent.reconciler.is_owed, "looked for", 600.0)
+            assert not host.agent.is_drained()
+            assert "earlier life" in _progress(cast("OpenAgent", SimpleNamespace(agent=host.agent)))
+            await host.until(host.agent.is_drained, "drained", 4 * HOUR)
+            assert not host.ours_in_cloud()
+
+    virtual_time.run(main())
+
+
+def test_a_host_that_has_not_looked_for_them_yet_makes_gateways(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, api_budget=9, is_warm=False) as host:
+            await host.until(lambda: host.agent.is_cloud_compared, "begun")
+            routes = {"routes": [{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}]}
+            await host.ask("ADD", "c0", ipam=routes, timeout=110.0)
+            assert host.agent.reconciler.is_owed
+            assert host.states().count("gateway") == 1
+
+    virtual_time.run(main())
+
+
+def test_a_host_whose_instance_has_nics_is_compared_at_once(tmp_path: Path) -> None:
+    """They may be ours, of an earlier life."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, api_budget=9, is_started=False) as host:
+            host.console("AttachNics", left_behind(host), instance=host.instance_id)
+            await host.clock.sleep(20.0)
+            await host.start()
+            await host.until(lambda: host.agent.is_cloud_compared, "compared", 12 * HOUR)
+            assert not host.agent.reconciler.is_owed
 
     virtual_time.run(main())
 
@@ -272,6 +327,56 @@ def test_a_host_with_nics_or_containers_is_compared_whole_at_once(tmp_path: Path
             await host.start()
             await host.until(lambda: host.agent.is_cloud_compared, "compared", 12 * HOUR)
             assert host.model.calls["DescribeNics"] == before + 2
+
+    virtual_time.run(main())
+
+
+def test_a_host_whose_nics_are_attached_nowhere_is_no_new_one(tmp_path: Path) -> None:
+    """Nothing of them can be seen on the host, nor on its instance."""
+
+    async def main() -> None:
+        async with simulated(tmp_path, api_budget=9, is_warm=False) as host:
+            set_faults(host, FaultSpec("AttachNics", "refuse", times=1000, code=1400, message="NotNow"))
+            await host.until(lambda: host.agent.operations.growth.backoff.failures > 0, "refused")
+            await host.kill()
+            await host.start()
+            await host.until(lambda: host.agent.is_cloud_compared, "compared", 12 * HOUR)
+            assert not host.agent.reconciler.is_owed
+            assert host.model.calls["DescribeNics"] >= 2
+
+    virtual_time.run(main())
+
+
+def test_a_comparison_that_fails_gives_back_the_turn_that_it_has_not_used(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            cloud, reconciler = host.agent.context.cloud, host.agent.reconciler
+            permits = await reconciler.permits(waiting)
+            before = cloud.spending().tokens
+            set_faults(host, FaultSpec("DescribeNics", "refuse", code=1400, message="NotNow"))
+            with pytest.raises(CloudError):
+                await reconciler.compare(permits, waiting)
+            assert cloud.spending().tokens >= before + 1.0
+
+    virtual_time.run(main())
+
+
+def test_a_repair_that_waits_for_its_call_is_not_made_once_the_instance_goes_away(tmp_path: Path) -> None:
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), latencies=Latencies(detach=(HOUR, HOUR)))  # a stop as well
+        async with simulated(tmp_path, topology, api_budget=60) as host:
+            cloud, demand = host.agent.context.cloud, host.agent.context.demand
+            nic_id = next(iter(host.nics))
+            host.kernel._unplug(nic_id)
+            await host.until(lambda: host.nics[nic_id].state is NicState.MISSING, "missed")
+            await host.until(lambda: cloud.permit_now(demand.release) is None, "no background call is left")
+            repair = asyncio.create_task(host.agent.reconciler._cures._repair([nic_id]))
+            await host.clock.sleep(1.0)
+            host.console("StopInstances", **{"instances.1": host.instance_id})
+            await host.agent.operations.departure.ask(waiting)
+            assert not repair.done()
+            await repair
+            assert host.model.calls["DetachNics"] == 0
 
     virtual_time.run(main())
 

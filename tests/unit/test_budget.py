@@ -154,6 +154,14 @@ def test_a_quota_that_is_used_up_voids_savings_though_another_call_was_refused_f
     assert spend_all(budget, W, NOW + 2.0) == 0
 
 
+def test_refusals_of_calls_that_were_under_way_together_make_the_next_wait_once() -> None:
+    budget = Budget(120, NOW)
+    budget.refused(NOW, NOW + 1.0, 0.5, is_used_up=True)
+    before = budget.next_at([W], NOW + 1.0)
+    budget.refused(NOW, NOW + 1.0, 1.5, is_used_up=True)
+    assert budget.next_at([W], NOW + 1.0) == before
+
+
 def test_what_a_call_had_cost_that_was_not_sent_is_void_once_a_quota_is_used_up() -> None:
     budget = Budget(120, NOW)
     assert spend_all(budget, W, NOW) == 120

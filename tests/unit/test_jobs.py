@@ -9,11 +9,13 @@ from typing import Any, cast
 import pytest
 
 import virtual_time
+from budgets import make_gate, waiting
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.demand import Demand
 from qingcloud_cni.agent.jobs import FIRST_INTERVAL, LONGEST_INTERVAL, Jobs
 from qingcloud_cni.agent.journal import Journal
 from qingcloud_cni.agent.tasks import Tasks
+from qingcloud_cni.cloud import Gate
 from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.changes import Change, Snapshot
 from qingcloud_cni.core.errors import CloudUnreachable, ResourceNotFound
@@ -33,13 +35,20 @@ class FakeCloud:
         self.asked: list[tuple[float, tuple[str, ...]]] = []
         self.silent_until = 0.0
         self.turn = 0.0  # seconds for which a call waits
+        self.gate: Gate | None = None
 
-    async def permit(self, _urgency: HowUrgent) -> "FakeCloud":
+    async def permit(self, urgency: HowUrgent) -> "FakeCloud":
         await asyncio.sleep(self.turn)
+        if self.gate is not None:
+            await self.gate.enter(urgency)
         return self
 
+    def give_back(self) -> None:
+        """There are as many turns as anybody wants."""
+
     def reconsider(self) -> None:
-        """Nothing waits here."""
+        if self.gate is not None:
+            self.gate.reconsider()
 
     async def jobs(self, job_ids: Sequence[str]) -> tuple[Job, ...]:
         now = VirtualClock().now() - EPOCH
@@ -54,6 +63,10 @@ class FakeCloud:
 
 def refill() -> Urgency:
     return Urgency.REFILL
+
+
+def release() -> Urgency:
+    return Urgency.RELEASE
 
 
 class FakeStore:
@@ -248,5 +261,36 @@ def test_a_job_that_nobody_could_ask_about_in_its_time_is_awaited_until_it_was_a
         assert job is not None
         assert job.status is (JobStatus.PENDING if end > cloud.turn else cloud.status)
         assert now() == pytest.approx(3002.0, abs=0.1)
+
+    with_jobs(cloud, use)
+
+
+def test_a_turn_that_comes_when_nobody_waits_any_more_asks_about_nothing() -> None:
+    cloud = FakeCloud({"j-1": 10_000.0})
+    cloud.turn = 100.0
+
+    async def use(jobs: Jobs) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(10.0):
+                await jobs.end("j-1", refill)
+        await asyncio.sleep(200.0)
+        assert not cloud.asked
+
+    with_jobs(cloud, use)
+
+
+def test_a_job_that_a_container_waits_for_takes_the_others_along() -> None:
+    cloud = FakeCloud({"j-1": 0.0, "j-2": 0.0})
+
+    async def use(jobs: Jobs) -> None:
+        gate = cloud.gate = make_gate(VirtualClock(), 12)
+        while gate.try_enter(release):
+            pass
+        slow = asyncio.create_task(jobs.end("j-1", release, first_look=0.0))
+        await asyncio.sleep(60.0)
+        assert not slow.done()
+        await jobs.end("j-2", waiting, first_look=0.0)
+        await slow
+        assert now() < 61.0
 
     with_jobs(cloud, use)

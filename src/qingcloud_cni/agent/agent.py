@@ -81,6 +81,7 @@ class Agent:
             context, self._premises, self.reconciler, settings.qyaccessfilepath,
             serves_from_disk=self._serves_from_disk,
         )  # fmt: skip
+        context.demand.is_serving = lambda: self.is_initialised
         self._left_over = tuple(context.table.intents.values())
         self._is_kernel_compared = False
         self.is_cloud_compared = False
@@ -169,7 +170,6 @@ class Agent:
         with suppress(Unavailable):  # the task looks again, and records what is wrong
             await self.spool.look()
         self._is_kernel_compared = True
-        self.context.demand.is_serving = self.is_initialised
 
     def begin(self) -> None:
         """Start all tasks; `compare_kernel` comes first."""
@@ -200,7 +200,7 @@ class Agent:
     async def _reconcile(self) -> None:
         """Compare with the cloud until it has answered once, then begin what may change it, and go on comparing."""
         await self._first.run()
-        self.is_cloud_compared = self.context.demand.is_serving = True
+        self.is_cloud_compared = True
         for intent in self._left_over:
             self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
         self.pool.is_open = True

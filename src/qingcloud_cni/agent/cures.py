@@ -152,10 +152,12 @@ class Cures:
             self._to_repair.difference_update(nic_ids)
         nics = {n.nic_id: n for n in table.in_state(NicState.MISSING) if n.nic_id not in table.busy}
         still = [nic_id for nic_id in nic_ids if nic_id in nics]
-        if still and self._pool.may_begin and not self._pool.is_draining:
+        if still and self._pool.mode is Mode.SERVING:
             now = self._context.now()
             tries = {nic_id: repair.tried(nics[nic_id], now) + 1 for nic_id in still}
             await self._shrinking.detach(self._shrinking.begin_repair(still, tries), calls)
+        else:
+            calls.give_back()
 
     def _renew(self, nic_id: str) -> None:
         """A gateway's address is in use, so it is attached again; of others there are more, so it is deleted."""

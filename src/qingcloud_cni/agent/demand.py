@@ -16,7 +16,7 @@ class Demand:
         self._on_more = on_more
         self._adds = 0
         self._askers = 0
-        self.is_serving = False  # until then every container of this host waits
+        self.is_serving: Callable[[], bool] = lambda: False  # until then every container of this host waits
         self.is_draining = False
 
     @contextmanager
@@ -40,7 +40,7 @@ class Demand:
             self._askers -= 1
 
     def growth(self) -> Urgency:
-        return Urgency.WAITING if self._adds or not self.is_serving else Urgency.REFILL
+        return Urgency.WAITING if self._adds or not self.is_serving() else Urgency.REFILL
 
     def comparison(self) -> Urgency:
         """Of comparisons with the cloud, and of the repairs that follow from them."""

@@ -58,20 +58,17 @@ class FirstComparison:
         if not self._is_checked:
             await self._premises.check()
             self._is_checked = True
-        if await self._may_wait():
+        if self._may_wait():
             self._reconciler.put_off()
             return
         urgency = self._context.demand.growth  # without it the pool cannot grow
         await self._reconciler.compare(await self._reconciler.permits(urgency), urgency)
 
-    async def _may_wait(self) -> bool:
+    def _may_wait(self) -> bool:
         """Whether calls are scarce and nothing here can be ours: the first pods need them more."""
-        context = self._context
-        table = context.table
-        is_empty = not (table.nics or table.attachments or table.intents)
-        if not (context.cloud.spending().is_scarce and is_empty and self._premises.is_bare):
-            return False
-        return not (await context.kernel.survey()).parked
+        table = self._context.table
+        is_empty = not (table.nics or table.intents)
+        return is_empty and self._premises.is_bare and self._context.cloud.spending().is_scarce
 
     def _judge(self, err: CloudError | KernelRefused, unlisted: int) -> None:
         if isinstance(err, CredentialsRefused) and err.action == FIRST_CALL:

@@ -251,6 +251,8 @@ class Gateways:
             self._attaching.discard(nic_id)
         if attach is not None:
             await self._growth.attach(attach, calls)
+        else:
+            calls.give_back()
         self._context.path_due.notify()
 
     def _give_back(self, wanted: set[str], *, may_detach: bool) -> None:

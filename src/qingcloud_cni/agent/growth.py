@@ -70,7 +70,7 @@ class Growth(CloudWrites):
             await self._enter(intent, await self.lookups.created(intent))
         await self._attach_created([intent])
 
-    # --- create ------------------------------------------------------------------------------------
+    # --- create --------------------------------------------------------------------------------------
 
     async def grow(self, intents: Sequence[Intent], calls: CloudCalls, prepare: Prepare | None = None) -> None:
         """Carry out creates at once, then one attach for all that they brought, if *prepare* says they are ready.
@@ -93,8 +93,10 @@ class Growth(CloudWrites):
             self._table.finish(intent.op_id, "create.finished", self._context.now())
         if made and calls:
             await self.attach(self.begin_attach(made), calls)
-        else:
-            self._changed()
+            return
+        if calls:
+            calls.give_back()
+        self._changed()
 
     async def _create(self, intent: Intent, calls: CloudCalls | None = None) -> None:
         calls = calls or await self._permit()
@@ -163,7 +165,7 @@ class Growth(CloudWrites):
             return None
         return next((v.available_ips for v in found), None)
 
-    # --- attach ------------------------------------------------------------------------------------
+    # --- attach --------------------------------------------------------------------------------------
 
     async def attach(self, intent: Intent, calls: CloudCalls) -> None:
         """Ask for the intent's NICs on this instance and see their links arrive."""

@@ -67,7 +67,6 @@ class Pool:
         self._waiters: deque[_Waiter] = deque()
         self.others = 0  # secondary NICs of the instance that are not ours
         self.is_open = False  # cloud writes wait for the comparison with the cloud
-        self.is_draining = False
         self._is_stopping = False
         self.nowhere: set[str] = set()  # missing NICs whose link was in no reachable namespace at the last look
         self._refusal = ""  # why no ADD is served any more
@@ -78,6 +77,10 @@ class Pool:
     def may_begin(self) -> bool:
         """Whether anything may be asked of the cloud at all."""
         return self.mode in {Mode.SERVING, Mode.LEAVING, Mode.DRAINING}
+
+    @property
+    def is_draining(self) -> bool:
+        return self._context.demand.is_draining
 
     @property
     def waiting(self) -> int:
@@ -220,7 +223,7 @@ class Pool:
     def drain(self) -> None:
         """As `close`; besides, whatever is free is given back and nothing is created any more."""
         self.close("this host is being drained: it accepts no new container")
-        self.is_draining = self._context.demand.is_draining = True
+        self._context.demand.is_draining = True
         self._context.cloud.reconsider()
         self._context.plan_due.notify()
         self._context.doubt_due.notify()

@@ -155,8 +155,12 @@ class Reconciler:
         """Compare once, with what `permits` gave; any CloudError means "again later"."""
         if causes:
             self._context.note("reconcile.doubted", detail="; ".join(causes))
-        with self.record.run(self._context.clock):
-            await self._compare(permits, urgency)
+        try:
+            with self.record.run(self._context.clock):
+                await self._compare(permits, urgency)
+        finally:
+            for calls in permits:
+                calls.give_back()
         self.last_error = ""
 
     def failed(self, err: AgentError) -> None:

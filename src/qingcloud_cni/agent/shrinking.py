@@ -7,7 +7,7 @@ from qingcloud_cni.agent.cloud_writes import JOB_LIMIT, CloudWrites
 from qingcloud_cni.agent.context import Context
 from qingcloud_cni.agent.jobs import FIRST_INTERVAL, Jobs
 from qingcloud_cni.agent.lookups import LATE_EFFECT, LOOK_AGAIN, Lookups, patience_after
-from qingcloud_cni.core.errors import CloudError
+from qingcloud_cni.core.errors import CloudError, KernelRefused
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import Intent, NicState, OpKind
 from qingcloud_cni.core.seams import CloudCalls, CloudNic, HowUrgent, JobStatus
@@ -24,20 +24,13 @@ class Shrinking(CloudWrites):
         self._jobs = jobs
         self._lookups = lookups
         self._to_release = context.demand.release
-        self._unseen: set[str] = set()  # detaches of NICs whose links are nowhere
 
     def begin_detach(self, nic_ids: Sequence[str], cause: str) -> Intent:
-        is_unseen = any(self._is(nic_id, NicState.MISSING) for nic_id in nic_ids)
-        intent = self._table.intend_detach(self._context.new_operation(), nic_ids, self._context.now(), cause)
-        if is_unseen:
-            self._unseen.add(intent.op_id)
-        return intent
+        return self._table.intend_detach(self._context.new_operation(), nic_ids, self._context.now(), cause)
 
     def begin_repair(self, nic_ids: Sequence[str], tries: Mapping[str, int]) -> Intent:
         """A detach after which they are to be attached again; *tries* as `Table.intend_repair`."""
-        intent = self._table.intend_repair(self._context.new_operation(), nic_ids, self._context.now(), tries)
-        self._unseen.add(intent.op_id)
-        return intent
+        return self._table.intend_repair(self._context.new_operation(), nic_ids, self._context.now(), tries)
 
     def begin_delete(self, nic_ids: Sequence[str]) -> Intent:
         return self._table.intend_delete(self._context.new_operation(), nic_ids, self._context.now())
@@ -49,7 +42,7 @@ class Shrinking(CloudWrites):
         else:
             await self._delete(intent, await self._still_free(intent.nic_ids))
 
-    # --- detach ------------------------------------------------------------------------------------
+    # --- detach --------------------------------------------------------------------------------------
 
     async def detach(self, intent: Intent, calls: CloudCalls) -> None:
         """Ask for the NICs off this instance; delete them once the cloud confirms.
@@ -57,16 +50,23 @@ class Shrinking(CloudWrites):
         The call does not name the instance: a NIC without a link here, which somebody may have attached to another
         one, would be taken from that. So the cloud is asked first where such NICs are.
         """
-        is_unseen = intent.op_id in self._unseen
-        self._unseen.discard(intent.op_id)
         intent = await self._announced(intent)
-        if is_unseen:
+        if not await self._are_at_hand(intent.nic_ids):
             seen = await self._lookups.nics(intent.nic_ids, self._urgency(intent))
             if not all(self._is_here(seen.get(nic_id)) for nic_id in intent.nic_ids):
+                calls.give_back()
                 await self._finish_detach(intent, self._judge_detach(intent, seen))
                 return
         patience = await self._ask_to_detach(intent, intent.nic_ids, calls)
         await self._follow_detach(intent.op_id, patience)
+
+    async def _are_at_hand(self, nic_ids: Sequence[str]) -> bool:
+        """Whether all their links are here, where nothing else can have them."""
+        try:
+            survey = await self._context.kernel.survey()
+        except KernelRefused:
+            return False
+        return set(nic_ids) <= {link.mac for link in (*survey.host, *survey.parked)}
 
     async def _ask_to_detach(self, intent: Intent, nic_ids: Sequence[str], calls: CloudCalls) -> float:
         """Seconds for which it may still take effect, where the cloud has named no job."""
@@ -172,7 +172,7 @@ class Shrinking(CloudWrites):
             return self._context.demand.growth
         return self._context.demand.comparison if intent.is_repair else self._to_release
 
-    # --- delete ------------------------------------------------------------------------------------
+    # --- delete --------------------------------------------------------------------------------------
 
     async def delete(self, intent: Intent, calls: CloudCalls | None = None) -> None:
         """Delete free NICs, however long it takes; "not found" is success."""

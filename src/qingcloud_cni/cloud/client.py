@@ -53,10 +53,13 @@ class Client:
 
     async def permit(self, urgency: HowUrgent) -> CloudCalls:
         await self._gate.enter(urgency)
-        return Calls(self._caller, Ticket(urgency, has_permit=True))
+        return self._permitted(urgency)
 
     def permit_now(self, urgency: HowUrgent) -> CloudCalls | None:
-        return Calls(self._caller, Ticket(urgency, has_permit=True)) if self._gate.try_enter(urgency) else None
+        return self._permitted(urgency) if self._gate.try_enter(urgency) else None
+
+    def _permitted(self, urgency: HowUrgent) -> CloudCalls:
+        return Calls(self._caller, Ticket(urgency, has_permit=True), self._gate)
 
     def reconsider(self) -> None:
         self._gate.reconsider()
@@ -74,9 +77,15 @@ class Client:
 class Calls:
     """Implements `CloudCalls`."""
 
-    def __init__(self, caller: Caller, ticket: Ticket) -> None:
+    def __init__(self, caller: Caller, ticket: Ticket, gate: Gate) -> None:
         self._caller = caller
         self._ticket = ticket
+        self._gate = gate
+
+    def give_back(self) -> None:
+        if self._ticket.has_permit:
+            self._ticket.has_permit = False
+            self._gate.give_back(self._ticket.urgency())
 
     # --- reads ---------------------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ class Rows:
             detail = f"forward by {forward:.0f} s" if forward else "back"
             self.note(Event(now, "clock.set", detail=detail))
 
-    # --- changes --------------------------------------------------------------------------------------
+    # --- changes -------------------------------------------------------------------------------------
 
     def _put_nic(self, nic: Nic) -> None:
         self._nics[nic.nic_id] = nic

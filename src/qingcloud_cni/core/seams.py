@@ -89,6 +89,9 @@ class CloudCalls(Protocol):
     first request goes at once; further ones, such as more pages of a list, wait for permits of their own.
     """
 
+    def give_back(self) -> None:
+        """Return the permit of the first request, if that was not made; others may need it."""
+
     async def instance(self, instance_id: str) -> Instance | None: ...
 
     async def instances(self, instance_ids: Sequence[str]) -> tuple[Instance, ...]:
