@@ -183,8 +183,9 @@ def test_every_nic_is_probed_as_it_enters_the_pool_and_nothing_is_left_of_it(new
     host = new_host()
     with inside(Path(sim.info["namespaces"]["router"]).name, all_frames) as ear:
         host.start(**FIVE)
+        eventually(lambda: packet_sockets(host) == 1, "it listens for answers")
         probed = await_probes(host, ear)
-        before = sockets(host)
+        eventually(lambda: not packet_sockets(host), "it listens no more")
         host.agent.stop()
         assert is_dark(host)
         for _ in range(2):
@@ -193,7 +194,7 @@ def test_every_nic_is_probed_as_it_enters_the_pool_and_nothing_is_left_of_it(new
             host.agent.kill()
         host.start(**FIVE)
         await_probes(host, ear)
-        assert sockets(host) == before
+        eventually(lambda: not packet_sockets(host), "it listens no more, either")
     assert {nic["nic_id"] for nic in host.nics("idle")} == probed
     assert not host.agent.events("nic.probe-failed")
 
@@ -219,6 +220,12 @@ def await_probes(host: Host, ear: socket.socket) -> set[str]:
     eventually(are_all_heard, "all NICs are probed")
     eventually(lambda: is_dark(host), "the probes are over")
     return {nic_id for nic_id, count in heard.items() if count >= PROBES}
+
+
+def packet_sockets(host: Host) -> int:
+    """Open in the parking namespace."""
+    listed = run("ip", "netns", "exec", host.parking.name, "cat", "/proc/net/packet")
+    return len(listed.stdout.splitlines()) - 1
 
 
 def sockets(host: Host) -> int:
