@@ -100,29 +100,6 @@ def test_a_drain_does_not_wait_for_the_background_share(tmp_path: Path) -> None:
     virtual_time.run(main())
 
 
-def test_steady_churn_costs_no_call_per_container(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=20, max_idle=20, cooldown=130) as host:
-            await asyncio.gather(*(host.add(f"c{n}") for n in range(17)))
-            for n in range(17):
-                await host.delete(f"c{n}")
-            await host.clock.sleep(600.0)
-            before = host.model.calls.copy()
-            for n in range(200):
-                await host.add(f"d{n}")
-                await host.clock.sleep(20.0)
-                await host.delete(f"d{n}")
-            spent = host.model.calls - before
-            assert spent.keys() <= {
-                "DescribeInstances",
-                "DescribeNics",
-                "DescribeVxnets",
-            }  # comparisons, which containers do not cause
-            assert spent.total() <= 12
-
-    virtual_time.run(main())
-
-
 @pytest.mark.parametrize("effect", ["reset", "silence", "refuse", "call-quota"])
 def test_the_pool_serves_for_hours_without_the_cloud_and_is_refilled_after_it(tmp_path: Path, effect: str) -> None:
     async def main() -> None:

@@ -77,7 +77,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("cooldown", SECONDS, "130s", "rest before an address is used again"),
     Setting("cooldown-min", SECONDS, "30s", "rest that is enough while a container waits"),
     Setting("duplicate-probe", FLAG, "true", "ask whether an address is in use before its NIC is kept ready"),
-    Setting("api-budget", WHOLE, 120, "calls of the QingCloud API an hour that this host makes at most"),
+    Setting("api-budget", WHOLE, 120, "calls of the QingCloud API an hour that this host makes at most; 1 or more"),
     Setting("nic-name-prefix", matching(NIC_NAME_PREFIX, "letters, digits and '-', at most 32, a letter first"),
             "qingcni", "first part of the names of NICs that the agent creates"),
     # identity and places
