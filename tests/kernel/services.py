@@ -1,5 +1,6 @@
 """A bed for Services: pods on two simulated hosts, servers in them, DNAT as kube-proxy's nftables mode writes it."""
 
+import itertools
 import secrets
 import socket
 import threading
@@ -123,16 +124,21 @@ class Server:
                 connection.sendall(self.name + b" " + peer.encode())
 
 
+_ports = itertools.count(10_000)  # below those that the kernel chooses and those of Services
+
+
 def connect(
     netns: str, proto: str, address: str, port: int, *, source: str = "", seconds: float = SECONDS
 ) -> socket.socket:
-    """A socket of *netns* that is connected, from the address *source* if given; the caller's to close."""
+    """A socket of *netns* that is connected, from the address *source* if given; the caller's to close.
+
+    Each has a port that none had before: the kernel would carry on the flow of an earlier one, rules or not.
+    """
     kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
     made = inside(netns, lambda: socket.socket(socket.AF_INET, kind))
     try:
         made.settimeout(seconds)
-        if source:
-            made.bind((source, 0))
+        made.bind((source, next(_ports)))
         made.connect((address, port))
     except BaseException:
         made.close()
