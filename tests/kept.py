@@ -8,8 +8,8 @@ from qingcloud_cni.core.model import AttachmentKey
 from qingcloud_cni.core.spool import file_name
 
 
-def keep(directory: Path, key: AttachmentKey, asked: float, **said: Any) -> Path:
-    """Write the file of a DEL asked at that time; *said* adds to what it says, or replaces it."""
+def keep(directory: Path, key: AttachmentKey, uptime: float, boot: str = "boot-1", **said: Any) -> Path:
+    """Write the file of a DEL asked at that time of that boot; *said* adds to what it says, or replaces it."""
     directory.mkdir(mode=0o700, exist_ok=True)
     content = {
         "address": "127.0.0.1:31080",
@@ -17,7 +17,8 @@ def keep(directory: Path, key: AttachmentKey, asked: float, **said: Any) -> Path
         "network": key.network,
         "containerID": key.container_id,
         "ifname": key.ifname,
-        "time": asked,
+        "bootID": boot,
+        "uptime": uptime,
         "request": {"command": "DEL"},
     }
     path = directory / file_name(key)

@@ -138,9 +138,13 @@ class Runtime:
         try:
             await self.asked(self.host.delete(name))
         except (AgentError, Disconnected):
-            keep(self.host.settings.spool, key_of(name), self.host.clock.wall())
+            self.keep_delete(name)
         if netns_of(name) in self.host.paths():
             self.host.kernel.kill_netns(netns_of(name))
+
+    def keep_delete(self, name: str) -> None:
+        """As the plugin does where the agent cannot be asked."""
+        keep(self.host.settings.spool, key_of(name), self.host.clock.uptime(), self.host.clock.boot)
 
     def forget(self, name: str) -> None:
         self.answers_of.pop(name, None)
@@ -170,7 +174,7 @@ class Runtime:
             name = rng.choice(sorted(self.witness.promised))
             self.forget(name)
             self.witness.ended.add(name)
-            keep(self.host.settings.spool, key_of(name), self.host.clock.wall())
+            self.keep_delete(name)
             if rng.random() < 0.5:
                 self.begin(self.add(name, rng))
 

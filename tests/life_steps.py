@@ -45,7 +45,7 @@ class Steps(Runtime):
         for name in self.alive():
             self.forget(name)
         self.host.kernel.reboot()
-        self.host.boot_id += "+"
+        self.host.clock.reboot()
         await self.host.clock.sleep(rng.uniform(1, 100))
 
     async def on_set_clock(self, rng: random.Random) -> None:

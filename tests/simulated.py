@@ -127,7 +127,6 @@ class SimulatedHost:
             self.instance_id, rng=self.rng, sleep=self.clock.sleep, latencies=self.topology.latencies
         )
         self.kernel.apply(*self.model.plugged())
-        self.boot_id = "boot-1"
         self.settings = settings_of(tmp_path, self.topology, **settings)
         self.steps = Steps()
         self.process: Process | None = None  # the agent's
@@ -180,7 +179,7 @@ class SimulatedHost:
         client = Client(access, transport, gate, clock=self.clock, rng=self.rng, observe=self.on_call)
         try:
             world = World(
-                client, Asked(process, self.kernel), store, self.clock, self.rng, self.boot_id,
+                client, Asked(process, self.kernel), store, self.clock, self.rng, self.clock.boot,
                 listeners=self.listeners, set_forward=self._set_forward,
             )  # fmt: skip
             self._set_forward = 0.0

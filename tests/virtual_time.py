@@ -43,8 +43,10 @@ class _JumpLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualClock:
-    """`core.seams.Clock` of the loop it is used in."""
+    """`core.seams.HostClock` of the loop it is used in."""
 
+    boot = "boot-1"
+    booted = 0.0  # seconds of the loop's time at which that was
     ahead = 0.0  # seconds by which somebody has set it while no agent ran
     wall_ahead = 0.0  # the same while one runs
 
@@ -53,6 +55,13 @@ class VirtualClock:
 
     def wall(self) -> float:
         return self.now() + self.wall_ahead
+
+    def uptime(self) -> float:
+        return asyncio.get_running_loop().time() - self.booted
+
+    def reboot(self) -> None:
+        self.boot += "+"
+        self.booted = asyncio.get_running_loop().time()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -760,7 +760,7 @@ def test_after_a_boot_containers_are_over_and_all_nics_are_parked(tmp_path: Path
         await host.kill()
         host.kernel.reboot()
         host.kernel.settings["net/ipv4/ip_forward"] = "1"  # somebody's wish since
-        host.boot_id = "boot-2"
+        host.clock.reboot()
         if is_same_netns:
             host.kernel.make_netns("/run/netns/other")
             while host.kernel.make_netns(netns_of("c0")).inode < old.netns.inode:
@@ -768,7 +768,7 @@ def test_after_a_boot_containers_are_over_and_all_nics_are_parked(tmp_path: Path
         await host.start()
         assert not host.agent.context.table.attachments
         assert "net/ipv4/ip_forward" not in host.agent.context.table.settings
-        assert [e.detail for e in await events(host, "host.booted")] == ["boot-2"]
+        assert [e.detail for e in await events(host, "host.booted")] == [host.clock.boot]
         pool = {n for n in nics if not host.nics[n].is_gateway}
         await host.until(lambda: parked(host) >= pool, "all parked", 10.0)
         assert host.nics[old.nic_id].state is S.COOLING
@@ -792,7 +792,7 @@ def test_after_a_boot_no_namespace_is_taken_for_an_old_one_though_the_link_does_
         await host.kill()
         host.kernel.reboot()
         host.kernel._unplug(old.nic_id)
-        host.boot_id = "boot-2"
+        host.clock.reboot()
         while host.kernel.make_netns(netns_of("c0")) != old.netns:
             host.kernel.kill_netns(netns_of("c0"))
         await host.start()
@@ -808,7 +808,7 @@ def test_a_nic_that_does_not_come_back_with_a_boot_is_attached_again(tmp_path: P
         await host.kill()
         host.kernel.reboot()
         host.kernel._unplug(lost)
-        host.boot_id = "boot-2"
+        host.clock.reboot()
         await host.start()
         await host.clock.sleep(SOON)
         await calm(host)

@@ -7,6 +7,7 @@ import pytest
 
 import virtual_time
 from kept import keep
+from qingcloud_cni.agent.spool_files import SpoolFiles
 from qingcloud_cni.agent.turns import Call
 from qingcloud_cni.core.cni import Verb
 from qingcloud_cni.core.errors import KernelRefused, Unavailable
@@ -17,8 +18,9 @@ from simulated import SimulatedHost, key_of, netns_of, simulated
 
 
 def kept(host: SimulatedHost, container: str, asked: float | None = None, **said: object) -> Path:
-    """A DEL asked just now, or at *asked*, and kept."""
-    return keep(host.settings.spool, key_of(container), host.clock.wall() if asked is None else asked, **said)
+    """A DEL asked just now, or at *asked* since the boot, and kept."""
+    uptime = host.clock.uptime() if asked is None else asked
+    return keep(host.settings.spool, key_of(container), uptime, host.clock.boot, **said)
 
 
 def is_held(host: SimulatedHost, container: str) -> bool:
@@ -84,7 +86,7 @@ def test_an_add_of_the_same_attachment_waits_for_it_and_keeps_its_own(tmp_path: 
 def test_what_was_added_after_the_del_is_not_touched(tmp_path: Path) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:
-            before = host.clock.now()
+            before = host.clock.uptime()
             await host.clock.sleep(5)
             attachment = await host.add("c1")
             path = kept(host, "c1", before)
@@ -293,8 +295,6 @@ def test_a_del_whose_caller_has_gone_is_not_begun(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("jump", [-7200.0, 7200.0])
 def test_a_clock_that_is_set_meanwhile_changes_nothing_in_what_came_first(tmp_path: Path, jump: float) -> None:
-    """The plugin tells the time by the host's clock, and the agent by one of its own."""
-
     async def main() -> None:
         async with simulated(tmp_path) as host:
             await host.add("older")
@@ -309,7 +309,7 @@ def test_a_clock_that_is_set_meanwhile_changes_nothing_in_what_came_first(tmp_pa
     virtual_time.run(main())
 
 
-@pytest.mark.parametrize("forward", [30.0, 7200.0])
+@pytest.mark.parametrize("forward", [-7200.0, -30.0, 30.0, 7200.0])
 def test_a_clock_that_is_set_while_no_agent_runs_loses_no_del(tmp_path: Path, forward: float) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:
@@ -333,18 +333,64 @@ def test_a_clock_that_is_set_while_no_agent_runs_loses_no_del(tmp_path: Path, fo
     virtual_time.run(main())
 
 
-def test_what_was_added_after_the_del_is_not_touched_though_the_clock_is_set_then(tmp_path: Path) -> None:
+@pytest.mark.parametrize("forward", [-30.0, 30.0])
+def test_what_was_added_after_the_del_is_not_touched_though_the_clock_is_set_then(
+    tmp_path: Path, forward: float
+) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:
-            asked = host.clock.wall()
+            asked = host.clock.uptime()
             await host.clock.sleep(1.0)
             await host.add("c0")
             await host.clock.sleep(1.0)
             await host.kill()
             late = kept(host, "c0", asked)
-            host.set_clock(30.0)
+            host.set_clock(forward)
             await host.start()
             await until_done(host, late)
+            assert is_held(host, "c0")
+
+    virtual_time.run(main())
+
+
+def test_a_clock_that_was_set_before_an_agent_that_died_loses_no_del_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent after that one no longer learns that it was set."""
+
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.add("c0")
+            await host.clock.sleep(1.0)
+            await host.kill()
+            path = kept(host, "c0")
+            host.set_clock(7200.0)
+            with monkeypatch.context() as patch:
+                patch.setattr(SpoolFiles, "look", lambda _files: [])
+                await host.start()
+                await host.kill()
+            assert path.exists()
+            await host.start()
+            await until_done(host, path)
+            assert not is_held(host, "c0")
+
+    virtual_time.run(main())
+
+
+def test_a_del_of_an_earlier_boot_frees_nothing_of_this_one(tmp_path: Path) -> None:
+    """A spool on a disk outlives the boot, and counts its seconds from there."""
+
+    async def main() -> None:
+        async with simulated(tmp_path) as host:
+            await host.clock.sleep(3600.0)
+            asked, boot = host.clock.uptime(), host.clock.boot
+            await host.kill()
+            host.kernel.reboot()
+            host.clock.reboot()
+            await host.start()
+            await host.add("c0")
+            path = keep(host.settings.spool, key_of("c0"), asked, boot)
+            await until_done(host, path)
             assert is_held(host, "c0")
 
     virtual_time.run(main())

@@ -42,6 +42,7 @@ def test_what_passes_is_what_passes_however_the_clock_is_set(host: SetClock, jum
     host.up += 30.0
     assert clock.now() - begun == 30.0
     assert clock.wall() == host.time()
+    assert clock.uptime() == 530.0
 
 
 def test_the_next_agent_of_the_same_boot_learns_how_far_the_clock_was_set_forward(

@@ -23,7 +23,7 @@ KEY = AttachmentKey("net", "c1", "eth0")
 OURS = "i-ours"
 SAID = {
     "address": "unix:///run/agent.sock", "instanceID": "", "network": "net", "containerID": "c1", "ifname": "eth0",
-    "time": 1000.5, "request": {"command": "DEL"},
+    "bootID": "b-1", "uptime": 1000.5, "request": {"command": "DEL"},
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def names(spool: SpoolFiles) -> list[str]:
 
 
 def test_a_file_is_read() -> None:
-    assert read_kept(json.dumps(SAID).encode()) == KeptDel(KEY, 1000.5, "unix:///run/agent.sock", "")
+    assert read_kept(json.dumps(SAID).encode()) == KeptDel(KEY, "b-1", 1000.5, "unix:///run/agent.sock", "")
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,11 @@ def test_a_file_is_read() -> None:
         ({"ifname": "eth%d"}, "it names no attachment"),
         ({"ifname": 7}, "ifname 7 is not a string"),
         ({"address": None}, "address None is not a string"),
-        ({"time": "1"}, "time '1' is no number of seconds"),
-        ({"time": True}, "time True is no number"),
-        ({"time": 1e999}, "Infinity is not JSON"),
-        ({"time": None}, "time None is no number"),
+        ({"bootID": 1}, "bootID 1 is not a string"),
+        ({"uptime": "1"}, "uptime '1' is no number of seconds"),
+        ({"uptime": True}, "uptime True is no number"),
+        ({"uptime": 1e999}, "Infinity is not JSON"),
+        ({"uptime": None}, "uptime None is no number"),
     ],
 )
 def test_a_file_that_does_not_say_enough_is_refused(change: dict[str, object], says: str) -> None:
@@ -71,6 +72,14 @@ def test_a_file_that_does_not_say_enough_is_refused(change: dict[str, object], s
 def test_what_is_no_object_is_refused(content: bytes) -> None:
     with pytest.raises(UndecodableRequest, match="it is not"):
         read_kept(content)
+
+
+@pytest.mark.parametrize(
+    ("boot", "uptime", "is_after"),
+    [("b-1", 1000.5, True), ("b-1", 1000.6, False), ("b-1", 0.0, True), ("b-2", 0.0, False)],
+)
+def test_it_comes_after_what_began_before_it_in_the_same_boot(boot: str, uptime: float, is_after: bool) -> None:
+    assert KeptDel(KEY, "b-1", 1000.5, "", "").is_after(boot, uptime) is is_after
 
 
 IDS = st.from_regex(r"[a-c][a-c.]{0,3}", fullmatch=True)
@@ -277,7 +286,7 @@ def test_a_later_del_is_not_removed_for_an_earlier_one(spool: SpoolFiles) -> Non
     spool.remove(file)
     later = spool.find(KEY)
     assert later is not None
-    assert later.kept.asked == 2.0
+    assert later.kept.uptime == 2.0
 
 
 def test_every_change_has_another_stamp(spool: SpoolFiles) -> None:

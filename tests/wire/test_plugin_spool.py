@@ -53,7 +53,7 @@ def test_a_del_without_an_answer_is_kept_and_succeeds(
 ) -> None:
     trouble(agent)
     document = config(agent.address, "1.1.0", TimeoutSeconds=2, InstanceID="i-42") | {"prevResult": {"ips": []}}
-    before = time.time()
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
     done = run(DEL, document)
     assert (done.status, done.stdout) == (0, b"")
     note = done.stderr.decode()
@@ -61,7 +61,8 @@ def test_a_del_without_an_answer_is_kept_and_succeeds(
     assert str(tmp_path / "spool") in note
     assert note.endswith(".json\n")
     told = kept(tmp_path / "spool")
-    assert before <= told.pop("time") <= time.time()
+    assert before <= told.pop("uptime") <= time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert told.pop("bootID") == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     request = told.pop("request")
     assert told == {
         "address": agent.address,
@@ -107,10 +108,10 @@ def test_a_repeated_del_replaces_its_file_as_a_whole(run: Run, tmp_path: Path) -
     """By a rename, since two files that are there at once have two inodes."""
     document = config(f"unix://{tmp_path}/agent.sock")
     assert run(DEL, document).status == 0
-    first = kept(tmp_path / "spool")["time"]
+    first = kept(tmp_path / "spool")["uptime"]
     (inode,) = (path.stat().st_ino for path in (tmp_path / "spool").iterdir())
     assert run(DEL | {"CNI_NETNS": ""}, document).status == 0
-    assert kept(tmp_path / "spool")["time"] > first
+    assert kept(tmp_path / "spool")["uptime"] > first
     assert [path.stat().st_ino for path in (tmp_path / "spool").iterdir()] != [inode]
 
 

@@ -30,7 +30,7 @@ from qingcloud_cni.core.errors import NotInitialised, Unavailable
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.model import NicState
 from qingcloud_cni.core.pace import stretched
-from qingcloud_cni.core.seams import Clock, Cloud, Kernel, Store
+from qingcloud_cni.core.seams import Cloud, HostClock, Kernel, Store
 from qingcloud_cni.core.table import Table
 from qingcloud_cni.core.vxnets import VxnetChooser, VxnetPolicy
 
@@ -44,7 +44,7 @@ class World:
     cloud: Cloud
     kernel: Kernel
     store: Store
-    clock: Clock
+    clock: HostClock
     rng: random.Random
     boot_id: str  # of the host
     listeners: tuple[Listener, ...] = ()
@@ -108,7 +108,6 @@ class Agent:
                     gateway_prefix=settings.gatewayns, policy=settings.pool, table=table, journal=journal,
                     cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=Tasks(group),
                     demand=Demand(world.cloud.reconsider),
-                    began=world.clock.now(), set_forward=world.set_forward,
                 )  # fmt: skip
                 table.note_boot(world.boot_id, context.now())
                 journal.when_recovered = context.look_again

@@ -208,7 +208,7 @@ class Attachments:
         context, kept = self._context, file.kept
         attachment = context.table.attachments.get(kept.key)
         outcome = "nothing was held"
-        if attachment is not None and attachment.since > context.from_wall(kept.asked):
+        if attachment is not None and not kept.is_after(context.clock.boot, attachment.uptime):
             outcome = f"nic {attachment.nic_id} is left: its ADD came later"
         elif attachment is not None:
             await self._release(attachment, "DEL, kept while the agent could not be asked", phases)
@@ -284,6 +284,7 @@ class Attachments:
             services=config.services,
             ip_masq=config.ip_masq,
             workload=config.workload,
+            uptime=context.clock.uptime(),
         )
         with call.phases.waiting(Phase.QUEUE):  # the NIC is marked as moving
             nic = await self._pool.take(wanted, config.wish, call)

@@ -13,20 +13,25 @@ SLACK = 1.0  # seconds by which a clock may differ without having been set
 
 
 class SystemClock:
-    """`core.seams.Clock` of the real world.
+    """`core.seams.HostClock` of the real world.
 
     `now` is the host's clock as it was when this was made, and what has passed since: setting the host's clock cuts
     no rest short and draws no wait out.
     """
 
     def __init__(self) -> None:
-        self.base = time.time() - _since_boot()  # when the host booted, by the clock of that moment
+        self.boot = BOOT_ID.read_text().strip()
+        self.base = time.time() - self.uptime()  # when the host booted, by the clock of that moment
 
     def now(self) -> float:
-        return self.base + _since_boot()
+        return self.base + self.uptime()
 
     def wall(self) -> float:
         return time.time()
+
+    def uptime(self) -> float:
+        """Seconds, those in which the host was suspended included."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -50,14 +55,13 @@ class BootTime:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._boot_id = BOOT_ID.read_text().strip()
 
     def set_forward(self, clock: SystemClock) -> float:
         """Seconds by which the clock is further on than an earlier agent of this boot had it; else 0."""
         with suppress(OSError, ValueError):
-            boot_id, base = self._path.read_text().split()
+            boot, base = self._path.read_text().split()
             forward = clock.base - float(base)
-            return forward if boot_id == self._boot_id and forward > SLACK else 0.0
+            return forward if boot == clock.boot and forward > SLACK else 0.0
         return 0.0
 
     def keep(self, clock: SystemClock) -> None:
@@ -67,13 +71,8 @@ class BootTime:
         """
         draft = self._path.with_name(f"{self._path.name}.new")
         with suppress(OSError):
-            draft.write_text(f"{self._boot_id} {clock.base!r}\n")
+            draft.write_text(f"{clock.boot} {clock.base!r}\n")
             draft.replace(self._path)
-
-
-def _since_boot() -> float:
-    """Seconds, those in which the host was suspended included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(slots=True)

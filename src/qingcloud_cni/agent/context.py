@@ -11,7 +11,7 @@ from qingcloud_cni.core.gateway import free_index
 from qingcloud_cni.core.model import Event, Nic
 from qingcloud_cni.core.names import NicName, is_ours
 from qingcloud_cni.core.pool_state import PoolPolicy
-from qingcloud_cni.core.seams import Clock, Cloud, Kernel
+from qingcloud_cni.core.seams import Cloud, HostClock, Kernel
 from qingcloud_cni.core.table import Table
 
 
@@ -27,12 +27,10 @@ class Context:
     journal: Journal
     cloud: Cloud
     kernel: Kernel
-    clock: Clock
+    clock: HostClock
     rng: random.Random
     tasks: Tasks
     demand: Demand
-    began: float = 0.0  # when this agent did, in seconds since the epoch
-    set_forward: float = 0.0  # seconds by which the host's clock was set between the agent before and this one
     leaving: str = ""  # why this instance is going away; then nothing is created or attached
     moving: set[str] = field(default_factory=set)  # NICs whose link a verb is moving at this moment
     plan_due: Signal = field(default_factory=Signal)  # something the planner looks at has changed
@@ -48,14 +46,6 @@ class Context:
         """Something that held back everything does so no more."""
         self.plan_due.notify()
         self.path_due.notify()
-
-    def from_wall(self, at: float) -> float:
-        """What was *at* by the host's clock, as another process told it, by ours.
-
-        As all times on disk, one of before the clock was set is behind by as much: it lies that far in the past.
-        """
-        told = at - (self.clock.wall() - self.clock.now())
-        return told + self.set_forward if told + self.set_forward <= self.began else told
 
     def doubt(self, cause: str) -> None:
         """Something ended otherwise than expected: table, kernel and cloud are to be compared soon."""

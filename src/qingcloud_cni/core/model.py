@@ -131,6 +131,7 @@ class Attachment:
     services: tuple[str, ...] = ()  # ranges (CIDR) it reaches through this host's gateway
     ip_masq: bool = False  # its flows to Services are masqueraded
     workload: Workload = field(default_factory=Workload)
+    uptime: float = 0.0  # seconds the host had been up when it began; 0 of one that was found
 
 
 class OpKind(StrEnum):

@@ -380,3 +380,12 @@ class Clock(Protocol):
         """Seconds since the epoch, as the host's clock shows now: for the cloud, which compares it with its own."""
 
     async def sleep(self, seconds: float) -> None: ...
+
+
+class HostClock(Clock, Protocol):
+    """What tells in which order things happened in several processes, too."""
+
+    boot: str  # the kernel's id of this boot
+
+    def uptime(self) -> float:
+        """Seconds since the host booted: nobody can set them."""

@@ -20,9 +20,14 @@ class KeptDel:
     """What a file says."""
 
     key: AttachmentKey
-    asked: float  # seconds since the epoch: when the runtime asked for it
+    boot: str  # the kernel's id of the boot in which the runtime asked for it
+    uptime: float  # seconds from that boot until then
     address: str  # where the plugin was told to find the agent
     instance_id: str  # of the agent's host; "" where the plugin was not told
+
+    def is_after(self, boot: str, uptime: float) -> bool:
+        """Whether it was asked for at that moment or later; no clock that was set in between matters."""
+        return self.boot == boot and self.uptime >= uptime
 
 
 def file_name(key: AttachmentKey) -> str:
@@ -38,16 +43,16 @@ def read_kept(content: bytes) -> KeptDel:
         raise UndecodableRequest(f"it is not JSON: {err}") from None
     if not isinstance(said, dict):
         raise UndecodableRequest("it is not an object")
-    names = ("network", "containerID", "ifname", "address", "instanceID")
-    network, container_id, ifname, address, instance_id = (_text(name, said.get(name)) for name in names)
-    asked = said.get("time")
-    if not isinstance(asked, int | float) or isinstance(asked, bool) or not isfinite(asked):
-        raise UndecodableRequest(f"time {asked!r} is no number of seconds")
+    names = ("network", "containerID", "ifname", "address", "instanceID", "bootID")
+    network, container_id, ifname, address, instance_id, boot = (_text(name, said.get(name)) for name in names)
+    uptime = said.get("uptime")
+    if not isinstance(uptime, int | float) or isinstance(uptime, bool) or not isfinite(uptime):
+        raise UndecodableRequest(f"uptime {uptime!r} is no number of seconds")
     try:
         key = check_key(network_name({"name": network}), container_id, ifname)
     except AgentError as err:
         raise UndecodableRequest(f"it names no attachment: {err}") from None
-    return KeptDel(key, float(asked), address, instance_id)
+    return KeptDel(key, boot, float(uptime), address, instance_id)
 
 
 def reaches(address: str, host: str, port: int) -> bool:

@@ -6,7 +6,7 @@ Where the agent cannot be asked, a DEL becomes a file for it, and succeeds.
 """
 
 import posix
-from time import monotonic, sleep, time
+from time import CLOCK_BOOTTIME, clock_gettime, monotonic, sleep
 
 try:
     import _socket as net
@@ -73,7 +73,7 @@ class Request:
     spool = ""
 
     def __init__(self) -> None:
-        self.asked = time()  # seconds since the epoch
+        self.uptime = clock_gettime(CLOCK_BOOTTIME)  # seconds since the host booted, when this was asked
         self.deadline = monotonic()  # until which the agent is waited for
         self.seconds = 0.0  # for the whole request
         self.config: dict[str, object] = {}
@@ -464,11 +464,11 @@ def keep(request: Request, cause: Unheard) -> None:
 
     key = (("network", request.network), ("containerID", request.container_id), ("ifname", request.ifname))
     name = sha256("\0".join(value for _, value in key).encode()).hexdigest() + ".json"
-    meant = (("address", request.address), ("instanceID", request.instance_id))
-    head = members(meant + key) + f'"time":{request.asked:.6f},"request":'
-    content = b"{" + head.encode() + payload(request, VERBS["DEL"][1]) + b"}\n"
     lost = f"the release cannot be kept in {request.spool}"
     try:
+        meant = (("address", request.address), ("instanceID", request.instance_id), ("bootID", read_boot_id()))
+        head = members(meant + key) + f'"uptime":{request.uptime:.6f},"request":'
+        content = b"{" + head.encode() + payload(request, VERBS["DEL"][1]) + b"}\n"
         make_directory(request.spool)
         info = posix.stat(request.spool)
         if info.st_uid != 0 or info.st_mode & 0o022:
@@ -481,6 +481,15 @@ def keep(request: Request, cause: Unheard) -> None:
         write_all(2, note.encode())
     except OSError:
         pass
+
+
+def read_boot_id() -> str:
+    """The kernel's id of this boot: uptimes of different boots cannot be compared."""
+    file = posix.open("/proc/sys/kernel/random/boot_id", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(file, 100).decode().strip()
+    finally:
+        posix.close(file)
 
 
 def make_directory(path: str) -> None:
