@@ -41,7 +41,7 @@ START ?= 0
 SIMULATE = $(if $(SCRIPT),--script=$(SCRIPT),$(if $(SEED),--seed=$(SEED),--seeds=$(SEEDS) --start=$(START))) \
 	$(if $(KEEP),--keep=$(KEEP)) $(if $(WITHOUT),--without=$(WITHOUT)) $(if $(CRASH),--crash=$(CRASH))
 sim: base $(INSTALLED)  ## simulated lives of an agent (SEEDS=1000 START=0; SEED=7 for one of them)
-	@$(SCRATCH) $(BIN)/python tests/simulate.py $(SIMULATE) $(ARGS)
+	@PYTHONPATH=tests $(SCRATCH) $(BIN)/python -m lives $(SIMULATE) $(ARGS)
 
 MINUTES ?= 3
 chaos: machine $(INSTALLED)  ## agents, plugins, the cloud die and links go astray for minutes: nothing is lost (MINUTES=3 SEED=k)

@@ -18,7 +18,7 @@ from rich.console import Console
 from bench import measures, report
 from bench.measures import Record, Size
 from bench.stage import BenchFailed, Stage, install, peers_directory
-from simulator import running_sim
+from machines.simulator import running_sim
 
 ROOT = Path(__file__).parents[1]
 MEASURES: dict[str, Callable[[Stage, Size, Record], None]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.stage import Place, execute
-from hosts import Container, Host
+from machines.hosts import Container, Host
 
 
 class Contestant(ABC):

@@ -23,8 +23,8 @@ from bench.stage import (
     processor_seconds,
     resident,
 )
-from hosts import Container, Host
-from qingcloud_cni.agent.phases import Phase
+from machines.hosts import Container, Host
+from qingcloud_cni.agent.base.phases import Phase
 
 VERBS = ("ADD", "DEL")
 MIB = 1024.0 * 1024.0

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import virtual_time
 from bench.figures import percentile
-from fleet import Fleet, FleetHost, SeenCall, fleet_of
+from inprocess import virtual_time
+from inprocess.fleet import Fleet, FleetHost, SeenCall, fleet_of
 from qingcloud_cni.cloud import CallOutcome
 from qingcloud_cni.core.budget import Urgency
 

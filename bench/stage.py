@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from hosts import QINGAGENT, Host
-from qingcloud_cni.kernel.messages import LinkChange, LinkInfo, set_link
-from qingcloud_cni.kernel.namespaces import Namespace, enter
-from qingcloud_cni.kernel.netlink import Netlink
-from simulator import Sim, links, run
+from machines.hosts import QINGAGENT, Host
+from machines.simulator import Sim, links, run
+from qingcloud_cni.kernel.namespaces.namespaces import Namespace, enter
+from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, set_link
+from qingcloud_cni.kernel.netlink.socket import Netlink
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from qingcloud_cni.agent.settings import SETTINGS
+from qingcloud_cni.agent.settings.settings import SETTINGS
 from tools.generated import Part
 
 

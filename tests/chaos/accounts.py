@@ -9,8 +9,8 @@ from chaos.record import Record
 from chaos.runtimes import Runtime
 from chaos.stage import Stage
 from chaos.watcher import check, held_macs, is_answered
-from hosts import Host
-from simulator import run
+from machines.hosts import Host
+from machines.simulator import run
 
 AGREE_SECONDS = 240.0  # doubts need two looks, links 30 s to come home, calls their backing off
 LOOK = 1.0  # seconds between looks at all the accounts

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hosts import Container, Host, address_of
+from machines.hosts import Container, Host, address_of
 
 
 @dataclass(frozen=True, eq=False)

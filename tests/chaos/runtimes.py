@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from answers import Answer, checked
 from chaos.ledger import Ledger, Promise
 from chaos.record import Record
 from chaos.watcher import check
-from hosts import Container, Host
-from simulator import run
+from machines.hosts import Container, Host
+from machines.simulator import run
+from runtimes.answers import Answer, checked
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 GC_VERSION = "1.1.0"

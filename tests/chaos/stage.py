@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.record import Record
-from hosts import Host, hosts_of, install
-from simulator import Sim, end_sim, eventually, running_sim, start_sim
+from machines.hosts import Host, hosts_of, install
+from machines.simulator import Sim, end_sim, eventually, running_sim, start_sim
 
 NICS = 24  # of a host at the most; beside that no setting differs from what operators have but in being quick
 AGENT = {

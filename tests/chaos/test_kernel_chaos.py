@@ -14,7 +14,7 @@ import pytest
 from chaos.ledger import Ledger
 from chaos.record import Record
 from chaos.watcher import Watcher
-from simulator import needs_root, run, unique_name
+from machines.simulator import needs_root, run, unique_name
 
 pytestmark = [needs_root, pytest.mark.timeout(400)]
 

@@ -14,8 +14,8 @@ from chaos.ledger import Ledger
 from chaos.record import Record
 from chaos.runtimes import Plugins
 from chaos.stage import Stage
-from hosts import Host
-from simulator import links, run
+from machines.hosts import Host
+from machines.simulator import links, run
 
 PAUSE = 0.9  # seconds between two troubles, on average
 LONGEST_FAULT = 8.0  # seconds; less than lie between two looks of the agent, so none sees the same lie twice

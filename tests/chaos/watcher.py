@@ -8,7 +8,7 @@ from typing import Any
 
 from chaos.ledger import Ledger, Promise
 from chaos.record import Record
-from simulator import run
+from machines.simulator import run
 
 PAUSE = 0.2  # seconds between rounds, each of which takes about as long
 PINGS = 2  # containers that ping in each round

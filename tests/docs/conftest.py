@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from hosts import Host, hosts_of, install
-from simulator import running_sim
+from machines.hosts import Host, hosts_of, install
+from machines.simulator import running_sim
 
 
 @pytest.fixture(scope="module")

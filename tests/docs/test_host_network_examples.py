@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pages import ROOT, anchors, links
-from qingcloud_cni.agent.settings import resolve
+from qingcloud_cni.agent.settings.settings import resolve
 
 NETWORKMANAGER = ROOT / "examples" / "networkmanager"
 NETWORKD = ROOT / "examples" / "networkd"

@@ -12,25 +12,25 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pages import ROOT, column, page, source_trees, table
-from qingcloud_cni.agent.clock import SystemClock
-from qingcloud_cni.agent.journal import Journal
-from qingcloud_cni.agent.metrics import Metrics, Sources
-from qingcloud_cni.agent.openapi import ENDPOINTS
-from qingcloud_cni.agent.phases import Phase
-from qingcloud_cni.agent.settings import SETTINGS
-from qingcloud_cni.agent.tasks import TaskRecord
+from qingcloud_cni.agent.api.metrics import Metrics, Sources
+from qingcloud_cni.agent.api.openapi import ENDPOINTS
+from qingcloud_cni.agent.base.clock import SystemClock
+from qingcloud_cni.agent.base.journal import Journal
+from qingcloud_cni.agent.base.phases import Phase
+from qingcloud_cni.agent.base.tasks import TaskRecord
+from qingcloud_cni.agent.settings.settings import SETTINGS
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.cloud.access import IGNORED, USED
 from qingcloud_cni.cloud.calls import CallOutcome
 from qingcloud_cni.core.budget import Budget, Urgency
-from qingcloud_cni.core.changes import Snapshot
-from qingcloud_cni.core.cni import VERSIONS
+from qingcloud_cni.core.cni.protocol import VERSIONS
+from qingcloud_cni.core.drift.differences import DifferenceKind
 from qingcloud_cni.core.errors import EXIT, WIRE
-from qingcloud_cni.core.evidence import Kind
-from qingcloud_cni.core.model import Event, OpKind
-from qingcloud_cni.core.seams import Store
-from qingcloud_cni.core.table import FOLLOWS, Table
+from qingcloud_cni.core.nics.changes import Snapshot
+from qingcloud_cni.core.nics.model import Event, OpKind
+from qingcloud_cni.core.nics.table import FOLLOWS, Table
+from qingcloud_cni.core.seams.store import Store
 
 CONFIGURATION = page("docs/configuration.md")
 OPERATIONS = page("docs/operations.md")
@@ -178,10 +178,10 @@ def test_states_and_what_follows_them_are_described() -> None:
 
 
 def test_every_kind_of_difference_is_described() -> None:
-    described = [cells[0].strip("`") for cells in table(ARCHITECTURE, "Kind", "What was seen", "Cure")]
-    assert sorted(described) == sorted(Kind)
+    described = [cells[0].strip("`") for cells in table(ARCHITECTURE, "Kind", "What was seen", "Remedy")]
+    assert sorted(described) == sorted(DifferenceKind)
     told = " ".join(cells[0] for cells in table(OPERATIONS, "Kind", "What to do"))
-    assert set(re.findall(r"`([\w-]+)`", told)) <= set(Kind)
+    assert set(re.findall(r"`([\w-]+)`", told)) <= set(DifferenceKind)
 
 
 def test_every_periodic_task_is_described() -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from answers import Answer, execute
-from hosts import QINGAGENT, Container, Host, hosts_of, install
-from qingcloud_cni.agent.config_file import find_config, read_config
-from qingcloud_cni.agent.settings import BY_KEY, SETTINGS, check_vxnets, resolve
+from machines.hosts import QINGAGENT, Container, Host, hosts_of, install
+from machines.simulator import needs_root, run, running_sim
+from qingcloud_cni.agent.settings.config_file import find_config, read_config
+from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS, check_vxnets, resolve
 from qingcloud_cni.cli.qingagent import main
+from qingcloud_cni.core.cni.network_config import read_config as read_network_config
 from qingcloud_cni.core.errors import InvalidConfig, StartRefused, wire
-from qingcloud_cni.core.model import Route
-from qingcloud_cni.core.network_config import read_config as read_network_config
-from simulator import needs_root, run, running_sim
+from qingcloud_cni.core.nics.model import Route
+from runtimes.answers import Answer, execute
 
 HELP = (
     "QingCloud container networking agent is a daemon process which allocates and recollects nics resources. Usage:"

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from hosts import Host
+from machines.hosts import Host
+from machines.simulator import needs_root
 from pages import ROOT, blocks, page, table
 from qingcloud_cni.core.gateway import link_name
-from qingcloud_cni.core.seams import Gateway, ServicePath
-from qingcloud_cni.kernel import firewall
-from qingcloud_cni.kernel import gateway as kernel_gateway
-from simulator import needs_root
+from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
+from qingcloud_cni.kernel.links import firewall
+from qingcloud_cni.kernel.links import gateway as kernel_gateway
 
 KUBERNETES, MESOS = (ROOT / "docs" / f"{name}.md" for name in ("kubernetes", "mesos"))
 FIRST = Gateway("52:54:9f:00:00:01", "hostnic", "172.16.3.250/24", "172.16.3.1", 0)

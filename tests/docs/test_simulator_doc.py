@@ -8,8 +8,8 @@ import msgspec
 
 from qingcloud_cni.cli.qingcloud_sim import faults, main
 from qingcloud_cni.core.errors import EXIT
-from qingcloud_cni.sim import topology_file
-from qingcloud_cni.sim.faults import EFFECTS
+from qingcloud_cni.sim.cloud.faults import EFFECTS
+from qingcloud_cni.sim.server import topology_file
 
 PAGE = Path(__file__).parents[2].joinpath("docs", "simulator.md").read_text()
 (EXAMPLE,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-import hosts
-from hosts import Host, hosts_of, install
+from machines import hosts
+from machines.flows import addresses, send_udp, track
+from machines.hosts import Host, hosts_of, install
+from machines.simulator import eventually, needs_root, running_sim
 from pages import ROOT, page
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.core.errors import EXIT
 from qingcloud_cni.kernel.host import NETNS_DIR
-from simulator import eventually, needs_root, running_sim
-from tracked import addresses, send_udp, track
 
 UNIT = ROOT / "deploy" / "systemd" / "qingagent.service"
 # What gives a service a mount namespace of its own, or another network or user (systemd.exec(5)).

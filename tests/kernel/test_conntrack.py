@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from machines.flows import addresses, flows, send_syn, send_udp, track, write_flows
+from machines.nics import Lab, fd_count, ip, kernel, lab
 from qingcloud_cni.core.errors import KernelRefused
-from qingcloud_cni.kernel import HostKernel, conntrack
-from qingcloud_cni.kernel.messages import Request
-from qingcloud_cni.sim.fabric_shell import inside
-from tracked import addresses, flows, send_syn, send_udp, track, write_flows
-
-from .nics import Lab, fd_count, ip, kernel, lab
+from qingcloud_cni.kernel import HostKernel
+from qingcloud_cni.kernel.netlink import conntrack
+from qingcloud_cni.kernel.netlink.messages import Request
+from qingcloud_cni.sim.fabric.shell import inside
 
 __all__ = ["kernel", "lab"]  # fixtures
 

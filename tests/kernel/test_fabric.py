@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qingcloud_cni.sim.fabric_shell import inside
-from simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run, running_sim, unique_name
+from machines.simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run, running_sim, unique_name
+from qingcloud_cni.sim.fabric.shell import inside
 
 pytestmark = needs_root
 

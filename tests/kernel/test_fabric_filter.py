@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from qingcloud_cni.sim.fabric_shell import inside
-from simulator import Sim, links, needs_root, running_sim
+from machines.simulator import Sim, links, needs_root, running_sim
+from qingcloud_cni.sim.fabric.shell import inside
 
 pytestmark = needs_root
 

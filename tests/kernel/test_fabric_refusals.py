@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator import QINGCLOUD_SIM, needs_root, run, running_sim, unique_name
+from machines.simulator import QINGCLOUD_SIM, needs_root, run, running_sim, unique_name
 
 
 def refused(*args: str, status: int, **kwargs: object) -> str:
@@ -83,7 +83,7 @@ def test_a_parking_namespace_of_the_same_instance_is_respected() -> None:
 @needs_root
 def test_without_root_it_is_refused() -> None:
     code = (
-        "import os, qingcloud_cni.sim.server, qingcloud_cni.sim.topology_file\n"  # another user may not read them
+        "import os, qingcloud_cni.sim.server.server, qingcloud_cni.sim.server.topology_file\n"
         "from qingcloud_cni.cli.qingcloud_sim import main\n"
         "os.setgid(65534); os.setuid(65534); main()"
     )

@@ -8,11 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qingcloud_cni.core.seams import Gateway, ServicePath
-from qingcloud_cni.sim.fabric_shell import inside
-from simulator import needs_root, run, running_sim
-
-from .services import (
+from machines.services import (
     LOCAL,
     PORT,
     Bed,
@@ -26,6 +22,9 @@ from .services import (
     redirects,
     talk,
 )
+from machines.simulator import needs_root, run, running_sim
+from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
+from qingcloud_cni.sim.fabric.shell import inside
 
 pytestmark = needs_root
 

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from machines.nics import NETNS_DIR, Lab, fd_count, ip, kernel, lab
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns
 from qingcloud_cni.kernel import HostKernel
-from qingcloud_cni.kernel.namespaces import Namespace, Stranded, Traveller, find, reachable
-
-from .nics import NETNS_DIR, Lab, fd_count, ip, kernel, lab
+from qingcloud_cni.kernel.namespaces.namespaces import Namespace, Stranded, Traveller, find, reachable
 
 __all__ = ["kernel", "lab"]  # fixtures
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
+from machines.nics import ADDRESS, Lab, fd_count, ip, ip_json, kernel, lab, until
 from qingcloud_cni.core.errors import LinkNotFound
 from qingcloud_cni.kernel import HostKernel
-from qingcloud_cni.kernel.probes import PROBES
-from qingcloud_cni.kernel.verbs import Verbs
-from qingcloud_cni.sim.fabric_shell import inside
-
-from .nics import ADDRESS, Lab, fd_count, ip, ip_json, kernel, lab, until
+from qingcloud_cni.kernel.links.link_operations import LinkOperations
+from qingcloud_cni.kernel.neighbours.probes import PROBES
+from qingcloud_cni.sim.fabric.shell import inside
 
 __all__ = ["kernel", "lab"]  # fixtures
 
@@ -165,7 +164,7 @@ async def test_links_left_up_by_an_agent_that_was_killed_are_down_after_the_next
     mac = lab.plug()
     kernel = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
     await kernel.park(mac)
-    await kernel._verbs.do(Verbs.light, mac)
+    await kernel._verbs.do(LinkOperations.light, mac)
     await kernel.close()
     assert up(lab)
     kernel = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))

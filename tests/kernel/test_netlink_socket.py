@@ -7,12 +7,11 @@ from collections.abc import Iterable
 
 import pytest
 
+from machines.nics import Lab, ip_json, lab, within
 from qingcloud_cni.core.errors import KernelRefused
-from qingcloud_cni.kernel import messages as nl
-from qingcloud_cni.kernel.messages import LinkChange, Request
-from qingcloud_cni.kernel.netlink import DUMP_TRIES, Netlink, NetlinkRefused
-
-from .nics import Lab, ip_json, lab, within
+from qingcloud_cni.kernel.netlink import messages as nl
+from qingcloud_cni.kernel.netlink.messages import LinkChange, Request
+from qingcloud_cni.kernel.netlink.socket import DUMP_TRIES, Netlink, NetlinkRefused
 
 __all__ = ["lab"]  # fixtures
 
@@ -135,6 +134,6 @@ def test_broken_conversation_is_a_refusal(answer: bytes | Exception, number: int
 
 
 def test_cut_answer_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qingcloud_cni.kernel.netlink.BUFFER_BYTES", 64)
+    monkeypatch.setattr("qingcloud_cni.kernel.netlink.socket.BUFFER_BYTES", 64)
     with Netlink() as netlink, pytest.raises(NetlinkRefused, match="longer than 64 bytes"):
         netlink.links()

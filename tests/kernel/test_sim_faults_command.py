@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simulator import QINGCLOUD_SIM, Sim, needs_root, run, running_sim, unique_name
+from machines.simulator import QINGCLOUD_SIM, Sim, needs_root, run, running_sim, unique_name
 
 pytestmark = needs_root
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run, running_sim, unique_name
+from machines.simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run, running_sim, unique_name
 
 pytestmark = needs_root
 

@@ -5,9 +5,8 @@ import subprocess
 
 import pytest
 
+from machines.nics import Lab, ip, kernel, lab
 from qingcloud_cni.kernel import HostKernel
-
-from .nics import Lab, ip, kernel, lab
 
 __all__ = ["kernel", "lab"]  # fixtures
 

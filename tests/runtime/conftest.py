@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from runtime.machine import Machine, machine_on
-from simulator import running_sim
+from machines.machine import Machine, machine_on
+from machines.simulator import running_sim
 
 
 @pytest.fixture(scope="module")

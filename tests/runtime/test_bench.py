@@ -11,9 +11,9 @@ from bench import report
 from bench.figures import Figure, burst_bound, parallel_bound, percentile
 from bench.measures import Record, mean_phases
 from bench.stage import BenchFailed, peers_directory
+from machines.simulator import needs_root
 from pages import ROOT, page
-from qingcloud_cni.agent.phases import Phase
-from simulator import needs_root
+from qingcloud_cni.agent.base.phases import Phase
 
 
 def has_peers() -> bool:

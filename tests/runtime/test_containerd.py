@@ -13,11 +13,11 @@ from typing import Any
 import grpc
 import pytest
 
+from machines.machine import EXAMPLES, Machine
+from machines.simulator import eventually, needs_root
 from pages import page, table
-from runtime.as_found import Before, address_of, left_as_found
-from runtime.containerd import Containerd, Pod, containerd_on
-from runtime.machine import EXAMPLES, Machine
-from simulator import eventually, needs_root
+from runtimes.as_found import Before, address_of, left_as_found
+from runtimes.containerd import Containerd, Pod, containerd_on
 
 pytestmark = [needs_root, pytest.mark.timeout(300)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator import QINGCLOUD_SIM, needs_root, run
+from machines.simulator import QINGCLOUD_SIM, needs_root, run
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 HEADLINE = re.compile(r"^\[(\d+)/(\d+)\] ", re.MULTILINE)

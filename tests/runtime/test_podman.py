@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from machines.machine import EXAMPLES, Machine
+from machines.simulator import eventually, needs_root
 from pages import page, table
-from runtime.as_found import Before, address_of, left_as_found
-from runtime.machine import EXAMPLES, Machine
-from runtime.podman import IMAGE, Container, Podman
-from simulator import eventually, needs_root
+from runtimes.as_found import Before, address_of, left_as_found
+from runtimes.podman import IMAGE, Container, Podman
 
 pytestmark = [needs_root, pytest.mark.timeout(300)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator import eventually
+from machines.simulator import eventually
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes mounts and namespaces")
 SCRATCH = Path(__file__).parents[2] / "tools" / "scratch.py"

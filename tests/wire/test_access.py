@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from hosts import Container, Host, hosts_of
-from qingcloud_cni.sim.topology import default_topology
-from simulator import Sim, needs_root, running_sim
+from machines.hosts import Container, Host, hosts_of
+from machines.simulator import Sim, needs_root, running_sim
+from qingcloud_cni.sim.topology.topology import default_topology
 
 pytestmark = needs_root
 

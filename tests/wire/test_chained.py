@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from chains import call_of, chain, libcni_of, ours, wait_until_all_is_back
-from cni_networks import Failed
-from emulators.gocni import interfaces
-from hosts import Host
-from libcni import Libcni
-from simulator import needs_root
+from machines.hosts import Host
+from machines.simulator import needs_root
+from runtimes.chains import call_of, chain, libcni_of, ours, wait_until_all_is_back
+from runtimes.cni_networks import Failed
+from runtimes.gocni import interfaces
+from runtimes.libcni import Libcni
 
 pytestmark = needs_root
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from chains import call_of, chain, libcni_of, ours, wait_until_all_is_back
-from cni_networks import Failed
-from hosts import Container, Host
-from libcni import Libcni
-from simulator import links, needs_root, run
+from machines.hosts import Container, Host
+from machines.simulator import links, needs_root, run
+from runtimes.chains import call_of, chain, libcni_of, ours, wait_until_all_is_back
+from runtimes.cni_networks import Failed
+from runtimes.libcni import Libcni
 
 pytestmark = needs_root
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hosts import Host, address_of, hosts_of, pings
-from simulator import eventually, needs_root, running_sim, unique_name
+from machines.hosts import Host, address_of, hosts_of, pings
+from machines.simulator import eventually, needs_root, running_sim, unique_name
 
 pytestmark = needs_root
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hosts import PORT, Host, NewHost, address_of
-from simulator import Sim, eventually, links, needs_root, run, running_sim
+from machines.hosts import PORT, Host, NewHost, address_of
+from machines.simulator import Sim, eventually, links, needs_root, run, running_sim
 
 pytestmark = needs_root
 

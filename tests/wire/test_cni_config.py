@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cni_results import VERSIONS
-from hosts import Host
-from simulator import needs_root, run
+from machines.hosts import Host
+from machines.simulator import needs_root, run
+from runtimes.cni_results import VERSIONS
 
 pytestmark = needs_root
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cni_results import VERSIONS
-from hosts import Container, Host
-from simulator import eventually, links, needs_root, run
+from machines.hosts import Container, Host
+from machines.simulator import eventually, links, needs_root, run
+from runtimes.cni_results import VERSIONS
 
 pytestmark = needs_root
 

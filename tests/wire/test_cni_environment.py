@@ -5,8 +5,8 @@ Refusals that need no agent are proved in test_plugin.py.
 
 import pytest
 
-from hosts import Host
-from simulator import links, needs_root
+from machines.hosts import Host
+from machines.simulator import links, needs_root
 
 pytestmark = needs_root
 

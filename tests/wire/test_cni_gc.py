@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from answers import Answer
-from cni_results import VERSIONS
-from hosts import Container, Host
-from simulator import eventually, links, needs_root
+from machines.hosts import Container, Host
+from machines.simulator import eventually, links, needs_root
+from runtimes.answers import Answer
+from runtimes.cni_results import VERSIONS
 
 pytestmark = needs_root
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cni_results import OLD, VERSIONS, convert, decode
-from hosts import Container, Host
-from simulator import needs_root
+from machines.hosts import Container, Host
+from machines.simulator import needs_root
+from runtimes.cni_results import OLD, VERSIONS, convert, decode
 
 pytestmark = needs_root
 

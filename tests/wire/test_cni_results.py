@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cni_results import MIDDLE, NEW, OLD, VERSIONS
-from hosts import Container, Host
-from simulator import needs_root, run
+from machines.hosts import Container, Host
+from machines.simulator import needs_root, run
+from runtimes.cni_results import MIDDLE, NEW, OLD, VERSIONS
 
 pytestmark = needs_root
 

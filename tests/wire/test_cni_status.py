@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from answers import Answer
-from cni_results import VERSIONS
-from hosts import PORT, Host, NewHost
-from simulator import Sim, eventually, needs_root, running_sim
+from machines.hosts import PORT, Host, NewHost
+from machines.simulator import Sim, eventually, needs_root, running_sim
+from runtimes.answers import Answer
+from runtimes.cni_results import VERSIONS
 
 pytestmark = needs_root
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from answers import error_object
-from hosts import Host
-from simulator import eventually, needs_root
+from machines.hosts import Host
+from machines.simulator import eventually, needs_root
+from runtimes.answers import error_object
 
 pytestmark = needs_root
 

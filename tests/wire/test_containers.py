@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hosts import Host, NewHost, address_of, pings, speaks_tcp
-from qingcloud_cni.sim.fabric_shell import inside
-from simulator import Sim, links, needs_root, run, running_sim
+from machines.hosts import Host, NewHost, address_of, pings, speaks_tcp
+from machines.simulator import Sim, links, needs_root, run, running_sim
+from qingcloud_cni.sim.fabric.shell import inside
 
 pytestmark = needs_root
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from chains import call_of, libcni_of, ours, wait_until_all_is_back
-from cni_networks import Failed, Network
-from emulators.crio import Crio, Pod
-from hosts import Container, Host, NewHost
-from libcni import Call, Libcni
+from machines.hosts import Container, Host, NewHost
+from machines.simulator import Sim, eventually, needs_root, run, running_sim
 from pages import ROOT
-from simulator import Sim, eventually, needs_root, run, running_sim
+from runtimes.chains import call_of, libcni_of, ours, wait_until_all_is_back
+from runtimes.cni_networks import Failed, Network
+from runtimes.crio import Crio, Pod
+from runtimes.libcni import Call, Libcni
 
 pytestmark = needs_root
 
@@ -203,7 +203,7 @@ def test_a_del_that_is_killed_is_never_repeated_and_nothing_is_lost(
     crio = crio_on(host, without_services(example(host)))
     pod = pod_in(container := host.container())
     crio.run_pod(pod)
-    monkeypatch.setattr("emulators.crio.DEL_SECONDS", 1.0)
+    monkeypatch.setattr("runtimes.crio.DEL_SECONDS", 1.0)
     agent.process.send_signal(signal.SIGSTOP)
     crio.stop_pod(pod)
     container.delete()

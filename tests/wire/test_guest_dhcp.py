@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from hosts import Host, address_of, hosts_of
-from simulator import Sim, eventually, links, needs_root, run, running_sim
+from machines.hosts import Host, address_of, hosts_of
+from machines.simulator import Sim, eventually, links, needs_root, run, running_sim
 
 pytestmark = needs_root
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hosts import Container, Host
-from simulator import eventually, needs_root
+from machines.hosts import Container, Host
+from machines.simulator import eventually, needs_root
 
 pytestmark = needs_root
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from chains import chain, libcni_of, ours, wait_until_all_is_back
-from cni_networks import Failed, Network
-from emulators.kubelet import Kubelet, Sandbox
-from hosts import Host
-from simulator import needs_root
+from machines.hosts import Host
+from machines.simulator import needs_root
+from runtimes.chains import chain, libcni_of, ours, wait_until_all_is_back
+from runtimes.cni_networks import Failed, Network
+from runtimes.kubelet import Kubelet, Sandbox
 
 pytestmark = needs_root
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from chains import wait_until_all_is_back
-from emulators.mesos import PORT_MAPPER, Failure, Mesos, write_port_mapper
-from hosts import Host, NewHost
+from machines.hosts import Host, NewHost
+from machines.simulator import Sim, eventually, needs_root, run, running_sim
 from pages import ROOT
-from simulator import Sim, eventually, needs_root, run, running_sim
+from runtimes.chains import wait_until_all_is_back
+from runtimes.mesos import PORT_MAPPER, Failure, Mesos, write_port_mapper
 
 pytestmark = needs_root
 

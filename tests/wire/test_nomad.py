@@ -7,12 +7,12 @@ from uuid import uuid4
 
 import pytest
 
-from chains import libcni_of, wait_until_all_is_back
-from cni_networks import Failed
-from emulators.nomad import Nomad
-from hosts import Host, NewHost
+from machines.hosts import Host, NewHost
+from machines.simulator import Sim, needs_root, run, running_sim
 from pages import ROOT
-from simulator import Sim, needs_root, run, running_sim
+from runtimes.chains import libcni_of, wait_until_all_is_back
+from runtimes.cni_networks import Failed
+from runtimes.nomad import Nomad
 
 pytestmark = needs_root
 

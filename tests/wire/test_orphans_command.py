@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from hosts import QINGAGENT, Host, NewHost
-from simulator import Sim, eventually, needs_root, run, running_sim
+from machines.hosts import QINGAGENT, Host, NewHost
+from machines.simulator import Sim, eventually, needs_root, run, running_sim
 
 pytestmark = needs_root
 
@@ -134,7 +134,7 @@ def typed(host: Host, answer: str) -> tuple[int, str]:
 def test_another_prefix_is_another_programs(new_host: NewHost, sim: Sim) -> None:
     other = make(sim, f"qingcni_i-dead3_{OP}")
     mine = make(sim, f"mine_i-dead3_{OP}") | make(sim, f"gate_i-dead3_{OP}")
-    settings = {"nic-name-prefix": "mine", "gatewayns": "gate"}
+    settings = {"nic-name-prefix": "mine", "gatewayns": "limiter"}
     found = orphans(new_host(), "--older-than", "0s", "-o", "json", settings=settings)
     assert ids(json.loads(found.stdout)["orphans"]) == mine
     sim.call("DeleteNics", nics=[*mine, *other])

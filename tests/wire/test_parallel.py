@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from hosts import Container, Host, NewHost
-from simulator import Sim, eventually, links, needs_root, running_sim
+from machines.hosts import Container, Host, NewHost
+from machines.simulator import Sim, eventually, links, needs_root, running_sim
 
 pytestmark = needs_root
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hosts import Host, NewHost
-from simulator import Sim, eventually, needs_root, running_sim
+from machines.hosts import Host, NewHost
+from machines.simulator import Sim, eventually, needs_root, running_sim
 
 pytestmark = needs_root
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from plugin_process import ADD, DEL, RESULT, SUPPORTED, VERBS, PlayedAgent, Run, answer, config, played
+from runtimes.plugin_process import ADD, DEL, RESULT, SUPPORTED, VERBS, PlayedAgent, Run, answer, config, played
 
 BAD_SECONDS: tuple[object, ...] = (0, -1, "5", True, [], {})
 BAD_PLACES: tuple[object, ...] = (7, "spool", "/a\0b", "/a\nb", "/\ud800", {})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plugin_inputs import ENVIRONMENTS, check_answer, documents
+from runtimes.plugin_inputs import ENVIRONMENTS, check_answer, documents
 
 
 @pytest.fixture(scope="module")

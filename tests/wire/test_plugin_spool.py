@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from plugin_process import ADD, DEL, PlayedAgent, Run, answer, config
+from runtimes.plugin_process import ADD, DEL, PlayedAgent, Run, answer, config
 
 
 def kept(directory: Path) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from hosts import Host, NewHost
-from simulator import Sim, needs_root, running_sim
+from machines.hosts import Host, NewHost
+from machines.simulator import Sim, needs_root, running_sim
 
 pytestmark = needs_root
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hosts import Host, NewHost, address_of
-from simulator import Sim, eventually, links, needs_root, running_sim
+from machines.hosts import Host, NewHost, address_of
+from machines.simulator import Sim, eventually, links, needs_root, running_sim
 
 pytestmark = needs_root
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from answers import Answer
-from hosts import Container, Host, NewHost, address_of, hosts_of
-from kernel.services import PORT, Server, Service, ask, connect, kube_proxy, talk
-from qingcloud_cni.sim.fabric_shell import inside
-from simulator import Sim, eventually, links, needs_root, run, running_sim
+from machines.hosts import Container, Host, NewHost, address_of, hosts_of
+from machines.services import PORT, Server, Service, ask, connect, kube_proxy, talk
+from machines.simulator import Sim, eventually, links, needs_root, run, running_sim
+from qingcloud_cni.sim.fabric.shell import inside
+from runtimes.answers import Answer
 
 pytestmark = needs_root
 
@@ -363,7 +363,7 @@ def test_a_gateway_that_is_deleted_in_the_console_is_made_anew(pair: Pair, sim: 
     """For the next ADD: a container that has its address keeps it for good."""
     host = pair.host
     lost = gateway_of(host)["nic_id"]
-    assert host.agent.stop() == 0  # or it is quicker with its cure
+    assert host.agent.stop() == 0  # or it is quicker with its remedy
     sim.remove_nics(lost)
     host.start(**FEW)
     fresh = host.container()

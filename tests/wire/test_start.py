@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from hosts import AgentProcess, Host, NewHost
-from simulator import QINGCLOUD_SIM, Sim, eventually, needs_root, run, running_sim
+from machines.hosts import AgentProcess, Host, NewHost
+from machines.simulator import QINGCLOUD_SIM, Sim, eventually, needs_root, run, running_sim
 
 pytestmark = needs_root
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hosts import Host, NewHost, address_of
-from simulator import Sim, disk_of, eventually, fill, links, needs_root, running_sim
+from machines.hosts import Host, NewHost, address_of
+from machines.simulator import Sim, disk_of, eventually, fill, links, needs_root, running_sim
 
 pytestmark = needs_root
 

@@ -6,33 +6,36 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from qingcloud_cni.agent.attachments import Attachments
-from qingcloud_cni.agent.clock import delay_after
-from qingcloud_cni.agent.context import Context
-from qingcloud_cni.agent.cures import Cures
-from qingcloud_cni.agent.demand import Demand
-from qingcloud_cni.agent.duplicates import Duplicates
-from qingcloud_cni.agent.first_comparison import FirstComparison
+from qingcloud_cni.agent.attachments.attachments import Attachments
+from qingcloud_cni.agent.attachments.spool import Spool
+from qingcloud_cni.agent.attachments.spool_files import SpoolFiles
+from qingcloud_cni.agent.base.clock import delay_after
+from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.journal import Journal, Listener
+from qingcloud_cni.agent.base.tasks import TaskRecord, Tasks, repeat
+from qingcloud_cni.agent.base.urgency import CallUrgency
+from qingcloud_cni.agent.cloudops.jobs import Jobs
+from qingcloud_cni.agent.cloudops.operations import Operations
+from qingcloud_cni.agent.cloudops.vxnet_cache import VxnetCache
 from qingcloud_cni.agent.gateways import Gateways
-from qingcloud_cni.agent.jobs import Jobs
-from qingcloud_cni.agent.journal import Journal, Listener
-from qingcloud_cni.agent.links import Links
-from qingcloud_cni.agent.operations import Operations
-from qingcloud_cni.agent.pool import Pool
-from qingcloud_cni.agent.premises import Premises
-from qingcloud_cni.agent.reconcile import LOOK_PERIOD, Reconciler
-from qingcloud_cni.agent.settings import Settings
-from qingcloud_cni.agent.spool import Spool
-from qingcloud_cni.agent.spool_files import SpoolFiles
-from qingcloud_cni.agent.tasks import TaskRecord, Tasks, repeat
-from qingcloud_cni.agent.vxnet_book import VxnetBook
+from qingcloud_cni.agent.pool.duplicates import Duplicates
+from qingcloud_cni.agent.pool.pool import Pool
+from qingcloud_cni.agent.reconcile.links import Links
+from qingcloud_cni.agent.reconcile.preflight import Preflight
+from qingcloud_cni.agent.reconcile.reconcile import LOOK_PERIOD, Reconciler
+from qingcloud_cni.agent.reconcile.remedies import Remedies
+from qingcloud_cni.agent.reconcile.startup_comparison import StartupComparison
+from qingcloud_cni.agent.settings.settings import Settings
+from qingcloud_cni.core.drift.schedule import stretched
 from qingcloud_cni.core.errors import NotInitialised, Unavailable
 from qingcloud_cni.core.gateway import unused
-from qingcloud_cni.core.model import NicState
-from qingcloud_cni.core.pace import stretched
-from qingcloud_cni.core.seams import Cloud, HostClock, Kernel, Store
-from qingcloud_cni.core.table import Table
-from qingcloud_cni.core.vxnets import VxnetChooser, VxnetPolicy
+from qingcloud_cni.core.nics.model import NicState
+from qingcloud_cni.core.nics.table import Table
+from qingcloud_cni.core.pool.vxnets import VxnetChooser, VxnetPolicy
+from qingcloud_cni.core.seams.clock import HostClock
+from qingcloud_cni.core.seams.cloud import Cloud
+from qingcloud_cni.core.seams.kernel import Kernel
+from qingcloud_cni.core.seams.store import Store
 
 HOUR = 3600.0  # seconds between looks at what hardly changes
 
@@ -56,7 +59,7 @@ class Agent:
 
     def __init__(self, settings: Settings, context: Context) -> None:
         chooser = VxnetChooser(VxnetPolicy(settings.policy), settings.vxnet, context.rng)
-        vxnets = VxnetBook(context.cloud, lambda vxnet_id, left: chooser.has_room(vxnet_id, left, context.now()))
+        vxnets = VxnetCache(context.cloud, lambda vxnet_id, left: chooser.has_room(vxnet_id, left, context.now()))
         self.context = context
         self.jobs = Jobs(context)
         self.operations = Operations(context, self.jobs, chooser, vxnets)
@@ -67,21 +70,21 @@ class Agent:
         files = SpoolFiles(settings.spool, context.instance_id, settings.socket, settings.bindaddr)
         self.attachments = Attachments(context, self.pool, self.gateways, files)
         self.spool = Spool(context, self.attachments, files)
-        cures = Cures(
+        remedies = Remedies(
             context, pool=self.pool, operations=self.operations, links=self.links, attachments=self.attachments,
             vxnets=vxnets,
         )  # fmt: skip
         self.reconciler = Reconciler(
-            context, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, cures=cures,
+            context, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, remedies=remedies,
             iface=settings.iface,
         )  # fmt: skip
-        self._premises = Premises(context, vxnets, self.operations.departure, settings.vxnet)
+        self._preflight = Preflight(context, vxnets, self.operations.instance_status, settings.vxnet)
         self._serves_from_disk = bool(context.table.nics)
-        self._first = FirstComparison(
-            context, self._premises, self.reconciler, settings.qyaccessfilepath,
+        self._startup = StartupComparison(
+            context, self._preflight, self.reconciler, settings.qyaccessfilepath,
             serves_from_disk=self._serves_from_disk,
         )  # fmt: skip
-        context.demand.is_serving = lambda: self.is_initialised
+        context.urgency.is_serving = lambda: self.is_initialised
         self._left_over = tuple(context.table.intents.values())
         self._is_kernel_compared = False
         self.is_cloud_compared = False
@@ -107,7 +110,7 @@ class Agent:
                     instance_id=instance_id, nic_name_prefix=settings.nic_name_prefix,
                     gateway_prefix=settings.gatewayns, policy=settings.pool, table=table, journal=journal,
                     cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=Tasks(group),
-                    demand=Demand(world.cloud.reconsider),
+                    urgency=CallUrgency(world.cloud.reconsider),
                 )  # fmt: skip
                 table.note_boot(world.boot_id, context.now())
                 journal.when_recovered = context.look_again
@@ -138,7 +141,7 @@ class Agent:
     @property
     def last_cloud_error(self) -> str:
         """Why the latest comparison came to nothing; "" if it did not."""
-        return self._first.error or self.reconciler.last_error
+        return self._startup.error or self.reconciler.last_error
 
     @property
     def is_initialised(self) -> bool:
@@ -194,11 +197,11 @@ class Agent:
 
     async def _look_at_vxnets(self) -> None:
         self.vxnets.period = stretched(HOUR, self.context.cloud.spending().rate)
-        await self._premises.look_again()
+        await self._preflight.look_again()
 
     async def _reconcile(self) -> None:
         """Compare with the cloud until it has answered once, then begin what may change it, and go on comparing."""
-        await self._first.run()
+        await self._startup.run()
         self.is_cloud_compared = True
         for intent in self._left_over:
             self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))

@@ -5,21 +5,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from qingcloud_cni.agent.clock import Backoff
-from qingcloud_cni.agent.context import Context
-from qingcloud_cni.agent.demand import Permits, explain_budget
-from qingcloud_cni.agent.operations import Operations
-from qingcloud_cni.agent.pool import Pool
-from qingcloud_cni.agent.tasks import Signal, TaskRecord
-from qingcloud_cni.agent.vxnet_book import VxnetBook
+from qingcloud_cni.agent.base.clock import Backoff
+from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.tasks import Signal, TaskRecord
+from qingcloud_cni.agent.base.urgency import Permits, explain_budget
+from qingcloud_cni.agent.cloudops.operations import Operations
+from qingcloud_cni.agent.cloudops.vxnet_cache import VxnetCache
+from qingcloud_cni.agent.pool.pool import Pool
+from qingcloud_cni.core.cni.network_config import NetworkConfig
 from qingcloud_cni.core.errors import CloudError, InvalidConfig, KernelRefused, ResourceNotFound, Unavailable
 from qingcloud_cni.core.gateway import HostNic, address_of, host_nics, service_path, unused
-from qingcloud_cni.core.model import Intent, Nic, NicState, OpKind
-from qingcloud_cni.core.network_config import NetworkConfig
-from qingcloud_cni.core.outlook import explain_wait
-from qingcloud_cni.core.plan import room
-from qingcloud_cni.core.pool_state import Mode
-from qingcloud_cni.core.seams import CloudNic, ServicePath
+from qingcloud_cni.core.nics.model import Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.pool.explain import explain_wait
+from qingcloud_cni.core.pool.plan import room
+from qingcloud_cni.core.pool.pool_state import Mode
+from qingcloud_cni.core.seams.cloud import CloudNic
+from qingcloud_cni.core.seams.kernel import ServicePath
 
 CHECK_PERIOD = 30.0  # seconds between checks that the host still is as it should be (design section 7)
 SEARCH = 10.0  # seconds within which a lost link has been looked for everywhere
@@ -31,16 +32,16 @@ _UNKNOWN = "the cloud has not told since the agent started which NICs this host 
 class Gateways:
     """Tells ADD the address that replaces 0.0.0.0, and keeps the host's Service path as the containers need it."""
 
-    def __init__(self, context: Context, pool: Pool, operations: Operations, vxnets: VxnetBook) -> None:
+    def __init__(self, context: Context, pool: Pool, operations: Operations, vxnets: VxnetCache) -> None:
         self.record = TaskRecord("gateway check", CHECK_PERIOD)
         self._context = context
         self._pool = pool
-        self._growth, self._shrinking = operations.growth, operations.shrinking
+        self._provisioner, self._releaser = operations.provisioner, operations.releaser
         self._vxnets = vxnets
-        self._to_grow = context.demand.growth
+        self._to_grow = context.urgency.provisioning
         permits = partial(Permits, due=context.path_due, cloud=context.cloud, tasks=context.tasks)
-        self._growing = permits("gateways", context.demand.growth)
-        self._releasing = permits("release of gateways", context.demand.release)
+        self._provisioning_permits = permits("gateways", context.urgency.provisioning)
+        self._release_permits = permits("release of gateways", context.urgency.release)
         self._ready = Signal()  # a gateway serves, or the host's own NICs are known
         self._wanted: dict[str, int] = {}  # ADDs that wait for a gateway, by vxnet
         self._backoff = Backoff(context.rng)
@@ -71,7 +72,7 @@ class Gateways:
             await self._wait(nic.vxnet_id, end, seconds)
         if (gateway := self._serving(nic.vxnet_id)) is not None:
             return address_of(gateway)
-        with self._context.demand.waits():
+        with self._context.urgency.waits():
             host_nics_now = await self._host_nics()
         own = next((h for h in host_nics_now if h.vxnet_id == nic.vxnet_id), None)
         if own is not None:
@@ -92,7 +93,7 @@ class Gateways:
 
     async def _wait(self, vxnet_id: str, end: float, seconds: float) -> None:
         left = end - self._context.now()
-        with self._context.demand.waits():
+        with self._context.urgency.waits():
             is_ready = left > 0 and await self._ready.wait(left)
         if not is_ready:
             raise Unavailable(f"no gateway NIC in vxnet {vxnet_id} within {seconds:.0f} s: {self._cause()}")
@@ -116,7 +117,7 @@ class Gateways:
         """The NIC as the cloud has it now, for somebody may have done as we said; as known where it is silent."""
         self._looked = self._context.now()
         try:
-            with self._context.demand.waits():
+            with self._context.urgency.waits():
                 calls = await self._context.cloud.permit(self._to_grow)
             found = await calls.nics(nic_ids=[own.nic_id])
         except CloudError:
@@ -150,7 +151,7 @@ class Gateways:
         if self._context.leaving:
             return self._context.leaving
         budget = explain_budget(self._context.cloud, self._context.clock)
-        cause = self._backoff.cause or self._growth.backoff.cause
+        cause = self._backoff.cause or self._provisioner.backoff.cause
         return "; ".join(filter(None, (cause, budget))) or "the cloud has not attached it yet"
 
     # --- making and keeping --------------------------------------------------------------------------
@@ -191,7 +192,7 @@ class Gateways:
     def _pause(self) -> float:
         """Seconds until something may be tried again, at most until the next check."""
         now = self._context.now()
-        times = (self._backoff.until, self._growth.backoff.until, self._shrinking.backoff.until)
+        times = (self._backoff.until, self._provisioner.backoff.until, self._releaser.backoff.until)
         return min([CHECK_PERIOD, *(t - now for t in times if t > now)]) + 0.001
 
     def _make(self, vxnet_id: str) -> None:
@@ -205,8 +206,8 @@ class Gateways:
         is_coming = any(n.state in _ON_ITS_WAY or self._is_busy(n) or self._is_lost(n) for n in here)
         if asked or is_coming or self._backoff.until > now:
             return
-        if self._growth.backoff.until > now:
-            self._backoff.failed(now, self._growth.backoff.cause)
+        if self._provisioner.backoff.until > now:
+            self._backoff.failed(now, self._provisioner.backoff.cause)
             return
         spawn = self._context.tasks.spawn
         spare = sorted((n.nic_id in self._unused(), n.nic_id) for n in self._unattached() if n.vxnet_id == vxnet_id)
@@ -217,9 +218,9 @@ class Gateways:
         elif room(self._pool.state(), self._context.policy) < 1:
             wait = explain_wait(self._pool.state(), self._context.policy, now)
             self._backoff.failed(now, f"there is no room for one: {wait or 'max-nics is reached'}")
-        elif calls := self._growing.take():
-            intents = self._growth.begin_create([vxnet_id], is_gateway=True)
-            spawn(f"create {intents[0].op_id}", self._growth.grow(intents, calls, self._open))
+        elif calls := self._provisioning_permits.take():
+            intents = self._provisioner.begin_create([vxnet_id], is_gateway=True)
+            spawn(f"create {intents[0].op_id}", self._provisioner.grow(intents, calls, self._open))
 
     def _unattached(self) -> list[Nic]:
         """Gateway NICs that are attached nowhere, and that no operation speaks of."""
@@ -246,11 +247,11 @@ class Gateways:
             nic = self._context.table.nics.get(nic_id)
             is_free = nic is not None and nic.state is NicState.CREATING and nic_id not in self._context.table.busy
             if is_open and is_free and self._pool.mode is Mode.SERVING:
-                attach = self._growth.begin_attach([nic_id])
+                attach = self._provisioner.begin_attach([nic_id])
         finally:
             self._attaching.discard(nic_id)
         if attach is not None:
-            await self._growth.attach(attach, calls)
+            await self._provisioner.attach(attach, calls)
         else:
             calls.give_back()
         self._context.path_due.notify()
@@ -264,13 +265,15 @@ class Gateways:
         spare = [n.nic_id for n in self._unattached() if n.vxnet_id not in wanted]
         missing = [n for n in table.in_state(NicState.MISSING) if n.is_gateway and not self._is_busy(n)]
         lost = [n.nic_id for n in missing if n.nic_id in self._pool.nowhere]
-        if spare and (calls := self._releasing.take()):
-            delete = self._shrinking.begin_delete(spare)
-            spawn(f"delete {delete.op_id}", self._shrinking.delete(delete, calls))
-        is_due = may_detach and self._shrinking.backoff.until <= self._context.now()
-        if lost and is_due and (calls := self._growing.take()):  # containers have lost their way to Services
-            detach = self._shrinking.begin_detach(lost, "its link is gone")
-            spawn(f"detach {detach.op_id}", self._shrinking.detach(detach, calls))
+        if spare and (calls := self._release_permits.take()):
+            delete = self._releaser.begin_delete(spare)
+            spawn(f"delete {delete.op_id}", self._releaser.delete(delete, calls))
+        is_due = may_detach and self._releaser.backoff.until <= self._context.now()
+        if (
+            lost and is_due and (calls := self._provisioning_permits.take())
+        ):  # containers have lost their way to Services
+            detach = self._releaser.begin_detach(lost, "its link is gone")
+            spawn(f"detach {detach.op_id}", self._releaser.detach(detach, calls))
 
     async def _open(self, nic_ids: Sequence[str]) -> bool:
         """Turn anti-spoofing off on these NICs and no others: they answer in the name of Services.

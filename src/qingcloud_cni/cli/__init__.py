@@ -1,0 +1,1 @@
+"""The commands `qingagent` and `qingcloud-sim`."""

@@ -12,8 +12,8 @@ import msgspec
 
 from qingcloud_cni.cli import show
 from qingcloud_cni.core.errors import AgentError, Unavailable
-from qingcloud_cni.core.model import Event
-from qingcloud_cni.core.timeline import Operation, Step, Story, stories
+from qingcloud_cni.core.nics.model import Event
+from qingcloud_cni.core.timeline import Operation, Story, StoryStep, stories
 
 MOST = 20_000  # events in one answer; the agent keeps fewer
 POLL = 0.5  # seconds between questions for more
@@ -95,7 +95,7 @@ def _table(rows: Sequence[Mapping[str, str]], columns: Mapping[str, str], empty:
     show.as_table(rows, {title: key for title, key in columns.items() if any(row[key] for row in rows)}, empty)
 
 
-def _step_row(step: Step) -> dict[str, str]:
+def _step_row(step: StoryStep) -> dict[str, str]:
     return {
         "at": _moment(step.at),
         "after": _span(step.seconds),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qingcloud_cni.agent.config_file import find_config, read_config
-from qingcloud_cni.agent.settings import BY_KEY, SETTINGS, Given, Resolved, Setting, resolve
-from qingcloud_cni.agent.values import FLAG, TEXTS
+from qingcloud_cni.agent.settings.config_file import find_config, read_config
+from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS, Given, Resolved, Setting, resolve
+from qingcloud_cni.agent.settings.values import FLAG, TEXTS
 
 if TYPE_CHECKING:
     from qingcloud_cni.cloud import Access
@@ -168,7 +168,7 @@ class Checked(Reached):
 
 def checked() -> Checked:
     """StartRefused where settings, access file, vxnet ids or the instance id will not do."""
-    from qingcloud_cni.agent.settings import check_vxnets, read_instance_id
+    from qingcloud_cni.agent.settings.settings import check_vxnets, read_instance_id
 
     found = reached()
     check_vxnets(found.resolved)

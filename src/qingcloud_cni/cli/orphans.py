@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from qingcloud_cni.agent.orphans import Deleted, Found, Orphanage, orphanage
-from qingcloud_cni.agent.settings import Settings, read_instance_id
+from qingcloud_cni.agent.orphans.orphan_finder import Deleted, Found, OrphanFinder, orphan_finder
+from qingcloud_cni.agent.settings.settings import Settings, read_instance_id
 from qingcloud_cni.cli import show
 from qingcloud_cni.cli.options import Reached
+from qingcloud_cni.core.drift.orphans import Orphan, Spared, free_since
 from qingcloud_cni.core.errors import AgentError, StartRefused
-from qingcloud_cni.core.orphans import Orphan, Spared, free_since
 
 LISTED = 3  # instances named in the question
 
@@ -26,9 +26,9 @@ def run(reached: Reached, *, older_than: float, delete: bool, is_agreed: bool, a
         raise StartRefused("--delete asks before it deletes, and nobody is there to answer: give --yes as well")
     settings = reached.resolved.settings
 
-    def opened() -> AbstractAsyncContextManager[Orphanage]:
+    def opened() -> AbstractAsyncContextManager[OrphanFinder]:
         own = _own_instance(settings)
-        return orphanage(settings, reached.access, own_instance=own, older_than=older_than)
+        return orphan_finder(settings, reached.access, own_instance=own, older_than=older_than)
 
     found = asyncio.run(_find(opened()))
     if not as_json:
@@ -50,13 +50,17 @@ def _own_instance(settings: Settings) -> str:
     return read_instance_id(settings) if is_known else ""
 
 
-async def _find(opened: AbstractAsyncContextManager[Orphanage]) -> Found:
+async def _find(opened: AbstractAsyncContextManager[OrphanFinder]) -> Found:
     async with opened as place:
         return await place.find()
 
 
 async def _delete(
-    opened: AbstractAsyncContextManager[Orphanage], doomed: Sequence[Orphan], ends: list[Deleted], *, is_quiet: bool
+    opened: AbstractAsyncContextManager[OrphanFinder],
+    doomed: Sequence[Orphan],
+    ends: list[Deleted],
+    *,
+    is_quiet: bool,
 ) -> None:
     def tell(end: Deleted) -> None:
         ends.append(end)

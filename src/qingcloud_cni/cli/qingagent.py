@@ -36,16 +36,16 @@ def main(**_flags: Any) -> None:
 @_plainly
 def start(**_flags: Any) -> None:
     """Stays in the foreground."""
-    from qingcloud_cni.agent.main import serve
+    from qingcloud_cni.agent.process.main import serve
 
     asyncio.run(serve(_host(sys.stdout)))
 
 
 def _host(log_stream: TextIO) -> Any:
     """Everything an agent is started with, checked."""
-    from qingcloud_cni.agent import logs
-    from qingcloud_cni.agent.config_report import config_report
-    from qingcloud_cni.agent.main import Host, check_root
+    from qingcloud_cni.agent.api.config_report import config_report
+    from qingcloud_cni.agent.base import logs
+    from qingcloud_cni.agent.process.main import Host, check_root
 
     check_root()
     found = checked()
@@ -279,7 +279,7 @@ def drain(timeout: str | None, **_flags: Any) -> None:
 @click.option("--force", is_flag=True, help="also take the NICs of containers that still run")
 @_plainly
 def cleanup(*, force: bool, **_flags: Any) -> None:
-    from qingcloud_cni.agent.cleanup import clean_up
+    from qingcloud_cni.agent.process.cleanup import clean_up
 
     asyncio.run(clean_up(_host(sys.stderr), force=force, say=click.echo))
 
@@ -297,7 +297,7 @@ def cleanup(*, force: bool, **_flags: Any) -> None:
 )  # fmt: skip
 @_plainly
 def orphans(*, output: str, delete: bool, yes: bool, older_than: str, **_flags: Any) -> None:
-    from qingcloud_cni.agent import logs
+    from qingcloud_cni.agent.base import logs
     from qingcloud_cni.cli.options import reached
     from qingcloud_cni.cli.orphans import run
 
@@ -318,7 +318,7 @@ def config(**_flags: Any) -> None: ...
 def config_check(output: str, **_flags: Any) -> None:
     import msgspec
 
-    from qingcloud_cni.agent.config_report import CHECKED_AT_START, config_report
+    from qingcloud_cni.agent.api.config_report import CHECKED_AT_START, config_report
     from qingcloud_cni.cli import show
 
     found = checked()
@@ -351,7 +351,7 @@ def version() -> None:
 
 
 def _seconds(flag: str, text: str) -> float:
-    from qingcloud_cni.agent.values import SECONDS
+    from qingcloud_cni.agent.settings.values import SECONDS
     from qingcloud_cni.core.errors import StartRefused
 
     try:

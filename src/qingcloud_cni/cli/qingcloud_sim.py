@@ -15,7 +15,7 @@ Range = tuple[float, float]
 
 
 def _read_range(_ctx: click.Context, param: click.Parameter, value: str | None) -> Range | None:
-    from qingcloud_cni.sim.durations import parse_range
+    from qingcloud_cni.sim.topology.durations import parse_range
 
     try:
         return None if value is None else parse_range(value)
@@ -86,13 +86,13 @@ def up(
     """
     import random
 
-    from qingcloud_cni.sim.control import check_name, check_state_dir
-    from qingcloud_cni.sim.fabric_remains import default_state_dir
-    from qingcloud_cni.sim.records import read_kept
-    from qingcloud_cni.sim.server import Simulator
-    from qingcloud_cni.sim.status import Options
-    from qingcloud_cni.sim.topology import default_topology
-    from qingcloud_cni.sim.topology_file import load_topology
+    from qingcloud_cni.sim.cloud.records import read_kept
+    from qingcloud_cni.sim.fabric.remains import default_state_dir
+    from qingcloud_cni.sim.server.control import check_name, check_state_dir
+    from qingcloud_cni.sim.server.server import Simulator
+    from qingcloud_cni.sim.server.status import Options
+    from qingcloud_cni.sim.server.topology_file import load_topology
+    from qingcloud_cni.sim.topology.topology import default_topology
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="qingcloud-sim: %(message)s")
     check_name(name)
@@ -125,7 +125,7 @@ def up(
 @_told_plainly
 def down(name: str, state_dir: Path | None) -> None:
     """Take a simulated cloud down and remove all it made, also after it was killed; nothing else is touched."""
-    from qingcloud_cni.sim import control
+    from qingcloud_cni.sim.server import control
 
     control.check_name(name)
     was_there = asyncio.run(control.take_down(name, _absolute(state_dir)))
@@ -139,7 +139,7 @@ def down(name: str, state_dir: Path | None) -> None:
 @_told_plainly
 def status(name: str, state_dir: Path | None, output: str) -> None:
     """Show instances, NICs, jobs and counted API calls of a simulated cloud."""
-    from qingcloud_cni.sim import control
+    from qingcloud_cni.sim.server import control
 
     control.check_name(name)
     found = asyncio.run(control.ask_status(name, _absolute(state_dir)))
@@ -164,8 +164,8 @@ def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
     import yaml
 
     from qingcloud_cni.core.errors import StartRefused
-    from qingcloud_cni.sim import control
-    from qingcloud_cni.sim.fault_list import read_faults
+    from qingcloud_cni.sim.api.fault_list import read_faults
+    from qingcloud_cni.sim.server import control
 
     control.check_name(name)
     try:
@@ -187,7 +187,7 @@ def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
 @_told_plainly
 def list_faults(name: str, state_dir: Path | None, output: str) -> None:
     """Show the faults in force and how many calls each will still strike."""
-    from qingcloud_cni.sim import control
+    from qingcloud_cni.sim.server import control
 
     control.check_name(name)
     in_force = asyncio.run(control.ask_faults(name, _absolute(state_dir)))
@@ -203,7 +203,7 @@ def list_faults(name: str, state_dir: Path | None, output: str) -> None:
 @_told_plainly
 def clear_faults(name: str, state_dir: Path | None) -> None:
     """Let everything go right from now on."""
-    from qingcloud_cni.sim import control
+    from qingcloud_cni.sim.server import control
 
     control.check_name(name)
     asyncio.run(control.set_faults(name, _absolute(state_dir), []))

@@ -3,7 +3,7 @@
 from qingcloud_cni.cloud.access import Access, load_access
 from qingcloud_cni.cloud.calls import CallOutcome, CallSeen
 from qingcloud_cni.cloud.client import Client
-from qingcloud_cni.cloud.gate import Gate
+from qingcloud_cni.cloud.limiter import Limiter
 from qingcloud_cni.cloud.transport import AioTransport, Transport
 
-__all__ = ["Access", "AioTransport", "CallOutcome", "CallSeen", "Client", "Gate", "Transport", "load_access"]
+__all__ = ["Access", "AioTransport", "CallOutcome", "CallSeen", "Client", "Limiter", "Transport", "load_access"]

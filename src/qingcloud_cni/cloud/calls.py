@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from qingcloud_cni.cloud.access import Access
-from qingcloud_cni.cloud.gate import Gate
+from qingcloud_cni.cloud.limiter import Limiter
 from qingcloud_cni.cloud.models import Reply
 from qingcloud_cni.cloud.signing import signed_target
 from qingcloud_cni.cloud.transport import Transport
@@ -28,7 +28,8 @@ from qingcloud_cni.core.errors import (
     OutcomeUnknown,
     ResourceNotFound,
 )
-from qingcloud_cni.core.seams import Clock, HowUrgent
+from qingcloud_cni.core.seams.clock import Clock
+from qingcloud_cni.core.seams.cloud import HowUrgent
 
 CALL_TIMEOUT = 20.0  # seconds for one call (design section 4)
 READ_TIMEOUT = 45.0  # seconds after which a read is not tried again
@@ -86,7 +87,7 @@ class CallSeen:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ApiCall:
     """What is asked of the API. *wish* says it in words; it stands in every error."""
 
     action: str
@@ -115,7 +116,7 @@ class Caller:
         self,
         access: Access,
         transport: Transport,
-        gate: Gate,
+        limiter: Limiter,
         *,
         clock: Clock,
         rng: random.Random,
@@ -123,7 +124,7 @@ class Caller:
     ) -> None:
         self._access = access
         self._transport = transport
-        self._gate = gate
+        self._limiter = limiter
         self._clock = clock
         self._rng = rng
         self._observe = observe
@@ -131,11 +132,11 @@ class Caller:
     def __repr__(self) -> str:
         return f"Caller({self._access.endpoint}, zone={self._access.zone!r})"
 
-    async def write(self, call: Call, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
+    async def write(self, call: ApiCall, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
         """Send once. OutcomeUnknown: it may have taken effect."""
         return await self._once(call, kind, ticket)
 
-    async def read(self, call: Call, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
+    async def read(self, call: ApiCall, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
         """Send until answered, within limits of tries and time; then CloudUnreachable or the cloud's own refusal.
 
         A time stamp found too old is made anew once: the request may only have been slow on its way. A cloud that has
@@ -164,9 +165,9 @@ class Caller:
             attempt += 1
             await self._clock.sleep(pause)
 
-    async def _once(self, call: Call, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
+    async def _once(self, call: ApiCall, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
         if not ticket.has_permit:
-            await self._gate.enter(ticket.urgency)
+            await self._limiter.enter(ticket.urgency)
         ticket.has_permit = False
         urgency, started = ticket.urgency(), self._clock.now()
         outcome, ret_code = CallOutcome.LOST, 0  # stands when the caller is cancelled while it waits
@@ -183,18 +184,18 @@ class Caller:
             self._observe(CallSeen(call.action, urgency, outcome, seconds, ret_code))
         return reply
 
-    def _count(self, call: Call, urgency: Urgency, started: float, outcome: CallOutcome, ret_code: int) -> None:
+    def _count(self, call: ApiCall, urgency: Urgency, started: float, outcome: CallOutcome, ret_code: int) -> None:
         """What the budget learns from a call. Which quota a create has met, the caller finds out."""
         if outcome is CallOutcome.OK:
-            self._gate.worked()
+            self._limiter.worked()
         elif outcome is CallOutcome.UNREACHABLE:
-            self._gate.give_back(urgency)
+            self._limiter.give_back(urgency)
         elif ret_code == BUSY:
-            self._gate.refused(started, is_used_up=False)
+            self._limiter.refused(started, is_used_up=False)
         elif outcome is CallOutcome.QUOTA and call.action != "CreateNics":
-            self._gate.refused(started, is_used_up=True)
+            self._limiter.refused(started, is_used_up=True)
 
-    async def _exchange(self, call: Call, kind: type[ReplyT]) -> ReplyT:
+    async def _exchange(self, call: ApiCall, kind: type[ReplyT]) -> ReplyT:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock.wall()))
         target = signed_target(
             self._access.secret,
@@ -221,7 +222,7 @@ class Caller:
             return self._judge(call, stamp, answer, kind)
         raise failure  # outside of the handler: nothing of the transport's own hangs on it
 
-    def _judge(self, call: Call, stamp: str, answer: tuple[int, str, bytes], kind: type[ReplyT]) -> ReplyT:
+    def _judge(self, call: ApiCall, stamp: str, answer: tuple[int, str, bytes], kind: type[ReplyT]) -> ReplyT:
         status, content_type, body = answer
         source = f"{self._access.endpoint} answered HTTP {status}, {self._quoted(content_type) or 'no content type'}"
         if status != 200:
@@ -239,7 +240,7 @@ class Caller:
             raise OutcomeUnknown(f"{call}: the reply cannot be understood: {reply}", action=call.action)
         return reply
 
-    def _refusal(self, call: Call, stamp: str, envelope: Reply) -> CloudError:
+    def _refusal(self, call: ApiCall, stamp: str, envelope: Reply) -> CloudError:
         message = envelope.message or ""
         kind = REFUSALS.get(envelope.ret_code, CloudRefused)
         if issubclass(kind, CloudRefused) and any(words in message for words in _NOT_FOUND_WORDS):

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from qingcloud_cni.cloud.access import Access
-from qingcloud_cni.cloud.calls import Call, Caller, CallSeen, Ticket
-from qingcloud_cni.cloud.gate import Gate
+from qingcloud_cni.cloud.calls import ApiCall, Caller, CallSeen, Ticket
+from qingcloud_cni.cloud.limiter import Limiter
 from qingcloud_cni.cloud.models import (
     CreatedItem,
     CreatedReply,
@@ -21,7 +21,8 @@ from qingcloud_cni.cloud.models import (
 from qingcloud_cni.cloud.transport import Transport
 from qingcloud_cni.core.budget import Spending
 from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown, ResourceNotFound
-from qingcloud_cni.core.seams import Clock, CloudCalls, CloudNic, CreatedNic, HowUrgent, Instance, Job, Vxnet
+from qingcloud_cni.core.seams.clock import Clock
+from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, CreatedNic, HowUrgent, Instance, Job, Vxnet
 
 PAGE = 100  # items per describe, and ids per describe (qingcloud-api.md section 3.15)
 ROUNDS = 3  # times a list is read anew when it changed between two pages
@@ -37,38 +38,38 @@ class Client:
         self,
         access: Access,
         transport: Transport,
-        gate: Gate,
+        limiter: Limiter,
         *,
         clock: Clock,
         rng: random.Random,
         observe: Callable[[CallSeen], None],
     ) -> None:
         self._transport = transport
-        self._gate = gate
+        self._limiter = limiter
         self._clock = clock
-        self._caller = Caller(access, transport, gate, clock=clock, rng=rng, observe=observe)
+        self._caller = Caller(access, transport, limiter, clock=clock, rng=rng, observe=observe)
 
     def __repr__(self) -> str:
         return f"Client({self._caller!r})"
 
     async def permit(self, urgency: HowUrgent) -> CloudCalls:
-        await self._gate.enter(urgency)
+        await self._limiter.enter(urgency)
         return self._permitted(urgency)
 
     def permit_now(self, urgency: HowUrgent) -> CloudCalls | None:
-        return self._permitted(urgency) if self._gate.try_enter(urgency) else None
+        return self._permitted(urgency) if self._limiter.try_enter(urgency) else None
 
     def _permitted(self, urgency: HowUrgent) -> CloudCalls:
-        return Calls(self._caller, Ticket(urgency, has_permit=True), self._gate)
+        return Calls(self._caller, Ticket(urgency, has_permit=True), self._limiter)
 
     def reconsider(self) -> None:
-        self._gate.reconsider()
+        self._limiter.reconsider()
 
     def slow_down(self) -> None:
-        self._gate.refused(self._clock.now(), is_used_up=False)  # not so sure
+        self._limiter.refused(self._clock.now(), is_used_up=False)  # not so sure
 
     def spending(self) -> Spending:
-        return self._gate.spending()
+        return self._limiter.spending()
 
     async def close(self) -> None:
         await self._transport.close()
@@ -77,15 +78,15 @@ class Client:
 class Calls:
     """Implements `CloudCalls`."""
 
-    def __init__(self, caller: Caller, ticket: Ticket, gate: Gate) -> None:
+    def __init__(self, caller: Caller, ticket: Ticket, limiter: Limiter) -> None:
         self._caller = caller
         self._ticket = ticket
-        self._gate = gate
+        self._limiter = limiter
 
     def give_back(self) -> None:
         if self._ticket.has_permit:
             self._ticket.has_permit = False
-            self._gate.give_back(self._ticket.urgency())
+            self._limiter.give_back(self._ticket.urgency())
 
     # --- reads ---------------------------------------------------------------------------------------
 
@@ -104,7 +105,7 @@ class Calls:
         """Those that one list shows. Whether an unknown id spoils the whole list is not documented."""
         params = {**_numbered("instances", instance_ids), **extra}
         try:
-            found = await self._list(Call("DescribeInstances", params, _several(instance_ids)), InstancePage)
+            found = await self._list(ApiCall("DescribeInstances", params, _several(instance_ids)), InstancePage)
         except ResourceNotFound:
             if len(instance_ids) == 1:
                 return {}
@@ -118,7 +119,7 @@ class Calls:
             missing = [vxnet_id for vxnet_id in _distinct(vxnet_ids) if vxnet_id not in found]
             for batch in _batches(missing):
                 params = {**_numbered("vxnets", batch), **extra}
-                vxnets = await self._list(Call("DescribeVxnets", params, _several(batch)), VxnetPage)
+                vxnets = await self._list(ApiCall("DescribeVxnets", params, _several(batch)), VxnetPage)
                 found.update((vxnet.vxnet_id, vxnet) for vxnet in vxnets)
         return tuple(found[vxnet_id] for vxnet_id in _distinct(vxnet_ids) if vxnet_id in found)
 
@@ -133,7 +134,7 @@ class Calls:
         found: dict[str, CloudNic] = {}
         for batch in _batches(wanted) if wanted else ((),):
             wish = ", ".join([*params.values(), *([_several(batch)] if batch else [])]) or "all"
-            call = Call("DescribeNics", {**params, **_numbered("nics", batch)}, wish)
+            call = ApiCall("DescribeNics", {**params, **_numbered("nics", batch)}, wish)
             nics = await self._list(call, NicPage)
             for nic in nics:
                 fits = (
@@ -149,7 +150,7 @@ class Calls:
         wanted = _distinct(job_ids)
         found: dict[str, Job] = {}
         for batch in _batches(wanted):
-            jobs = await self._list(Call("DescribeJobs", _numbered("jobs", batch), _several(batch)), JobPage)
+            jobs = await self._list(ApiCall("DescribeJobs", _numbered("jobs", batch), _several(batch)), JobPage)
             found.update((job.job_id, job) for job in jobs)
         unknown = [job_id for job_id in wanted if job_id not in found]
         if unknown:
@@ -162,7 +163,7 @@ class Calls:
 
     async def create_nics(self, vxnet_id: str, count: int, name: str) -> tuple[CreatedNic, ...]:
         params = {"vxnet": vxnet_id, "count": str(count), "nic_name": name}
-        call = Call("CreateNics", params, f"{count} NICs in {vxnet_id} named {name}")
+        call = ApiCall("CreateNics", params, f"{count} NICs in {vxnet_id} named {name}")
         reply = await self._caller.write(call, CreatedReply, self._ticket)
         created = tuple(map(CreatedItem.plain, reply.nics or ()))
         if len({nic.nic_id for nic in created}) != count or len(created) != count:
@@ -171,29 +172,29 @@ class Calls:
 
     async def attach_nics(self, instance_id: str, nic_ids: Sequence[str]) -> str:
         params = {"instance": instance_id, **_numbered("nics", nic_ids)}
-        return await self._job(Call("AttachNics", params, f"{_several(nic_ids)} to {instance_id}"))
+        return await self._job(ApiCall("AttachNics", params, f"{_several(nic_ids)} to {instance_id}"))
 
     async def detach_nics(self, nic_ids: Sequence[str]) -> str:
-        return await self._job(Call("DetachNics", _numbered("nics", nic_ids), _several(nic_ids)))
+        return await self._job(ApiCall("DetachNics", _numbered("nics", nic_ids), _several(nic_ids)))
 
     async def delete_nics(self, nic_ids: Sequence[str]) -> None:
-        call = Call("DeleteNics", _numbered("nics", nic_ids), _several(nic_ids))
+        call = ApiCall("DeleteNics", _numbered("nics", nic_ids), _several(nic_ids))
         await self._caller.write(call, Reply, self._ticket)
 
     async def set_antispoof(self, nic_id: str, *, is_on: bool) -> None:
         params = {"nic": nic_id, "enable_aspoof": str(int(is_on))}
         wish = f"anti-spoofing of {nic_id} {'on' if is_on else 'off'}"
-        await self._caller.write(Call("ModifyNicAttributes", params, wish), Reply, self._ticket)
+        await self._caller.write(ApiCall("ModifyNicAttributes", params, wish), Reply, self._ticket)
 
     # -------------------------------------------------------------------------------------------------
 
-    async def _job(self, call: Call) -> str:
+    async def _job(self, call: ApiCall) -> str:
         reply = await self._caller.write(call, JobReply, self._ticket)
         if not reply.job_id:
             raise OutcomeUnknown(f"{call}: the reply names no job", action=call.action)
         return reply.job_id
 
-    async def _list(self, call: Call, kind: type[Page[ItemT]]) -> list[ItemT]:
+    async def _list(self, call: ApiCall, kind: type[Page[ItemT]]) -> list[ItemT]:
         """All items, of all pages. A list that changes under the reader is read anew, then given up."""
         for _ in range(ROUNDS):
             items = await self._list_once(call, kind)
@@ -201,13 +202,13 @@ class Calls:
                 return items
         raise CloudUnreachable(f"{call}: the pages of the list do not fit together", action=call.action)
 
-    async def _list_once(self, call: Call, kind: type[Page[ItemT]]) -> list[ItemT] | None:
+    async def _list_once(self, call: ApiCall, kind: type[Page[ItemT]]) -> list[ItemT] | None:
         """All items; None if the pages disagree. A reply without a total is read on until a page is empty."""
         found: dict[str, ItemT] = {}
         total: int | None = None
         while True:
             window = {"limit": str(PAGE), "offset": str(len(found))}
-            part = Call(call.action, {**call.params, **window}, call.wish)
+            part = ApiCall(call.action, {**call.params, **window}, call.wish)
             page = await self._caller.read(part, kind, self._ticket)
             items = page.items()
             if items is None and page.total_count != 0:

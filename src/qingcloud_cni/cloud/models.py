@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from qingcloud_cni.core.seams import CloudNic, CreatedNic, Instance, InstanceNic, Job, JobStatus, Vxnet
+from qingcloud_cni.core.seams.cloud import CloudNic, CreatedNic, Instance, InstanceNic, Job, JobStatus, Vxnet
 
 
 class Reply(msgspec.Struct):

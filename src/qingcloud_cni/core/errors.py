@@ -37,7 +37,7 @@ class AccessDenied(AgentError):
 
 
 class CheckFailed(AgentError):
-    """An attachment is not as ADD left it; the message names each fault. Only a new container cures it."""
+    """An attachment is not as ADD left it; the message names each fault. Only a new container remedies it."""
 
 
 class CannotServe(AgentError):

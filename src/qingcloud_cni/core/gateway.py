@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 
-from qingcloud_cni.core.model import NO_GATEWAY, Attachment, Nic, NicState
-from qingcloud_cni.core.seams import CloudNic, Gateway, ServicePath
+from qingcloud_cni.core.nics.model import NO_GATEWAY, Attachment, Nic, NicState
+from qingcloud_cni.core.seams.cloud import CloudNic
+from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
 
 LAST_INDEX = 62  # one per NIC an instance can have beside its primary one
 ADOPTED_INDEX = 63  # from here on: NICs that were there already and are used as they are; they need no mark or table

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qingcloud_cni.core.model import Event, OpKind
+from qingcloud_cni.core.nics.model import Event, OpKind
 
 BEGUN = "attachment.requested"
 ENDS = frozenset({"attachment.refused", "nic.released", "nic.returned", "nic.deleted", "nic.gone"})
@@ -11,7 +11,7 @@ _KINDS = tuple(kind.value for kind in OpKind)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StoryStep:
     at: float  # seconds since the epoch
     seconds: float  # since the step before; 0 for the first
     name: str
@@ -40,7 +40,7 @@ class Story:
     pod: str
     nic_id: str  # "" while the attachment has none
     is_over: bool
-    steps: tuple[Step, ...]
+    steps: tuple[StoryStep, ...]
     operations: tuple[Operation, ...]  # of an attachment: those that brought its NIC
 
 
@@ -98,13 +98,13 @@ def _of_nic(events: Sequence[Event], about: Sequence[Event], name: str) -> Story
     )
 
 
-def _steps(events: Iterable[Event], *, with_subject: bool) -> tuple[Step, ...]:
-    steps: list[Step] = []
+def _steps(events: Iterable[Event], *, with_subject: bool) -> tuple[StoryStep, ...]:
+    steps: list[StoryStep] = []
     for event in events:
         since = steps[-1].at if steps else event.at
         words = (event.subject if with_subject else "", event.detail)
         steps.append(
-            Step(event.at, max(event.at - since, 0.0), event.name, ": ".join(filter(None, words)), event.job_id)
+            StoryStep(event.at, max(event.at - since, 0.0), event.name, ": ".join(filter(None, words)), event.job_id)
         )
     return tuple(steps)
 

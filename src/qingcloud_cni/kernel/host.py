@@ -7,14 +7,14 @@ from pathlib import Path
 from socket import socket
 from typing import Final, Self
 
-from qingcloud_cni.core.model import Netns
-from qingcloud_cni.core.seams import Inspection, LinkOrder, PlacedLink, ServicePath, Survey
-from qingcloud_cni.kernel.errands import Errands
-from qingcloud_cni.kernel.parking import parking_path
-from qingcloud_cni.kernel.probes import Probes
-from qingcloud_cni.kernel.verbs import Verbs
-from qingcloud_cni.kernel.watch import Watch
-from qingcloud_cni.kernel.worker import Worker, kept
+from qingcloud_cni.core.nics.model import Netns
+from qingcloud_cni.core.seams.kernel import Inspection, LinkOrder, PlacedLink, ServicePath, Survey
+from qingcloud_cni.kernel.links.link_operations import LinkOperations
+from qingcloud_cni.kernel.namespaces.parking import parking_path
+from qingcloud_cni.kernel.namespaces.worker import Worker, kept
+from qingcloud_cni.kernel.neighbours.background import Background
+from qingcloud_cni.kernel.neighbours.probes import Probes
+from qingcloud_cni.kernel.netlink.watch import Watch
 
 NETNS_DIR: Final = Path("/run/netns")
 
@@ -24,12 +24,12 @@ class HostKernel:
 
     The kernel moves one link at a time, so one thread carries out all verbs in the order they were asked for. A verb
     that has begun runs to its end, done or undone, even if the task that awaits it is cancelled; one still waiting
-    for its turn is dropped. Errands, which no move shall wait for, have a thread of their own.
+    for its turn is dropped. Background, which no move shall wait for, have a thread of their own.
     """
 
-    def __init__(self, verbs: Worker[Verbs], errands: Worker[Errands], watch: Watch) -> None:
+    def __init__(self, verbs: Worker[LinkOperations], background: Worker[Background], watch: Watch) -> None:
         self._verbs = verbs
-        self._errands = errands
+        self._background = background
         self._watch = watch
         self._probes = Probes(self._open_ear, self._close_ear)
 
@@ -42,55 +42,55 @@ class HostKernel:
         """
         parking = str(parking_path(instance_id, netns_dir))
         async with AsyncExitStack() as undo:
-            verbs = await Worker.start("kernel", lambda: Verbs(instance_id, netns_dir, host_netns))
+            verbs = await Worker.start("kernel", lambda: LinkOperations(instance_id, netns_dir, host_netns))
             undo.push_async_callback(verbs.close)
-            errands = await Worker.start("errands", lambda: Errands(parking, host_netns))
-            undo.push_async_callback(errands.close)
-            watch = Watch(await kept(verbs.submit(Verbs.monitors), _close_all))
+            background = await Worker.start("background", lambda: Background(parking, host_netns))
+            undo.push_async_callback(background.close)
+            watch = Watch(await kept(verbs.submit(LinkOperations.monitors), _close_all))
             undo.pop_all()
-        return cls(verbs, errands, watch)
+        return cls(verbs, background, watch)
 
     async def identify(self, path: str) -> Netns:
-        return await self._verbs.do(Verbs.identify, path)
+        return await self._verbs.do(LinkOperations.identify, path)
 
     async def inspect(self, path: str, ifname: str) -> Inspection:
-        return await self._verbs.do(Verbs.inspect, path, ifname)
+        return await self._verbs.do(LinkOperations.inspect, path, ifname)
 
     async def survey(self) -> Survey:
-        return await self._verbs.do(Verbs.survey)
+        return await self._verbs.do(LinkOperations.survey)
 
     async def survey_all(self, paths: Sequence[str]) -> Survey:
-        return await self._verbs.do(Verbs.survey_all, paths)
+        return await self._verbs.do(LinkOperations.survey_all, paths)
 
     async def park(self, mac: str, alias: str = "") -> None:
-        await self._verbs.do(Verbs.park, mac, alias)
+        await self._verbs.do(LinkOperations.park, mac, alias)
 
     async def attach(self, order: LinkOrder) -> PlacedLink:
-        return await self._verbs.do(Verbs.attach, order)
+        return await self._verbs.do(LinkOperations.attach, order)
 
     async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
-        return await self._verbs.do(Verbs.detach, mac, netns, ifindex, alias)
+        return await self._verbs.do(LinkOperations.detach, mac, netns, ifindex, alias)
 
     async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
-        return await self._verbs.do(Verbs.search, sought)
+        return await self._verbs.do(LinkOperations.search, sought)
 
     async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
-        return await self._verbs.do(Verbs.is_gone, mac, netns, alias)
+        return await self._verbs.do(LinkOperations.is_gone, mac, netns, alias)
 
     async def announce(self, order: LinkOrder, ifindex: int) -> bool:
-        return await self._errands.do(Errands.announce, order, ifindex)
+        return await self._background.do(Background.announce, order, ifindex)
 
     async def probe(self, mac: str, address: str) -> str:
         try:
-            link_name = await self._verbs.do(Verbs.light, mac)
+            link_name = await self._verbs.do(LinkOperations.light, mac)
             answer = await self._probes.ask(link_name, mac, address)
         finally:
-            darkening = self._verbs.submit(Verbs.darken, mac)  # before any verb that is asked for later
+            darkening = self._verbs.submit(LinkOperations.darken, mac)  # before any verb that is asked for later
         await asyncio.wrap_future(darkening)
         return answer
 
     async def flush(self, addresses: Collection[str]) -> int:
-        return await self._errands.do(Errands.flush, addresses)
+        return await self._background.do(Background.flush, addresses)
 
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
         return await self._verbs.do(lambda verbs: verbs.gateways.addresses())
@@ -110,21 +110,21 @@ class HostKernel:
     async def remove(self) -> None:
         """Remove the parking namespace and close; hardware left in it returns to the host, down."""
         self._watch.close()
-        await self._errands.close()
-        await self._verbs.do(Verbs.remove)
+        await self._background.close()
+        await self._verbs.do(LinkOperations.remove)
         await self.close()
 
     async def close(self) -> None:
         """Let verbs under way end, then close everything; the parking namespace stays. Safe to repeat."""
         self._watch.close()
-        await self._errands.close()
+        await self._background.close()
         await self._verbs.close()
 
     async def _open_ear(self) -> socket:
-        return await kept(self._errands.submit(Errands.open_ear), socket.close)
+        return await kept(self._background.submit(Background.open_ear), socket.close)
 
     def _close_ear(self, ear: socket) -> None:
-        self._errands.submit(lambda _errands: ear.close())
+        self._background.submit(lambda _background: ear.close())
 
 
 def _close_all(monitors: tuple[socket, ...]) -> None:

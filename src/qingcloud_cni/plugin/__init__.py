@@ -1,0 +1,1 @@
+"""The CNI plugin: one file that imports nothing else of ours."""

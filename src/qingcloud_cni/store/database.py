@@ -14,7 +14,9 @@ from typing import TypeVar
 
 import msgspec
 
-from qingcloud_cni.core.changes import (
+from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
+from qingcloud_cni.core.nics.changes import (
+    EVENTS_KEPT,
     Change,
     DropAttachment,
     DropIntent,
@@ -27,10 +29,9 @@ from qingcloud_cni.core.changes import (
     PutSetting,
     Snapshot,
 )
-from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
-from qingcloud_cni.core.model import Attachment, AttachmentKey, Event, Intent, Nic
-from qingcloud_cni.core.rows import violations
-from qingcloud_cni.core.seams import EVENTS_KEPT, EventFilter
+from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Intent, Nic
+from qingcloud_cni.core.nics.rows import violations
+from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.store.schema import SUMMED, checksum, upgrade
 
 BOOT = "boot-id"  # among the settings, whose names are paths

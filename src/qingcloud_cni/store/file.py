@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qingcloud_cni.core.changes import Change, Snapshot
 from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
-from qingcloud_cni.core.model import Event
-from qingcloud_cni.core.seams import EventFilter
-from qingcloud_cni.store.aside import set_aside
+from qingcloud_cni.core.nics.changes import Change, Snapshot
+from qingcloud_cni.core.nics.model import Event
+from qingcloud_cni.core.seams.store import EventFilter
+from qingcloud_cni.store.damaged_files import set_aside
 from qingcloud_cni.store.database import Database, named
-from qingcloud_cni.store.seal import Seal
+from qingcloud_cni.store.write_counter import WriteCounter
 
 
 class StateFile:
     """What `core.seams.Store` promises. Not for two threads at a time."""
 
-    def __init__(self, path: Path, seal: Path) -> None:
+    def __init__(self, path: Path, write_counter: Path) -> None:
         self._path = path
-        self._seal = Seal(seal)
+        self._write_counter = WriteCounter(write_counter)
         self._database: Database | None = None
         self._aside: str | None = None  # where the damaged file went, until there is a whole one
 
@@ -29,7 +29,7 @@ class StateFile:
         is_empty = self._path.is_file() and not self._path.stat().st_size  # SQLite takes that for a new one
         try:
             self._database = Database(self._path)
-            self._seal.check(str(self), self._database.birth, self._database.writes)
+            self._write_counter.check(str(self), self._database.birth, self._database.writes)
             return Snapshot(set_aside=f"{self} was empty") if is_empty else self._database.load()
         except StoreDamaged as err:
             self.close()
@@ -44,7 +44,7 @@ class StateFile:
         if self._database is None:
             raise StoreDamaged(f"{self} was set aside, and there is no new one yet")
         self._database.write(changes)
-        self._seal.note(self._database.birth, self._database.writes)
+        self._write_counter.note(self._database.birth, self._database.writes)
 
     def begin_anew(self, changes: Sequence[Change]) -> str:
         self.close()
@@ -57,7 +57,7 @@ class StateFile:
             database.close()
             raise
         self._database, where, self._aside = database, self._aside, None
-        self._seal.note(database.birth, database.writes)
+        self._write_counter.note(database.birth, database.writes)
         return where
 
     def tidy(self) -> None:
@@ -70,7 +70,7 @@ class StateFile:
         return self._database.events(wanted)
 
     def close(self) -> None:
-        self._seal.close()
+        self._write_counter.close()
         if self._database is not None:
             self._database.close()
             self._database = None

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from qingcloud_cni.core.changes import Change, Snapshot
-from qingcloud_cni.core.model import Event
-from qingcloud_cni.core.seams import EventFilter
+from qingcloud_cni.core.nics.changes import Change, Snapshot
+from qingcloud_cni.core.nics.model import Event
+from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.store.file import StateFile
 
 P = ParamSpec("P")
@@ -18,8 +18,8 @@ T = TypeVar("T")
 class ThreadedStore:
     """For the agent: `fsync` blocks, so the file has a thread of its own."""
 
-    def __init__(self, path: Path, seal: Path) -> None:
-        self._file = StateFile(path, seal)
+    def __init__(self, path: Path, write_counter: Path) -> None:
+        self._file = StateFile(path, write_counter)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="store")
 
     def __str__(self) -> str:
@@ -53,8 +53,8 @@ class ThreadedStore:
 class InlineStore:
     """The same without a thread, for loops on a virtual clock."""
 
-    def __init__(self, path: Path, seal: Path) -> None:
-        self._file = StateFile(path, seal)
+    def __init__(self, path: Path, write_counter: Path) -> None:
+        self._file = StateFile(path, write_counter)
 
     def __str__(self) -> str:
         return str(self._file)

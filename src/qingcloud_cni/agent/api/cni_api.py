@@ -1,0 +1,229 @@
+"""POST /v1/cni: the plugin's requests, answered in the shape its version wants."""
+
+import logging
+import select
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+
+from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.agent.api.metrics import Metrics
+from qingcloud_cni.agent.base import logs
+from qingcloud_cni.agent.base.attachment_lock import CniCall
+from qingcloud_cni.agent.base.phases import Phases
+from qingcloud_cni.core.cni import gc
+from qingcloud_cni.core.cni.network_config import read_config, read_previous
+from qingcloud_cni.core.cni.protocol import (
+    IDENTIFIER,
+    IFNAME_BYTES,
+    NEWEST_VERSION,
+    VERSIONS,
+    Verb,
+    check_allowed,
+    check_key,
+    check_names,
+    known_verb,
+    network_name,
+    render_error,
+    version_of,
+)
+from qingcloud_cni.core.cni.results import check_extensible, extended, render, result_of
+from qingcloud_cni.core.errors import (
+    AgentError,
+    CannotServe,
+    InvalidConfig,
+    InvalidEnvironment,
+    NotInitialised,
+    UndecodableRequest,
+    wire,
+)
+from qingcloud_cni.core.nics.model import AttachmentKey
+
+LONGEST_WAIT: Mapping[Verb, float] = MappingProxyType(  # seconds: the plugin's own less 2 (design section 4)
+    {Verb.ADD: 108.0, Verb.DEL: 48.0, Verb.CHECK: 48.0, Verb.GC: 23.0, Verb.STATUS: 1.0}
+)
+SPARE = 1.0  # seconds kept of the caller's time for the work after a wait
+_NAME = f"^{IDENTIFIER.pattern}$"
+_CONTAINER_ID = f"^({IDENTIFIER.pattern})?$"
+_IFNAME = r"^[^/:%\s]*$"
+_CONFIG_SCHEMA = {
+    "description": "the network configuration, as the runtime gave it to the plugin",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "pattern": _NAME},
+        "cniVersion": {"enum": list(VERSIONS)},
+        "isGateway": {"type": "boolean"},
+        "ipMasq": {"type": "boolean"},
+        "ipam": {"type": "object"},
+        "dns": {"type": "object"},
+        "args": {"type": "object"},
+        "runtimeConfig": {"type": "object"},
+        "prevResult": {"type": "object"},
+        gc.KEYS[0]: {"type": ["array", "null"], "items": {"type": "object"}},
+    },
+}
+
+
+def _described(**schema: Any) -> msgspec.Meta:
+    return msgspec.Meta(extra_json_schema=schema)
+
+
+class CniRequest(msgspec.Struct, frozen=True):
+    """What the plugin sends: its variables, the seconds it will wait, and stdin as it came."""
+
+    # The schemas describe the API only: what they say is checked, with better words, when the request is served.
+    command: Annotated[str, _described(enum=list(Verb))]
+    container_id: Annotated[
+        str, _described(pattern=_CONTAINER_ID, description="CNI_CONTAINERID; empty for GC and STATUS")
+    ] = msgspec.field(name="containerID")
+    ifname: Annotated[
+        str, _described(pattern=_IFNAME, maxLength=IFNAME_BYTES, description="CNI_IFNAME; empty for GC and STATUS")
+    ]
+    config: Annotated[dict[str, object], _described(**_CONFIG_SCHEMA)]
+    netns: Annotated[str, _described(description="CNI_NETNS; needed for ADD and CHECK")] = ""
+    args: Annotated[str, _described(description="CNI_ARGS")] = ""
+    path: Annotated[str, _described(description="CNI_PATH")] = ""
+    timeout: Annotated[float, _described(description="seconds the plugin waits for the answer")] = LONGEST_WAIT[
+        Verb.ADD
+    ]
+
+
+_decoder = msgspec.json.Decoder(CniRequest)
+
+
+class CniApi:
+    def __init__(self, agent: Agent, metrics: Metrics) -> None:
+        self._agent = agent
+        self._metrics = metrics
+
+    async def handle(self, http: web.Request) -> web.Response:
+        """Serve one request; every failure is a CNI error object."""
+        phases = Phases()
+        request: CniRequest | None = None
+        code, status, failure = 0, 200, ""
+        try:
+            request = _decode(await _body(http))
+            answer = await self._serve(request, phases, lambda: is_awaited(http))
+            reply = b"" if answer is None else msgspec.json.encode(answer)
+        except Exception as err:  # noqa: BLE001 - a bug in a handler is answered 999 and logged (style.md)
+            code, status = wire(err)
+            failure = str(err) or type(err).__name__
+            if not isinstance(err, AgentError):
+                logs.log.exception("cni.bug")
+                failure = f"internal error: {type(err).__name__}: {failure}"
+            reply = msgspec.json.encode(render_error(code, failure, _answer_version(request)))
+        self._report(request, code, failure, phases)
+        return web.Response(body=reply, status=status, content_type="application/json")
+
+    async def _serve(
+        self, request: CniRequest, phases: Phases, is_awaited: Callable[[], bool]
+    ) -> dict[str, object] | None:
+        verb = known_verb(request.command)
+        version, network = version_of(request.config), network_name(request.config)
+        check_allowed(verb, version)
+        seconds = max(min(request.timeout, LONGEST_WAIT[verb]) - SPARE, 0.0)
+        call = CniCall(verb, seconds, phases=phases, is_awaited=is_awaited)
+        if verb is Verb.GC or verb is Verb.STATUS:
+            check_names(request.container_id, request.ifname)
+            if verb is Verb.GC:
+                await self._collect(request, network, call)
+            else:
+                self._tell_status()
+            return None
+        key = check_key(network, request.container_id, request.ifname)
+        if verb is Verb.ADD:
+            return await self._add(request, key, version, call)
+        if verb is Verb.CHECK:
+            await self._check(request, key, call)
+        else:
+            self._agent.check_kernel_compared()
+            await self._agent.attachments.delete(key, call, request.netns)
+        return None
+
+    async def _add(self, request: CniRequest, key: AttachmentKey, version: str, call: CniCall) -> dict[str, object]:
+        _check_netns(request)
+        self._agent.check_initialised()
+        config = read_config(request.config, request.args)
+        if config.previous is not None:
+            check_extensible(config.previous, key.ifname, version)
+        attachment, nic = await self._agent.attachments.add(key, request.netns, config, call)
+        own = result_of(attachment, nic)
+        return render(own if config.previous is None else extended(config.previous, own), version)
+
+    async def _check(self, request: CniRequest, key: AttachmentKey, call: CniCall) -> None:
+        _check_netns(request)
+        previous = read_previous(request.config)
+        if previous is None:
+            raise InvalidConfig(f"CHECK of {key}: prevResult, the result of its ADD, is missing in the configuration")
+        self._agent.check_kernel_compared()
+        await self._agent.attachments.check(key, request.netns, previous, call)
+
+    async def _collect(self, request: CniRequest, network: str, call: CniCall) -> None:
+        if gc.is_disabled(request.config):
+            return
+        valid = gc.valid_attachments(request.config, network)
+        self._agent.check_kernel_compared()
+        await self._agent.attachments.collect(network, valid, call)
+
+    def _tell_status(self) -> None:
+        """An empty pool, a quota, or a drain is none of its business: the node would be taken for broken."""
+        try:
+            self._agent.check_initialised()
+        except NotInitialised as err:
+            raise CannotServe(str(err)) from err
+
+    def _report(self, request: CniRequest | None, code: int, failure: str, phases: Phases) -> None:
+        """One line and one count per request; containerd asks for STATUS every few seconds, which is no news."""
+        verb = request.command if request is not None and request.command in set(Verb) else "other"
+        total, waits = phases.total, phases.seconds()
+        self._metrics.cni_request(verb, code, total, waits)
+        usual = logging.DEBUG if verb == Verb.STATUS else logging.INFO
+        logs.say(
+            logging.WARNING if code else usual,
+            "cni.request",
+            verb=verb,
+            container=request.container_id if request else "",
+            ifname=request.ifname if request else "",
+            netns=request.netns if request else "",
+            code=code,
+            error=failure,
+            seconds=round(total, 4),
+            **{phase: round(seconds, 4) for phase, seconds in waits.items() if seconds},
+        )
+
+
+def _check_netns(request: CniRequest) -> None:
+    if not request.netns:
+        raise InvalidEnvironment("required environment variable CNI_NETNS is missing")
+
+
+def is_awaited(http: web.Request) -> bool:
+    """Whether the caller still holds its end of the connection: the kernel knows before the loop has read so far."""
+    if http.transport is None:
+        return False
+    poll = select.poll()
+    poll.register(http.transport.get_extra_info("socket"), select.POLLRDHUP)
+    return not poll.poll(0)
+
+
+async def _body(http: web.Request) -> bytes:
+    try:
+        return await http.read()
+    except web.HTTPRequestEntityTooLarge as err:
+        raise UndecodableRequest("the request is too large: no network configuration needs 1 MiB") from err
+
+
+def _decode(body: bytes) -> CniRequest:
+    try:
+        return _decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError) as err:  # the latter where it is nested too deeply
+        raise UndecodableRequest(f"the request cannot be read: {err}") from None
+
+
+def _answer_version(request: CniRequest | None) -> str:
+    config: Mapping[str, object] = request.config if request is not None else {}
+    version = next((v for k, v in config.items() if k.lower() == "cniversion"), None)
+    return version if isinstance(version, str) and version in VERSIONS else NEWEST_VERSION

@@ -1,0 +1,46 @@
+"""What the agent is set to, and by whom: for `qingagent config check` and `GET /v1/config`. No key, no token."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qingcloud_cni.agent.api.views import CloudView, ConfigView, SettingValue, SettingView
+from qingcloud_cni.agent.settings.settings import SETTINGS, Resolved
+from qingcloud_cni.agent.settings.values import Address
+from qingcloud_cni.cloud import Access
+
+CHECKED_AT_START: Sequence[str] = (
+    "the user is root, and the kernel has what is needed",
+    "no other agent runs in this network namespace",
+    "iface is a link of this host",
+    "bindaddr and run-dir can be had, state-dir can be written",
+    "the cloud answers, and accepts the keys and this host's clock",
+    "the cloud knows the instance, and it is in a VPC",
+    "every vxnet is managed and of that VPC",
+)
+
+
+def config_report(resolved: Resolved, instance_id: str, access: Access) -> ConfigView:
+    """The merged settings, each with its source; durations in seconds."""
+    values = {s.name: _plain(getattr(resolved.settings, s.field)) for s in SETTINGS}
+    sources: Mapping[str, str] = resolved.sources
+    if not resolved.settings.instance_id:
+        values["instance-id"] = instance_id
+        sources = {**sources, "instance-id": str(resolved.settings.instance_id_file)}
+    cloud = CloudView(
+        endpoint=access.endpoint,
+        uri=access.uri,
+        connection_retries=access.connection_retries,
+        connection_timeout=access.connection_timeout,
+        unknown_keys=list(access.unknown),
+    )
+    return ConfigView(
+        file=resolved.file,
+        settings=[SettingView(name, value, sources[name]) for name, value in values.items()],
+        cloud=cloud,
+    )
+
+
+def _plain(value: SettingValue | Path | Address | tuple[str, ...]) -> SettingValue:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path | Address) else value

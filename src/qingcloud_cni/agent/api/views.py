@@ -1,0 +1,332 @@
+"""What the agent's API answers, as typed structs: rendered by the server, described by `openapi`.
+
+Times are in seconds since the epoch, durations in seconds. A NIC's id is its MAC address.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.agent.base.urgency import explain_budget
+from qingcloud_cni.core.budget import Urgency
+from qingcloud_cni.core.drift.differences import DifferenceKind
+from qingcloud_cni.core.nics.model import Attachment, Event, Nic, NicState
+from qingcloud_cni.core.seams.clock import Clock
+from qingcloud_cni.core.seams.cloud import Cloud
+from qingcloud_cni.core.seams.store import EventFilter
+
+Count = Annotated[int, Meta(ge=0)]
+SettingValue = str | bool | int | float | list[str]
+
+
+class RouteView(msgspec.Struct, frozen=True):
+    """A route that was installed in a container."""
+
+    dst: Annotated[str, Meta(description="a network", examples=["10.96.0.0/12"])]
+    gw: str
+
+
+class NicView(msgspec.Struct, frozen=True):
+    """A NIC of this host's agent."""
+
+    nic_id: Annotated[str, Meta(examples=["52:54:9f:01:02:03"])]
+    name: Annotated[str, Meta(description="its name in the cloud, unique")]
+    vxnet_id: str
+    address: Annotated[str, Meta(description="with the prefix length", examples=["172.16.3.7/24"])]
+    gateway: Annotated[str, Meta(description="the vxnet's router")]
+    state: NicState
+    since: Annotated[float, Meta(description="when it entered this state")]
+    released: Annotated[float, Meta(description="when it last left a container; 0 while its address owes no rest")]
+    gateway_index: Annotated[int, Meta(ge=-1, description="number of a gateway NIC; -1 for all others")]
+    repairs: Annotated[Count, Meta(description="times in a row it was attached again because its link was nowhere")]
+    attachment: Annotated[str, Meta(description="network/container/ifname it serves; empty if none")]
+    claimant: Annotated[str, Meta(description="while quarantined: the MAC that uses its address; else empty")]
+
+
+class LabelView(msgspec.Struct, frozen=True):
+    key: str
+    value: str
+
+
+class PodView(msgspec.Struct, frozen=True):
+    """What the runtime told in CNI_ARGS (K8S_POD_…); each empty where it told nothing."""
+
+    namespace: str
+    name: Annotated[str, Meta(description="under podman: the container's name")]
+    uid: str
+    infra_container_id: str
+
+
+class AttachmentView(msgspec.Struct, frozen=True):
+    """A container's use of a NIC."""
+
+    network: Annotated[str, Meta(description="empty while no request has told whose a NIC is that was found")]
+    container_id: Annotated[str, Meta(description="empty with the network")]
+    ifname: str
+    netns: Annotated[str, Meta(description="CNI_NETNS as the runtime gave it")]
+    nic_id: str
+    address: Annotated[str, Meta(description="with the prefix length")]
+    vxnet_id: str
+    routes: list[RouteView]
+    pod: PodView
+    labels: Annotated[list[LabelView], Meta(description="as args.cni or Mesos gave them")]
+    since: float
+    is_ready: Annotated[bool, Meta(description="false until the link is configured")]
+
+
+class CallsView(msgspec.Struct, frozen=True):
+    """The call budget."""
+
+    per_hour: Annotated[int, Meta(gt=0, description="the setting api-budget")]
+    rate: Annotated[float, Meta(description="calls an hour that may go now: less than that while the cloud refuses")]
+    tokens: Annotated[float, Meta(description="calls that may go at once")]
+    waiting: Annotated[
+        dict[str, Count], Meta(description="calls that wait for a permit, by urgency; none are left out")
+    ]
+    obstacle: Annotated[str, Meta(description="why containers or the pool wait for the budget; empty if not")]
+
+
+class DifferenceView(msgspec.Struct, frozen=True):
+    """Something that is not in the cloud, in the kernel and in the table as it should be."""
+
+    kind: DifferenceKind
+    nic_id: str
+    attachment: Annotated[str, Meta(description="network/container/ifname that is concerned; empty if none")]
+    detail: str
+    since: Annotated[float, Meta(description="when it was first seen")]
+    looks: Annotated[int, Meta(gt=0, description="looks, some time apart, that showed it")]
+    is_cured: Annotated[bool, Meta(description="it is cured as soon as a second look shows it; else it is only told")]
+
+
+class TaskView(msgspec.Struct, frozen=True):
+    """What a periodic task did lately."""
+
+    name: str
+    period: Annotated[float, Meta(ge=0, description="seconds between runs at the most; 0: it runs on change only")]
+    last_success: Annotated[float, Meta(description="0: none yet")]
+    duration: Annotated[float, Meta(ge=0, description="seconds the last run took")]
+    failures: Annotated[Count, Meta(description="in a row")]
+    all_failures: Annotated[Count, Meta(description="since the start")]
+    last_error: Annotated[str, Meta(description="why the last run failed; empty if it did not")]
+    next_run: Annotated[float, Meta(description="0: when something happens")]
+
+
+class ReconcileView(msgspec.Struct, frozen=True):
+    """What a comparison of table, kernel and cloud came to."""
+
+    compared: Annotated[bool, Meta(description="false: it failed, or was not over in time")]
+    error: Annotated[str, Meta(description="why it failed; empty if it did not")]
+    differences: list[DifferenceView]
+
+
+class StatusView(msgspec.Struct, frozen=True):
+    """Whether the agent is ready, and what it holds."""
+
+    version: str
+    instance_id: str
+    pid: Annotated[int, Meta(gt=0)]
+    ready: Annotated[bool, Meta(description="ADDs are served")]
+    cloud_compared: Annotated[bool, Meta(description="the table was compared with the cloud since the start")]
+    cloud_error: Annotated[str, Meta(description="the latest trouble with the cloud; empty if there is none")]
+    store_error: Annotated[str, Meta(description="why the disk takes nothing at the moment; empty if it does")]
+    unsaved: Annotated[Count, Meta(description="changes that are not on disk")]
+    draining: bool
+    drained: Annotated[
+        bool, Meta(description="no NIC is left but those that serve containers; not known before cloud_compared")
+    ]
+    nics: Annotated[
+        dict[NicState, Count], Meta(description="how many are in each state; states without are left out")
+    ]
+    asked: Annotated[Count, Meta(description="NICs asked of the cloud and not answered yet")]
+    attachments: Count
+    waiting: Annotated[Count, Meta(description="ADDs that wait for a NIC")]
+    operations: Annotated[list[str], Meta(description="cloud writes under way: kind and id")]
+    differences: Annotated[list[DifferenceView], Meta(description="what is not as it should be, the oldest first")]
+    calls: CallsView
+
+
+Word = Annotated[str, Meta(pattern="^[!-~]*$", max_length=300)]  # ASCII without blanks
+MOST_EVENTS = 20_000  # more than are kept
+
+
+class EventQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which events are wanted; what is not given admits all."""
+
+    limit: Annotated[
+        int, Meta(ge=1, le=MOST_EVENTS, description="the latest so many; with `after` the first so many")
+    ] = 100
+    after: Annotated[int, Meta(ge=0, le=2**53, description="only those behind the event of this number")] = 0
+    nic: Annotated[Word, Meta(description="of this NIC")] = ""
+    container: Annotated[Word, Meta(description="of attachments of containers whose id begins so")] = ""
+    pod: Annotated[Word, Meta(description="of attachments of this pod: namespace/name, or the name alone")] = ""
+    subject: Annotated[Word, Meta(description="of this attachment (network/container/ifname) or operation")] = ""
+    name: Annotated[Word, Meta(description="of this name, or of a kind: `nic` admits `nic.assigned`")] = ""
+
+
+class EventView(msgspec.Struct, frozen=True):
+    """Something that happened on this host."""
+
+    seq: Annotated[int, Meta(gt=0, description="its number; they grow, with gaps now and then")]
+    at: Annotated[float, Meta(description="when")]
+    name: Annotated[str, Meta(examples=["nic.assigned"])]
+    nic_id: str
+    subject: Annotated[str, Meta(description="an attachment (network/container/ifname), or an operation")]
+    detail: str
+    state: Annotated[str, Meta(description="of the NIC from now on, `gone` at its end; empty if it did not change")]
+    job_id: Annotated[str, Meta(description="the cloud's job, of an operation")]
+    pod: Annotated[str, Meta(description="of an attachment, where the runtime told it")]
+
+
+class SettingView(msgspec.Struct, frozen=True):
+    """A setting, and who set it."""
+
+    name: str
+    value: SettingValue
+    source: Annotated[str, Meta(description="a flag, a variable, a file, or the default")]
+
+
+class CloudView(msgspec.Struct, frozen=True):
+    """How the cloud is reached; never with keys."""
+
+    endpoint: str
+    uri: str
+    connection_retries: Count
+    connection_timeout: float
+    unknown_keys: Annotated[list[str], Meta(description="keys of the access file that mean nothing here")]
+
+
+class ConfigView(msgspec.Struct, frozen=True):
+    """What the agent is set to."""
+
+    file: Annotated[str, Meta(description="the config file; empty if there is none")]
+    settings: list[SettingView]
+    cloud: CloudView
+
+
+def status_view(agent: Agent, version: str, pid: int) -> StatusView:
+    table = agent.context.table
+    states = [n.state for n in table.nics.values()]
+    return StatusView(
+        version=version,
+        instance_id=agent.context.instance_id,
+        pid=pid,
+        ready=not agent.obstacle,
+        cloud_compared=agent.is_cloud_compared,
+        cloud_error=agent.last_cloud_error
+        or agent.context.leaving
+        or agent.operations.provisioner.backoff.cause
+        or agent.operations.releaser.backoff.cause,
+        store_error=agent.context.journal.trouble,
+        unsaved=agent.context.journal.unsaved,
+        draining=agent.pool.is_draining,
+        drained=agent.is_drained(),
+        nics={state: states.count(state) for state in NicState if state in states},
+        asked=table.creating,
+        attachments=len(table.attachments),
+        waiting=agent.pool.waiting,
+        operations=[f"{i.kind} {i.op_id}" for i in table.intents.values()],
+        differences=difference_views(agent),
+        calls=calls_view(agent.context.cloud, agent.context.clock),
+    )
+
+
+def calls_view(cloud: Cloud, clock: Clock) -> CallsView:
+    spending = cloud.spending()
+    return CallsView(
+        per_hour=spending.per_hour,
+        rate=round(spending.rate, 1),
+        tokens=round(spending.tokens, 1),
+        waiting={u.word: spending.queued.count(u) for u in Urgency if u in spending.queued},
+        obstacle=explain_budget(cloud, clock),
+    )
+
+
+def event_filter(query: EventQuery) -> EventFilter:
+    return EventFilter(
+        query.limit, query.after, nic_id=query.nic.lower(), container=query.container, pod=query.pod,
+        subject=query.subject, name=query.name,
+    )  # fmt: skip
+
+
+def event_views(events: Iterable[Event]) -> list[EventView]:
+    return [EventView(e.seq, e.at, e.name, e.nic_id, e.subject, e.detail, e.state, e.job_id, e.pod) for e in events]
+
+
+def difference_views(agent: Agent) -> list[DifferenceView]:
+    return [
+        DifferenceView(
+            kind=seen.difference.kind,
+            nic_id=seen.difference.nic_id,
+            attachment=seen.difference.subject,
+            detail=seen.difference.detail,
+            since=seen.since,
+            looks=seen.looks,
+            is_cured=seen.difference.remedy is not None,
+        )
+        for seen in agent.reconciler.open
+    ]
+
+
+def task_views(agent: Agent) -> list[TaskView]:
+    return [
+        TaskView(
+            name=record.name,
+            period=record.period,
+            last_success=record.last_success,
+            duration=record.duration,
+            failures=record.failures,
+            all_failures=record.all_failures,
+            last_error=record.last_error,
+            next_run=record.next_run,
+        )
+        for record in agent.records
+    ]
+
+
+def nic_views(agent: Agent) -> list[NicView]:
+    table = agent.context.table
+    served = {a.nic_id: str(a.key) for a in table.attachments.values()}
+    return [_nic_view(n, served.get(n.nic_id, "")) for n in table.nics.values()]
+
+
+def _nic_view(nic: Nic, attachment: str) -> NicView:
+    return NicView(
+        nic_id=nic.nic_id,
+        name=nic.name,
+        vxnet_id=nic.vxnet_id,
+        address=nic.address,
+        gateway=nic.gateway,
+        state=nic.state,
+        since=nic.since,
+        released=nic.released,
+        gateway_index=nic.gateway_index,
+        repairs=nic.repairs,
+        attachment=attachment,
+        claimant=nic.claimant,
+    )
+
+
+def attachment_views(agent: Agent) -> list[AttachmentView]:
+    table = agent.context.table
+    return [_attachment_view(a, table.nics) for a in table.attachments.values()]
+
+
+def _attachment_view(attachment: Attachment, nics: Mapping[str, Nic]) -> AttachmentView:
+    nic, told = nics[attachment.nic_id], attachment.workload
+    return AttachmentView(
+        network=attachment.key.network,
+        container_id="" if attachment.key.is_unclaimed else attachment.key.container_id,
+        ifname=attachment.key.ifname,
+        netns=attachment.netns.path,
+        nic_id=nic.nic_id,
+        address=nic.address,
+        vxnet_id=nic.vxnet_id,
+        routes=[RouteView(r.dst, r.gw) for r in attachment.routes],
+        pod=PodView(told.pod_namespace, told.pod_name, told.pod_uid, told.infra_container_id),
+        labels=[LabelView(key, value) for key, value in told.labels],
+        since=attachment.since,
+        is_ready=attachment.is_ready,
+    )

@@ -1,0 +1,1 @@
+"""Attachments: ADD, DEL, CHECK, GC, and DELs from the spool."""

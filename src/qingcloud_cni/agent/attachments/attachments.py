@@ -1,0 +1,367 @@
+"""ADD, DEL, CHECK and GC: a container's way to a NIC, and the NIC's way back."""
+
+from contextlib import suppress
+from dataclasses import replace
+
+from qingcloud_cni.agent.attachments.announcements import Announcements
+from qingcloud_cni.agent.attachments.spool_files import SpoolFile, SpoolFiles
+from qingcloud_cni.agent.attachments.unclaimed import Unclaimed
+from qingcloud_cni.agent.base.attachment_lock import AttachmentLock, CniCall
+from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.phases import Phase, Phases
+from qingcloud_cni.agent.gateways import Gateways
+from qingcloud_cni.agent.pool.pool import Pool
+from qingcloud_cni.core.cni.check import faults
+from qingcloud_cni.core.cni.gc import unlisted
+from qingcloud_cni.core.cni.network_config import NetworkConfig, routes_for
+from qingcloud_cni.core.cni.protocol import Verb
+from qingcloud_cni.core.cni.results import Result, result_of
+from qingcloud_cni.core.errors import (
+    AgentError,
+    CheckFailed,
+    InvalidConfig,
+    InvalidNetns,
+    KernelRefused,
+    LinkNotFound,
+    StoreRefused,
+    Unavailable,
+)
+from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Netns, Nic, Route
+from qingcloud_cni.core.nics.names import link_alias
+from qingcloud_cni.core.seams.kernel import LinkOrder, PlacedLink, Survey
+
+TRIES = 3  # NICs tried where the link of the one chosen turns out to be missing
+
+
+class Attachments:
+    """Serves what concerns attachments; requests for the same one wait for each other."""
+
+    def __init__(self, context: Context, pool: Pool, gateways: Gateways, spool: SpoolFiles) -> None:
+        self._context = context
+        self._spool = spool
+        self._pool = pool
+        self._gateways = gateways
+        self._lock = AttachmentLock()
+        self._unclaimed = Unclaimed(context)
+        self._announcements = Announcements(context)
+
+    async def add(
+        self, key: AttachmentKey, netns_path: str, config: NetworkConfig, call: CniCall
+    ) -> tuple[Attachment, Nic]:
+        """Give the container a NIC. A repeated ADD gets the first answer.
+
+        Where the answer is wanted no more nothing is done, or it is undone: the DEL that follows a failed ADD may
+        have been served already.
+        Raises InvalidNetns, InvalidConfig, PoolEmpty, Draining, Unavailable, KernelRefused; then nothing is left
+        behind.
+        """
+        async with self._lock.hold(key, call):  # from the first moment, lest a DEL that comes later be done before
+            with call.phases.waiting(Phase.KERNEL):
+                netns = await self._context.kernel.identify(netns_path)
+            call.check()
+            if file := self._spool.find(key):
+                await self._finish(file, call.phases)
+            is_recognised = await self._unclaimed.recognise(key, netns_path, call, config)
+            if known := await self._known(key, netns, call):
+                if is_recognised:
+                    with call.phases.waiting(Phase.STORE):
+                        await self._context.journal.record()
+                return known, self._context.table.nics[known.nic_id]
+            self._context.journal.check()
+            pod = config.workload.pod
+            begun = self._context.now() - call.phases.total
+            self._context.table.note(Event(begun, "attachment.requested", "", str(key), netns_path, pod=pod))
+            try:
+                attachment, nic = await self._try_attach(key, netns, config, call)
+            except AgentError as err:
+                self._context.note("attachment.refused", subject=str(key), detail=str(err), pod=pod)
+                self._context.journal.push()
+                raise
+            try:
+                call.check()
+            except Unavailable as err:
+                await self._release(attachment, str(err), call.phases)
+                raise
+            return attachment, nic
+
+    async def delete(self, key: AttachmentKey, call: CniCall, netns_path: str = "") -> None:
+        """Take the container's NIC back; success where there is none.
+
+        *netns_path* may lead to one that the table, begun anew, does not know of.
+
+        ADDs that wait for one are ended. Unavailable if another request for it is not done in time, or if the caller
+        has gone: it has kept the DEL in the spool, or will repeat it, and an ADD may have come since.
+        """
+        call.check()
+        self._lock.call_off_adds(key, "a DEL of the same attachment came meanwhile")
+        async with self._lock.hold(key, call):
+            call.check()
+            if key not in self._context.table.attachments and netns_path:
+                await self._unclaimed.fetch(key, netns_path, call)
+            attachment = self._context.table.attachments.get(key)
+            if attachment is not None:
+                await self._release(attachment, "DEL", call.phases)
+
+    async def finish(self, file: SpoolFile) -> bool:
+        """Do a DEL that was kept while the agent could not be asked; False if a request for it is being served.
+
+        KernelRefused as `delete`; the file stays then.
+        """
+        if file.kept.key in self._lock:
+            return False
+        call = CniCall(Verb.DEL)
+        async with self._lock.hold(file.kept.key, call):
+            if self._spool.is_there(file):  # else an ADD has done it meanwhile
+                await self._finish(file, call.phases)
+        return True
+
+    async def check(self, key: AttachmentKey, netns_path: str, previous: Result, call: CniCall) -> None:
+        """Compare the attachment with the kernel and *previous*, the result of its ADD; CheckFailed names the faults.
+
+        Changes nothing. Raises InvalidNetns, KernelRefused; Unavailable as `delete`.
+        """
+        async with self._lock.hold(key, call):
+            await self._unclaimed.recognise(key, netns_path, call)
+            with call.phases.waiting(Phase.KERNEL):
+                seen = await self._context.kernel.inspect(netns_path, key.ifname)
+            attachment = self._context.table.attachments.get(key)
+            nic = self._context.table.nics[attachment.nic_id] if attachment is not None else None
+            if found := faults(attachment, nic, seen, previous, key.ifname):
+                raise CheckFailed(f"attachment {key}: {'; '.join(found)}")
+
+    async def collect(self, network: str, valid: frozenset[AttachmentKey], call: CniCall) -> None:
+        """Free what the runtime has no more: attachments of *network* not in *valid* whose namespace is gone.
+
+        One with a living namespace is kept, for the list may be another runtime's; so is one that a request speaks of
+        just now. What cannot be freed is told at the end, as KernelRefused; Unavailable if time ran out.
+        """
+        failures: list[str] = []
+        left = [*unlisted(self._context.table.attachments.values(), network, valid)]
+        for n, attachment in enumerate(left):
+            if not call.left:
+                told = (
+                    f"{len(left) - n} of {len(left)} unlisted attachments not looked at within {call.seconds:.0f} s"
+                )
+                raise Unavailable(f"GC of {network}: " + "; ".join((told, *failures)))
+            if attachment.key not in self._lock:
+                try:
+                    await self._collect(attachment.key, call)
+                except KernelRefused as err:
+                    failures.append(f"{attachment.key}: {err}")
+        if failures:
+            raise KernelRefused(
+                f"GC of {network}: {len(failures)} of {len(left)} unlisted attachments not freed: "
+                + "; ".join(failures)
+            )
+
+    async def release_left(self, attachment: Attachment) -> None:
+        """An attachment whose namespace is gone without a DEL, unless a request speaks of it just now."""
+        if attachment.key in self._lock:
+            return
+        call = CniCall(Verb.DEL)
+        async with self._lock.hold(attachment.key, call):
+            if self._context.table.attachments.get(attachment.key) is not attachment:
+                return
+            try:
+                await self._release(attachment, "its namespace is gone, and no DEL came", call.phases)
+            except KernelRefused as err:
+                self._context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
+                self._context.journal.push()
+
+    async def settle_unfinished(self) -> None:
+        """After a restart: attachments that are not ready on disk stay if their link is in a container.
+
+        Such an ADD may have been answered, whatever the container has done to its link since; one that was not is
+        followed by a DEL, or by an ADD that finds out. The others were not answered and are taken back; where the
+        kernel refuses that, the next look at the links does it, or the next ADD or DEL of the container.
+        """
+        context = self._context
+        unfinished = [a for a in context.table.attachments.values() if not a.is_ready]
+        survey = await context.kernel.survey() if unfinished else Survey((), ())
+        at_home = {link.mac for link in (*survey.host, *survey.parked)}
+        for attachment in unfinished:
+            nic_id = attachment.nic_id
+            try:
+                if nic_id not in at_home and await context.kernel.search({nic_id: self._alias(nic_id)}):
+                    context.table.configured(await self._as_found(attachment), context.now())
+                else:
+                    await self._release(attachment, "its ADD was cut off", Phases())
+            except KernelRefused as err:
+                context.note("attachment.not-undone", nic_id, str(attachment.key), str(err))
+        context.journal.push()
+
+    async def _as_found(self, attachment: Attachment) -> Attachment:
+        """With what the kernel tells of its link, if that has the name it was given."""
+        try:
+            seen = await self._context.kernel.inspect(attachment.netns.path, attachment.key.ifname)
+        except InvalidNetns:
+            return attachment
+        if seen.link is None or seen.link.alias != self._alias(attachment.nic_id):
+            return attachment
+        return replace(attachment, ifindex=seen.link.ifindex, mtu=seen.link.mtu)
+
+    def _alias(self, nic_id: str) -> str:
+        return link_alias(self._context.instance_id, nic_id)
+
+    async def _finish(self, file: SpoolFile, phases: Phases) -> None:
+        """What came later than the DEL is not touched. The file goes once the release is on disk."""
+        context, kept = self._context, file.kept
+        attachment = context.table.attachments.get(kept.key)
+        outcome = "nothing was held"
+        if attachment is not None and not kept.is_after(context.clock.boot, attachment.uptime):
+            outcome = f"nic {attachment.nic_id} is left: its ADD came later"
+        elif attachment is not None:
+            await self._release(attachment, "DEL, kept while the agent could not be asked", phases)
+            outcome = f"nic {attachment.nic_id} was released"
+        with phases.waiting(Phase.STORE):
+            await context.journal.record()
+        context.note("spool.done", subject=str(kept.key), detail=outcome)
+        context.journal.push()
+        try:
+            self._spool.remove(file)
+        except Unavailable as err:  # done is done: another time there will be nothing to do
+            context.note("spool.failed", subject=str(kept.key), detail=str(err))
+
+    async def _collect(self, key: AttachmentKey, call: CniCall) -> None:
+        context = self._context
+        async with self._lock.hold(key, call):
+            attachment = context.table.attachments.get(key)
+            if attachment is None:
+                return
+            alias = self._alias(attachment.nic_id)
+            with call.phases.waiting(Phase.KERNEL):
+                is_gone = await context.kernel.is_gone(attachment.nic_id, attachment.netns, alias)
+            if context.table.attachments.get(key) is not attachment:  # its link was seen back on the host meanwhile
+                return
+            if is_gone:
+                await self._release(attachment, "GC: not listed, and its namespace is gone", call.phases)
+            else:
+                detail = f"a GC did not list it, and its namespace {attachment.netns.path} lives"
+                context.note("attachment.kept", attachment.nic_id, str(key), detail)
+                context.journal.push()
+
+    async def _known(self, key: AttachmentKey, netns: Netns, call: CniCall) -> Attachment | None:
+        """The attachment of an earlier ADD, if its link is as that one left it.
+
+        Anything else is taken back: what was cut off and not undone, and what the same container had in another
+        namespace, or in this one and lost.
+        """
+        attachments = self._context.table.attachments
+        if key not in attachments:
+            return None
+        with call.phases.waiting(Phase.KERNEL):
+            seen = await self._context.kernel.inspect(netns.path, key.ifname)
+        known = attachments.get(key)
+        if known is None:  # its link was seen back on the host meanwhile
+            return None
+        found = replace(known, netns=netns) if known.netns.is_same(netns) else known  # whatever its path is now
+        nic = self._context.table.nics[known.nic_id]
+        if not faults(found, nic, seen, result_of(found, nic), key.ifname):
+            return found
+        await self._release(known, "ADD anew", call.phases)
+        return None
+
+    async def _try_attach(
+        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, call: CniCall
+    ) -> tuple[Attachment, Nic]:
+        for _ in range(TRIES - 1):
+            try:
+                return await self._attach(key, netns, config, call)
+            except LinkNotFound:
+                continue
+        return await self._attach(key, netns, config, call)
+
+    async def _attach(
+        self, key: AttachmentKey, netns: Netns, config: NetworkConfig, call: CniCall
+    ) -> tuple[Attachment, Nic]:
+        context, table = self._context, self._context.table
+        wanted = Attachment(
+            key,
+            "",
+            netns,
+            context.now(),
+            dns=config.dns,
+            services=config.services,
+            ip_masq=config.ip_masq,
+            workload=config.workload,
+            uptime=context.clock.uptime(),
+        )
+        with call.phases.waiting(Phase.QUEUE):  # the NIC is marked as moving
+            nic = await self._pool.take(wanted, config.wish, call)
+        attachment = table.attachments[key]
+        is_on_disk = False  # all that is answered
+        try:
+            gateway = ""
+            if config.services:
+                with call.phases.waiting(Phase.CLOUD), call.waiting():
+                    gateway = await self._gateways.address_for(nic, config, call.left)
+                context.note("attachment.routed", nic.nic_id, str(key), gateway, pod=config.workload.pod)
+            routes = routes_for(nic, config, gateway)
+            attachment = replace(attachment, routes=routes)
+            table.routed(attachment)
+            if config.services:
+                with call.phases.waiting(Phase.KERNEL):
+                    await self._gateways.prepare()
+            with call.phases.waiting(Phase.STORE):
+                await context.journal.record()
+            with call.phases.waiting(Phase.KERNEL):
+                placed = await self._place(attachment, nic, routes)
+            attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
+            table.configured(attachment, context.now(), call.phases.told())
+            attachment = table.attachments[key]
+            is_on_disk = placed.routes == routes  # the rest can be seen in the kernel: `settle_unfinished`
+        except (InvalidConfig, InvalidNetns, Unavailable) as err:  # nothing was sent under its address
+            table.returned_unused(key, context.now(), str(err))
+            raise
+        except LinkNotFound as err:
+            table.released(key, context.now(), is_parked=False, cause=str(err))
+            raise
+        except KernelRefused as err:
+            table.released(key, context.now(), is_parked=True, cause=str(err))
+            raise
+        finally:
+            context.moving.discard(nic.nic_id)
+            context.journal.push()
+            context.plan_due.notify()
+        if not is_on_disk:
+            await self._record(key, call.phases)
+        return attachment, nic
+
+    async def _record(self, key: AttachmentKey, phases: Phases) -> None:
+        """On disk before the answer; what cannot be recorded is taken back, for a restart would do so."""
+        try:
+            with phases.waiting(Phase.STORE):
+                await self._context.journal.record()
+        except StoreRefused as err:
+            if attachment := self._context.table.attachments.get(key):
+                await self._release(attachment, str(err), phases)
+            raise
+
+    async def _place(self, attachment: Attachment, nic: Nic, routes: tuple[Route, ...]) -> PlacedLink:
+        alias = self._alias(nic.nic_id)
+        order = LinkOrder(nic.nic_id, attachment.netns, attachment.key.ifname, nic.address, routes, alias)
+        placed = await self._context.kernel.attach(order)
+        self._announcements.begin(order, placed.ifindex)
+        return placed
+
+    async def _release(self, attachment: Attachment, cause: str, phases: Phases) -> None:
+        """Bring the link home and give the NIC its rest; a link that is nowhere yet is awaited on the host."""
+        context = self._context
+        alias = self._alias(attachment.nic_id)
+        context.moving.add(attachment.nic_id)
+        self._announcements.stop(attachment.nic_id)
+        try:
+            with phases.waiting(Phase.KERNEL):
+                is_parked = await context.kernel.detach(
+                    attachment.nic_id, attachment.netns, attachment.ifindex, alias
+                )
+                await self._announcements.ended(attachment.nic_id)
+            context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
+        finally:
+            context.moving.discard(attachment.nic_id)
+        # A disk that takes nothing keeps no container: after a crash the kernel shows that its link is home.
+        with phases.waiting(Phase.STORE), suppress(StoreRefused):
+            await context.journal.record()
+        context.plan_due.notify()  # not before: planning takes as long as the write, and would hold it up
+        if attachment.services:
+            context.path_due.notify()

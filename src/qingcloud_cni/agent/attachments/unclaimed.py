@@ -1,0 +1,63 @@
+"""Containers with a NIC that the table, begun anew, does not know them to have: requests tell whose it is."""
+
+from qingcloud_cni.agent.base.attachment_lock import CniCall
+from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.phases import Phase
+from qingcloud_cni.core.cni.network_config import NetworkConfig
+from qingcloud_cni.core.drift.recovery import named, unclaimed_attachment
+from qingcloud_cni.core.errors import InvalidNetns
+from qingcloud_cni.core.nics.model import AttachmentKey, NicState
+from qingcloud_cni.core.nics.names import aliased_nic
+from qingcloud_cni.core.seams.kernel import Inspection
+
+
+class Unclaimed:
+    """Looks for our alias on the interface that a request names."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def recognise(
+        self, key: AttachmentKey, netns_path: str, call: CniCall, config: NetworkConfig | None = None
+    ) -> bool:
+        """Name the unclaimed attachment of this netns by the request's key; False if there is none."""
+        attachments = self._context.table.attachments
+        if key not in attachments and any(k.is_unclaimed for k in attachments):
+            await self._recognise(key, netns_path, call, config)
+            return key in attachments
+        return False
+
+    async def fetch(self, key: AttachmentKey, netns_path: str, call: CniCall) -> None:
+        """For a DEL: the same; and a link of ours whose NIC is not in the table is brought home at once.
+
+        The cloud, which knows the NIC, has not answered since the table was begun anew. Raises KernelRefused.
+        """
+        seen = await self._recognise(key, netns_path, call)
+        link = seen.link if seen is not None else None
+        nic_id = aliased_nic(link.alias, self._context.instance_id) if link is not None else ""
+        if seen is None or link is None or not nic_id or nic_id in self._context.table.nics:
+            return
+        with call.phases.waiting(Phase.KERNEL):
+            await self._context.kernel.detach(nic_id, seen.netns, link.ifindex, link.alias)
+        self._context.note("nic.fetched", nic_id, str(key), "by a DEL; the table does not know the NIC yet")
+        self._context.journal.push()
+
+    async def _recognise(
+        self, key: AttachmentKey, netns_path: str, call: CniCall, config: NetworkConfig | None = None
+    ) -> Inspection | None:
+        """What was seen under the name, if anything could be."""
+        context, table = self._context, self._context.table
+        try:
+            with call.phases.waiting(Phase.KERNEL):
+                seen = await context.kernel.inspect(netns_path, key.ifname)
+        except InvalidNetns:
+            return None
+        nic_id = aliased_nic(seen.link.alias, context.instance_id) if seen.link is not None else ""
+        nic, holder = table.nics.get(nic_id), table.attachment_of(nic_id)
+        if nic is not None and nic.state is NicState.MISSING:
+            holder = unclaimed_attachment(nic, seen, context.now())
+            table.found(holder, context.now())
+        if holder is not None and holder.key.is_unclaimed:
+            table.named(holder.key, named(holder, key, config), context.now())
+            context.journal.push()
+        return seen

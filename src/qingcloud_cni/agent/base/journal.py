@@ -1,0 +1,239 @@
+"""The table's way to disk: changes are written in order, and kept while the disk does not take them."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from qingcloud_cni.agent.base.clock import delay_after
+from qingcloud_cni.agent.base.tasks import Signal
+from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
+from qingcloud_cni.core.nics.backlog import compacted
+from qingcloud_cni.core.nics.changes import Change
+from qingcloud_cni.core.nics.model import Event
+from qingcloud_cni.core.nics.table import Table
+from qingcloud_cni.core.seams.clock import Clock
+from qingcloud_cni.core.seams.store import EventFilter, Store
+
+T = TypeVar("T")
+
+SLOW = 10.0  # seconds without an answer after which a disk counts as one that takes nothing
+LONGEST_PAUSE = 15.0  # seconds between two tries to write what was not taken
+ROOM = 10_000  # changes that gather during one write before they are put together
+ANSWER = 5.0  # seconds within which the events are read
+
+Listener = Callable[[Event], None]  # logs and metrics hear of every event
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    target: int
+    is_patient: bool  # waits out a disk that takes nothing
+    done: "asyncio.Future[None]"
+
+
+class Journal:
+    """Memory runs ahead of the disk by what was not written yet, and nobody is told of more than is on disk.
+
+    One write is under way at a time; what changes meanwhile is the next. While the disk takes nothing *trouble* says
+    why, and the rule is: nothing is given away and nothing asked of the cloud, for no record of it would survive;
+    whatever the kernel shows by itself after a crash, as where a link is, may go on.
+    """
+
+    def __init__(
+        self, table: Table, store: Store, clock: Clock, rng: random.Random, listeners: tuple[Listener, ...] = ()
+    ) -> None:
+        self._table = table
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        self._listeners = listeners
+        self._unsaved: list[Change] = []  # but for those being written
+        self._taken = 0  # changes of the table, since the start
+        self._saved = 0  # of them on disk
+        self._waiters: list[_Waiter] = []
+        self._due = Signal()
+        self._ending = Signal()
+        self._is_ending = False
+        self._failures = 0  # in a row
+        self._damage: StoreDamaged | None = None  # that was found when nothing was written
+        self._behind_since = 0.0  # seconds since the epoch
+        self.refusals = 0  # writes the disk did not take, since the start
+        self.trouble = ""  # why nothing is written at the moment; "" while all is well
+        self.when_recovered: Callable[[], None] = lambda: None
+
+    # --- for whoever changes the table -----------------------------------------------------------------
+
+    def push(self) -> int:
+        """Have what has changed written soon; for what may be lost, since the kernel or the cloud shows it again."""
+        changes = self._table.take_changes()
+        for change in changes:
+            if isinstance(change, Event):
+                for listener in self._listeners:
+                    listener(change)
+        self._unsaved += changes
+        self._taken += len(changes)
+        if len(self._unsaved) > ROOM:
+            self._unsaved = compacted(self._unsaved)
+        if self._unsaved:
+            self._due.notify()
+        return self._taken
+
+    async def save(self) -> None:
+        """When this returns everything that had changed before the call is on disk, however long that takes."""
+        await self._until(self.push(), is_patient=True)
+
+    async def record(self) -> None:
+        """As `save`, but StoreRefused where the disk takes nothing now. The changes are kept all the same."""
+        await self._until(self.push(), is_patient=False)
+
+    def check(self) -> None:
+        """StoreRefused where nothing may be given away."""
+        if self.trouble:
+            raise StoreRefused(self.trouble)
+
+    async def upkeep(self) -> None:
+        """What the file needs now and then. One that turns out to be damaged is replaced with the next write."""
+        if self.trouble:
+            return
+        try:
+            await self._store.tidy()
+        except StoreDamaged as err:
+            self._damage = err
+            self._note("store.damaged", str(err))
+
+    async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
+        """Events on disk, those of this moment among them unless the disk takes nothing.
+
+        StoreRefused where it gives nothing either.
+        """
+        try:
+            async with asyncio.timeout(ANSWER):
+                if not self.trouble:
+                    await self.save()
+                return await self._store.events(wanted)
+        except TimeoutError:
+            raise StoreRefused(f"{self._store} does not answer within {ANSWER:.0f} s") from None
+
+    @property
+    def unsaved(self) -> int:
+        """Changes that are not on disk."""
+        return self._taken - self._saved
+
+    @property
+    def behind(self) -> float:
+        """Seconds for which the disk has taken nothing; 0 while all is well."""
+        return max(self._clock.now() - self._behind_since, 0.0) if self.trouble else 0.0
+
+    async def _until(self, target: int, *, is_patient: bool) -> None:
+        if self._saved >= target:
+            return
+        if not is_patient:
+            self.check()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(_Waiter(target, is_patient, done))
+        await done
+
+    # --- writing ---------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write until `end`, and then what is left, once; any error but the disk's is a bug and ends the agent."""
+        while not self._is_ending:
+            if self.trouble:
+                await self._ending.wait(delay_after(self._failures, self._rng, longest=LONGEST_PAUSE))
+            else:
+                await self._due.wait()
+            await self._write()
+            while self._unsaved and not self.trouble:
+                await self._write()
+        self.push()
+        await self._write()
+
+    def end(self) -> None:
+        """Nobody changes anything any more; `run` returns soon."""
+        self._is_ending = True
+        self._due.notify()
+        self._ending.notify()
+
+    async def _write(self) -> None:
+        if not self._unsaved:
+            return
+        watchdog = asyncio.get_running_loop().call_later(SLOW, self._stalled)
+        try:
+            target = await self._save()
+        except StoreRefused as err:
+            self._refused(str(err))
+        else:
+            self._succeeded(target)
+        finally:
+            watchdog.cancel()
+
+    async def _save(self) -> int:
+        try:
+            if self._damage is not None:
+                raise self._damage
+            target, _ = await self._hand_over(self._store.save)
+        except StoreDamaged as err:
+            target = await self._begin_anew(err)
+        return target
+
+    async def _begin_anew(self, damage: StoreDamaged) -> int:
+        """While the agent runs the whole table is in memory, and right."""
+        self.push()  # events of all that the rows have come to
+
+        async def write(batch: Sequence[Change]) -> str:
+            events = [change for change in batch if isinstance(change, Event)]
+            return await self._store.begin_anew([*self._table.rows(), *events])
+
+        target, where = await self._hand_over(write)
+        self._damage = None
+        kept = f"it is kept as {where}" if where else "it is gone"
+        self._note("store.set-aside", f"{damage}; {kept}, and a new one holds all but earlier events")
+        return target
+
+    async def _hand_over(self, write: Callable[[Sequence[Change]], Awaitable[T]]) -> tuple[int, T]:
+        """All there is, in one transaction; how many changes are saved then. What is not taken is put back."""
+        batch, self._unsaved, target = self._unsaved, [], self._taken
+        try:
+            return target, await write(batch)
+        except (StoreRefused, StoreDamaged):
+            self._unsaved = compacted([*batch, *self._unsaved])
+            raise
+
+    def _succeeded(self, target: int) -> None:
+        self._saved, self._failures = target, 0
+        if self.trouble:
+            waited, self.trouble = self.behind, ""
+            self._note("store.recovered", f"all is on disk again, {waited:.0f} s late at most")
+            self.when_recovered()
+        self._tell(lambda w: w.target <= target, None)
+
+    def _refused(self, cause: str) -> None:
+        self._failures += 1
+        self.refusals += 1
+        if not self.trouble:
+            self._behind_since = self._clock.now()
+        if cause != self.trouble:
+            self.trouble = cause
+            self._note("store.refused", cause)
+        self._tell(lambda w: not w.is_patient, cause)
+
+    def _stalled(self) -> None:
+        self._refused(f"{self._store} cannot be written: the disk has not answered for {SLOW:.0f} s")
+
+    def _note(self, name: str, detail: str) -> None:
+        self._table.note(Event(self._clock.now(), name, detail=detail))
+        self.push()
+
+    def _tell(self, which: Callable[[_Waiter], bool], refusal: str | None) -> None:
+        """End the waiting of some, well or with a refusal."""
+        told = [w for w in self._waiters if which(w)]
+        self._waiters = [w for w in self._waiters if not which(w)]
+        for waiter in told:
+            if waiter.done.done():
+                continue  # cancelled
+            if refusal is None:
+                waiter.done.set_result(None)
+            else:
+                waiter.done.set_exception(StoreRefused(refusal))

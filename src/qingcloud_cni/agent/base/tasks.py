@@ -1,0 +1,104 @@
+"""Tasks: named, in one group; a bug in any of them ends the agent, and the supervisor starts it again."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from qingcloud_cni.core.errors import AgentError
+from qingcloud_cni.core.seams.clock import Clock
+
+
+class Signal:
+    """Wakes whoever waits; kept for the next one where nobody does. Waiters look again at what they wait for."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Future[None], None] = {}  # the longest waiting first
+        self._is_kept = False
+
+    def notify(self) -> None:
+        self._is_kept = not self._waiting
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+
+    async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - a timeout is an answer here, no error
+        """True if it was notified within *timeout* seconds, or since the last wait ended."""
+        if self._is_kept:
+            self._is_kept = False
+            return True
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[future] = None
+        try:
+            done, _ = await asyncio.wait({future}, timeout=timeout)
+        finally:
+            self._waiting.pop(future, None)
+        return bool(done)
+
+
+class Tasks:
+    """Starts tasks in the agent's group."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self._running: dict[asyncio.Task[None], None] = {}
+
+    def spawn(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._group.create_task(coroutine, name=name)
+        self._running[task] = None
+        task.add_done_callback(self._running.pop)
+        return task
+
+    def cancel(self) -> None:
+        """End all of them, so that the group can be left."""
+        for task in tuple(self._running):
+            task.cancel()
+
+
+@dataclass(slots=True)
+class TaskRecord:
+    """What a periodic task did lately, for `qingagent tasks` and the metrics. Times in seconds since the epoch."""
+
+    name: str
+    period: float = 0.0  # seconds between runs at the most; 0: it runs on change only
+    last_success: float = 0.0
+    duration: float = 0.0  # seconds the last run took
+    failures: int = 0  # in a row
+    all_failures: int = 0  # since the start
+    last_error: str = ""
+    next_run: float = 0.0  # 0 where nobody knows
+
+    @contextmanager
+    def run(self, clock: Clock) -> Iterator[None]:
+        """Record how the block ends; its error goes on."""
+        begun = clock.now()
+        try:
+            yield
+        except AgentError as err:
+            self.failures += 1
+            self.all_failures += 1
+            self.last_error = str(err)
+            raise
+        else:
+            self.failures, self.last_error, self.last_success = 0, "", clock.now()
+        finally:
+            self.duration = max(clock.now() - begun, 0.0)
+
+    async def pause(self, seconds: float, signal: Signal, clock: Clock) -> bool:
+        """Wait for the next run; True if *signal* came before its time."""
+        self.next_run = clock.now() + seconds
+        return await signal.wait(seconds)
+
+
+async def repeat(
+    step: Callable[[], Awaitable[None]], record: TaskRecord, *, backoff: Callable[[int], float], clock: Clock
+) -> None:
+    """Run *step* every `record.period` seconds until cancelled; expected errors back off, any bug ends the agent."""
+    while True:
+        with suppress(AgentError), record.run(clock):
+            await step()
+        pause = backoff(record.failures) if record.failures else record.period
+        record.next_run = clock.now() + pause
+        await clock.sleep(pause)

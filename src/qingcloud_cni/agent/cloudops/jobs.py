@@ -1,0 +1,120 @@
+"""Cloud jobs under way: all pending ones are asked for in one call, at growing intervals."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
+
+from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.tasks import Signal, TaskRecord
+from qingcloud_cni.core.budget import Urgency
+from qingcloud_cni.core.errors import CloudError, ResourceNotFound
+from qingcloud_cni.core.seams.cloud import CloudCalls, HowUrgent, Job, JobStatus
+
+FIRST_INTERVAL = 2.0  # seconds between looks at a job; hot-plug takes 2-4 s (qingcloud-api.md section 4)
+LONGEST_INTERVAL = 600.0  # a job that does not end shall not use up the call budget
+GROWTH = 1.5
+
+
+@dataclass(slots=True)
+class _Watched:
+    end: "asyncio.Future[Job | None]"
+    urgency: HowUrgent
+    due: float  # seconds since the epoch
+    interval: float = FIRST_INTERVAL
+    is_seen: bool = False  # pending, when it was asked about
+    is_overdue: bool = False  # the next answer will do, whatever it is
+
+
+class Jobs:
+    """Tells when a job has ended."""
+
+    def __init__(self, context: Context) -> None:
+        self.record = TaskRecord("jobs")
+        self._context = context
+        self._watched: dict[str, _Watched] = {}
+        self._added = Signal()
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        return tuple(self._watched)
+
+    async def end(
+        self, job_id: str, urgency: HowUrgent, *, first_look: float = FIRST_INTERVAL, limit: float = inf
+    ) -> Job | None:
+        """The job once it has ended, looked at in *first_look* seconds at the earliest; None: it is unknown.
+
+        After *limit* seconds it is answered as pending, but not before it was seen so: calls may have to wait.
+        """
+        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        watched = self._watched[job_id] = _Watched(future, urgency, self._context.now() + first_look)
+        self._added.notify()
+        self._context.cloud.reconsider()
+        try:
+            await asyncio.wait({future}, timeout=None if limit == inf else limit)
+            if not watched.is_seen:
+                watched.is_overdue = True
+                await asyncio.wait({future})
+            return future.result() if future.done() else Job(job_id, JobStatus.PENDING, "")
+        finally:
+            self._watched.pop(job_id, None)
+
+    async def run(self) -> None:
+        """Ask whenever a job is due, until cancelled."""
+        while True:
+            due = min((w.due for w in self._watched.values()), default=None)
+            if due is None:
+                self.record.next_run = 0.0
+                await self._added.wait()
+            elif (wait := due - self._context.now()) > 0:
+                await self.record.pause(wait, self._added, self._context.clock)
+            else:
+                calls = await self._context.cloud.permit(self._urgency)
+                if job_ids := tuple(self._watched):  # else their links have come meanwhile
+                    with suppress(CloudError), self.record.run(self._context.clock):
+                        await self._ask(job_ids, calls)
+                calls.give_back()
+
+    async def _ask(self, job_ids: tuple[str, ...], calls: CloudCalls) -> None:
+        """One call for all of them; jobs one by one only where the cloud says that some are unknown.
+
+        CloudError, where it does not answer, once it is settled when they are asked about again.
+        """
+        seen: dict[str, Job] = {}
+        failure: CloudError | None = None
+        try:
+            seen = {job.job_id: job for job in await calls.jobs(job_ids)}
+        except ResourceNotFound:
+            if len(job_ids) == 1:
+                self._settle(job_ids[0], None)
+                return
+            for job_id in job_ids:
+                await self._ask((job_id,), calls)
+            return
+        except CloudError as err:
+            failure = err
+            self._context.note("jobs.unanswered", detail=str(err))
+            self._context.journal.push()
+        for job_id in job_ids:
+            job = seen.get(job_id)
+            watched = self._watched.get(job_id)
+            if watched is None:
+                continue
+            if job is not None and (job.status is not JobStatus.PENDING or watched.is_overdue):
+                self._settle(job_id, job)
+                continue
+            watched.is_seen = watched.is_seen or job is not None
+            if watched.due <= self._context.now():
+                watched.due = self._context.now() + watched.interval
+                watched.interval = min(watched.interval * GROWTH, LONGEST_INTERVAL)
+        if failure is not None:
+            raise failure
+
+    def _urgency(self) -> Urgency:
+        """That of the job which is awaited most."""
+        return min((watched.urgency() for watched in self._watched.values()), default=Urgency.RELEASE)
+
+    def _settle(self, job_id: str, job: Job | None) -> None:
+        watched = self._watched.pop(job_id, None)  # at once: whoever awaits it may run only after the next look
+        if watched is not None and not watched.end.done():
+            watched.end.set_result(job)

@@ -1,0 +1,216 @@
+"""NICs detached and deleted, from the intent until the cloud knows them no more; or detached to be attached anew."""
+
+from collections.abc import Mapping, Sequence
+
+from qingcloud_cni.agent.base.clock import Backoff, delay_after
+from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.cloudops.cloud_writes import JOB_LIMIT, CloudWrites
+from qingcloud_cni.agent.cloudops.jobs import FIRST_INTERVAL, Jobs
+from qingcloud_cni.agent.cloudops.lookups import LATE_EFFECT, LOOK_AGAIN, Lookups, patience_after
+from qingcloud_cni.core.errors import CloudError, KernelRefused
+from qingcloud_cni.core.gateway import unused
+from qingcloud_cni.core.nics.model import Intent, NicState, OpKind
+from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, HowUrgent, JobStatus
+
+DETACH_FIRST = 5.0  # seconds until a detach job is asked about that nobody waits for; it is usually over then
+
+
+class Releaser(CloudWrites):
+    """Detaches and deletes NICs."""
+
+    def __init__(self, context: Context, jobs: Jobs, lookups: Lookups) -> None:
+        super().__init__(context)
+        self.backoff = Backoff(context.rng)  # detaching; deletes are tried again each by itself
+        self._jobs = jobs
+        self._lookups = lookups
+        self._to_release = context.urgency.release
+
+    def begin_detach(self, nic_ids: Sequence[str], cause: str) -> Intent:
+        return self._table.intend_detach(self._context.new_operation(), nic_ids, self._context.now(), cause)
+
+    def begin_repair(self, nic_ids: Sequence[str], tries: Mapping[str, int]) -> Intent:
+        """A detach after which they are to be attached again; *tries* as `Table.intend_repair`."""
+        return self._table.intend_repair(self._context.new_operation(), nic_ids, self._context.now(), tries)
+
+    def begin_delete(self, nic_ids: Sequence[str]) -> Intent:
+        return self._table.intend_delete(self._context.new_operation(), nic_ids, self._context.now())
+
+    async def resume(self, intent: Intent) -> None:
+        """Take up a detach or a delete that was under way when the agent ended."""
+        if intent.kind is OpKind.DETACH:
+            await self._follow_detach(intent.op_id)
+        else:
+            await self._delete(intent, await self._still_free(intent.nic_ids))
+
+    # --- detach --------------------------------------------------------------------------------------
+
+    async def detach(self, intent: Intent, calls: CloudCalls) -> None:
+        """Ask for the NICs off this instance; delete them once the cloud confirms.
+
+        The call does not name the instance: a NIC without a link here, which somebody may have attached to another
+        one, would be taken from that. So the cloud is asked first where such NICs are.
+        """
+        intent = await self._announced(intent)
+        if not await self._are_at_hand(intent.nic_ids):
+            seen = await self._lookups.nics(intent.nic_ids, self._urgency(intent))
+            if not all(self._is_here(seen.get(nic_id)) for nic_id in intent.nic_ids):
+                calls.give_back()
+                await self._finish_detach(intent, self._judge_detach(intent, seen))
+                return
+        patience = await self._ask_to_detach(intent, intent.nic_ids, calls)
+        await self._follow_detach(intent.op_id, patience)
+
+    async def _are_at_hand(self, nic_ids: Sequence[str]) -> bool:
+        """Whether all their links are here, where nothing else can have them."""
+        try:
+            survey = await self._context.kernel.survey()
+        except KernelRefused:
+            return False
+        return set(nic_ids) <= {link.mac for link in (*survey.host, *survey.parked)}
+
+    async def _ask_to_detach(self, intent: Intent, nic_ids: Sequence[str], calls: CloudCalls) -> float:
+        """Seconds for which it may still take effect, where the cloud has named no job."""
+        try:
+            job_id = await calls.detach_nics(nic_ids)
+        except CloudError as err:
+            self._context.note("detach.unanswered", subject=intent.op_id, detail=str(err))
+            self.backoff.failed(self._context.now(), str(err))
+            return patience_after(err)
+        self._table.job_started(intent.op_id, job_id, "detach.accepted", self._context.now())
+        return 0.0
+
+    async def _follow_detach(self, op_id: str, patience: float = LATE_EFFECT) -> None:
+        """A detach whose reply was lost may take effect at any time, also when its NICs have long been used again.
+
+        So they are not: it is asked for again and again, at growing intervals. A refusal proves nothing then, for the
+        cloud refuses as well while the first one is under way.
+        """
+        end = self._context.now() + JOB_LIMIT
+        while True:
+            self._context.journal.push()
+            intent = self._table.intents[op_id]
+            status = await self._detach_job(intent) if intent.job_id else None
+            if status is JobStatus.SUCCESSFUL:
+                self.backoff.worked()
+                free = intent.nic_ids
+                break
+            seen = await self._after_detach(intent, 0.0 if status else patience)
+            left = [n for n in intent.nic_ids if self._is_here(seen.get(n))]
+            if not left or status or not patience or self._context.now() >= end:
+                free = self._judge_detach(intent, seen)
+                break
+            calls = await self._context.cloud.permit(self._urgency(intent))
+            await self._ask_to_detach(intent, left, calls)
+            patience = min(2.0 * patience, JOB_LIMIT / 3)
+        await self._finish_detach(intent, free)
+
+    async def _detach_job(self, intent: Intent) -> JobStatus | None:
+        """How the job has ended; None if it is unknown. One that does not end is awaited while a NIC is attached."""
+        urgency = self._urgency(intent)
+        first_look = DETACH_FIRST if urgency().is_background else FIRST_INTERVAL
+        while True:
+            job = await self._jobs.end(intent.job_id, urgency, first_look=first_look, limit=JOB_LIMIT)
+            if job is None or job.status is not JobStatus.PENDING:
+                return None if job is None else job.status
+            seen = await self._lookups.nics(intent.nic_ids, urgency)
+            if not any(map(self._is_here, seen.values())):
+                return job.status
+
+    async def _finish_detach(self, intent: Intent, free: Sequence[str]) -> None:
+        now = self._context.now()
+        self._table.finish(intent.op_id, "detach.finished", now)
+        needed = [n for n in free if intent.is_repair or self._is_used_gateway(n)]
+        for nic_id in needed:
+            self._table.not_attached(nic_id, now, "to be attached again")
+            self._context.path_due.notify()
+        if unneeded := tuple(n for n in free if n not in needed):
+            await self.delete(self.begin_delete(unneeded))
+        else:
+            self._changed()
+
+    async def _after_detach(self, intent: Intent, patience: float) -> dict[str, CloudNic]:
+        """What has become of the NICs, after *patience* seconds if any is attached still."""
+        urgency, end = self._urgency(intent), self._context.now() + patience
+        seen = await self._lookups.nics(intent.nic_ids, urgency)
+        while any(map(self._is_here, seen.values())) and self._context.now() < end:
+            await self._context.clock.sleep(LOOK_AGAIN if patience <= LATE_EFFECT else patience / 3)
+            seen = await self._lookups.nics(intent.nic_ids, urgency)
+        return seen
+
+    def _judge_detach(self, intent: Intent, seen: Mapping[str, CloudNic]) -> tuple[str, ...]:
+        """The NICs that are free; those still attached go back to the pool."""
+        now = self._context.now()
+        free = []
+        kept = []
+        for nic_id in intent.nic_ids:
+            nic = seen.get(nic_id)
+            if self._is_gone(nic):
+                self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more, or has it elsewhere")
+            elif self._is_here(nic):
+                if intent.is_repair:
+                    self._table.lost(nic_id, now, "the cloud has not detached it")
+                else:
+                    self._table.kept(nic_id, now, "the cloud has not detached it")
+                kept.append(nic_id)
+            else:
+                free.append(nic_id)
+        if kept:
+            cause = f"not detached: {', '.join(kept)}"
+            self._context.doubt(cause)
+            if intent.job_id:  # else the call was refused, which is counted already
+                self.backoff.failed(now, cause)
+        return tuple(free)
+
+    def _is_used_gateway(self, nic_id: str) -> bool:
+        """Whether containers have its address as their gateway."""
+        nics, attachments = self._table.nics, tuple(self._table.attachments.values())
+        return nics[nic_id].is_gateway and nic_id not in unused(nics.values(), attachments)
+
+    def _urgency(self, intent: Intent) -> HowUrgent:
+        """Of what a detach takes: containers wait for the repair of the gateway they go through."""
+        if any(self._is_used_gateway(nic_id) for nic_id in intent.nic_ids if nic_id in self._table.nics):
+            return self._context.urgency.provisioning
+        return self._context.urgency.comparison if intent.is_repair else self._to_release
+
+    # --- delete --------------------------------------------------------------------------------------
+
+    async def delete(self, intent: Intent, calls: CloudCalls | None = None) -> None:
+        """Delete free NICs, however long it takes; "not found" is success."""
+        intent = await self._announced(intent)
+        await self._delete(intent, intent.nic_ids, calls)
+
+    async def _delete(self, intent: Intent, nic_ids: Sequence[str], calls: CloudCalls | None = None) -> None:
+        failures = 0
+        left = tuple(nic_ids)
+        while left:
+            calls = calls or await self._context.cloud.permit(self._to_release)
+            try:
+                await calls.delete_nics(left)
+            except CloudError as err:
+                failures += 1
+                self._context.note("delete.unanswered", subject=intent.op_id, detail=str(err))
+                self._context.journal.push()
+                await self._context.clock.sleep(delay_after(failures, self._context.rng))
+                left, calls = await self._still_free(left), None
+            else:
+                for nic_id in left:
+                    self._table.drop(nic_id, "nic.deleted", self._context.now())
+                left = ()
+            self._context.journal.push()
+        self._table.finish(intent.op_id, "delete.finished", self._context.now())
+        self._changed()
+
+    async def _still_free(self, nic_ids: Sequence[str]) -> tuple[str, ...]:
+        """Those of *nic_ids* that wait to be deleted; the others are moved on: gone, or attached by somebody."""
+        seen = await self._lookups.nics(nic_ids, self._to_release)
+        now = self._context.now()
+        free = []
+        for nic_id in (n for n in nic_ids if self._is(n, NicState.DELETING)):
+            nic = seen.get(nic_id)
+            if self._is_gone(nic):
+                self._table.drop(nic_id, "nic.deleted", now)
+            elif self._is_here(nic):
+                self._table.lost(nic_id, now, "attached again when it was to be deleted")
+            else:
+                free.append(nic_id)
+        return tuple(free)

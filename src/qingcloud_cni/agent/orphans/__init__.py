@@ -1,0 +1,1 @@
+"""NICs of instances that no longer exist."""

@@ -1,0 +1,1 @@
+"""The pool: idle NICs, waiting ADDs, cooldown and duplicate probes."""

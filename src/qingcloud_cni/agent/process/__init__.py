@@ -1,0 +1,1 @@
+"""The agent as a process: start, listeners, lock, files, clean-up."""

@@ -1,0 +1,153 @@
+"""The agent as a process: lock, kernel, store and cloud are opened, served, and closed again in turn."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+
+from qingcloud_cni.agent.agent import Agent, World
+from qingcloud_cni.agent.api.metrics import Metrics, Sources
+from qingcloud_cni.agent.api.server import Server
+from qingcloud_cni.agent.api.views import ConfigView
+from qingcloud_cni.agent.base import logs
+from qingcloud_cni.agent.base.clock import BootTime, SystemClock
+from qingcloud_cni.agent.process.listeners import bound, check_iface
+from qingcloud_cni.agent.process.lock import take_lock
+from qingcloud_cni.agent.process.run_files import ensure_directory, ensure_token
+from qingcloud_cni.agent.settings.settings import Settings, read_boot_id
+from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client, Limiter
+from qingcloud_cni.core.budget import Budget
+from qingcloud_cni.core.errors import AbilityMissing, StartRefused, StoreRefused
+from qingcloud_cni.kernel import HostKernel
+from qingcloud_cni.store.threaded import ThreadedStore
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What one agent process is started with."""
+
+    settings: Settings
+    instance_id: str
+    access: Access
+    config: ConfigView  # as config_report tells it
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAgent:
+    """An agent with its kernel compared and its tasks running."""
+
+    agent: Agent
+    kernel: HostKernel
+    metrics: Metrics
+
+
+def check_root() -> None:
+    if os.geteuid() != 0:
+        raise AbilityMissing("qingagent needs root: it moves network interfaces between namespaces")
+
+
+async def serve(host: Host) -> None:
+    """Run the agent until it is told to stop; raises what ended it otherwise."""
+    stop = asyncio.Event()
+    _watch_signals(stop)
+    settings = host.settings
+    with take_lock():
+        check_iface(settings.iface)
+        ensure_directory(settings.run_dir, "--run-dir")
+        token = ensure_token(settings.token_file)
+        with bound(settings) as listeners:
+            async with opened(host) as parts:
+                server = Server(parts.agent, parts.metrics, token, host.config)
+                try:
+                    await server.begin(listeners)
+                    logs.say(20, "agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))
+                    await stop.wait()
+                finally:
+                    parts.agent.stop()
+                    await server.end()
+    logs.say(20, "agent.stopped", instance=host.instance_id)
+
+
+@asynccontextmanager
+async def opened(host: Host) -> AsyncIterator[OpenAgent]:
+    """An agent that works; on exit its tasks are cancelled and everything is closed. NICs stay where they are.
+
+    The caller holds the lock.
+    """
+    ensure_directory(host.settings.state_dir, "--state-dir")
+    boot_id = read_boot_id(host.settings)
+    metrics, clock, rng = Metrics(), SystemClock(), random.Random()
+    boot_time = BootTime(host.settings.boot_time)
+    store = ThreadedStore(host.settings.database, host.settings.write_counter)
+    kernel: HostKernel | None = None
+    cloud: Client | None = None
+    try:
+        kernel = await HostKernel.open(host.instance_id)
+        access = replace(host.access, zone=host.settings.zone)
+        limiter = Limiter(
+            Budget(host.settings.api_budget, clock.now()), clock=clock, rng=rng, on_rate=logs.calls_refused
+        )
+        cloud = Client(access, AioTransport(access), limiter, clock=clock, rng=rng, observe=_observer(metrics))
+        listeners = (logs.event, metrics.event)
+        world = World(cloud, kernel, store, clock, rng, boot_id, listeners, boot_time.set_forward(clock))
+        async with Agent.opened(host.settings, host.instance_id, world) as agent:
+            journal = agent.context.journal
+            metrics.watch(
+                agent.context.table,
+                journal,
+                Sources(
+                    waiting=lambda: agent.pool.waiting,
+                    kept=lambda: agent.spool.waiting,
+                    is_ready=lambda: not agent.obstacle,
+                    spending=cloud.spending,
+                ),
+            )
+            metrics.watch_tasks(lambda: agent.records, lambda: agent.reconciler.open)
+            await agent.compare_kernel()
+            with suppress(StoreRefused):
+                await journal.record()
+                boot_time.keep(clock)
+            agent.begin()
+            yield OpenAgent(agent, kernel, metrics)
+        if journal.unsaved:
+            logs.say(40, "store.unsaved", changes=journal.unsaved, cause=journal.trouble)
+    except* StartRefused:
+        if kernel is not None:
+            await _leave_nothing(kernel)
+        raise
+    finally:
+        if cloud is not None:
+            await cloud.close()
+        await store.close()
+        if kernel is not None:
+            await kernel.close()
+
+
+async def _leave_nothing(kernel: HostKernel) -> None:
+    """A start that is refused takes its parking namespace along, if there is nothing in it."""
+    if not (await kernel.survey()).parked:
+        await kernel.remove()
+
+
+def _observer(metrics: Metrics) -> Callable[[CallSeen], None]:
+    def observe(call: CallSeen) -> None:
+        metrics.cloud_call(call)
+        logs.cloud_call(call)
+
+    return observe
+
+
+def _watch_signals(stop: asyncio.Event) -> None:
+    """The first signal stops gracefully, a second one at once: the table is on disk either way."""
+    loop = asyncio.get_running_loop()
+
+    def stopping(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping, number)

@@ -1,0 +1,1 @@
+"""Table, kernel and cloud compared, and the remedies for what differs."""

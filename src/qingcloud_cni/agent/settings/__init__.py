@@ -1,0 +1,1 @@
+"""Settings: their table, their sources and the formats of the config file."""

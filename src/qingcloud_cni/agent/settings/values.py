@@ -1,0 +1,133 @@
+"""Kinds of setting values: how text from a flag, the environment or a file becomes a typed value, or is refused.
+
+A parser raises ValueError whose words finish the sentence "… is refused: wanted <words>".
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from math import isfinite
+from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_DIGITS = re.compile(r"[0-9]+")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ValueKind(Generic[T]):
+    """*wanted* is shown in refusals and help; *metavar* beside the flag."""
+
+    metavar: str
+    wanted: str
+    parse: Callable[[object], T]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the agent listens on TCP."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise ValueError
+    return str(value).strip()
+
+
+def _path(value: object) -> Path:
+    path = Path(_text(value))
+    if "\0" in str(path):
+        raise ValueError
+    if not path.is_absolute():
+        path = Path.cwd() / path
+    return path
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError
+    text = str(value).strip()
+    if not _DIGITS.fullmatch(text):
+        raise ValueError
+    return int(text)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError
+    match = _DURATION.fullmatch(str(value).strip().lower())
+    if match is None:
+        raise ValueError
+    seconds = float(match[1]) * _UNITS[match[2] or "s"]
+    if not isfinite(seconds):
+        raise ValueError
+    return seconds
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    truth = _TRUTHS.get(str(value).strip().lower())
+    if truth is None:
+        raise ValueError
+    return truth
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """A list, or a text split on commas; flags may repeat and split."""
+    items: Iterable[object] = value if isinstance(value, list | tuple) else [value]
+    texts = tuple(part.strip() for item in items for part in _text(item).split(",") if part.strip())
+    if not texts:
+        raise ValueError
+    return tuple(dict.fromkeys(texts))
+
+
+def _address(value: object) -> Address:
+    host, colon, port = _text(value).rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not _DIGITS.fullmatch(port) or not 0 < int(port) < 65536:
+        raise ValueError
+    return Address(str(ip_address(host)), int(port))
+
+
+TEXT = ValueKind("string", "text", _text)
+PATH = ValueKind("string", "a path", _path)
+WHOLE = ValueKind("int", "a whole number, 0 or more", _whole)
+SECONDS = ValueKind("duration", "a duration such as 30s, 10m, 500ms or a number of seconds", _seconds)
+FLAG = ValueKind("bool", "true or false", _flag)
+TEXTS = ValueKind("stringSlice", "a list, or texts separated by commas", _texts)
+ADDRESS = ValueKind("string", "ADDRESS:PORT with an IP address, such as 0.0.0.0:31080", _address)
+
+
+def matching(pattern: "re.Pattern[str]", wanted: str, metavar: str = "string") -> ValueKind[str]:
+    def parse(value: object) -> str:
+        text = _text(value)
+        if not pattern.fullmatch(text):
+            raise ValueError
+        return text
+
+    return ValueKind(metavar, wanted, parse)
+
+
+def choice(options: Iterable[str]) -> ValueKind[str]:
+    """One of *options*, matched without regard to case."""
+    names = {o.lower(): o for o in options}
+
+    def parse(value: object) -> str:
+        name = names.get(_text(value).lower())
+        if name is None:
+            raise ValueError
+        return name
+
+    return ValueKind("string", "one of " + ", ".join(names.values()), parse)

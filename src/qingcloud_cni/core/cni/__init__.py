@@ -1,0 +1,1 @@
+"""The CNI protocol: configurations, results, versions, CHECK, GC, spooled DELs."""

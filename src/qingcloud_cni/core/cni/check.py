@@ -1,0 +1,47 @@
+"""Whether an attachment is as ADD left it: for CHECK, and for an ADD that is repeated. Pure."""
+
+from qingcloud_cni.core.cni.results import Result
+from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
+from qingcloud_cni.core.seams.kernel import Inspection
+
+
+def faults(
+    attachment: Attachment | None, nic: Nic | None, seen: Inspection, previous: Result, ifname: str
+) -> tuple[str, ...]:
+    """Everything that is wrong, in words; empty where all is well.
+
+    What others added is none of it: more addresses, routes and interfaces, a MAC that *previous* lists, routes of
+    ours in another table.
+    """
+    if attachment is None or nic is None:
+        return ("the agent knows no such attachment",)
+    if not attachment.is_ready or nic.state is not NicState.ASSIGNED:
+        return ("the agent has not finished its ADD",)
+    if not attachment.netns.is_same(seen.netns):
+        return (f"CNI_NETNS {seen.netns.path} is not the namespace of its ADD ({attachment.netns.path})",)
+    sandboxes = {seen.netns.path, attachment.netns.path}
+    listed = [n for n, i in enumerate(previous.interfaces) if i.name == ifname and i.sandbox in sandboxes]
+    found = [*_link_faults(nic, seen, {previous.interfaces[n].mac.lower() for n in listed}, ifname)]
+    if not listed:
+        found.append(f"prevResult lists no interface {ifname} in {seen.netns.path}")
+    if not any(ip.address == nic.address and ip.interface in (None, *listed) for ip in previous.ips):
+        found.append(f"prevResult does not list address {nic.address} of {ifname}")
+    if seen.link is not None:
+        routes = {(r.dst, r.gw) for r in previous.routes}
+        lost = [r for r in attachment.routes if (r.dst, r.gw) in routes and r not in seen.routes]
+        found += [f"route to {r.dst} via {r.gw} is missing" for r in lost]
+    return tuple(found)
+
+
+def _link_faults(nic: Nic, seen: Inspection, macs: set[str], ifname: str) -> tuple[str, ...]:
+    link = seen.link
+    if link is None:
+        return (f"interface {ifname} is missing in {seen.netns.path}",)
+    found = []
+    if link.mac not in macs | {nic.nic_id}:
+        found.append(f"interface {ifname} has MAC {link.mac} instead of {nic.nic_id}")
+    if not link.is_up:
+        found.append(f"interface {ifname} is down")
+    if nic.address not in seen.addresses:
+        found.append(f"address {nic.address} is missing on {ifname}")
+    return tuple(found)

@@ -1,0 +1,77 @@
+"""A DEL that the plugin kept in a file because it could not ask the agent: what the file says, and whom it is for."""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from ipaddress import ip_address
+from math import isfinite
+from typing import NoReturn
+
+from qingcloud_cni.core.cni.protocol import check_key, network_name
+from qingcloud_cni.core.errors import AgentError, UndecodableRequest
+from qingcloud_cni.core.nics.model import AttachmentKey
+
+UNIX = "unix://"
+_THIS_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1", "[::]": "::1"}  # noqa: S104 - as the plugin reads them
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledDel:
+    """What a file says."""
+
+    key: AttachmentKey
+    boot: str  # the kernel's id of the boot in which the runtime asked for it
+    uptime: float  # seconds from that boot until then
+    address: str  # where the plugin was told to find the agent
+    instance_id: str  # of the agent's host; "" where the plugin was not told
+
+    def is_after(self, boot: str, uptime: float) -> bool:
+        """Whether it was asked for at that moment or later; no clock that was set in between matters."""
+        return self.boot == boot and self.uptime >= uptime
+
+
+def file_name(key: AttachmentKey) -> str:
+    """One file for each attachment: a later DEL replaces it."""
+    return sha256("\0".join((key.network, key.container_id, key.ifname)).encode()).hexdigest() + ".json"
+
+
+def read_spooled(content: bytes) -> SpooledDel:
+    """What a file says; UndecodableRequest where it cannot be one of the plugin's."""
+    try:
+        said = json.loads(content, parse_constant=_refuse)
+    except (ValueError, RecursionError) as err:
+        raise UndecodableRequest(f"it is not JSON: {err}") from None
+    if not isinstance(said, dict):
+        raise UndecodableRequest("it is not an object")
+    names = ("network", "containerID", "ifname", "address", "instanceID", "bootID")
+    network, container_id, ifname, address, instance_id, boot = (_text(name, said.get(name)) for name in names)
+    uptime = said.get("uptime")
+    if not isinstance(uptime, int | float) or isinstance(uptime, bool) or not isfinite(uptime):
+        raise UndecodableRequest(f"uptime {uptime!r} is no number of seconds")
+    try:
+        key = check_key(network_name({"name": network}), container_id, ifname)
+    except AgentError as err:
+        raise UndecodableRequest(f"it names no attachment: {err}") from None
+    return SpooledDel(key, boot, float(uptime), address, instance_id)
+
+
+def reaches(address: str, host: str, port: int) -> bool:
+    """Whether *address*, as a network configuration has it, leads to an agent that listens at *host* and *port*."""
+    there, _, number = address.rpartition(":")
+    there = _THIS_HOST.get(there, there.strip("[]"))
+    try:
+        wanted, bound = ip_address(there), ip_address(host)
+    except ValueError:
+        return False
+    is_covered = bound.is_unspecified and wanted.version == bound.version
+    return number.isdecimal() and int(number) == port and (is_covered or wanted == bound)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UndecodableRequest(f"{name} {value!r} is not a string")
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

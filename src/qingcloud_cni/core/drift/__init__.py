@@ -1,0 +1,1 @@
+"""Differences between table, kernel and cloud, and the remedy for each."""

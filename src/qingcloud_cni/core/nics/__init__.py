@@ -1,0 +1,1 @@
+"""NICs, attachments and intents, and the table of their transitions."""

@@ -1,0 +1,183 @@
+"""What the table holds, and what has changed of it since the store was told."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from qingcloud_cni.core.nics.changes import (
+    Change,
+    DropAttachment,
+    DropIntent,
+    DropNic,
+    PutAttachment,
+    PutBoot,
+    PutIntent,
+    PutNic,
+    PutSetting,
+    Snapshot,
+)
+from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.nics.names import parse_nic_name
+
+
+class Rows:
+    """NICs, attachments, operations, and kernel settings as they were; what is on disk lags by `take_changes`."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._nics = {n.nic_id: n for n in snapshot.nics}
+        self._attachments = {a.key: a for a in snapshot.attachments}
+        self._intents = {i.op_id: i for i in snapshot.intents}
+        self._settings = dict(snapshot.settings)
+        self._boot_id = snapshot.boot_id
+        self._new_addresses: dict[str, Nic] = {}  # of NICs that serve a container, which has the old one
+        self._changes: list[Change] = []
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{n.nic_id} {n.state}" for n in self._nics.values())
+        return f"Table({states}; attachments={sorted(map(str, self._attachments))}; intents={sorted(self._intents)})"
+
+    @property
+    def nics(self) -> Mapping[str, Nic]:
+        return MappingProxyType(self._nics)
+
+    @property
+    def attachments(self) -> Mapping[AttachmentKey, Attachment]:
+        return MappingProxyType(self._attachments)
+
+    @property
+    def intents(self) -> Mapping[str, Intent]:
+        return MappingProxyType(self._intents)
+
+    @property
+    def creating(self) -> int:
+        """NICs asked of the cloud and not answered yet."""
+        return sum(i.count for i in self._intents.values() if i.kind is OpKind.CREATE)
+
+    @property
+    def asked_in(self) -> Mapping[str, int]:
+        """The same by vxnet."""
+        asked: dict[str, int] = {}
+        for intent in self._intents.values():
+            if intent.kind is OpKind.CREATE:
+                asked[intent.vxnet_id] = asked.get(intent.vxnet_id, 0) + intent.count
+        return asked
+
+    def asked(self, prefix: str) -> int:
+        """NICs asked of the cloud under names that begin with *prefix*, and not answered yet."""
+        names = {i.op_id: parse_nic_name(i.name) for i in self._intents.values() if i.kind is OpKind.CREATE}
+        return sum(self._intents[op_id].count for op_id, name in names.items() if name and name.prefix == prefix)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Kernel settings that were changed, with the values they had before the first change."""
+        return MappingProxyType(self._settings)
+
+    def remember(self, settings: Mapping[str, str]) -> None:
+        """Keep what kernel settings were, unless an earlier value is kept already."""
+        for name, value in settings.items():
+            if name not in self._settings:
+                self._settings[name] = value
+                self._changes.append(PutSetting(name, value))
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """NICs that a cloud operation under way speaks of."""
+        return frozenset(nic_id for i in self._intents.values() for nic_id in i.nic_ids)
+
+    def attachment_of(self, nic_id: str) -> Attachment | None:
+        return next((a for a in self._attachments.values() if a.nic_id == nic_id), None)
+
+    def in_state(self, *states: NicState) -> tuple[Nic, ...]:
+        return tuple(n for n in self._nics.values() if n.state in states)
+
+    def take_changes(self) -> tuple[Change, ...]:
+        changes, self._changes = tuple(self._changes), []
+        return changes
+
+    def rows(self) -> tuple[Change, ...]:
+        """All that the table holds, as changes that make it from nothing."""
+        settings = tuple(PutSetting(name, before) for name, before in self._settings.items())
+        return (
+            *map(PutNic, self._nics.values()),
+            *map(PutAttachment, self._attachments.values()),
+            *map(PutIntent, self._intents.values()),
+            *settings,
+            PutBoot(self._boot_id),
+        )
+
+    def note(self, event: Event) -> None:
+        """Record something that happened and changed no state."""
+        self._changes.append(event)
+
+    def reset_clock(self, forward: float, now: float) -> None:
+        """The clock was set, *forward* by so many seconds or back: what has passed since then stays what it was.
+
+        Times that lie ahead become *now*: the rest of an address begins anew.
+        """
+
+        def moved(at: float) -> float:
+            return min(at + forward, now) if at > 0.0 else at
+
+        before = len(self._changes)
+        for nic in tuple(self._nics.values()):
+            since, released, repaired = moved(nic.since), moved(nic.released), moved(nic.repaired)
+            if (changed := replace(nic, since=since, released=released, repaired=repaired)) != nic:
+                self._put_nic(changed)
+        for attachment in tuple(self._attachments.values()):
+            if (moved_to := moved(attachment.since)) != attachment.since:
+                self._put_attachment(replace(attachment, since=moved_to))
+        for intent in tuple(self._intents.values()):
+            if (moved_to := moved(intent.since)) != intent.since:
+                self._put_intent(replace(intent, since=moved_to))
+        if len(self._changes) > before:
+            detail = f"forward by {forward:.0f} s" if forward else "back"
+            self.note(Event(now, "clock.set", detail=detail))
+
+    # --- changes -------------------------------------------------------------------------------------
+
+    def _put_nic(self, nic: Nic) -> None:
+        self._nics[nic.nic_id] = nic
+        self._changes.append(PutNic(nic))
+
+    def _drop_nic(self, nic_id: str) -> None:
+        del self._nics[nic_id]
+        self._new_addresses.pop(nic_id, None)
+        self._changes.append(DropNic(nic_id))
+
+    def _put_attachment(self, attachment: Attachment) -> None:
+        self._attachments[attachment.key] = attachment
+        self._changes.append(PutAttachment(attachment))
+
+    def _drop_attachment(self, key: AttachmentKey) -> None:
+        del self._attachments[key]
+        self._changes.append(DropAttachment(key))
+
+    def _put_intent(self, intent: Intent) -> None:
+        self._intents[intent.op_id] = intent
+        self._changes.append(PutIntent(intent))
+
+    def _drop_intent(self, op_id: str) -> None:
+        del self._intents[op_id]
+        self._changes.append(DropIntent(op_id))
+
+
+def violations(nics: Iterable[Nic], attachments: Iterable[Attachment]) -> tuple[str, ...]:
+    """What breaks invariant 1 of design section 3, in words; empty when it holds."""
+    by_id = {n.nic_id: n for n in nics}
+    found: list[str] = []
+    serving: dict[str, AttachmentKey] = {}
+    for attachment in attachments:
+        nic = by_id.get(attachment.nic_id)
+        if nic is None:
+            found.append(f"attachment {attachment.key} has NIC {attachment.nic_id}, which is not in the table")
+        elif nic.state is not NicState.ASSIGNED:
+            found.append(f"attachment {attachment.key} has NIC {nic.nic_id}, which is {nic.state}")
+        if attachment.nic_id in serving:
+            found.append(f"NIC {attachment.nic_id} serves {serving[attachment.nic_id]} and {attachment.key}")
+        serving[attachment.nic_id] = attachment.key
+    found += [
+        f"NIC {n.nic_id} is assigned to nothing"
+        for n in by_id.values()
+        if n.state is NicState.ASSIGNED and n.nic_id not in serving
+    ]
+    return tuple(found)

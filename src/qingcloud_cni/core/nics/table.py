@@ -1,0 +1,303 @@
+"""The table of this host's NICs: every transition, each recorded as changes for the store.
+
+Transitions are plain functions that touch nothing but the table, so no other task sees one half done. What they
+changed is collected until `take_changes` (`core/rows.py`); the shell saves it before it acts on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from qingcloud_cni.core.nics.changes import DropSetting, PutBoot
+from qingcloud_cni.core.nics.model import GONE, Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.nics.rows import Rows
+
+_S = NicState
+FOLLOWS: Mapping[NicState, frozenset[NicState]] = MappingProxyType(
+    {
+        _S.CREATING: frozenset({_S.ATTACHING, _S.ARRIVING, _S.DELETING, _S.MISSING}),
+        _S.ATTACHING: frozenset({_S.ARRIVING, _S.CREATING, _S.MISSING}),
+        _S.ARRIVING: frozenset({_S.IDLE, _S.ASSIGNED, _S.COOLING, _S.MISSING, _S.CREATING, _S.GATEWAY}),
+        _S.IDLE: frozenset({_S.ASSIGNED, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING, _S.QUARANTINED}),
+        _S.ASSIGNED: frozenset({_S.IDLE, _S.COOLING, _S.ARRIVING}),
+        _S.COOLING: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
+        _S.DETACHING: frozenset({_S.DELETING, _S.IDLE, _S.COOLING, _S.MISSING, _S.CREATING}),
+        _S.DELETING: frozenset({_S.MISSING}),
+        _S.MISSING: frozenset({_S.ARRIVING, _S.DETACHING, _S.CREATING, _S.ASSIGNED}),
+        _S.QUARANTINED: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
+        _S.GATEWAY: frozenset({_S.ARRIVING, _S.DETACHING, _S.MISSING}),
+    }
+)
+
+
+class IllegalTransition(RuntimeError):
+    """A bug: a NIC was to enter a state that does not follow its own, or something to begin twice."""
+
+
+class Table(Rows):
+    """All that the agent holds, in memory."""
+
+    # --- the host ------------------------------------------------------------------------------------
+
+    def note_boot(self, boot_id: str, now: float) -> None:
+        """The host is in this boot. After a new one its containers are over and its settings a new kernel's.
+
+        Whether their links are on the host already is for a look to find out.
+        """
+        if boot_id == self._boot_id:
+            return
+        if self._boot_id:
+            for key in tuple(self._attachments):
+                self.released(key, now, is_parked=False, cause="the host was booted since its ADD")
+            self._changes += map(DropSetting, self._settings)
+            self._settings.clear()
+            self.note(Event(now, "host.booted", detail=boot_id))
+        self._boot_id = boot_id
+        self._changes.append(PutBoot(boot_id))
+
+    # --- cloud operations ----------------------------------------------------------------------------
+
+    def intend_create(self, op_id: str, vxnet_id: str, name: str, count: int, now: float) -> Intent:
+        return self._intend(Intent(op_id, OpKind.CREATE, now, vxnet_id=vxnet_id, name=name, count=count))
+
+    def intend_attach(self, op_id: str, nic_ids: Sequence[str], now: float) -> Intent:
+        intent = Intent(op_id, OpKind.ATTACH, now, nic_ids=tuple(nic_ids))
+        return self._intend_for(intent, NicState.ATTACHING, "nic.attaching")
+
+    def intend_detach(self, op_id: str, nic_ids: Sequence[str], now: float, cause: str) -> Intent:
+        intent = Intent(op_id, OpKind.DETACH, now, nic_ids=tuple(nic_ids))
+        return self._intend_for(intent, NicState.DETACHING, "nic.detaching", cause)
+
+    def intend_repair(self, op_id: str, nic_ids: Sequence[str], now: float, repairs: Mapping[str, int]) -> Intent:
+        """As `intend_detach`, to attach them again; *repairs* counts the times in a row for each, with this one."""
+        intent = Intent(op_id, OpKind.DETACH, now, nic_ids=tuple(nic_ids), is_repair=True)
+        intent = self._intend_for(
+            intent, NicState.DETACHING, "nic.detaching", "its link is nowhere; to attach it again"
+        )
+        for nic_id in nic_ids:
+            self._put_nic(replace(self._nics[nic_id], repairs=repairs[nic_id], repaired=now))
+        return intent
+
+    def intend_delete(self, op_id: str, nic_ids: Sequence[str], now: float) -> Intent:
+        intent = Intent(op_id, OpKind.DELETE, now, nic_ids=tuple(nic_ids))
+        return self._intend_for(intent, NicState.DELETING, "nic.deleting")
+
+    def job_started(self, op_id: str, job_id: str, event: str, now: float) -> None:
+        """The cloud has queued the operation."""
+        intent = replace(self._intents[op_id], job_id=job_id)
+        self._put_intent(intent)
+        self.note(Event(now, event, subject=op_id, job_id=job_id))
+
+    def renew(self, op_id: str, now: float) -> None:
+        """The operation begins only now: its record waited for the disk."""
+        self._put_intent(replace(self._intents[op_id], since=now))
+
+    def finish(self, op_id: str, event: str, now: float, detail: str = "") -> None:
+        """The operation is over, well or badly; its NICs have been moved on by the caller."""
+        intent = self._intents[op_id]
+        self._drop_intent(op_id)
+        self.note(Event(now, event, subject=op_id, detail=detail, job_id=intent.job_id))
+
+    def reserve(self, op_id: str, nic_ids: Sequence[str]) -> None:
+        """NICs that a create brought belong to its operation until they are asked to be attached."""
+        self._put_intent(replace(self._intents[op_id], count=0, nic_ids=tuple(nic_ids)))
+
+    def _intend_for(self, intent: Intent, state: NicState, event: str, detail: str = "") -> Intent:
+        """An operation on NICs begins for all of them or for none."""
+        self._check_new(intent)
+        if len(set(intent.nic_ids)) < len(intent.nic_ids):
+            raise IllegalTransition(f"operation {intent.op_id}: a NIC stands twice in {intent.nic_ids}")
+        for nic_id in intent.nic_ids:
+            self._check(nic_id, state, event)
+        for nic_id in intent.nic_ids:
+            self._move(nic_id, state, event, intent.since, subject=intent.op_id, detail=detail)
+        return self._intend(intent)
+
+    def _check_new(self, intent: Intent) -> None:
+        if intent.op_id in self._intents:
+            raise IllegalTransition(f"operation {intent.op_id} exists already: {self._intents[intent.op_id]}")
+
+    def _intend(self, intent: Intent) -> Intent:
+        self._check_new(intent)
+        self._put_intent(intent)
+        self.note(Event(intent.since, f"{intent.kind}.intended", subject=intent.op_id, detail=intent.name))
+        return intent
+
+    # --- NICs ----------------------------------------------------------------------------------------
+
+    def add(self, nic: Nic, event: str, *, subject: str = "", detail: str = "") -> None:
+        """A NIC of ours that was not in the table."""
+        if nic.nic_id in self._nics:
+            raise IllegalTransition(f"{nic.nic_id} is in the table already: {self._nics[nic.nic_id]}")
+        self._put_nic(nic)
+        self.note(Event(nic.since, event, nic.nic_id, subject, detail or nic.address, nic.state.value))
+
+    def drop(self, nic_id: str, event: str, now: float, detail: str = "") -> None:
+        """The NIC is no more; so is an attachment it may have had."""
+        attachment = self.attachment_of(nic_id)
+        if attachment is not None:
+            self._drop_attachment(attachment.key)
+        self._drop_nic(nic_id)
+        self.note(Event(now, event, nic_id, detail=detail, state=GONE))
+
+    def not_attached(self, nic_id: str, now: float, detail: str) -> None:
+        """The cloud has it attached nowhere."""
+        self._move(nic_id, NicState.CREATING, "nic.unattached", now, detail=detail)
+
+    def arrived(self, nic_id: str, now: float) -> None:
+        """Its link is on the host."""
+        self._move(nic_id, NicState.ARRIVING, "nic.arrived", now)
+
+    def parked(self, nic_id: str, now: float) -> None:
+        """Its link lies in the parking namespace; an address that served a container rests from when it left."""
+        self._move(nic_id, self._parked_state(nic_id), "nic.parked", now)
+
+    def strayed(self, nic_id: str, now: float, detail: str) -> None:
+        """Its link is in a container that has no attachment: it is awaited, and its address may have been used."""
+        self._move(nic_id, NicState.ARRIVING, "nic.strayed", now, detail=detail, released=now)
+
+    def forget_new_addresses(self) -> None:
+        """The cloud is about to be asked anew."""
+        self._new_addresses.clear()
+
+    def readdressed(self, nic_id: str, vxnet_id: str, address: str, gateway: str, now: float) -> None:
+        """The cloud has given it another address; while a container has the old one, so has the table."""
+        nic = replace(self._nics[nic_id], vxnet_id=vxnet_id, address=address, gateway=gateway)
+        detail = f"{self._nics[nic_id].address} has become {address} in {vxnet_id}"
+        if nic.state is NicState.ASSIGNED:
+            self._new_addresses[nic_id] = nic
+        else:
+            self._put_nic(nic)
+            self.note(Event(now, "nic.readdressed", nic_id, detail=detail))
+
+    def pinned(self, nic_id: str, now: float) -> None:
+        """Its link is configured as a gateway, and stays on the host."""
+        self._move(nic_id, NicState.GATEWAY, "nic.gateway", now)
+
+    def quarantined(self, nic_id: str, now: float, claimant: str) -> None:
+        """Somebody else uses its address."""
+        detail = f"{self._nics[nic_id].host_address} is used by {claimant}"
+        self._move(nic_id, NicState.QUARANTINED, "nic.quarantined", now, detail=detail, claimant=claimant)
+
+    def cleared(self, nic_id: str, now: float, detail: str) -> None:
+        """Its address may be used after all."""
+        self._move(nic_id, NicState.IDLE, "nic.cleared", now, detail=detail)
+
+    def rested(self, nic_id: str, now: float) -> None:
+        self._move(nic_id, NicState.IDLE, "nic.rested", now, released=0.0)
+
+    def lost(self, nic_id: str, now: float, detail: str) -> None:
+        """The cloud has it attached to this instance, and its link is nowhere."""
+        self._move(nic_id, NicState.MISSING, "nic.missing", now, detail=detail)
+
+    def forgive(self, nic_id: str) -> None:
+        """Repairs that were in vain do not count any more."""
+        if self._nics[nic_id].repairs:
+            self._put_nic(replace(self._nics[nic_id], repairs=0))
+
+    def kept(self, nic_id: str, now: float, detail: str) -> None:
+        """A detach did not happen: the link is parked as before, and an address that rested goes on resting.
+
+        A gateway's link has to be looked for.
+        """
+        state = NicState.MISSING if self._nics[nic_id].is_gateway else self._parked_state(nic_id)
+        self._move(nic_id, state, "nic.kept", now, detail=detail)
+
+    def _parked_state(self, nic_id: str) -> NicState:
+        return NicState.COOLING if self._nics[nic_id].released > 0.0 else NicState.IDLE
+
+    def _check(self, nic_id: str, state: NicState, event: str) -> None:
+        nic = self._nics[nic_id]
+        if state not in FOLLOWS[nic.state]:
+            raise IllegalTransition(f"nic {nic_id}: {nic.state} is not followed by {state} ({event})")
+        if nic.state is NicState.ASSIGNED and (attachment := self.attachment_of(nic_id)) is not None:
+            raise IllegalTransition(f"nic {nic_id} still serves {attachment.key} ({event})")
+
+    def _move(
+        self,
+        nic_id: str,
+        state: NicState,
+        event: str,
+        now: float,
+        *,
+        subject: str = "",
+        detail: str = "",
+        released: float | None = None,
+        pod: str = "",
+        claimant: str = "",
+    ) -> None:
+        self._check(nic_id, state, event)
+        nic = self._nics[nic_id]
+        released = nic.released if released is None else released
+        self._put_nic(replace(nic, state=state, since=now, released=released, claimant=claimant))
+        self.note(Event(now, event, nic_id, subject, detail, state.value, pod=pod))
+        if new := self._new_addresses.pop(nic_id, None):
+            self.readdressed(nic_id, new.vxnet_id, new.address, new.gateway, now)
+
+    # --- attachments ---------------------------------------------------------------------------------
+
+    def assign(self, attachment: Attachment) -> None:
+        """The NIC serves this attachment from now on; *attachment* is not ready yet."""
+        key = attachment.key
+        if key in self._attachments:
+            raise IllegalTransition(f"attachment {key} exists already")
+        if self._nics[attachment.nic_id].state is NicState.MISSING:
+            raise IllegalTransition(f"nic {attachment.nic_id} is missing: it cannot be given to {key}")
+        self._move(
+            attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key),
+            pod=attachment.workload.pod,
+        )  # fmt: skip
+        self._put_attachment(attachment)
+
+    def found(self, attachment: Attachment, now: float) -> None:
+        """A missing NIC's link is in a container that the table does not know: *attachment* is nameless."""
+        key, netns = attachment.key, attachment.netns
+        if self._nics[attachment.nic_id].state is not NicState.MISSING or key in self._attachments:
+            raise IllegalTransition(f"nic {attachment.nic_id} is found though it is not missing: {key}")
+        self._move(
+            attachment.nic_id, NicState.ASSIGNED, "nic.found", now, subject=str(key), detail=netns.path, released=0.0
+        )
+        self._put_attachment(attachment)
+
+    def named(self, nameless: AttachmentKey, attachment: Attachment, now: float) -> None:
+        """A request has told whose a NIC is that was found."""
+        known = self._attachments.get(nameless)
+        if known is None or known.nic_id != attachment.nic_id or attachment.key in self._attachments:
+            raise IllegalTransition(f"attachment {nameless} is to be {attachment.key}, but was {known}")
+        self._drop_attachment(nameless)
+        self._put_attachment(attachment)
+        self._tell(attachment, "attachment.named", now, str(nameless))
+
+    def routed(self, attachment: Attachment) -> None:
+        """Its routes are decided; the link is about to be moved."""
+        self._put_attachment(attachment)
+
+    def configured(self, attachment: Attachment, now: float, detail: str = "") -> None:
+        """The link is as asked."""
+        known = self._attachments.get(attachment.key)
+        if known is None or known.nic_id != attachment.nic_id:
+            raise IllegalTransition(f"attachment {attachment.key} with NIC {attachment.nic_id} is unknown: {known}")
+        self._put_attachment(replace(attachment, is_ready=True))
+        self._tell(attachment, "attachment.ready", now, detail)
+
+    def returned_unused(self, key: AttachmentKey, now: float, detail: str) -> None:
+        """The ADD failed before the link left the parking namespace: the NIC is as good as before."""
+        attachment = self._attachments[key]
+        self._drop_attachment(key)
+        self._move(
+            attachment.nic_id, NicState.IDLE, "nic.returned", now, subject=str(key), detail=detail,
+            pod=attachment.workload.pod,
+        )  # fmt: skip
+
+    def released(self, key: AttachmentKey, now: float, *, is_parked: bool, cause: str) -> None:
+        """The attachment is over. The address rests; a link that is not parked yet is awaited on the host."""
+        attachment = self._attachments[key]
+        self._drop_attachment(key)
+        state = NicState.COOLING if is_parked else NicState.ARRIVING
+        self._move(
+            attachment.nic_id, state, "nic.released", now, subject=str(key), detail=cause, released=now,
+            pod=attachment.workload.pod,
+        )  # fmt: skip
+
+    def _tell(self, attachment: Attachment, event: str, now: float, detail: str) -> None:
+        self.note(Event(now, event, attachment.nic_id, str(attachment.key), detail, pod=attachment.workload.pod))

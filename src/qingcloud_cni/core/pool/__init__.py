@@ -1,0 +1,1 @@
+"""What the pool needs: the planner, the vxnet policies, and reasons in words."""

@@ -1,0 +1,1 @@
+"""Network namespaces, their settings, and the threads that visit them."""

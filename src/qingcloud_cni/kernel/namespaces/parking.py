@@ -1,0 +1,100 @@
+"""The parking namespace, made as ``ip netns add`` makes one: it outlives the agent, and ``ip netns`` shows it."""
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
+from qingcloud_cni.kernel.namespaces.namespaces import OWN, Namespace, leave_for_new, libc_call
+
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_SHARED: Final = 1 << 20
+MNT_DETACH: Final = 2
+
+
+def parking_path(instance_id: str, netns_dir: Path) -> Path:
+    return netns_dir / f"qingcni-{instance_id}"
+
+
+def ensure(path: Path) -> Namespace:
+    """Open the parking namespace at *path*; make it if it is not there, or if only its empty file was left.
+
+    AbilityMissing if this process may not.
+    """
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with _locked(path.parent):
+            _share(path.parent)
+            with suppress(InvalidNetns):
+                return Namespace.open(str(path))
+            path.unlink(missing_ok=True)  # left by a crash between file and mount, or by a reboot
+            _make(path)
+            return Namespace.open(str(path))
+    except OSError as err:
+        if err.errno in (errno.EPERM, errno.EACCES):
+            raise AbilityMissing(f"parking namespace {path}: {err.strerror}; root is needed") from err
+        raise AbilityMissing(f"parking namespace {path}: {err}") from err
+
+
+def remove(path: Path) -> None:
+    """Unmount the namespace and remove its file; nothing to do if it is gone.
+
+    Hardware still in it returns to the host's namespace once nothing holds it open.
+    """
+    try:
+        with suppress(FileNotFoundError), _locked(path.parent):
+            try:
+                libc_call("umount2", bytes(path), MNT_DETACH)
+            except OSError as err:
+                if err.errno not in (errno.EINVAL, errno.ENOENT):  # not mounted, not there
+                    raise
+            path.unlink(missing_ok=True)
+    except OSError as err:
+        raise KernelRefused(f"parking namespace {path}: remove: {err}") from err
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep agents that start together, and ``ip netns add``, from sharing *folder* twice: iproute2's own lock."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _share(folder: Path) -> None:
+    """Make *folder* a mount of its own that passes mounts on to the mount namespaces of other processes."""
+    try:
+        libc_call("mount", b"", bytes(folder), b"none", MS_SHARED | MS_REC, None)
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # EINVAL: no mount point yet
+            raise
+        libc_call("mount", bytes(folder), bytes(folder), b"none", MS_BIND | MS_REC, None)
+        libc_call("mount", b"", bytes(folder), b"none", MS_SHARED | MS_REC, None)
+
+
+def _make(path: Path) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    errors: list[OSError] = []
+
+    def mount_new() -> None:
+        try:
+            leave_for_new()
+            libc_call("mount", OWN.encode(), bytes(path), b"none", MS_BIND, None)
+        except OSError as err:
+            errors.append(err)
+
+    thread = threading.Thread(target=mount_new, name="parking")  # ends inside the new namespace, so it serves once
+    thread.start()
+    thread.join()
+    if errors:
+        path.unlink(missing_ok=True)
+        raise errors[0]

@@ -1,0 +1,1 @@
+"""Neighbours in a vxnet: ARP probes, announcements, tracked flows."""

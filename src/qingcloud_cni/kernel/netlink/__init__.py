@@ -1,0 +1,1 @@
+"""Netlink: the codec, its socket, and the message families in use."""

@@ -1,0 +1,258 @@
+"""The messages for addresses, routing tables and rules (IPv4), between bytes and plain data.
+
+Layouts are those of linux/if_addr.h, rtnetlink.h and fib_rules.h. What a dump shows is deleted by sending its own
+bytes back under another type, as `ip … flush` does: so it cannot hit anything else.
+"""
+
+import struct
+from dataclasses import dataclass, field
+from socket import AF_INET, inet_ntop, inet_pton
+from typing import Final
+
+from qingcloud_cni.kernel.netlink.messages import (
+    IFA_ADDRESS,
+    IFA_BROADCAST,
+    IFA_LOCAL,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTM_NEWADDR,
+    RTM_NEWROUTE,
+    RTN_UNICAST,
+    Malformed,
+    Request,
+    pack_attribute,
+    parse_prefix,
+    parse_text,
+    parse_u32,
+    unpack_attributes,
+)
+
+RTM_DELADDR: Final = 21
+RTM_GETADDR: Final = 22
+RTM_DELROUTE: Final = 25
+RTM_GETROUTE: Final = 26
+RTM_NEWRULE: Final = 32
+RTM_DELRULE: Final = 33
+RTM_GETRULE: Final = 34
+
+IFA_FLAGS: Final = 8
+IFA_F_PERMANENT: Final = 0x80  # it does not expire
+IFA_F_NOPREFIXROUTE: Final = 0x200  # no connected route in the main table comes with the address
+
+RTA_PREFSRC: Final = 7
+RTA_CACHEINFO: Final = 12
+RTA_TABLE: Final = 15
+RT_SCOPE_UNIVERSE: Final = 0
+RT_SCOPE_LINK: Final = 253
+RTNH_F_ONLINK: Final = 4
+RTM_F_CLONED: Final = 0x200  # what the kernel remembers of one destination, a path MTU for instance
+# The one protocol that systemd-networkd leaves alone when it removes rules and routes it did not make itself
+# (ManageForeignRoutingPolicyRules=, ManageForeignRoutes=); Cilium takes it for the same reason.
+RTPROT_KERNEL: Final = 2
+
+FRA_SRC: Final = 2
+FRA_IIFNAME: Final = 3
+FRA_PRIORITY: Final = 6
+FRA_FWMARK: Final = 10
+FRA_SUPPRESS_PREFIXLEN: Final = 14
+FRA_TABLE: Final = 15
+FRA_FWMASK: Final = 16
+FRA_PROTOCOL: Final = 21
+FR_ACT_TO_TBL: Final = 1
+FIB_RULE_INVERT: Final = 2
+
+_ADDRESS: Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+# rtmsg: family, prefix lengths of destination and source, tos, table, protocol, scope, type, flags
+_ROUTE: Final = struct.Struct("=BBBBBBBBI")
+# fib_rule_hdr: family, prefix lengths of destination and source, tos, table, action, flags
+_RULE: Final = struct.Struct("=BBBBBxxBI")
+_U32: Final = struct.Struct("=I")
+_NONE: Final = 0xFFFFFFFF  # FRA_SUPPRESS_PREFIXLEN where nothing is suppressed
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    ifindex: int
+    address: str  # with prefix length
+    is_bare: bool  # permanent, and without a connected route in the main table
+    body: bytes = field(default=b"", compare=False, repr=False)  # as dumped
+
+
+@dataclass(frozen=True, slots=True)
+class TableRoute:
+    """A unicast route. *others* are attributes this program never gives a route."""
+
+    table: int
+    ifindex: int  # 0 where it leads over several links, or none
+    dst: str  # CIDR
+    gateway: str = ""
+    source: str = ""  # the address the host takes on packets of its own
+    scope: int = RT_SCOPE_UNIVERSE
+    protocol: int = RTPROT_KERNEL
+    others: frozenset[int] = frozenset()
+    body: bytes = field(default=b"", compare=False, repr=False)  # as dumped
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule that leads to a table. *others* are attributes this program never gives a rule."""
+
+    preference: int
+    table: int
+    source: str = ""  # CIDR
+    iif: str = ""
+    mark: int = 0
+    mask: int = 0
+    protocol: int = RTPROT_KERNEL
+    others: frozenset[int] = frozenset()
+    body: bytes = field(default=b"", compare=False, repr=False)  # as dumped
+
+
+# --- addresses ---------------------------------------------------------------------------------------
+
+
+def get_addresses() -> Request:
+    return Request(RTM_GETADDR, _ADDRESS.pack(AF_INET, 0, 0, 0, 0))
+
+
+def parse_address(body: bytes) -> Address:
+    _, prefix, flags, _, ifindex = _head(_ADDRESS, body)
+    fields = dict(unpack_attributes(body, _ADDRESS.size))
+    own = fields.get(IFA_LOCAL) or fields.get(IFA_ADDRESS, b"")
+    flags = parse_u32(fields[IFA_FLAGS]) if IFA_FLAGS in fields else flags
+    bare = IFA_F_PERMANENT | IFA_F_NOPREFIXROUTE
+    return Address(ifindex, f"{_ip(own)}/{prefix}", flags & bare == bare, body)
+
+
+def add_bare_address(ifindex: int, address: str) -> Request:
+    """Add an address that brings no connected route along."""
+    _, packed, prefix = parse_prefix(address)
+    parts = [pack_attribute(IFA_LOCAL, packed), pack_attribute(IFA_ADDRESS, packed)]
+    if prefix < 31:
+        broadcast = int.from_bytes(packed) | (1 << 32 - prefix) - 1
+        parts.append(pack_attribute(IFA_BROADCAST, broadcast.to_bytes(4)))
+    parts.append(pack_attribute(IFA_FLAGS, _U32.pack(IFA_F_NOPREFIXROUTE)))
+    head = _ADDRESS.pack(AF_INET, prefix, 0, 0, ifindex)
+    return Request(RTM_NEWADDR, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
+
+
+def delete_address(address: Address) -> Request:
+    return Request(RTM_DELADDR, address.body)
+
+
+# --- routes ------------------------------------------------------------------------------------------
+
+
+def get_routes() -> Request:
+    """Ask for the routes of all tables."""
+    return Request(RTM_GETROUTE, _ROUTE.pack(AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def parse_route(body: bytes) -> TableRoute | None:
+    """A unicast route; None for any other, and for what is no entry of a table."""
+    _, prefix, source_prefix, tos, table, protocol, scope, kind, flags = _head(_ROUTE, body)
+    if kind != RTN_UNICAST or flags & RTM_F_CLONED:
+        return None
+    fields = dict(unpack_attributes(body, _ROUTE.size))
+    known = {RTA_TABLE, RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_CACHEINFO}
+    others = set(fields) - known
+    if source_prefix or tos or flags & RTNH_F_ONLINK:
+        others.add(0)
+    return TableRoute(
+        table=parse_u32(fields[RTA_TABLE]) if RTA_TABLE in fields else table,
+        ifindex=parse_u32(fields.get(RTA_OIF, bytes(4))),
+        dst=f"{_ip(fields.get(RTA_DST, bytes(4)))}/{prefix}",
+        gateway=_ip(fields[RTA_GATEWAY]) if RTA_GATEWAY in fields else "",
+        source=_ip(fields[RTA_PREFSRC]) if RTA_PREFSRC in fields else "",
+        scope=scope,
+        protocol=protocol,
+        others=frozenset(others),
+        body=body,
+    )
+
+
+def add_table_route(route: TableRoute) -> Request:
+    _, packed, prefix = parse_prefix(route.dst)
+    head = _ROUTE.pack(AF_INET, prefix, 0, 0, 0, route.protocol, route.scope, RTN_UNICAST, 0)
+    parts = [pack_attribute(RTA_TABLE, _U32.pack(route.table)), pack_attribute(RTA_OIF, _U32.pack(route.ifindex))]
+    if prefix:
+        parts.append(pack_attribute(RTA_DST, packed))
+    if route.gateway:
+        parts.append(pack_attribute(RTA_GATEWAY, inet_pton(AF_INET, route.gateway)))
+    if route.source:
+        parts.append(pack_attribute(RTA_PREFSRC, inet_pton(AF_INET, route.source)))
+    return Request(RTM_NEWROUTE, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
+
+
+def delete_route(route: TableRoute) -> Request:
+    return Request(RTM_DELROUTE, route.body)
+
+
+# --- rules -------------------------------------------------------------------------------------------
+
+
+def get_rules() -> Request:
+    return Request(RTM_GETRULE, _RULE.pack(AF_INET, 0, 0, 0, 0, 0, 0))
+
+
+def parse_rule(body: bytes) -> Rule:
+    _, dst_prefix, src_prefix, tos, table, action, flags = _head(_RULE, body)
+    fields = dict(unpack_attributes(body, _RULE.size))
+    if fields.get(FRA_SUPPRESS_PREFIXLEN) == _U32.pack(_NONE):
+        del fields[FRA_SUPPRESS_PREFIXLEN]
+    known = {FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK, FRA_FWMASK, FRA_TABLE, FRA_PROTOCOL}
+    others = set(fields) - known
+    if dst_prefix or tos or action != FR_ACT_TO_TBL or flags & FIB_RULE_INVERT:
+        others.add(0)
+    return Rule(
+        preference=parse_u32(fields.get(FRA_PRIORITY, bytes(4))),
+        table=parse_u32(fields[FRA_TABLE]) if FRA_TABLE in fields else table,
+        source=f"{_ip(fields[FRA_SRC])}/{src_prefix}" if FRA_SRC in fields else "",
+        iif=parse_text(fields.get(FRA_IIFNAME, b"")),
+        mark=parse_u32(fields.get(FRA_FWMARK, bytes(4))),
+        mask=parse_u32(fields.get(FRA_FWMASK, bytes(4))),
+        protocol=fields[FRA_PROTOCOL][0] if fields.get(FRA_PROTOCOL) else 0,
+        others=frozenset(others),
+        body=body,
+    )
+
+
+def add_rule(rule: Rule) -> Request:
+    parts = [
+        pack_attribute(FRA_PRIORITY, _U32.pack(rule.preference)),
+        pack_attribute(FRA_TABLE, _U32.pack(rule.table)),
+        pack_attribute(FRA_PROTOCOL, bytes((rule.protocol,))),
+    ]
+    prefix = 0
+    if rule.source:
+        _, packed, prefix = parse_prefix(rule.source)
+        parts.append(pack_attribute(FRA_SRC, packed))
+    if rule.iif:
+        parts.append(pack_attribute(FRA_IIFNAME, rule.iif.encode() + b"\0"))
+    if rule.mask:
+        parts.append(pack_attribute(FRA_FWMARK, _U32.pack(rule.mark)))
+        parts.append(pack_attribute(FRA_FWMASK, _U32.pack(rule.mask)))
+    head = _RULE.pack(AF_INET, 0, prefix, 0, 0, FR_ACT_TO_TBL, 0)
+    return Request(RTM_NEWRULE, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
+
+
+def delete_rule(rule: Rule) -> Request:
+    return Request(RTM_DELRULE, rule.body)
+
+
+# --- parts -------------------------------------------------------------------------------------------
+
+
+def _head(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
+    if len(body) < layout.size:
+        raise Malformed(f"a message of {len(body)} bytes where {layout.size} are its fixed part")
+    return layout.unpack_from(body)
+
+
+def _ip(packed: bytes) -> str:
+    if len(packed) != 4:
+        raise Malformed(f"an IPv4 address of {len(packed)} bytes")
+    return inet_ntop(AF_INET, packed)

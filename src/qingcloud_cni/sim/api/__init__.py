@@ -1,0 +1,1 @@
+"""The API of the simulated cloud: signatures, HTTP, fault injection."""

@@ -1,0 +1,139 @@
+"""The simulated cloud's API without a web framework: a request's method, target and body in, a reply out."""
+
+import json
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from qingcloud_cni.sim.api import signature
+from qingcloud_cni.sim.cloud import refusals
+from qingcloud_cni.sim.cloud.faults import (
+    BAD_GATEWAY,
+    LATE_REPLY,
+    LOSE_REPLY,
+    NOT_JSON,
+    OVERTAKEN_REPLY,
+    RESET,
+    SILENCE,
+)
+from qingcloud_cni.sim.cloud.model import Model, Outcome, refused
+from qingcloud_cni.sim.cloud.params import Params
+from qingcloud_cni.sim.cloud.refusals import Refusal
+
+PATHS = ("/iaas/", "/iaas")
+JSON = "application/json"  # exactly: the old Go SDK refuses it with a charset
+MAX_AGE = 60.0  # seconds after which a time stamp is refused
+LOOK_PERIOD = 1.0  # seconds between looks at whether a client that waits has given up, or may have its answer
+GATEWAY_PAGE = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>502 Bad Gateway</body>\r\n</html>\r\n"
+COMMON = ("access_key_id", "signature_method", "signature_version", "signature", "time_stamp")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    content_type: str
+    body: bytes
+
+
+class Api:
+    """Checks requests in the order of the documentation and has the model answer them."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+        rng: random.Random,
+    ) -> None:
+        """*now* gives seconds since the epoch; *rng* draws how long calls take."""
+        self._model = model
+        self._now = now
+        self._sleep = sleep
+        self._rng = rng
+        self._taken = 0  # calls so far
+        self._latest = 0  # of those that were answered, the one that came last
+
+    async def respond(
+        self, method: str, target: str, body: bytes, *, has_gone: Callable[[], bool] = lambda: False
+    ) -> Reply | None:
+        """Answer a request; None: the connection shall be cut without a reply.
+
+        A request that a fault holds is held until *has_gone* says that its client gave up; where it never does, until
+        cancelled. A call takes effect at some moment of its latency, so whoever gives up waiting cannot know whether
+        it did.
+        """
+        path, _, query = target.partition("?")
+        if path not in PATHS:
+            return Reply(404, "text/plain", b"no such path\n")
+        if method not in {"GET", "POST"}:
+            return Reply(405, "text/plain", b"GET or POST\n")
+        low, high = self._model.topology.latencies.call
+        latency = self._rng.uniform(low, high)
+        before = self._rng.uniform(0.0, latency)
+        if latency > 0:
+            await self._sleep(before)
+        self._taken += 1
+        number = self._taken
+        outcome = self._handle(method, path, query, body)
+        if latency > 0:
+            await self._sleep(latency - before)
+        if outcome.obstacle == LATE_REPLY:
+            await self._sleep(outcome.seconds)
+        held = outcome.obstacle == SILENCE
+        while (held or (outcome.obstacle == OVERTAKEN_REPLY and self._latest <= number)) and not has_gone():
+            await self._sleep(LOOK_PERIOD)
+        self._latest = max(self._latest, number)
+        return _reply(outcome)
+
+    def _handle(self, method: str, path: str, query: str, body: bytes) -> Outcome:
+        try:
+            return self._model.handle(self._authenticated(method, path, query, body))
+        except Refusal as refusal:
+            return Outcome(refused(refusal))
+
+    def _authenticated(self, method: str, path: str, query: str, body: bytes) -> Mapping[str, str]:
+        """The parameters of a request that is complete, signed and fresh; raises Refusal in that order."""
+        try:
+            form = body.decode() if method == "POST" else ""
+        except UnicodeDecodeError:
+            raise Refusal(refusals.MALFORMED, "InvalidRequestFormat, the body is no form") from None
+        encoded = "&".join(part for part in (query, form) if part)
+        params = signature.decode(encoded)
+        self._model.check(params)
+        sent = _common(params)
+        secret = self._model.topology.keys.get(params["access_key_id"])
+        if secret is None:
+            raise refusals.unknown_key(params["access_key_id"])
+        if not signature.verify(method, path, encoded, secret):
+            raise Refusal(refusals.UNAUTHENTICATED, "AuthFailure, signature not matched")
+        if self._now() - sent > MAX_AGE:
+            raise refusals.expired(params["time_stamp"])
+        return params
+
+
+def _reply(outcome: Outcome) -> Reply | None:
+    """What arrives of an outcome."""
+    if outcome.obstacle in {SILENCE, RESET, LOSE_REPLY}:
+        return None
+    if outcome.obstacle == BAD_GATEWAY:
+        return Reply(502, "text/html", GATEWAY_PAGE)
+    body = json.dumps(outcome.envelope).encode()
+    return Reply(200, JSON, body[: len(body) // 2] if outcome.obstacle == NOT_JSON else body)
+
+
+def _common(params: Mapping[str, str]) -> float:
+    """Check the parameters common to all actions; the time stamp in seconds since the epoch."""
+    reader = Params(params)
+    for name in COMMON:
+        reader.needed(name)
+    method, version, stamp = (reader.text(n) for n in ("signature_method", "signature_version", "time_stamp"))
+    if method not in signature.DIGESTS:
+        raise refusals.bad_value("signature_method", method, ", ".join(signature.DIGESTS))
+    if version != "1":
+        raise refusals.bad_value("signature_version", version, "1")
+    try:
+        return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        raise refusals.malformed("time_stamp", stamp, "YYYY-MM-DDThh:mm:ssZ") from None

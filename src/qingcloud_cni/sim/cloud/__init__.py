@@ -1,0 +1,1 @@
+"""The simulated cloud as a plain object: state, actions, jobs, faults."""

@@ -1,0 +1,238 @@
+"""The reading actions: filters, pages, and the shape in which records are shown (qingcloud-api.md section 3)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from ipaddress import IPv4Network
+from typing import Any, TypeVar
+
+from qingcloud_cni.sim.cloud import jobs as job_queue
+from qingcloud_cni.sim.cloud import refusals
+from qingcloud_cni.sim.cloud.faults import EMPTY_LIST, MISSING_PAGE, PARTIAL_LIST
+from qingcloud_cni.sim.cloud.params import Params
+from qingcloud_cni.sim.cloud.state import CloudState, HostRecord, JobRecord, NicRecord, VxnetRecord
+
+Record = TypeVar("Record")
+
+OWNER = "usr-sim00001"
+BASE_NETWORK = 2  # the vxnet_type left out unless asked for
+
+
+def describe_instances(state: CloudState, params: Params) -> dict[str, Any]:
+    asked = params.listed("instances")
+    statuses = params.choices("status")
+    search = params.text("search_word")
+    with_cluster_nodes = params.number("is_cluster_node", 0) == 1
+    hits = [
+        host
+        for host in state.hosts.values()
+        if _fits(host.instance_id, asked)
+        and _fits(host.status, statuses)
+        and _fits(OWNER, params.choices("owner"))
+        and (search in host.instance_id or search in host.spec.name)
+        and (with_cluster_nodes or not host.spec.is_cluster_node)
+    ]
+    return _page("instance_set", hits, params, lambda host: _instance(state, host))
+
+
+def describe_vxnets(state: CloudState, params: Params) -> dict[str, Any]:
+    """Without vxnet_type, base networks are left out even when named: clients ask for them again."""
+    asked = params.listed("vxnets")
+    excluded = params.listed("excluded_vxnets")
+    types = params.numbers("vxnet_type")
+    search = params.text("search_word")
+    is_verbose = params.number("verbose", 0) == 1
+    hits = [
+        vxnet
+        for vxnet in state.vxnets.values()
+        if _fits(vxnet.vxnet_id, asked)
+        and vxnet.vxnet_id not in excluded
+        and (vxnet.spec.vxnet_type in types if types else vxnet.spec.vxnet_type != BASE_NETWORK)
+        and _fits(OWNER, params.choices("owner"))
+        and (search in vxnet.vxnet_id or search in vxnet.spec.name)
+    ]
+    return _page("vxnet_set", hits, params, lambda vxnet: _vxnet(state, vxnet, is_verbose=is_verbose))
+
+
+def describe_nics(state: CloudState, params: Params) -> dict[str, Any]:
+    """Unknown ids are left out. *nic_name* matches parts of a name: which way the cloud does it is not documented."""
+    asked = tuple(nic_id.lower() for nic_id in params.listed("nics"))
+    instances = params.listed("instances")
+    statuses = params.choices("status")
+    vxnets = params.listed("vxnets")
+    types = params.numbers("vxnet_type")
+    name = params.text("nic_name")
+    search = params.text("search_word")
+    hits = [
+        nic
+        for nic in state.nics.values()
+        if _fits(nic.nic_id, asked)
+        and _fits(nic.instance_id, instances)
+        and _fits(nic.status, statuses)
+        and _fits(nic.vxnet_id, vxnets)
+        and (not types or state.vxnets[nic.vxnet_id].spec.vxnet_type in types)
+        and name in nic.name
+        and any(search in field for field in (nic.nic_id, nic.name, nic.private_ip))
+        and _fits(OWNER, params.choices("owner"))
+    ]
+    return _page("nic_set", hits, params, _nic)
+
+
+def describe_jobs(state: CloudState, params: Params) -> dict[str, Any]:
+    """An unknown job or status is an error, unlike in the other lists."""
+    asked = params.listed("jobs")
+    for job_id in asked:
+        if job_id not in state.jobs:
+            raise refusals.not_found(job_id)
+    statuses = params.choices("status")
+    for status in statuses:
+        if status not in job_queue.STATUSES:
+            raise refusals.bad_value("status", status, ", ".join(job_queue.STATUSES))
+    now = state.now()
+    hits = [
+        job
+        for job in state.jobs.values()
+        if _fits(job.job_id, asked)
+        and _fits(job_queue.status(job, now), statuses)
+        and _fits(job.action, params.choices("job_action"))
+        and _fits(OWNER, params.choices("owner"))
+    ]
+    return _page("job_set", hits, params, lambda job: _job(job, now))
+
+
+def cut(answer: dict[str, Any], params: Params, faults: Iterable[str]) -> dict[str, Any]:
+    """A page of a list as the *faults*, of those that concern lists, leave it."""
+    (name,) = (key for key in answer if key != "total_count")
+    items, total = answer[name], answer["total_count"]
+    for fault in faults:
+        if fault == MISSING_PAGE:
+            items = []
+        elif fault == EMPTY_LIST:
+            items, total = [], 0
+        elif fault == PARTIAL_LIST:
+            total //= 2
+            items = items[: max(total - params.page().start, 0)]
+    return {name: items, "total_count": total}
+
+
+def stamp(seconds: float) -> str:
+    """Write seconds since the epoch as the cloud does: ``2016-12-23T13:35:56Z``."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _fits(value: str, allowed: Sequence[str]) -> bool:
+    return not allowed or value in allowed
+
+
+def _page(name: str, hits: list[Record], params: Params, show: Callable[[Record], dict[str, Any]]) -> dict[str, Any]:
+    return {name: [show(hit) for hit in hits[params.page()]], "total_count": len(hits)}
+
+
+def _instance(state: CloudState, host: HostRecord) -> dict[str, Any]:
+    return {
+        "instance_id": host.instance_id,
+        "instance_name": host.spec.name,
+        "hostname": host.spec.name,
+        "description": None,
+        "status": host.status,
+        "transition_status": host.transition,
+        "zone_id": state.topology.zone,
+        "vcpus_current": 2,
+        "memory_current": 2048,
+        "instance_type": "s1.large.r1",
+        "instance_class": 101,
+        "create_time": stamp(host.create_time),
+        "status_time": stamp(host.create_time),
+        "owner": OWNER,
+        "sub_code": 0,
+        "tags": [],
+        "vxnets": [_instance_vxnet(state, nic) for nic in state.nics_of(host.instance_id)],
+        "image": {
+            "image_id": "simulated",
+            "os_family": "debian",
+            "features_supported": {"nic_hot_plug": 1, "join_multiple_managed_vxnets": 0},
+        },
+        "extra": {"nic_mqueue": 0, "sriov_nic_type": 0},
+    }
+
+
+def _instance_vxnet(state: CloudState, nic: NicRecord) -> dict[str, Any]:
+    spec = state.vxnets[nic.vxnet_id].spec
+    return {
+        "vxnet_id": spec.vxnet_id,
+        "vxnet_name": spec.name,
+        "vxnet_type": spec.vxnet_type,
+        "nic_id": nic.nic_id,
+        "private_ip": nic.private_ip,
+        "role": nic.role,
+        "ipv6_address": "",
+        "security_groups": [],
+    }
+
+
+def _vxnet(state: CloudState, vxnet: VxnetRecord, *, is_verbose: bool) -> dict[str, Any]:
+    spec = vxnet.spec
+    shown: dict[str, Any] = {
+        "vxnet_id": spec.vxnet_id,
+        "vxnet_name": spec.name,
+        "vxnet_type": spec.vxnet_type,
+        "description": None,
+        "create_time": stamp(vxnet.create_time),
+        "owner": OWNER,
+        "zone_id": state.topology.zone,
+        "vpc_router_id": spec.router_id,
+        "available_ip_count": state.room_in(vxnet),
+        "tags": [],
+        "tunnel_type": "",
+        "router": _vxnet_router(vxnet) if spec.router_id else None,
+    }
+    if is_verbose:
+        here = (nic.instance_id for nic in state.nics.values() if nic.vxnet_id == spec.vxnet_id and nic.instance_id)
+        shown["instance_ids"] = list(dict.fromkeys(here))
+    return shown
+
+
+def _vxnet_router(vxnet: VxnetRecord) -> dict[str, Any]:
+    network = IPv4Network(vxnet.spec.network)
+    return {
+        "router_id": vxnet.spec.router_id,
+        "router_name": vxnet.spec.router_id,
+        "manager_ip": vxnet.manager_ip,
+        "ip_network": str(network),
+        "dyn_ip_start": str(network.network_address + 2),
+        "dyn_ip_end": str(network.broadcast_address - 1),
+        "mode": 0,
+    }
+
+
+def _nic(nic: NicRecord) -> dict[str, Any]:
+    return {
+        "nic_id": nic.nic_id,
+        "nic_name": nic.name,
+        "status": nic.status,
+        "instance_id": nic.instance_id,
+        "vxnet_id": nic.vxnet_id,
+        "private_ip": nic.private_ip,
+        "role": nic.role,
+        "sequence": nic.sequence,
+        "security_group": "",
+        "enable_aspoof": int(nic.enable_aspoof),
+        "tags": [],
+        "owner": OWNER,
+        "root_user_id": OWNER,
+        "create_time": stamp(nic.create_time),
+        "status_time": stamp(nic.status_time),
+    }
+
+
+def _job(job: JobRecord, now: float) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "job_action": job.action,
+        "status": job_queue.status(job, now),
+        "error_codes": job.error_codes,
+        "owner": OWNER,
+        "resource_ids": " ".join((*job.nic_ids, *job.instance_ids)),
+        "directive": job.directive,
+        "create_time": stamp(job.create_time),
+        "status_time": stamp(job_queue.status_time(job, now)),
+    }

@@ -1,0 +1,237 @@
+"""What goes wrong, on which calls and when: a list of faults, looked through as calls come in."""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from qingcloud_cni.sim.cloud import refusals
+from qingcloud_cni.sim.cloud.refusals import Refusal
+from qingcloud_cni.sim.topology.topology import FaultSpec, Range
+
+# Answered with a refusal; nothing is done.
+REFUSE = "refuse"  # with the fault's own code and message
+CLOCK_SKEW = "clock-skew"
+WRONG_KEYS = "wrong-keys"
+CALL_QUOTA = "call-quota"
+NIC_QUOTA = "nic-quota"  # of the account
+ADDRESS_QUOTA = "address-quota"  # and DescribeVxnets shows no free address until a later CreateNics there succeeds
+
+# No answer, nothing is done.
+SILENCE = "silence"  # until the client gives up
+RESET = "reset"  # the connection breaks
+
+# What arrives is not the answer.
+BAD_GATEWAY = "bad-gateway"  # nothing is done
+NOT_JSON = "not-json"  # done
+LOSE_REPLY = "lose-reply"  # done, but the connection breaks before the answer
+
+# Done at once; the answer is right, and comes late.
+LATE_REPLY = "late-reply"
+OVERTAKEN_REPLY = "overtaken-reply"  # after the answer to a call that came later
+
+# The answer is right in form, and a list is not what is there.
+MISSING_PAGE = "missing-page"  # no items, and a total that tells of them
+PARTIAL_LIST = "partial-list"  # half of the items, and a total that fits them
+EMPTY_LIST = "empty-list"
+
+# The call is answered, its job goes wrong.
+FAIL_JOB = "fail-job"  # the job of this call ends failed and has done nothing
+HALF_JOB = "half-job"  # it ends "done with failure", with half of its NICs as asked
+ENDLESS_JOB = "endless-job"  # it does nothing and does not end, until the list of faults is replaced: then it fails
+SLOW_JOB = "slow-job"
+LOSE_LINK = "lose-link"  # the attach job succeeds, and no link appears
+LATE_LINK = "late-link"  # it appears after the job's end
+EARLY_LINK = "early-link"  # it is there well before the job's end
+ODD_NAME = "odd-name"  # it bears a name of its own, and again whenever it comes back to the host
+
+# The call is met by what somebody did at the console.
+NIC_GONE = "nic-gone"  # NICs created are deleted at once, those attached when their job ends, others before the call
+
+_EVERY: tuple[str, ...] = ()
+_READS = ("DescribeInstances", "DescribeVxnets", "DescribeNics", "DescribeJobs")
+_JOBS = ("AttachNics", "DetachNics")
+EFFECTS: dict[str, tuple[str, ...]] = {  # every effect there is, and the actions it is for; none named: for all
+    REFUSE: _EVERY,
+    CLOCK_SKEW: _EVERY,
+    WRONG_KEYS: _EVERY,
+    CALL_QUOTA: _EVERY,
+    NIC_QUOTA: ("CreateNics",),
+    ADDRESS_QUOTA: ("CreateNics",),
+    SILENCE: _EVERY,
+    RESET: _EVERY,
+    BAD_GATEWAY: _EVERY,
+    NOT_JSON: _EVERY,
+    LOSE_REPLY: _EVERY,
+    LATE_REPLY: _EVERY,
+    OVERTAKEN_REPLY: _EVERY,
+    MISSING_PAGE: _READS,
+    PARTIAL_LIST: _READS,
+    EMPTY_LIST: _READS,
+    FAIL_JOB: _JOBS,
+    HALF_JOB: _JOBS,
+    ENDLESS_JOB: _JOBS,
+    SLOW_JOB: _JOBS,
+    LOSE_LINK: ("AttachNics",),
+    LATE_LINK: ("AttachNics",),
+    EARLY_LINK: ("AttachNics",),
+    ODD_NAME: ("AttachNics",),
+    NIC_GONE: ("CreateNics", "AttachNics", "DetachNics", "DeleteNics", "ModifyNicAttributes"),
+}
+LATENESS: dict[str, Range] = {  # seconds from which an effect draws, unless the fault says how late
+    LATE_REPLY: (5.0, 15.0),  # a client that waits for 20 s, as ours does, gets it
+    SLOW_JOB: (60.0, 180.0),  # hostnic#8 saw attaches of more than 180 s
+    LATE_LINK: (5.0, 15.0),
+    EARLY_LINK: (5.0, 15.0),
+}
+IN_STEAD = frozenset({SILENCE, RESET, BAD_GATEWAY})  # the call never reaches the cloud
+AFTERWARDS = frozenset({NOT_JSON, LOSE_REPLY, LATE_REPLY, OVERTAKEN_REPLY})  # what becomes of the cloud's answer
+DONE = frozenset({NOT_JSON, LOSE_REPLY})  # of those: the work is done, whatever becomes of the answer
+LISTS = frozenset({MISSING_PAGE, PARTIAL_LIST, EMPTY_LIST})
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A fault that strikes a call. *seconds*: how late, where that is its effect."""
+
+    spec: FaultSpec
+    seconds: float = 0.0
+
+    @property
+    def effect(self) -> str:
+        return self.spec.effect
+
+
+@dataclass(frozen=True, slots=True)
+class JobFault:
+    """How a job goes wrong; by default it does not. Times in seconds."""
+
+    fails: bool = False
+    is_half_done: bool = False
+    is_endless: bool = False
+    slower: float = 0.0
+    loses_links: bool = False
+    links_late: float = 0.0  # after the job's end
+    links_early: float = 0.0  # before it
+    link_name: str = ""  # what stands before the number of its links; "" as usual
+    loses_nics: bool = False  # they are detached and deleted when it ends
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How far a fault has counted: calls that it looked at, and those that it struck."""
+
+    seen: int = 0
+    struck: int = 0
+
+
+class Faults:
+    """Decides for each call which faults strike it."""
+
+    def __init__(
+        self, specs: Iterable[FaultSpec], *, rng: random.Random, since: float = 0.0, tallies: Sequence[Tally] = ()
+    ) -> None:
+        """*since* is when the list came in force; *tallies* are counts to go on with. ValueError as `check`."""
+        self.specs = tuple(specs)
+        for spec in self.specs:
+            check(spec)
+        self.since = since
+        self.tallies = list(tallies) or [Tally()] * len(self.specs)
+        self._rng = rng
+
+    def strike(self, params: Mapping[str, str], now: float) -> tuple[Strike, ...]:
+        """Count a call and find the faults that strike it, in the order of the list."""
+        action = params["action"].strip()
+        struck = []
+        for number, spec in enumerate(self.specs):
+            if not self._looks_at(spec, params, now):
+                continue
+            tally = self.tallies[number]
+            hits = (
+                action in (EFFECTS[spec.effect] or (action,))
+                and tally.seen + 1 >= spec.nth
+                and (spec.most is None or tally.struck < spec.most)
+                and (spec.chance >= 1.0 or self._rng.random() < spec.chance)
+            )
+            self.tallies[number] = Tally(tally.seen + 1, tally.struck + hits)
+            if hits:
+                struck.append(Strike(spec, self.lateness(spec)))
+        return tuple(struck)
+
+    def left(self, number: int) -> int | None:
+        """How many calls the fault of this number will still strike at the most; None where that has no limit."""
+        most = self.specs[number].most
+        return None if most is None else most - self.tallies[number].struck
+
+    def _looks_at(self, spec: FaultSpec, params: Mapping[str, str], now: float) -> bool:
+        return (
+            spec.action in {params["action"].strip(), "*"}
+            and self.since + spec.after <= now < self.ends(spec)
+            and spec.vxnet in {"", params.get("vxnet", "").strip()}
+        )
+
+    def ends(self, spec: FaultSpec) -> float:
+        """When its time is over; infinity where it has none."""
+        return float("inf") if spec.lasts is None else self.since + spec.after + spec.lasts
+
+    def lateness(self, spec: FaultSpec) -> float:
+        """How late what it does comes this time, in seconds."""
+        span = spec.by or LATENESS.get(spec.effect)
+        return self._rng.uniform(*span) if span else 0.0
+
+
+def refusal_of(spec: FaultSpec, params: Mapping[str, str]) -> Refusal | None:
+    """How a call with *params* is refused for a fault's sake; None where its effect is another."""
+    if spec.effect == REFUSE:
+        return Refusal(spec.code, spec.message)
+    if spec.effect == CLOCK_SKEW:
+        return refusals.expired(params.get("time_stamp", ""))
+    if spec.effect == WRONG_KEYS:
+        return refusals.unknown_key(params.get("access_key_id", ""))
+    if spec.effect == CALL_QUOTA:
+        return refusals.quota("the API calls of this hour are used up")
+    if spec.effect == NIC_QUOTA:
+        return refusals.quota("the nics of this account are used up")
+    if spec.effect == ADDRESS_QUOTA:
+        return refusals.quota(f"vxnet [{params.get('vxnet', '').strip()}] has no free addresses")
+    return None
+
+
+def job_fault(strikes: Iterable[Strike]) -> JobFault:
+    """What several faults together do to the job of the call they strike."""
+    by_effect = {strike.effect: strike for strike in reversed(tuple(strikes))}  # the first in the list decides
+
+    def seconds(effect: str) -> float:
+        return by_effect[effect].seconds if effect in by_effect else 0.0
+
+    return JobFault(
+        fails=FAIL_JOB in by_effect,
+        is_half_done=HALF_JOB in by_effect,
+        is_endless=ENDLESS_JOB in by_effect,
+        slower=seconds(SLOW_JOB),
+        loses_links=LOSE_LINK in by_effect,
+        links_late=seconds(LATE_LINK),
+        links_early=seconds(EARLY_LINK),
+        link_name=by_effect[ODD_NAME].spec.name if ODD_NAME in by_effect else "",
+        loses_nics=NIC_GONE in by_effect,
+    )
+
+
+def check(spec: FaultSpec) -> None:
+    """Raise ValueError for a fault that could never strike, or not as it says."""
+    if spec.effect not in EFFECTS:
+        raise ValueError(f"fault on {spec.action}: effect {spec.effect!r} is none of {', '.join(EFFECTS)}")
+    allowed = EFFECTS[spec.effect]
+    if allowed and spec.action not in {*allowed, "*"}:
+        raise ValueError(f"fault on {spec.action}: {spec.effect} is for {', '.join(allowed)}")
+    if spec.nth < 1 or (spec.times is not None and spec.times < 1):
+        raise ValueError(f"fault on {spec.action}: nth and times count from 1")
+    if not 0.0 < spec.chance <= 1.0:
+        raise ValueError(f"fault on {spec.action}: chance {spec.chance:g} is not above 0 and up to 1")
+    if spec.lasts is not None and spec.lasts <= 0.0:
+        raise ValueError(f"fault on {spec.action}: lasts 0 s leaves it no time")
+    if spec.effect == REFUSE and spec.code == 0:
+        raise ValueError(f"fault on {spec.action}: a refusal needs a code other than 0")
+    if spec.by is not None and spec.effect not in LATENESS:
+        raise ValueError(f"fault on {spec.action}: by is for {', '.join(LATENESS)}")
+    if spec.vxnet and spec.action != "CreateNics":
+        raise ValueError(f"fault on {spec.action}: vxnet is for CreateNics")

@@ -1,0 +1,1 @@
+"""Simulated hardware from network namespaces, bridges and veth pairs."""

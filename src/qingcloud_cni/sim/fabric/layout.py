@@ -1,0 +1,161 @@
+"""Which namespaces, bridges and addresses a topology becomes; pure."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from qingcloud_cni.sim.fabric.names import (
+    PORT_GROUP,
+    Mark,
+    bridge_mac,
+    bridge_name,
+    host_namespace,
+    port_mac,
+    port_name,
+    router_namespace,
+)
+from qingcloud_cni.sim.topology.effects import PlugNic
+from qingcloud_cni.sim.topology.topology import HostSpec, RouterSpec, Topology, VxnetSpec
+
+# A new namespace starts with the settings of the machine's first one, whatever those are. Hosts get the kernel's own
+# defaults, as an image without a word in sysctl.conf; the router forwards, and drops nothing for its source's sake.
+HOST_SYSCTLS = {
+    "net/ipv4/ip_forward": "0",
+    **{
+        f"net/ipv4/conf/{scope}/{name}": "0"
+        for scope in ("all", "default")
+        for name in ("rp_filter", "arp_ignore", "arp_announce", "arp_filter", "arp_notify", "arp_accept")
+    },
+}
+ROUTER_SYSCTLS = {
+    "net/ipv4/ip_forward": "1",
+    **{
+        f"net/ipv4/conf/{scope}/{name}": "0"
+        for scope in ("all", "default")
+        for name in ("rp_filter", "send_redirects")
+    },
+    **{f"net/bridge/bridge-nf-call-{family}": "0" for family in ("iptables", "ip6tables", "arptables")},
+}
+
+
+def manager_address(spec: VxnetSpec) -> IPv4Interface | None:
+    """The router's address in a vxnet, with the prefix length; None in one without a network."""
+    if not spec.network:
+        return None
+    network = IPv4Network(spec.network)
+    address = IPv4Address(spec.manager_ip) if spec.manager_ip else network.network_address + 1
+    return IPv4Interface((address, network.prefixlen))
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPlace:
+    """A router's namespace, and the vxnets whose bridges are in it."""
+
+    router_id: str  # "" for the one that holds the vxnets joined to no router
+    namespace: str
+    vxnets: tuple[VxnetSpec, ...]
+
+    def lines(self, mark: Mark) -> list[str]:
+        """The batch that builds it in its fresh namespace; the mark first."""
+        lines = [f'link set lo alias "{mark}"', "link set lo up"]
+        for number, vxnet in enumerate(self.vxnets):
+            bridge = bridge_name(number)
+            lines += [
+                f"link add {bridge} address {bridge_mac(number)} type bridge"
+                " stp_state 0 forward_delay 0 mcast_snooping 0",
+                f"link set {bridge} alias {vxnet.vxnet_id} up",
+            ]
+            address = manager_address(vxnet)
+            if address:
+                lines.append(f"address add {address} brd + dev {bridge}")
+        return lines
+
+    def bridge_of(self, vxnet_id: str) -> str:
+        return bridge_name(next(n for n, vxnet in enumerate(self.vxnets) if vxnet.vxnet_id == vxnet_id))
+
+
+@dataclass(frozen=True, slots=True)
+class HostPlace:
+    spec: HostSpec
+    namespace: str
+    vxnet: VxnetSpec
+
+    def lines(self, mark: Mark, primary_ip: str) -> list[str]:
+        """The batch that configures it once its eth0 is there, as an image's boot would."""
+        lines = [f'link set lo alias "{mark}"', "link set lo up"]
+        gateway = manager_address(self.vxnet)
+        if gateway and primary_ip:
+            lines += [
+                f"address add {primary_ip}/{gateway.network.prefixlen} brd + dev eth0",
+                f"route add default via {gateway.ip} dev eth0",
+            ]
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    routers: tuple[RouterPlace, ...]
+    hosts: dict[str, HostPlace]  # by instance id
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        return (*(r.namespace for r in self.routers), *(h.namespace for h in self.hosts.values()))
+
+    def router_of(self, vxnet_id: str) -> RouterPlace:
+        return next(r for r in self.routers if any(vxnet.vxnet_id == vxnet_id for vxnet in r.vxnets))
+
+
+def lay_out(sim: str, topology: Topology) -> Layout:
+    """Give each router a namespace, so that VPCs stay apart and may use the same networks; each host another."""
+    known = {vxnet.vxnet_id: vxnet for vxnet in topology.vxnets}
+    routers = [*topology.routers]
+    if not routers or any(not vxnet.router_id for vxnet in topology.vxnets):
+        routers.append(RouterSpec("", ""))
+    places = tuple(
+        RouterPlace(
+            router.router_id,
+            router_namespace(sim, number),
+            tuple(vxnet for vxnet in topology.vxnets if vxnet.router_id == router.router_id),
+        )
+        for number, router in enumerate(routers)
+    )
+    hosts = {
+        host.instance_id: HostPlace(host, host_namespace(sim, host.name), known[host.vxnet_id])
+        for host in topology.hosts
+    }
+    return Layout(places, hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A plugged NIC: where its two ends belong."""
+
+    nic: PlugNic
+    router: str  # namespace of the bridge
+    bridge: str
+    host: str  # namespace in which the NIC appears
+
+    @property
+    def name(self) -> str:
+        return port_name(self.nic.nic_id)
+
+    def bridge_end_first(self, ifname: str) -> str:
+        """The line, for the router's namespace, that makes the pair: port in place, NIC born on the host, down."""
+        return (
+            f"link add {self.name} address {port_mac(self.nic.nic_id)} group {PORT_GROUP} master {self.bridge} up"
+            f" type veth peer name {ifname} address {self.nic.nic_id} netns {self.host}"
+        )
+
+    def host_end_first(self, ifindex: int, ifname: str) -> str:
+        """The line, for the host's namespace, that makes the pair with the NIC under this index and name.
+
+        `ip link add` gives an ifindex only to the first end; the port must be put on its bridge afterwards.
+        """
+        return (
+            f"link add {ifname} index {ifindex} address {self.nic.nic_id} type veth"
+            f" peer name {self.name} address {port_mac(self.nic.nic_id)} group {PORT_GROUP} netns {self.router}"
+        )
+
+
+def place(layout: Layout, nic: PlugNic) -> Port:
+    router = layout.router_of(nic.vxnet_id)
+    return Port(nic, router.namespace, router.bridge_of(nic.vxnet_id), layout.hosts[nic.instance_id].namespace)

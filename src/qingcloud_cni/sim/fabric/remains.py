@@ -1,0 +1,160 @@
+"""What a simulator leaves in the kernel and on disk, found again by record or by mark, and taken away."""
+
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from qingcloud_cni.core.errors import AlreadyRunning, KernelRefused, StartRefused
+from qingcloud_cni.sim.fabric.names import PORT_GROUP, Mark, parking_namespace, parse_mark
+from qingcloud_cni.sim.fabric.shell import NETNS_DIR, ip_batch, ip_json
+
+STATE_ROOT = Path("/run/qingcloud-sim")
+
+_RECORD = "record.json"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Written before anything is made, so that whatever is made can be found again."""
+
+    sim: str
+    namespaces: tuple[str, ...]
+    instance_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """Everything that belongs to one simulator."""
+
+    namespaces: tuple[str, ...]  # routers and hosts
+    parking: tuple[str, ...]
+    state_dir: Path | None  # None: there is none of this simulator's
+
+    def __bool__(self) -> bool:
+        return bool(self.namespaces or self.parking or self.state_dir)
+
+
+def default_state_dir(sim: str) -> Path:
+    return STATE_ROOT / sim
+
+
+def write_record(state_dir: Path, record: Record) -> None:
+    """Claim *state_dir*; StartRefused if it holds anything but the state of a dead simulator of this name."""
+    if read_record(state_dir, record.sim):
+        shutil.rmtree(state_dir, ignore_errors=True)
+    try:
+        state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if any(state_dir.iterdir()):
+            raise StartRefused(f"state directory {state_dir} is not empty")
+        draft = state_dir / f"{_RECORD}.new"
+        draft.write_bytes(msgspec.json.encode(record))
+        draft.rename(state_dir / _RECORD)
+    except OSError as err:
+        raise StartRefused(f"state directory {state_dir}: {err.strerror}") from err
+
+
+def read_record(state_dir: Path, sim: str) -> Record | None:
+    """The record of this simulator in *state_dir*, if there is one."""
+    try:
+        record = msgspec.json.decode((state_dir / _RECORD).read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return record if record.sim == sim else None
+
+
+def refuse_taken(sim: str, record: Record) -> None:
+    """Raise AlreadyRunning where a namespace exists that this simulator, or an agent of its hosts, would make."""
+    for namespace in (*record.namespaces, *map(parking_namespace, record.instance_ids)):
+        if (NETNS_DIR / namespace).exists():
+            raise AlreadyRunning(
+                f"namespace {namespace} exists already: if an earlier simulator left it,"
+                f" `qingcloud-sim down --name {sim}` removes it, and `up` with its --state-dir takes it over;"
+                " else choose another --name"
+            )
+
+
+async def is_standing(sim: str, record: Record) -> bool:
+    """Whether all namespaces of *record* are there, made by the simulator of this name, and none is not.
+
+    StartRefused where only some are: nothing could go on with those.
+    """
+    missing = [namespace for namespace in record.namespaces if not await _is_own(namespace, sim)]
+    if not missing:
+        return True
+    if len(missing) == len(record.namespaces):
+        return False
+    raise StartRefused(
+        f"namespace {missing[0]} of the simulator {sim} is gone: what is left cannot be taken over,"
+        f" `qingcloud-sim down --name {sim}` removes it"
+    )
+
+
+async def _is_own(namespace: str, sim: str) -> bool:
+    mark = await _mark_of(namespace)
+    return mark is not None and mark.sim == sim
+
+
+async def find_remains(sim: str, state_dir: Path | None) -> Remains:
+    """Look for what belongs to the simulator of this name, by the marks in namespaces and by the record on disk.
+
+    A namespace that only the record names counts if it bears no mark at all: it was left half made.
+    """
+    marks = {namespace: await _mark_of(namespace) for namespace in _existing() if namespace.startswith(f"{sim}-")}
+    own = {namespace: mark for namespace, mark in marks.items() if mark and mark.sim == sim}
+    directory = state_dir or next((mark.state_dir for mark in own.values()), default_state_dir(sim))
+    record = read_record(directory, sim)
+    namespaces = set(own)
+    instance_ids = {mark.instance_id for mark in own.values() if mark.instance_id}
+    if record:
+        namespaces |= {name for name in record.namespaces if name in marks and marks[name] is None}
+        instance_ids |= set(record.instance_ids)
+    is_ours = record is not None or (directory == default_state_dir(sim) and directory.is_dir())
+    return Remains(
+        namespaces=tuple(sorted(namespaces)),
+        parking=tuple(sorted(name for name in map(parking_namespace, instance_ids) if (NETNS_DIR / name).exists())),
+        state_dir=directory if is_ours else None,
+    )
+
+
+async def remove(remains: Remains) -> None:
+    """Take *remains* away; what vanishes meanwhile is no failure.
+
+    The state directory goes last, as it leads to the rest.
+    """
+    for namespace in remains.namespaces:
+        # The ports go first: with them every NIC is gone when we return, wherever it is, while the kernel takes a
+        # namespace apart some time later.
+        gone = ("No such device", "Cannot open network namespace", "Invalid argument")
+        await ip_batch(namespace, [f"link delete group {PORT_GROUP}"], tolerate=gone)
+    await ip_batch(
+        "",
+        [f"netns delete {name}" for name in (*remains.parking, *remains.namespaces)],
+        tolerate=("No such file or directory",),
+    )
+    if remains.state_dir:
+        _remove_state(remains.state_dir)
+
+
+def _remove_state(state_dir: Path) -> None:
+    shutil.rmtree(state_dir, ignore_errors=True)
+    if state_dir.parent == STATE_ROOT:
+        with suppress(OSError):  # another simulator's is in it
+            STATE_ROOT.rmdir()
+
+
+def _existing() -> Iterable[str]:
+    try:
+        return sorted(path.name for path in NETNS_DIR.iterdir())
+    except FileNotFoundError:
+        return ()
+
+
+async def _mark_of(namespace: str) -> Mark | None:
+    try:
+        rows = await ip_json(namespace, "link", "show", "lo")
+    except KernelRefused:  # a name without a namespace behind it
+        return None
+    return parse_mark(rows[0].get("ifalias", "")) if rows else None

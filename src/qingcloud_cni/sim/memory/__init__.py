@@ -1,0 +1,1 @@
+"""Simulated hardware in memory, for agents on a virtual clock."""

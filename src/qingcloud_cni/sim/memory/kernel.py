@@ -1,0 +1,298 @@
+"""A kernel in memory, for agents that live on a virtual clock.
+
+It keeps the contract of core.seams.Kernel on a `Machine`: moves are slow, and one at a time.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface
+
+from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
+from qingcloud_cni.core.nics.model import Netns
+from qingcloud_cni.core.seams.kernel import (
+    Gateway,
+    Inspection,
+    LinkOrder,
+    OtherNamespace,
+    PlacedLink,
+    ServicePath,
+    Survey,
+)
+from qingcloud_cni.sim.memory.machine import HOST_PATH, MTU, FakeLink, Machine, Space
+
+MOVE = 0.019  # seconds; measured, see design section 11
+PROBE = 2.1  # seconds until silence counts
+FLUSH = 0.012  # seconds to go through the table of tracked flows
+SERVING = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/send_redirects": "0"}  # settings, where there are gateways
+
+
+class FakeKernel(Machine):
+    """Implements core.seams.Kernel."""
+
+    # --- core.seams.Kernel ------------------------------------------------------------------------
+
+    async def identify(self, path: str) -> Netns:
+        if path in {HOST_PATH, self.parking_path}:
+            raise InvalidNetns(f"{path}: is not a container's namespace")
+        if path not in self._containers:
+            raise InvalidNetns(f"{path}: there is no network namespace")
+        return self._containers[path].netns
+
+    async def inspect(self, path: str, ifname: str) -> Inspection:
+        netns = await self.identify(path)
+        link = next((link for link in self._at(path).links.values() if link.name == ifname), None)
+        if link is None:
+            return Inspection(netns)
+        return _inspection(self._at(path), link)
+
+    async def survey(self) -> Survey:
+        return Survey(self.links_in(HOST_PATH), self.links_in(self.parking_path))
+
+    async def survey_all(self, paths: Sequence[str]) -> Survey:
+        """All containers here can be reached; what *paths* lead to besides is nothing."""
+        seen = [space for path, space in self._containers.items() if path not in self.unseen]
+        places = tuple(OtherNamespace(space.netns, self.links_in(space.path)) for space in seen)
+        return replace(await self.survey(), elsewhere=places, is_wide=True, unseen=tuple(sorted(self.unseen)))
+
+    async def park(self, mac: str, alias: str = "") -> None:
+        async with self._move_lock:
+            await self._park(mac, alias)
+
+    async def attach(self, order: LinkOrder) -> PlacedLink:
+        async with self._move_lock:
+            container = self._recorded(order.netns)
+            if container is None:
+                raise InvalidNetns(f"{order.netns.path}: is no longer the namespace it was")
+            placed = next((link for link in container.links.values() if _is_placed(link, order)), None)
+            if placed is None:
+                self._find_free(order.mac)
+                try:
+                    placed = await self._place(order, container)
+                except (InvalidConfig, InvalidNetns, KernelRefused):
+                    await self._park(order.mac)
+                    raise
+                self._announce()
+            return PlacedLink(placed.ifindex, MTU, placed.routes)
+
+    async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
+        async with self._move_lock:
+            found = self._search(mac, netns, ifindex, alias)
+            if found is None:
+                return False
+            space, link = found
+            if space is not self._parking:
+                await self._sleep(MOVE)
+                if space.links.get(link.ifindex) is not link:  # died with its namespace, or was unplugged, meanwhile
+                    return False
+                self._put(link, space, self._parking)
+                link.reset(_parked_name(link))
+                self._announce()
+            return True
+
+    async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
+        found: dict[str, Inspection] = {}
+        for space in self._containers.values():
+            for link in space.links.values():
+                for mac in (m for m, alias in sought.items() if m in (link.nic_id, link.mac) or link.alias == alias):
+                    found[mac] = _inspection(space, link)
+        return found
+
+    async def announce(self, order: LinkOrder, ifindex: int) -> bool:
+        container = self._recorded(order.netns)
+        link = container.links.get(ifindex) if container is not None else None
+        if link is None or (link.alias, link.address, link.is_up) != (order.alias, order.address, True):
+            return False
+        self.announced.append(order.address)
+        return True
+
+    async def probe(self, mac: str, address: str) -> str:
+        """Somebody who uses the address answers at once."""
+        link = self._parked(mac)
+        link.is_up = True
+        try:
+            if address not in self.claims:
+                await self._sleep(PROBE)
+            if self._parked(mac) is not link or not link.is_up:
+                raise LinkNotFound(f"nic {mac}: probe: it was taken meanwhile")
+            return self.claims.get(address, "")
+        finally:
+            if self._parking.links.get(link.ifindex) is link:
+                link.is_up = False
+
+    async def flush(self, addresses: Collection[str]) -> int:
+        await self._sleep(FLUSH)
+        found = self.flows & set(addresses)
+        self.flows -= found
+        return len(found)
+
+    async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
+        if self._recorded(netns) is not None:
+            return False
+        if found := self._find(mac):
+            return found[0] in (self._host, self._parking)
+        return all(space.inode != netns.inode for space in self._spaces())
+
+    async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
+        up = [link for link in self._host.links.values() if link.is_up]
+        return {link.mac: (link.address,) if link.address else () for link in up}
+
+    async def serve(self, path: ServicePath) -> Mapping[str, str]:
+        async with self._move_lock:
+            for mac in sorted(self._gateways - {gateway.mac for gateway in path.gateways if gateway.link_name}):
+                self._undo_gateway(mac)
+            for gateway in path.gateways:
+                await self._serve_by(gateway)
+            self.path = path
+            changed = await self.settings_before(path)
+            self.settings |= {name: SERVING[name] for name in changed}
+            return changed
+
+    async def settings_before(self, path: ServicePath) -> Mapping[str, str]:
+        wanted = SERVING if path.gateways else {}
+        return {name: self.settings[name] for name in wanted if self.settings[name] != wanted[name]}
+
+    async def restore(self, settings: Mapping[str, str]) -> None:
+        self.settings |= {name: value for name, value in settings.items() if name in self.settings}
+
+    def changes(self) -> AsyncIterator[bool]:
+        """Yields once for any number of changes since the last time, those since this call included."""
+        return self._watch(self._generation, self._losses)
+
+    async def close(self) -> None:
+        """Nothing to give back: the machine outlives the agent, and serves the next one."""
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    async def _watch(self, seen: int, lost: int) -> AsyncIterator[bool]:
+        while True:
+            if seen == self._generation:
+                watcher = asyncio.get_running_loop().create_future()
+                self._watchers[watcher] = None
+                try:
+                    await watcher
+                finally:
+                    self._watchers.pop(watcher, None)
+            is_complete = lost == self._losses
+            seen, lost = self._generation, self._losses
+            yield not is_complete
+
+    async def _park(self, mac: str, alias: str = "") -> None:
+        space, link = self._find_free(mac, alias)
+        if space is self._parking:
+            return
+        await self._sleep(MOVE)
+        if link.ifindex not in space.links:
+            raise LinkNotFound(f"nic {mac}: park: it vanished on the way")
+        self._put(link, space, self._parking)
+        link.reset(_parked_name(link))
+        self._announce()
+
+    async def _place(self, order: LinkOrder, container: Space) -> FakeLink:
+        """Move and configure; on failure the link is left where it was."""
+        space, link = self._find_free(order.mac)
+        await self._sleep(MOVE)
+        if link.ifindex not in space.links:
+            raise LinkNotFound(f"nic {order.mac}: attach: it vanished on the way")
+        if self._recorded(order.netns) is not container:
+            raise InvalidNetns(f"{order.netns.path}: died while nic {order.mac} was moved there")
+        if container.has_name(order.ifname):
+            raise InvalidConfig(f"{order.ifname} in {order.netns.path}: taken by another interface")
+        network = IPv4Interface(order.address).network
+        for route in order.routes:
+            if IPv4Address(route.gw) not in network:
+                raise KernelRefused(f"nic {order.mac}: route {route.dst} via {route.gw}: network is unreachable")
+        self._put(link, space, container)
+        link.name, link.alias, link.is_up = order.ifname, order.alias, True
+        taken = {route.dst for other in container.links.values() for route in other.routes}
+        link.address = order.address
+        address = order.address.partition("/")[0]
+        if address in self.flows:
+            self.stale.append(address)
+        self.flows.add(address)
+        link.routes = tuple(route for route in order.routes if route.dst not in taken)
+        return link
+
+    async def _serve_by(self, gateway: Gateway) -> None:
+        """Give a gateway's link the looks it shall have, from the parking namespace too."""
+        if not gateway.link_name:
+            if self._on_host(gateway.mac).address != gateway.address:
+                raise LinkNotFound(f"nic {gateway.mac}: is not up on the host with address {gateway.address}")
+            return
+        self._gateways.add(gateway.mac)
+        space, link = self._find_free(gateway.mac)
+        if any(other.name == gateway.link_name for other in self._host.links.values() if other is not link):
+            raise KernelRefused(f"nic {gateway.mac}: name {gateway.link_name}: taken by another link of the host")
+        if space is not self._host:
+            await self._sleep(MOVE)
+            if link.ifindex not in space.links:
+                raise LinkNotFound(f"nic {gateway.mac}: serve: it vanished on the way")
+            self._put(link, space, self._host)
+        before = (link.name, link.address, link.is_up)
+        link.name, link.address, link.is_up = gateway.link_name, gateway.address, True
+        if (link.name, link.address, link.is_up) != before or space is not self._host:
+            self._announce()
+
+    def _undo_gateway(self, mac: str) -> None:
+        self._gateways.discard(mac)
+        for link in self._host.links.values():
+            if link.mac == mac:
+                link.reset(_parked_name(link))
+                self._announce()
+
+    def _on_host(self, mac: str) -> FakeLink:
+        for link in self._host.links.values():
+            if link.mac == mac:
+                return link
+        raise LinkNotFound(f"nic {mac}: not on the host")
+
+    def _put(self, link: FakeLink, source: Space, target: Space) -> None:
+        """Move a link; it keeps its index if that is free there, as in the kernel."""
+        del source.links[link.ifindex]
+        target.links[link.ifindex] = link
+
+    def _find_free(self, mac: str, alias: str = "") -> tuple[Space, FakeLink]:
+        for space in (self._parking, self._host):
+            for link in space.links.values():
+                if link.mac == mac or (alias and link.alias == alias):
+                    return space, link
+        raise LinkNotFound(f"nic {mac}: neither parked nor on the host")
+
+    def _parked(self, mac: str) -> FakeLink:
+        space, link = self._find_free(mac)
+        if space is not self._parking:
+            raise LinkNotFound(f"nic {mac}: is not parked")
+        return link
+
+    def _search(self, mac: str, netns: Netns, ifindex: int, alias: str) -> tuple[Space, FakeLink] | None:
+        container = self._recorded(netns)
+        if container is not None:
+            links = container.links.values()
+            marks: tuple[Callable[[FakeLink], bool], ...] = (
+                lambda link: link.ifindex == ifindex and link.nic_id == mac,
+                lambda link: bool(alias) and link.alias == alias,
+                lambda link: link.mac == mac,
+            )
+            for mark in marks:
+                for link in links:
+                    if mark(link):
+                        return container, link
+        everywhere = ((space, link) for space in self._spaces() for link in space.links.values())
+        return next(((s, n) for s, n in everywhere if n.mac == mac or (alias and n.alias == alias)), None)
+
+    def _recorded(self, netns: Netns) -> Space | None:
+        """The container's namespace, if its path still leads to the one recorded."""
+        space = self._containers.get(netns.path)
+        return space if space is not None and space.netns == netns else None
+
+
+def _inspection(space: Space, link: FakeLink) -> Inspection:
+    return Inspection(space.netns, link.shown(), (link.address,) if link.address else (), link.routes)
+
+
+def _is_placed(link: FakeLink, order: LinkOrder) -> bool:
+    return link.mac == order.mac and link.name == order.ifname and link.alias == order.alias
+
+
+def _parked_name(link: FakeLink) -> str:
+    return f"p{link.nic_id.replace(':', '')}"

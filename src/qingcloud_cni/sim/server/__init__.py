@@ -1,0 +1,1 @@
+"""The simulator as a program: start, status, control, topology files."""

@@ -1,0 +1,1 @@
+"""The hardware of a simulated cloud as data."""

@@ -1,0 +1,273 @@
+"""What must hold in every simulated life: while it lasts, and once all troubles are over."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from inprocess.agent import SimulatedHost, key_of, netns_of
+from lives.call_invariants import Calls
+from qingcloud_cni.core.drift.differences import CONFIRM_SECONDS, DifferenceKind
+from qingcloud_cni.core.nics.model import Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.nics.names import is_ours
+from qingcloud_cni.core.seams.kernel import LinkOrder
+from qingcloud_cni.sim.cloud.model import Outcome
+from qingcloud_cni.sim.cloud.state import NicRecord
+from qingcloud_cni.sim.memory.machine import HOST_PATH, FakeLink, Space
+
+WRITES = {
+    "CreateNics": OpKind.CREATE,
+    "AttachNics": OpKind.ATTACH,
+    "DetachNics": OpKind.DETACH,
+    "DeleteNics": OpKind.DELETE,
+}
+ANNOUNCED: ContextVar[tuple[Intent, ...]] = ContextVar("ANNOUNCED")  # on disk when the call was sent
+TAKING = ("DetachNics", "DeleteNics")
+
+
+class LawBroken(AssertionError):
+    """Something that must never be."""
+
+
+class Witness:
+    """Sees what goes out into the world, and how it is there; keeps the story of all that."""
+
+    def __init__(self, host: SimulatedHost) -> None:
+        self.host = host
+        self.promised: dict[str, str] = {}  # container: the NIC it was told of; until somebody else interferes
+        self.ended: set[str] = set()  # containers whose end the agent was told, or will find in its spool
+        self.foreign: set[str] = set()  # NICs of others, as long as these leave them where they are
+        self.strangers = 0  # NICs with our name that somebody else has made
+        self.broken = ""  # the first law that was, where nobody could be told at once
+        self.story: list[str] = []  # all that was seen
+        self._seen: dict[str, float] = {}  # NIC: since when the agent knows that its link is nowhere
+        self._ends: dict[str, tuple[float, int]] = {}  # NIC: when it left a container last, and which namespace
+        self._handle, host.model.handle = host.model.handle, self._call  # type: ignore[method-assign]
+        self._respond, host.api.respond = host.api.respond, self._sent  # type: ignore[method-assign]
+        self._place, host.kernel._place = host.kernel._place, self._placed  # type: ignore[method-assign]
+        self._put, host.kernel._put = host.kernel._put, self._moved  # type: ignore[method-assign]
+        self._kill, host.kernel.kill_netns = host.kernel.kill_netns, self._killed  # type: ignore[method-assign]
+        host.listeners = (self._event,)
+        self.calls = Calls(host.settings.api_budget, self.breaks)
+        host.on_turn, host.on_call = self.calls.turn, self.calls.seen
+
+    def begins(self) -> None:
+        """Another agent, which has seen nothing yet."""
+        self._seen.clear()
+        self.calls.begins()
+
+    def note(self, *words: object) -> None:
+        told = " ".join(map(str, words)).replace(str(self.host.settings.database.parent), "…")
+        self.story.append(f"{asyncio.get_running_loop().time():.6f} {told}")
+
+    def breaks(self, law: str) -> None:
+        self.broken = self.broken or f"{law} (after {asyncio.get_running_loop().time():.3f} s)"
+
+    # --- what goes out -------------------------------------------------------------------------------
+
+    def _event(self, event: Event) -> None:
+        self.note(event.name, event.nic_id, event.subject, event.detail)
+        now, nic_id = asyncio.get_running_loop().time(), event.nic_id
+        if event.name == "drift.seen" and event.detail.startswith(f"{DifferenceKind.NO_LINK}:"):
+            self._seen[nic_id] = now
+        elif event.name == "nic.detaching" and "to attach it again" in event.detail:
+            if now - self._seen.get(nic_id, now) < CONFIRM_SECONDS:
+                self.breaks(f"{nic_id} was detached on one look")
+        elif event.name == "nic.gone" and self._is_here(nic_id):
+            self.breaks(f"{nic_id} was dropped, though it is attached and its link is here")
+        elif event.name == "nic.gone" and nic_id in self.host.model.state.nics:
+            self.strangers += 1  # the cloud has denied it again and again, and its link is nowhere
+
+    def _is_here(self, nic_id: str) -> bool:
+        """Whether a NIC of ours is what it was for two minutes, cloud and kernel agreeing."""
+        record, place = self.host.model.state.nics.get(nic_id), self.places().get(nic_id)
+        return (
+            record is not None
+            and self._is_ours(record.name)
+            and record.instance_id == self.host.instance_id
+            and self.host.model.state.now() - record.status_time > 120.0
+            and place in {HOST_PATH, self.host.kernel.parking_path}
+        )
+
+    async def _sent(self, method: str, target: str, *more: Any, **others: Any) -> Any:
+        self.calls.sent(dict(parse_qsl(urlsplit(target).query))["action"])
+        ANNOUNCED.set(self.host.store.on_disk().intents)
+        return await self._respond(method, target, *more, **others)
+
+    def _call(self, params: Mapping[str, str]) -> Outcome:
+        announced = ANNOUNCED.get(None)
+        if announced is None:
+            return self._handle(params)  # somebody at the console
+        action = params["action"]
+        nic_ids = {value for name, value in params.items() if name.startswith("nics.")}
+        if action in WRITES:
+            intents = [i for i in announced if i.kind is WRITES[action]]
+            if not any(_announces(intent, params, nic_ids) for intent in intents):
+                self.breaks(f"{action} of {sorted(nic_ids)} was not announced on disk")
+        if action in TAKING:
+            self.excuse()
+            for nic_id in sorted(nic_ids & set(self.promised.values())):
+                self.breaks(f"{action} of {nic_id}, which serves a container")
+            for nic_id in sorted(nic_ids):
+                record = self.host.model.state.nics.get(nic_id)
+                if record is not None and (record.name == "foreign" or record.role):
+                    self.breaks(f"{action} of {nic_id}, which is not ours: {record.name!r}")
+        outcome = self._handle(params)
+        self.note(action, sorted(nic_ids), outcome.envelope.get("ret_code"), outcome.obstacle)
+        return outcome
+
+    async def _placed(self, order: LinkOrder, container: Space) -> FakeLink:
+        link = await self._place(order, container)
+        ended, inode = self._ends.get(link.nic_id, (-1e9, 0))
+        settings = self.host.settings
+        rest = min(settings.pool.cooldown, settings.pool.cooldown_min)
+        rested = asyncio.get_running_loop().time() - ended  # whatever the host's clock says
+        if inode != container.inode and rested < rest:
+            self.breaks(f"{link.nic_id} rested {rested:.3f} s of {rest:g}")
+        self.note("placed", link.nic_id, container.path)
+        return link
+
+    def _moved(self, link: FakeLink, source: Space, target: Space) -> None:
+        self._left([link], source)
+        self._put(link, source, target)
+
+    def _killed(self, path: str) -> None:
+        self._left((), self.host.kernel._containers[path])
+        self._kill(path)
+
+    def _left(self, links: Iterable[FakeLink], space: Space) -> None:
+        if space.path not in {HOST_PATH, self.host.kernel.parking_path}:
+            for link in links or space.links.values():
+                self._ends[link.nic_id] = (asyncio.get_running_loop().time(), space.inode)
+
+    def _is_ours(self, name: str) -> bool:
+        prefixes = (self.host.settings.nic_name_prefix, self.host.settings.gatewayns)
+        return any(is_ours(name, prefix, self.host.instance_id) for prefix in prefixes)
+
+    # --- at every moment -----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """After each step; whatever holds only for an agent that runs is left out where none does."""
+        if self.broken:
+            raise LawBroken(self.broken)
+        self._check_containers()
+        self._check_others()
+        if self.host.is_running:
+            self.host.check_invariants(strangers=self.strangers)
+
+    def places(self) -> dict[str, str]:
+        """The namespace of each NIC's link."""
+        return {
+            link.nic_id: space.path
+            for space in self.host.kernel._spaces()
+            for link in space.links.values()
+            if link.nic_id
+        }
+
+    def excuse(self) -> None:
+        """Forget promises that the cloud, or somebody at its console, has made void."""
+        for name, nic_id in tuple(self.promised.items()):
+            record = self.host.model.state.nics.get(nic_id)
+            if record is None or not self._is_plugged_here(record):
+                del self.promised[name]
+                self.note("void", name)
+
+    def _is_plugged_here(self, record: NicRecord) -> bool:
+        return record.instance_id == self.host.instance_id and record.is_plugged and self._is_ours(record.name)
+
+    def _check_containers(self) -> None:
+        self.excuse()
+        places = self.places()
+        addresses: dict[str, str] = {}
+        for name, nic_id in self.promised.items():
+            if places.get(nic_id) != netns_of(name):
+                raise LawBroken(f"{name} lost its NIC {nic_id}: it is in {places.get(nic_id)}")
+        for space in self.host.kernel._containers.values():
+            for link in space.links.values():
+                if link.address and addresses.setdefault(link.address, space.path) != space.path:
+                    raise LawBroken(f"{link.address} is in {addresses[link.address]} and {space.path}")
+
+    def _check_others(self) -> None:
+        for record in self.host.model.state.nics.values():
+            if record.name == "foreign" and record.instance_id:
+                self.foreign.add(record.nic_id)
+            is_changed = record.nic_id in self.foreign and record.instance_id != self.host.instance_id
+            if is_changed or (record.role == 1 and not record.is_plugged):
+                raise LawBroken(f"{record.nic_id} is not ours and was touched: {record}")
+
+    # --- in the end ----------------------------------------------------------------------------------
+
+    def differences(self) -> list[str]:
+        """Where cloud, table and kernel do not agree, all troubles over."""
+        table = self.host.agent.context.table
+        nics, places = table.nics, self.places()
+        parking = self.host.kernel.parking_path
+        told = [f"under way: {intent.kind} {intent.op_id}" for intent in table.intents.values()]
+        cloud = self.ours_in_cloud()
+        moving = _MOVING - {NicState.CREATING} if self._has_no_room() else _MOVING
+        told += [f"in the cloud only: {nic_id}" for nic_id in sorted(cloud - nics.keys())]
+        told += [f"in the table only: {nic}" for nic_id, nic in nics.items() if nic_id not in cloud and _is_free(nic)]
+        told += [f"not at rest: {nic}" for nic in nics.values() if nic.state in moving]
+        for nic in nics.values():
+            if nic.state in _PARKED and places.get(nic.nic_id) != parking:
+                told.append(f"not parked: {nic}; it is in {places.get(nic.nic_id)}")
+        for nic_id, path in sorted(places.items()):
+            record = self.host.model.state.nics.get(nic_id)
+            is_theirs = record is not None and not self._is_ours(record.name)  # somebody has named it so: it stays
+            if path == parking and not is_theirs and (nic_id not in nics or nics[nic_id].state not in _PARKED):
+                told.append(f"parked, and not known so: {nic_id} {nics.get(nic_id)}")
+        held = {a.nic_id: a.key for a in table.attachments.values()}
+        told += [f"forgotten: {name} has {nic_id}" for name, nic_id in self.promised.items() if nic_id not in held]
+        for nic_id, key in held.items():
+            path = netns_of(key.container_id)
+            if key.container_id in self.ended or not (key.is_unclaimed or path in self.host.paths()):
+                told.append(f"not released: {key} has {nic_id}")
+        return told
+
+    def _has_no_room(self) -> bool:
+        """Whether the instance cannot take all NICs of ours, since others have taken the room."""
+        state = self.host.model.state
+        here = [n for n in state.nics.values() if n.instance_id == self.host.instance_id]
+        free = [n for n in self.ours_in_cloud() if not state.nics[n].instance_id]
+        return len(here) + len(free) > self.host.topology.limits.nics_per_instance
+
+    def remains(self) -> list[str]:
+        """What is left of us after a drain, and ought not to be."""
+        table = self.host.agent.context.table
+        told = [f"in the table: {nic}" for nic in table.nics.values()]
+        told += [f"in the table: {key}" for key in table.attachments]
+        told += [f"in the cloud: {nic_id}" for nic_id in sorted(self.ours_in_cloud())]
+        told += [f"under way: {intent}" for intent in table.intents.values()]
+        for nic_id, path in sorted(self.places().items()):
+            record = self.host.model.state.nics.get(nic_id)
+            if record is None or self._is_ours(record.name):
+                told.append(f"in the kernel: {nic_id} in {path}")
+        return told
+
+    def ours_in_cloud(self) -> set[str]:
+        """NICs of either kind that bear our name and are nobody else's."""
+        records = self.host.model.state.nics.values()
+        return {r.nic_id for r in records if self._is_ours(r.name) and r.instance_id in ("", self.host.instance_id)}
+
+
+_PARKED = {NicState.IDLE, NicState.COOLING, NicState.QUARANTINED}
+_MOVING = {
+    NicState.CREATING, NicState.ATTACHING, NicState.ARRIVING, NicState.DETACHING, NicState.DELETING,
+    NicState.MISSING,
+}  # fmt: skip
+
+
+def _is_free(nic: Nic) -> bool:
+    """One that a container has is kept until that ends, whatever the cloud says."""
+    return nic.state is not NicState.ASSIGNED
+
+
+def _announces(intent: Intent, params: Mapping[str, Any], nic_ids: set[str]) -> bool:
+    if intent.kind is OpKind.CREATE:
+        return (intent.name, intent.count) == (params["nic_name"], int(params["count"]))
+    return nic_ids <= set(intent.nic_ids)
+
+
+def is_recorded(host: SimulatedHost, name: str) -> bool:
+    return any(a.key == key_of(name) for a in host.store.on_disk().attachments)

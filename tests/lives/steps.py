@@ -1,0 +1,262 @@
+"""All that may happen in a simulated life, a method for each step; `life_runtime` has some of them."""
+
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+from inprocess.agent import CODES, Disk, RandomFaults, SimulatedHost, netns_of
+from lives.invariants import Witness
+from lives.runtime import Runtime
+from lives.scenario import Plan, Step
+from qingcloud_cni.sim.cloud.faults import EFFECTS, WRONG_KEYS
+from qingcloud_cni.sim.cloud.records import Hour
+from qingcloud_cni.sim.memory.machine import HOST_PATH
+from qingcloud_cni.sim.topology.topology import Latencies
+
+EVERYTHING = tuple(e for e in EFFECTS if e != WRONG_KEYS)  # which may end a first start, as it should
+
+
+class Steps(Runtime):
+    """Besides: the machine, its disk, the cloud, and people who meddle."""
+
+    def __init__(self, host: SimulatedHost, witness: Witness, plan: Plan) -> None:
+        super().__init__(host, witness, plan)
+        rng = plan.rng("faults")
+        self.rate = rng.choice((0.0, 0.05, 0.2)) if "faults" in plan.conditions else 0.0
+        self.faults = RandomFaults(rng, self.rate, EVERYTHING)
+        host.model._faults = self.faults
+        self._until: list[tuple[float, Callable[[], None]]] = []  # what ends a trouble, and when
+
+    async def do(self, step: Step) -> None:
+        for at, over in tuple(self._until):
+            if at <= self.host.clock.now():
+                over()
+                self._until.remove((at, over))
+        on_step: Callable[[random.Random], Coroutine[Any, Any, None] | None] = getattr(self, f"on_{step.kind}")
+        if (work := on_step(self.plan.rng(step.number))) is not None:
+            await work
+
+    # --- the machine -----------------------------------------------------------------------------------
+
+    async def on_reboot(self, rng: random.Random) -> None:
+        await self.kill()
+        for name in self.alive():
+            self.forget(name)
+        self.host.kernel.reboot()
+        self.host.clock.reboot()
+        await self.host.clock.sleep(rng.uniform(1, 100))
+
+    async def on_set_clock(self, rng: random.Random) -> None:
+        """The cloud's clock goes with it: farther back its jobs would not end for hours."""
+        await self.kill()
+        self.host.set_clock(rng.choice((-30.0, 30.0, 7200.0)))
+
+    def on_lose_message(self, rng: random.Random) -> None:
+        self.host.kernel.lose_message()
+
+    def on_deafen(self, rng: random.Random) -> None:
+        """The kernel tells nothing of links for a while, and nobody knows."""
+        self.host.kernel.is_silent = True
+        self._for(rng.uniform(1, 120), lambda: setattr(self.host.kernel, "is_silent", False))
+
+    def on_hide(self, rng: random.Random) -> None:
+        """A container cannot be looked into for a while."""
+        if self.alive():
+            path = netns_of(rng.choice(self.alive()))
+            self.host.kernel.unseen.add(path)
+            self._for(rng.uniform(10, 300), lambda: self.host.kernel.unseen.discard(path))
+
+    def on_dress_up(self, rng: random.Random) -> None:
+        """A container renames its link, changes its MAC, or wipes the alias off it."""
+        if self.alive():
+            for link in self.host.kernel._at(netns_of(rng.choice(self.alive()))).links.values():
+                match rng.choice(("name", "mac", "alias")):
+                    case "name":
+                        link.name = f"net{rng.randrange(1000)}"
+                    case "mac":
+                        link.mac = f"02:00:00:00:00:{rng.randrange(256):02x}"
+                    case "alias":
+                        link.alias = ""
+
+    def on_carry_off(self, rng: random.Random) -> None:
+        """Somebody moves a container's link to the host, or to another container."""
+        if len(self.alive()) > 1:
+            name, other = rng.sample(self.alive(), 2)
+            links = self.host.kernel.links_in(netns_of(name))
+            target = rng.choice((HOST_PATH, netns_of(other)))
+            if len(links) == 1 and not any(n.name == links[0].name for n in self.host.kernel.links_in(target)):
+                self.host.kernel.move(netns_of(name), links[0].name, target)
+                self.witness.promised.pop(name, None)
+
+    def on_rip_out(self, rng: random.Random) -> None:
+        """A container's link, or a parked one, is deleted."""
+        paths = [self.host.kernel.parking_path, *map(netns_of, self.alive())]
+        path = rng.choice(paths)
+        if links := self.host.kernel.links_in(path):
+            self.host.kernel.delete_link(path, rng.choice(links).name)
+            self.witness.promised.pop(path.rpartition("/")[2], None)
+
+    def on_unpark(self, rng: random.Random) -> None:
+        """Somebody brings a parked link to the host, under the name it had there or another."""
+        parking = self.host.kernel.parking_path
+        if links := self.host.kernel.links_in(parking):
+            self.host.kernel.move(parking, rng.choice(links).name, HOST_PATH)
+
+    def on_double(self, rng: random.Random) -> None:
+        """A container makes a link that has the MAC of a NIC of ours."""
+        nics = sorted(self.host.nics) if self.host.is_running else []
+        path = netns_of(rng.choice(self.alive())) if self.alive() else ""
+        name = f"copy{rng.randrange(100)}"
+        if nics and path and not any(link.name == name for link in self.host.kernel.links_in(path)):
+            self.host.kernel.add_link(path, rng.choice(nics), name)
+            self._for(rng.uniform(1, 200), lambda: self._drop(path, name))
+
+    def _drop(self, path: str, name: str) -> None:
+        if path in self.host.paths() and any(n.name == name for n in self.host.kernel.links_in(path)):
+            self.host.kernel.delete_link(path, name)
+
+    # --- the disk --------------------------------------------------------------------------------------
+
+    def on_full(self, rng: random.Random) -> None:
+        self.host.disk.obstacle = "No space left on device"
+        self.host.disk.takes_what_it_refuses = rng.random() < 0.3
+        self._for(rng.choice((1.0, 30.0, 600.0)), self._mend_disk)
+
+    def on_sluggish(self, rng: random.Random) -> None:
+        self.host.disk.seconds = rng.choice((0.004, 0.3, 3.0))
+        self._for(rng.uniform(10, 600), self._mend_disk)
+
+    def on_stuck(self, rng: random.Random) -> None:
+        self.host.disk.is_stuck = True
+        self._for(rng.choice((3.0, 30.0, 300.0)), self._mend_disk)
+
+    async def on_damage(self, rng: random.Random) -> None:
+        """The state file is gone when the agent comes back."""
+        await self.kill()
+        self.witness.strangers += len(self._ours("available"))  # it may make others before they are grown up
+        for path in self.host.settings.database.parent.glob(f"{self.host.settings.database.name}*"):
+            path.unlink()
+
+    def _mend_disk(self) -> None:
+        disk, whole = self.host.disk, Disk()
+        disk.obstacle, disk.seconds, disk.is_stuck = whole.obstacle, whole.seconds, whole.is_stuck
+        disk.takes_what_it_refuses = whole.takes_what_it_refuses
+
+    # --- the cloud, and people at its console ----------------------------------------------------------
+
+    def on_storm(self, rng: random.Random) -> None:
+        """One thing goes wrong, often, for a while."""
+        self.faults._effects, self.faults.rate = (rng.choice(EVERYTHING),), rng.choice((0.5, 0.9))
+        self._for(rng.choice((10.0, 100.0, 900.0)), self._clear_up)
+
+    def on_outage(self, rng: random.Random) -> None:
+        self.faults._effects, self.faults.rate = (rng.choice(("reset", "silence", "bad-gateway")),), 1.0
+        self._for(rng.choice((60.0, 600.0, 7200.0)), self._clear_up)
+
+    def on_rush(self, rng: random.Random) -> None:
+        """All hosts ask at once: the cloud has too much to do, or says that a quota is used up."""
+        self.faults._effects, self.faults.codes = ("refuse",), (rng.choice((5100, 2500)),)
+        self.faults.rate = rng.choice((0.5, 1.0))
+        self._for(rng.choice((60.0, 600.0, 7200.0)), self._clear_up)
+
+    def on_spend(self, rng: random.Random) -> None:
+        """Other hosts use up what the key has for this hour."""
+        if limit := self.host.topology.limits.calls_per_hour:
+            left = rng.choice((0, 0, 3))
+            self.host.model._hours[self.host.topology.access_key_id] = Hour(self.host.clock.now(), limit - left)
+
+    def on_cut_off(self, rng: random.Random) -> None:
+        """Nothing leaves the host."""
+        self.host.is_cut_off = True
+        self._for(rng.choice((5.0, 60.0, 600.0)), lambda: setattr(self.host, "is_cut_off", False))
+
+    def _clear_up(self) -> None:
+        self.faults._effects, self.faults.rate, self.faults.codes = EVERYTHING, self.rate, CODES
+
+    def _ours(self, *statuses: str) -> list[str]:
+        cloud = self.host.model.state.nics
+        return sorted(nic_id for nic_id in self.witness.ours_in_cloud() if cloud[nic_id].status in statuses)
+
+    def _console(self, rng: random.Random, action: str, *statuses: str, **params: str) -> None:
+        """Somebody does that with a NIC of ours, if it can be done."""
+        if nics := self._ours(*statuses):
+            self.host.console(action, rng.choice(nics), **params)
+            self.witness.excuse()
+
+    def on_detach(self, rng: random.Random) -> None:
+        self._console(rng, "DetachNics", "in-use")
+
+    def on_destroy(self, rng: random.Random) -> None:
+        self._console(rng, "DeleteNics", "available")
+
+    def on_elsewhere(self, rng: random.Random) -> None:
+        self._console(rng, "AttachNics", "available", instance=self.host.topology.hosts[1].instance_id)
+
+    def on_here(self, rng: random.Random) -> None:
+        self._console(rng, "AttachNics", "available", instance=self.host.instance_id)
+
+    def on_readdress(self, rng: random.Random) -> None:
+        """What the console has as "change the private address", to one that nobody has."""
+        if nics := self._ours("available", "in-use"):
+            record = self.host.model.state.nics[rng.choice(nics)]
+            book = self.host.model.state.vxnets[record.vxnet_id].book
+            address = IPv4Address(f"172.20.{record.vxnet_id[-1]}.{rng.randrange(200, 250)}")
+            if book is not None and book.is_free(address):
+                book.give_back(IPv4Address(record.private_ip))
+                book.claim(address)
+                record.private_ip = str(address)
+
+    def on_rename(self, rng: random.Random) -> None:
+        """Somebody makes a NIC of ours their own."""
+        taken = set(self.witness.promised.values())
+        if nics := [n for n in self._ours("available", "in-use") if n not in taken]:
+            self.host.model.state.nics[rng.choice(nics)].name = "theirs"
+
+    def on_stranger(self, rng: random.Random) -> None:
+        """A NIC with our name that no table knows: of a file that was lost, or of somebody's hand."""
+        name = f"{self.host.settings.nic_name_prefix}_{self.host.instance_id}_{rng.getrandbits(64):016x}"
+        if len(self.witness.ours_in_cloud()) < self.host.settings.max_nics // 2:
+            self.host.console("CreateNics", vxnet="vxnet-pods001", count="1", nic_name=name)
+            self.witness.strangers += 1
+
+    def on_foreign(self, rng: random.Random) -> None:
+        """The operator's own NIC, attached to this host."""
+        made = self.host.console("CreateNics", vxnet="vxnet-pods003", count="1", nic_name="foreign")
+        if made["ret_code"] == 0:
+            (nic,) = made["nics"]
+            nic_id = str(nic["nic_id"])
+            record = self.host.model.state.nics[nic_id]
+            if self.host.console("AttachNics", nic_id, instance=self.host.instance_id)["ret_code"]:
+                record.name = "theirs"  # there is no room for it
+
+    def on_claim(self, rng: random.Random) -> None:
+        """Somebody in the vxnet uses an address of ours from now on, or no more."""
+        claims = self.host.kernel.claims
+        nics = sorted(nic.host_address for nic in self.host.nics.values()) if self.host.is_running else []
+        if nics and claims.pop(address := rng.choice(nics), None) is None:
+            claims[address] = f"02:00:00:00:01:{rng.randrange(4):02x}"
+
+    # --- the end of troubles ---------------------------------------------------------------------------
+
+    def _for(self, seconds: float, over: Callable[[], None]) -> None:
+        self._until.append((self.host.clock.now() + seconds, over))
+
+    async def calm(self) -> None:
+        """No trouble is left but what it has done."""
+        for _, over in self._until:
+            over()
+        self._until.clear()
+        topology = self.host.model.topology
+        if "budget" in self.plan.conditions:
+            topology = replace(topology, limits=replace(topology.limits, calls_per_hour=0))
+        self.host.model.topology = replace(topology, latencies=Latencies())
+        self.rate = 0.0
+        self._clear_up()
+        self.host.model.set_faults(())
+        self.host.kernel.claims.clear()
+        self.host.kernel.unseen.clear()
+        await self.recover()
+        await self.host.clock.sleep(30.0)
+        self.host.model.set_faults(())  # calls that were struck before, and took effect only now

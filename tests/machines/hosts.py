@@ -1,0 +1,521 @@
+"""Hosts of a simulated cloud as an operator has them: a real agent, the installed plugin, containers. For tests.
+
+Everything is run by its own command in the host's network namespace; `Host.close` ends and removes all of it.
+"""
+
+import http.client
+import json
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from machines.simulator import Sim, eventually, links, run
+from qingcloud_cni.sim.fabric.shell import inside
+from runtimes.answers import Answer, execute
+
+QINGAGENT = str(Path(sys.executable).with_name("qingagent"))
+PORT = 31080
+LOG_LINES = 200  # of each agent, printed when its host is closed: pytest shows them where a test failed
+
+CARRIER = {"LOWER_UP", "NO-CARRIER"}
+CUT_OFF = """
+table inet away {{
+  chain output {{ type filter hook output priority 0; ip daddr 127.0.0.1 tcp dport 7777 {verdict}; }}
+}}
+"""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP answer of the agent."""
+
+    status: int
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Container:
+    """A network namespace such as a runtime makes; its name is the container id too."""
+
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"/run/netns/{self.name}"
+
+    def ip(self, *args: str) -> list[dict[str, Any]]:
+        """What `ip -j` shows inside."""
+        rows = json.loads(run("ip", "-n", self.name, "-j", *args).stdout or "[]")
+        return [row for row in rows if row]
+
+    @property
+    def names(self) -> list[str]:
+        """Of its links, in the kernel's order."""
+        return [row["ifname"] for row in self.ip("link", "show")]
+
+    def link(self, ifname: str = "eth0") -> dict[str, Any]:
+        (row,) = self.ip("-d", "addr", "show", "dev", ifname)
+        return row
+
+    def picture(self) -> list[list[Any]]:
+        """Links, addresses, routes and rules, without what comes of itself a moment after a link: carrier, IPv6."""
+        rows = self.ip("-d", "link", "show")
+        devices = [row | {"operstate": "", "flags": set(row["flags"]) - CARRIER} for row in rows]
+        addresses = [(row["ifname"], row["addr_info"]) for row in self.ip("-4", "addr", "show")]
+        return [devices, addresses, self.ip("-4", "route", "show", "table", "all"), self.ip("-4", "rule", "show")]
+
+    def routes(self) -> dict[str, str]:
+        """Gateway by destination, of all routes that have one."""
+        return {row["dst"]: row["gateway"] for row in self.ip("route", "show") if "gateway" in row}
+
+    def reaches(self, address: str) -> bool:
+        return pings(self.name, address)
+
+    @contextmanager
+    def process(self, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A process inside, until it is over or the block is."""
+        with subprocess.Popen(("nsenter", f"--net={self.path}", *argv), stdout=subprocess.DEVNULL) as process:
+            try:
+                inside = Path(self.path).stat().st_ino
+                eventually(lambda: Path(f"/proc/{process.pid}/ns/net").stat().st_ino == inside, f"{argv} inside")
+                yield process
+            finally:
+                process.kill()
+
+    def delete(self) -> None:
+        run("ip", "netns", "delete", self.name)
+
+
+def pings(netns: str, address: str) -> bool:
+    """Whether three of three echo requests from the namespace called *netns* are answered."""
+    ping = ("ping", "-n", "-q", "-c", "3", "-i", "0.05", "-W", "2", address)
+    done = run("nsenter", f"--net=/run/netns/{netns}", *ping, check=False)
+    return " 0% packet loss" in done.stdout
+
+
+def speaks_tcp(client: str, server: str, address: str, port: int = 8080) -> bool:
+    """Whether a connection from one namespace to *address* in another one carries words both ways."""
+
+    def listen() -> socket.socket:
+        return socket.create_server((address, port))
+
+    def call() -> socket.socket:
+        return socket.create_connection((address, port), timeout=5)
+
+    with inside(server, listen) as listener, inside(client, call) as caller:
+        listener.settimeout(5)
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(5)
+            caller.sendall(b"ping")
+            heard = accepted.recv(16)
+            accepted.sendall(b"pong")
+            return (heard, caller.recv(16)) == (b"ping", b"pong")
+
+
+@dataclass
+class AgentProcess:
+    """One `qingagent start`; *log* is its stdout, *complaints* its stderr."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    complaints: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def stderr(self) -> str:
+        return self.complaints.read_text()
+
+    def wait(self, seconds: float = 20.0) -> int:
+        """Its exit status, once it has ended."""
+        return self.process.wait(timeout=seconds)
+
+    def stop(self) -> int:
+        """End it as systemd does, and tell its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def events(self, name: str = "") -> list[dict[str, Any]]:
+        """Lines of its log, of one event or of all."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.endswith("}")]
+        return [line for line in lines if name in ("", line["event"])]
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("agent", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(30)
+        self.sock.connect(str(self._path))
+
+
+@dataclass
+class Host:
+    """One host of *sim*; its agent's state and run directory lie in *directory*."""
+
+    sim: Sim
+    name: str
+    directory: Path
+    plugin: Path
+    vxnet: str = "vxnet-pods001"  # unless `start` is given others
+    agents: list[AgentProcess] = field(default_factory=list)
+    containers: list[Container] = field(default_factory=list)
+
+    @property
+    def netns(self) -> str:
+        return self.sim.netns(self.name)
+
+    @property
+    def address(self) -> str:
+        return self.sim.host(self.name)["address"]
+
+    @property
+    def instance_id(self) -> str:
+        return self.sim.host(self.name)["instance_id"]
+
+    @property
+    def parking(self) -> Path:
+        return Path(f"/run/netns/qingcni-{self.instance_id}")
+
+    @property
+    def state_dir(self) -> Path:
+        return self.directory / "state"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def socket(self) -> Path:
+        return self.run_dir / "agent.sock"
+
+    @property
+    def token_file(self) -> Path:
+        return self.run_dir / "token"
+
+    @property
+    def spool(self) -> Path:
+        return self.run_dir / "spool"
+
+    @property
+    def agent(self) -> AgentProcess:
+        """The one started last."""
+        return self.agents[-1]
+
+    # --- the agent and its commands ------------------------------------------------------------------
+
+    def flags(self, **settings: object) -> list[str]:
+        """All flags of an agent on this host; *settings* overrides, `min_idle=3` is `--min-idle 3`, None omits."""
+        here = self.sim.host(self.name)
+        chosen: dict[str, object] = {
+            "QYAccessFilePath": here["client_yaml"],
+            "instance_id_file": here["instance_id_file"],
+            "state_dir": self.state_dir,
+            "run_dir": self.run_dir,
+            "vxnet": self.vxnet,
+            "cooldown": "0s",
+            "loglevel": "debug",
+        }
+        chosen |= settings
+        pairs = ((f"--{key.replace('_', '-')}", str(value)) for key, value in chosen.items() if value is not None)
+        return [word for pair in pairs for word in pair]
+
+    def command(self, *argv: str) -> list[str]:
+        """*argv* as it is run on this host: as `ip netns exec`, without a mount namespace of its own."""
+        return ["nsenter", f"--net={self.sim.host(self.name)['netns']}", *argv]
+
+    def spawn(self, *argv: str, **options: Any) -> "subprocess.Popen[bytes]":
+        """Start *argv* on this host, and leave it to itself; *options* are those of Popen."""
+        return subprocess.Popen(self.command(*argv), stdin=subprocess.DEVNULL, cwd=self.directory, **options)
+
+    def launch(self, **settings: object) -> AgentProcess:
+        """Start an agent and leave it to itself."""
+        number = len(self.agents) + 1
+        log, complaints = (self.directory / f"agent-{number}.{kind}" for kind in ("log", "err"))
+        with log.open("wb") as stdout, complaints.open("wb") as stderr:
+            process = self.spawn(QINGAGENT, "start", *self.flags(**settings), stdout=stdout, stderr=stderr)
+        self.agents.append(AgentProcess(process, log, complaints))
+        return self.agent
+
+    def start(self, *, idle: int | None = None, **settings: object) -> AgentProcess:
+        """Start an agent and wait until it is ready, and *idle* NICs with it (all of its min-idle if not told)."""
+        agent = self.launch(**settings)
+        eventually(lambda: self.is_ready(agent), f"the agent on {self.name} ready")
+        self.wait_idle(int(str(settings.get("min_idle", 3))) if idle is None else idle)
+        return agent
+
+    def is_ready(self, agent: AgentProcess | None = None) -> bool:
+        assert agent is None or agent.is_running, f"the agent ended with {agent.process.poll()}: {agent.stderr}"
+        with suppress(OSError):
+            return self.ask("GET", "/readyz").status == 200
+        return False
+
+    def qingagent(self, command: str, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one of the commands that speak to the agent."""
+        argv = self.command(QINGAGENT, command, "--run-dir", str(self.run_dir), *args)
+        return run(*argv, check=check, cwd=self.directory)
+
+    def cleanup(self, *args: str, check: bool = True, **settings: object) -> subprocess.CompletedProcess[str]:
+        """Its log goes to stderr; what is told here is told at any level."""
+        argv = self.command(QINGAGENT, "cleanup", *self.flags(**{"loglevel": "error"} | settings), *args)
+        return run(*argv, check=check, cwd=self.directory)
+
+    @contextmanager
+    def cut_off(self, verdict: str) -> Iterator[None]:
+        """While it lasts, packets to the cloud's API meet this verdict of nftables."""
+        run(*self.command("nft", "-f", "-"), input=CUT_OFF.format(verdict=verdict))
+        try:
+            yield
+        finally:
+            run(*self.command("nft", "delete", "table", "inet", "away"))
+
+    # --- its API -------------------------------------------------------------------------------------
+
+    def ask(self, method: str, target: str, body: bytes = b"") -> Reply:
+        """Over the unix socket."""
+        connection = _UnixConnection(self.socket)
+        return _exchange(connection, method, target, body, {})
+
+    def ask_tcp(
+        self, netns: str, address: str, method: str, target: str, *, body: bytes = b"", token: str = ""
+    ) -> Reply:
+        """Over TCP to *address*, from the namespace called *netns*, with *token* if it is given."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        connection = http.client.HTTPConnection(address, PORT, timeout=10)
+        return inside(netns, lambda: _exchange(connection, method, target, body, headers))
+
+    def get(self, target: str) -> Any:
+        reply = self.ask("GET", target)
+        assert reply.status == 200, reply
+        return reply.json
+
+    def nics(self, *states: str) -> list[dict[str, Any]]:
+        """NICs of the agent's table, of all states or of these."""
+        return [nic for nic in self.get("/v1/nics") if not states or nic["state"] in states]
+
+    def attachments(self) -> list[dict[str, Any]]:
+        return list(self.get("/v1/attachments"))
+
+    def status(self) -> dict[str, Any]:
+        return dict(self.get("/v1/status"))
+
+    def wait_idle(self, count: int) -> None:
+        def settled() -> bool:
+            return len(self.nics("idle")) >= count and not self.status()["operations"]
+
+        # a write that was cut off is given 30 s to take effect before it is judged
+        eventually(settled, f"{count} idle NICs on {self.name}", seconds=60.0)
+
+    def cloud_nics(self, *prefixes: str) -> dict[str, dict[str, Any]]:
+        """NICs in the cloud that bear our name and this instance's id, by id, as the simulator shows them.
+
+        Those of the pool, or those named with other *prefixes*: gateways are `hostnic`.
+        """
+        marks = tuple(f"{prefix}_{self.instance_id}_" for prefix in prefixes or ("qingcni",))
+        return {nic["nic_id"]: nic for nic in self.sim.status()["nics"] if nic["name"].startswith(marks)}
+
+    def agrees_with_cloud(self) -> bool:
+        """Whether the agent's table has just the NICs of ours that the cloud has, gateways included."""
+        return {nic["nic_id"] for nic in self.nics()} == set(self.cloud_nics("qingcni", "hostnic"))
+
+    def is_calm(self) -> bool:
+        """As `agrees_with_cloud`, and nothing is under way."""
+        return self.agrees_with_cloud() and not self.status()["operations"]
+
+    def is_untouched(self) -> bool:
+        """Whether nothing is held: every NIC idle and parked, no attachment, nobody waiting.
+
+        NICs become idle a little after the DEL is answered, so this waits for them.
+        """
+        return eventually(self._is_untouched, f"nothing held on {self.name}")
+
+    def _is_untouched(self) -> bool:
+        status, nics = self.status(), self.nics()
+        parked = set(links(self.parking.name))
+        return (
+            (status["attachments"], status["waiting"], status["operations"]) == (0, 0, [])
+            and all(nic["state"] == "idle" for nic in nics)
+            and parked >= {nic["nic_id"] for nic in nics}
+        )
+
+    # --- containers ----------------------------------------------------------------------------------
+
+    def container(self) -> Container:
+        """A new namespace, removed when the host is closed."""
+        container = Container(f"{self.sim.name}-c{secrets.token_hex(4)}")
+        run("ip", "netns", "add", container.name)
+        self.containers.append(container)
+        run("ip", "-n", container.name, "link", "set", "lo", "up")
+        return container
+
+    def conf(
+        self, version: str | None = "0.3.1", *, routes: Sequence[Mapping[str, str]] = (), **args: object
+    ) -> dict[str, Any]:
+        """The seed's network configuration; *args* go under `args`."""
+        document: dict[str, Any] = {
+            "name": "mynet",
+            "type": "qingcni",
+            "isGateway": True,
+            "args": {
+                "BindAddr": f"127.0.0.1:{PORT}",
+                "TokenFile": str(self.token_file),
+                "SpoolDir": str(self.spool),
+                **args,
+            },
+            "ipMasq": True,
+            "ipam": {"routes": list(routes)},
+        }
+        return document if version is None else {"cniVersion": version, **document}
+
+    def cni(
+        self,
+        verb: str,
+        container: Container | str,
+        ifname: str = "eth0",
+        conf: Mapping[str, Any] | bytes | None = None,
+        **variables: str | None,
+    ) -> Answer:
+        """Exec the installed plugin on this host; *variables* override `CNI_*`, None leaves one out."""
+        stdin = conf if isinstance(conf, bytes) else json.dumps(self.conf() if conf is None else conf).encode()
+        return execute(self.command(str(self.plugin)), self._environment(verb, container, ifname, variables), stdin)
+
+    def begin(
+        self,
+        verb: str,
+        container: Container | str,
+        ifname: str = "eth0",
+        conf: Mapping[str, Any] | None = None,
+        output: int = subprocess.DEVNULL,
+        **variables: str | None,
+    ) -> subprocess.Popen[bytes]:
+        """As `cni`, but it is left to run, in a session of its own: to be killed, or waited for."""
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(json.dumps(self.conf() if conf is None else conf).encode())
+            stdin.seek(0)
+            return subprocess.Popen(
+                self.command(str(self.plugin)),
+                env=self._environment(verb, container, ifname, variables),
+                stdin=stdin,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def _environment(
+        self, verb: str, container: Container | str, ifname: str, variables: Mapping[str, str | None]
+    ) -> dict[str, str]:
+        name = container if isinstance(container, str) else container.name
+        usual: dict[str, str | None] = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": name,
+            "CNI_NETNS": f"/run/netns/{name}",
+            "CNI_IFNAME": ifname,
+            "CNI_PATH": str(self.plugin.parent),
+        }
+        return {key: value for key, value in {**usual, **variables}.items() if value is not None}
+
+    def add(
+        self, container: Container | str, ifname: str = "eth0", conf: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """ADD, which must succeed: its result."""
+        return self.cni("ADD", container, ifname, conf).result
+
+    def delete(self, container: Container | str, ifname: str = "eth0", conf: Mapping[str, Any] | None = None) -> None:
+        """DEL, which must succeed."""
+        self.cni("DEL", container, ifname, conf).succeeded()
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End this host's agents and remove its containers; its NICs go with the simulator."""
+        for agent in self.agents:
+            if agent.is_running:
+                agent.kill()
+        for container in self.containers:
+            run("ip", "netns", "delete", container.name, check=False)
+        for agent in self.agents:
+            for path in (agent.log, agent.complaints):
+                lines = path.read_text().splitlines()
+                print(f"--- {self.name} {path.name}", *lines[-LOG_LINES:], sep="\n")
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, method: str, target: str, body: bytes, headers: Mapping[str, str]
+) -> Reply:
+    try:
+        connection.request(method, target, body or None, dict(headers))
+        response = connection.getresponse()
+        return Reply(response.status, response.read())
+    finally:
+        connection.close()
+
+
+def address_of(result: Mapping[str, Any]) -> str:
+    """The address in a result of 0.3.x, without its prefix length."""
+    return str(result["ips"][0]["address"]).partition("/")[0]
+
+
+def install(directory: Path) -> Path:
+    """The plugin, written into *directory* by the command for it."""
+    run(QINGAGENT, "install-plugin", "--bin-dir", str(directory))
+    return directory / "qingcni"
+
+
+NewHost = Callable[[], Host]
+
+
+@contextmanager
+def hosts_of(sim: Sim, names: Iterator[str], directory: Path, plugin: Path) -> Iterator[NewHost]:
+    """A function that takes the next of *names* into use; what was taken is closed at the end."""
+    taken: list[Host] = []
+
+    def take() -> Host:
+        name = next(names)
+        home = directory / name
+        home.mkdir(mode=0o700)
+        taken.append(Host(sim, name, home, plugin))
+        return taken[-1]
+
+    try:
+        yield take
+    finally:
+        for host in taken:
+            host.close()
+
+
+def open_files(pid: int) -> dict[str, int]:
+    """How many descriptors a process has, by kind."""
+    kinds: dict[str, int] = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            kind = str(entry.readlink()).partition(":")[0]
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return kinds

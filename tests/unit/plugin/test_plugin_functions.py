@@ -1,0 +1,160 @@
+"""The plugin's program in this process, given anything: stdin, environment, and what an agent may answer."""
+
+import errno
+import json
+import posix
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qingcloud_cni.agent.attachments.spool_files import Oddity, SpoolFiles
+from qingcloud_cni.agent.settings.values import Address
+from qingcloud_cni.plugin import qingcni
+from runtimes.plugin_inputs import ENVIRONMENTS, JSON, check_answer, documents
+from runtimes.plugin_process import RESULT, answer
+
+
+class Ended(BaseException):
+    """The process would be gone."""
+
+
+class Process:
+    """The module `posix` as the plugin uses it, with standard streams and an end of its own."""
+
+    def __init__(self, environment: dict[bytes, bytes], stdin: bytes) -> None:
+        self.environ = environment
+        self.stdin = stdin
+        self.written = {1: b"", 2: b""}
+        self.status: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(posix, name)
+
+    def read(self, file: int, size: int) -> bytes:
+        if file != 0:
+            return posix.read(file, size)
+        chunk, self.stdin = self.stdin[:size], self.stdin[size:]
+        return chunk
+
+    def write(self, file: int, content: bytes) -> int:
+        if file > 2:
+            return posix.write(file, content)
+        if self.status is None:
+            self.written[file] += content
+        return len(content)
+
+    def _exit(self, status: int) -> NoReturn:
+        if self.status is None:
+            self.status = status
+        raise Ended
+
+
+class Connection:
+    """A socket whose other side answers with *chunks*, whatever it is sent."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self._chunks = iter(chunks)
+
+    def settimeout(self, seconds: float) -> None:
+        assert 0 < seconds <= 110
+
+    def connect(self, place: object) -> None:
+        assert place
+
+    def sendall(self, message: bytes) -> None:
+        head, _, body = message.partition(b"\r\n\r\n")
+        assert f"Content-Length: {len(body)}\r\n".encode() in head + b"\r\n"
+        assert json.loads(body)["config"] is not None
+
+    def recv(self, size: int) -> bytes:
+        chunk = next(self._chunks, b"")
+        if chunk == b"timeout":
+            raise TimeoutError
+        if chunk == b"reset":
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+        return chunk[:size]
+
+
+BODIES = st.sampled_from([b"", RESULT, b"{}", b"[]", b'{"code":11,"msg":"busy"}']) | JSON.map(
+    lambda value: json.dumps(value).encode()
+)
+ANSWERS = st.builds(answer, st.sampled_from([200, 400, 503, 999]), BODIES) | st.binary(max_size=40)
+
+
+def chunks_of(whole: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(whole), *(cut % (len(whole) + 1) for cut in cuts)})
+    return [whole[a:b] for a, b in pairwise(places)]
+
+
+TALKS = st.builds(
+    lambda whole, cuts, last: [*chunks_of(whole, cuts), last],
+    ANSWERS, st.lists(st.integers(0, 200), max_size=3), st.sampled_from([b"", b"timeout", b"reset"]),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """Stands for the agent's run directory, with a token in it."""
+    with tempfile.TemporaryDirectory() as directory:
+        token = Path(directory) / "token"
+        token.touch(mode=0o600)
+        token.write_text("some-token")
+        yield Path(directory)
+
+
+def run_to_its_end(process: Process, chunks: list[bytes], run_dir: Path) -> None:
+    sockets = SimpleNamespace(
+        **{name: getattr(socket, name) for name in ("AF_UNIX", "AF_INET", "AF_INET6", "inet_pton")},
+        SOCK_STREAM=1, SOCK_CLOEXEC=0, socket=lambda *_kind: Connection(chunks),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qingcni, "posix", process)
+        patch.setattr(qingcni, "net", sockets)
+        patch.setattr(qingcni, "RUN_DIR", str(run_dir))
+        with pytest.raises(Ended):
+            qingcni.main()
+
+
+@settings(max_examples=1000, deadline=None)
+@given(data=st.data(), environment=ENVIRONMENTS, chunks=TALKS)
+def test_whatever_comes_ends_in_one_document(
+    place: Path, data: st.DataObject, environment: dict[bytes, bytes], chunks: list[bytes]
+) -> None:
+    addresses = st.sampled_from(["127.0.0.1:31080", "[::1]:1", f"unix://{place}/agent.sock"])
+    stdin = data.draw(documents(addresses, st.just(str(place / "spool"))))
+    process = Process(environment, stdin)
+    run_to_its_end(process, chunks, place)
+    assert process.status is not None
+    check_answer(environment[b"CNI_COMMAND"], process.status, process.written[1], process.written[2])
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), environment=ENVIRONMENTS)
+def test_every_del_that_is_kept_can_be_read_by_the_agent(
+    place: Path, data: st.DataObject, environment: dict[bytes, bytes]
+) -> None:
+    directory = place / "kept"
+    for path in directory.glob("*"):
+        path.unlink()
+    stdin = data.draw(documents(st.just("localhost:1"), st.just(str(directory))))
+    process = Process(environment | {b"CNI_COMMAND": b"DEL"}, stdin)
+    run_to_its_end(process, [b""], place)
+    spool = SpoolFiles(directory, "i-1", place / "agent.sock", Address("127.0.0.1", 1))
+    found = list(spool.look())
+    assert len(found) == (process.status == 0)
+    for item in found:
+        if isinstance(item, Oddity):
+            assert item.event == "spool.left"
+        else:
+            assert item.kept.key.container_id.encode() == environment[b"CNI_CONTAINERID"]
+            assert item.kept.key.ifname.encode() == environment[b"CNI_IFNAME"]
+            assert item.kept.uptime == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=30)

@@ -1,0 +1,217 @@
+"""The agent does what the OpenAPI document it serves says, whatever it is asked: held to it by schemathesis."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from jsonschema_rs import is_valid
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from machines.hosts import PORT, Host, hosts_of
+from machines.simulator import Sim, eventually, needs_root, running_sim
+from qingcloud_cni.agent.api.access_guard import OPEN_PATHS
+from qingcloud_cni.agent.api.openapi import ENDPOINTS
+from qingcloud_cni.core.cni.protocol import VERSIONS
+from qingcloud_cni.sim.fabric.shell import inside
+
+pytestmark = needs_root
+
+BASE = f"http://127.0.0.1:{PORT}"
+CASES = 80  # requests tried of each kind
+SHAPE = [status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [*SHAPE, not_a_server_error, negative_data_rejection, unsupported_method, ignored_auth]
+LASTING = ("post", "/v1/drain")  # asked last: there is no way back but a restart
+MODES = [
+    pytest.param(endpoint, mode, id=f"{' '.join(endpoint)}-{mode.value}")
+    for endpoint, described in ENDPOINTS.items()
+    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+    if endpoint != LASTING and (described.asks or described.query or mode is GenerationMode.POSITIVE)
+]
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--hosts", "2") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def host(
+    sim: Sim, host_names: Iterator[str], plugin_file: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    with hosts_of(sim, host_names, tmp_path_factory.mktemp("openapi"), plugin_file) as take:
+        host = take()
+        host.start(min_idle=2, max_idle=2, max_nics=4, bindaddr=f"0.0.0.0:{PORT}")
+        yield host
+
+
+@pytest.fixture(scope="module")
+def schema(host: Host) -> Any:
+    loaded = schemathesis.openapi.from_dict(host.get("/v1/openapi.json"))
+    loaded.validate()
+    return loaded
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+def bearer(host: Host) -> dict[str, str]:
+    return {"Authorization": f"Bearer {host.token_file.read_text().strip()}"}
+
+
+def held_to_it(host: Host, case: Case[Any]) -> Any:
+    """Ask on the host, over TCP with the token, and check the answer; the answer."""
+    return inside(host.netns, lambda: _held_to_it(case, bearer(host)))
+
+
+def call_as(host: Host, case: Case[Any], headers: dict[str, str]) -> Any:
+    return inside(host.netns, lambda: case.call(base_url=BASE, headers=headers))
+
+
+def _held_to_it(case: Case[Any], headers: dict[str, str]) -> Any:
+    answer = case.call(base_url=BASE, headers=headers)
+    if answer.status_code == 200 and isinstance(case.body, dict) and case.body.get("command") != "ADD":
+        assert not answer.content, "only ADD has a result"
+    else:
+        checks = SHAPE if _query_is_good(case, str(answer.request.url)) else CHECKS
+        case.validate_response(answer, checks=checks, headers=headers)
+    return answer
+
+
+def _query_is_good(case: Case[Any], url: str) -> bool:
+    """Whether what was sent is as described after all: a parameter that is an empty list is not sent."""
+    described = {p["name"]: p["schema"] for p in case.operation.definition.raw.get("parameters", [])}
+    sent = parse_qsl(urlsplit(url).query, keep_blank_values=True)
+    names = [name for name, _ in sent]
+    if not described or not set(names) <= set(described) or len(set(names)) < len(names):
+        return False
+    return all(is_valid(described[name], _as(described[name]["type"], text)) for name, text in sent)
+
+
+def _as(kind: str, text: str) -> str | int:
+    return int(text) if kind == "integer" and text.isascii() and text.isdecimal() else text
+
+
+@pytest.mark.parametrize(("endpoint", "mode"), MODES)
+def test_every_answer_is_a_described_one(
+    host: Host, schema: Any, endpoint: tuple[str, str], mode: GenerationMode
+) -> None:
+    method, path = endpoint
+    is_varied = bool(ENDPOINTS[endpoint].asks or ENDPOINTS[endpoint].query)
+    seen = set()
+
+    @given(case=schema[path][method].as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=CASES if is_varied else 3,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    def ask(case: Case[Any]) -> None:
+        seen.add(_held_to_it(case, headers).status_code)
+
+    headers = bearer(host)
+    inside(host.netns, ask)
+    if mode is GenerationMode.NEGATIVE or endpoint != ("post", "/v1/cni"):  # of which few make sense by chance
+        assert (200 if mode is GenerationMode.POSITIVE else 400) in seen
+    assert seen <= {200, 400, 403}
+    assert host.is_ready()
+    assert host.attachments() == []
+    assert "cni.bug" not in host.agent.log.read_text()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_results_are_as_described(host: Host, schema: Any, version: str) -> None:
+    container = host.container()
+    body: dict[str, Any] = {
+        "command": "ADD",
+        "containerID": container.name,
+        "netns": container.path,
+        "ifname": "eth0",
+        "config": host.conf(version) | {"dns": {"nameservers": ["10.96.0.10"], "options": ["ndots:5"]}},
+        "timeout": 30,
+    }
+    cni = schema["/v1/cni"]["POST"]
+    added = held_to_it(host, cni.Case(body=body, media_type="application/json"))
+    assert added.status_code == 200
+    assert added.json()["cniVersion"] == version
+    for path in ("/v1/nics", "/v1/attachments", "/v1/status"):
+        assert held_to_it(host, schema[path]["GET"].Case()).status_code == 200
+    (attachment,) = host.attachments()
+    assert attachment["container_id"] == container.name
+    removed = held_to_it(host, cni.Case(body=body | {"command": "DEL"}, media_type="application/json"))
+    assert (removed.status_code, removed.content) == (200, b"")
+
+
+def test_who_may_not_ask_is_told_so_in_the_described_shape(host: Host, schema: Any) -> None:
+    for method, path in ENDPOINTS:
+        case = schema[path][method].Case()
+        for headers in (dict[str, str](), {"Authorization": "Bearer wrong"}):
+            answer = call_as(host, case, headers)
+            assert answer.status_code == (200 if path in OPEN_PATHS else 403), path
+            case.validate_response(answer, checks=SHAPE)
+
+
+def test_a_request_too_large_is_refused_as_described(host: Host, schema: Any) -> None:
+    body = {"command": "DEL", "config": {"name": "mynet", "padding": "x" * 1_100_000}}
+    answer = held_to_it(host, schema["/v1/cni"]["POST"].Case(body=body, media_type="application/json"))
+    assert (answer.status_code, answer.json()["code"]) == (400, 6)
+
+
+def test_an_agent_that_is_not_ready_says_so_as_described(
+    sim: Sim, host_names: Iterator[str], plugin_file: Any, schema: Any, tmp_path: Any
+) -> None:
+    with hosts_of(sim, host_names, tmp_path, plugin_file) as take:
+        host = take()
+        access = tmp_path / "client.yaml"
+        access.touch(mode=0o600)
+        access.write_text("qy_access_key_id: k\nqy_secret_access_key: s\nhost: 127.0.0.1\nport: 1\nprotocol: http\n")
+        agent = host.launch(QYAccessFilePath=access)
+        eventually(lambda: host.socket.exists() and _answers(host), "the agent to answer")
+        assert agent.is_running
+        container = host.container()
+        body = {"command": "ADD", "containerID": container.name, "netns": container.path, "ifname": "eth0"}
+        asked: list[tuple[Callable[..., Case[Any]], dict[str, Any]]] = [
+            (schema["/readyz"]["GET"].Case, {}),
+            (
+                schema["/v1/cni"]["POST"].Case,
+                {"body": body | {"config": host.conf(), "timeout": 3}, "media_type": "application/json"},
+            ),
+        ]
+        for make, arguments in asked:
+            case = make(**arguments)
+            answer = call_as(host, case, bearer(host))
+            assert answer.status_code == 503, answer.text
+            case.validate_response(answer, checks=SHAPE)
+        assert json.loads(answer.content)["code"] == 11
+
+
+def _answers(host: Host) -> bool:
+    try:
+        return host.ask("GET", "/healthz").status == 200
+    except OSError:
+        return False
+
+
+def test_draining_answers_as_described(host: Host, schema: Any) -> None:
+    """The last of this module."""
+    method, path = LASTING
+    answer = held_to_it(host, schema[path][method].Case())
+    assert answer.json()["draining"]
+    assert host.status()["draining"]
