@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qingcloud_cni.core.nics.model import Nic, NicState
@@ -677,25 +677,30 @@ def test_no_more_is_attached_than_the_instance_can_carry(state: PoolState, polic
 
 
 @given(states(), policies(), st.integers(1, 4))
-def test_the_more_adds_wait_the_more_is_created_and_attached_and_the_less_is_given_back(
+@example(
+    PoolState((nic(0, S.QUARANTINED),)),
+    PoolPolicy(min_idle=0, max_idle=0, max_nics=1, quarantine=1.0, quarantine_min=0.0),
+    1,
+)
+def test_the_more_adds_wait_the_more_is_created_and_the_less_that_could_serve_is_released(
     state: PoolState, policy: PoolPolicy, more: int
 ) -> None:
-    """What rests for an ADD that waits is no reason to create fewer NICs for the others."""
+    """Quarantined NICs cannot serve: each waiting ADD may have one of them released, to make room for a new NIC."""
+    quarantined = {n.nic_id for n in state.nics if n.state is S.QUARANTINED}
 
-    def grown(state: PoolState) -> int:
-        return sum(
-            a.count if isinstance(a, CreateNics) else len(a.nic_ids)
-            for a in plan(state, policy, NOW)
-            if isinstance(a, CreateNics | AttachNics)
-        )
-
-    def given_back(state: PoolState) -> int:
+    def planned(state: PoolState) -> tuple[int, int, int]:
+        """NICs created or attached; released that could serve; quarantined and released."""
         actions = plan(state, policy, NOW)
-        return sum(len(a.nic_ids) for a in actions if isinstance(a, DetachNics | DeleteNics))
+        created = sum(a.count for a in actions if isinstance(a, CreateNics))
+        attached = sum(len(a.nic_ids) for a in actions if isinstance(a, AttachNics))
+        released = {n for a in actions if isinstance(a, DetachNics | DeleteNics) for n in a.nic_ids}
+        return created + attached, len(released - quarantined), len(released & quarantined)
 
-    busier = replace(state, waiting=state.waiting + more)
-    assert grown(state) <= grown(busier)
-    assert given_back(state) >= given_back(busier)
+    grown, released, displaced = planned(state)
+    busier_grown, busier_released, busier_displaced = planned(replace(state, waiting=state.waiting + more))
+    assert grown <= busier_grown
+    assert released >= busier_released
+    assert displaced <= busier_displaced <= displaced + more
 
 
 @given(states(), policies())
