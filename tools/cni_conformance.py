@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from tools.cni_claims import SUBJECTS, Claim
-from tools.generated import Part
+from tools.generated import Part, main
 from tools.marked import ROOT, TESTS, Mark, Proof, ProvedBy
 
 MARK = Mark("cni", int)
@@ -31,4 +31,4 @@ def lines() -> Iterator[str]:
 PAGE = Part(PATH, "tools.cni_conformance", lines)
 
 if __name__ == "__main__":
-    sys.exit(PAGE.main())
+    sys.exit(main(PAGE))

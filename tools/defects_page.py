@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from tools.earlier_defects import PROGRAMS
-from tools.generated import Part
+from tools.generated import Part, main
 from tools.marked import ROOT, TESTS, Mark, ProvedBy
 
 MARK = Mark("defect", str)
@@ -28,4 +28,4 @@ def lines() -> Iterator[str]:
 PAGE = Part(PATH, "tools.defects_page", lines)
 
 if __name__ == "__main__":
-    sys.exit(PAGE.main())
+    sys.exit(main(PAGE))

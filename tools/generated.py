@@ -1,4 +1,4 @@
-"""Parts of pages that are written from what the program itself knows, so that the two cannot part."""
+"""Parts of pages that are written from what the program itself knows, so that the two cannot differ."""
 
 import argparse
 import sys
@@ -9,38 +9,45 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What stands between two marks of *page*; *module* is the tool that writes it."""
+    """The lines between two marks of *page*, written by the tool *module*; *name* tells several parts apart."""
 
     page: Path
     module: str
     lines: Callable[[], Iterable[str]]
+    name: str = ""
+
+    def _mark(self, word: str) -> str:
+        return f"<!-- {word}{' ' + self.name if self.name else ''}: written by `python -m {self.module}` -->\n"
 
     @property
     def begin(self) -> str:
-        return f"<!-- begin: written by `python -m {self.module}` -->\n"
+        return self._mark("begin")
 
     @property
     def end(self) -> str:
-        return f"<!-- end: written by `python -m {self.module}` -->\n"
+        return self._mark("end")
 
     def filled(self, text: str) -> str:
         """*text* of the page with this part as it must be."""
         before, begin, rest = text.partition(self.begin)
         _, end, after = rest.partition(self.end)
         if not (begin and end):
-            raise SystemExit(f"{self.page}: the marks of {self.module} are missing")
+            raise SystemExit(f"{self.page}: the marks of {self.module} {self.name} are missing")
         return before + begin + "\n" + "\n".join(self.lines()) + "\n\n" + end + after
 
-    def main(self) -> int:
-        """Write the part; with `--check` say by the exit status whether that is needed."""
-        parser = argparse.ArgumentParser(description=f"Write the generated part of {self.page.name}.")
-        parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is out of date")
-        is_check = parser.parse_args().check
-        text = self.page.read_text(encoding="utf-8")
-        wanted = self.filled(text)
+
+def main(*parts: Part) -> int:
+    """Write the parts; with `--check` return 1 if that would change a page."""
+    parser = argparse.ArgumentParser(description="Write the generated parts of the documentation.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is out of date")
+    is_check = parser.parse_args().check
+    is_stale = False
+    for part in parts:
+        text = part.page.read_text(encoding="utf-8")
+        wanted = part.filled(text)
         if is_check and text != wanted:
-            print(f"{self.page} is out of date: run `python -m {self.module}`", file=sys.stderr)
-            return 1
+            print(f"{part.page} is out of date: run `python -m {part.module}`", file=sys.stderr)
+            is_stale = True
         if not is_check:
-            self.page.write_text(wanted, encoding="utf-8")
-        return 0
+            part.page.write_text(wanted, encoding="utf-8")
+    return int(is_stale)

@@ -16,6 +16,7 @@ from qingcloud_cni.agent.api.metrics import Metrics, Sources
 from qingcloud_cni.agent.api.openapi import ENDPOINTS
 from qingcloud_cni.agent.base.clock import SystemClock
 from qingcloud_cni.agent.base.journal import Journal
+from qingcloud_cni.agent.base.logs import LINES
 from qingcloud_cni.agent.base.phases import Phase
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.settings.settings import SETTINGS
@@ -27,6 +28,7 @@ from qingcloud_cni.core.budget import Budget, Urgency
 from qingcloud_cni.core.cni.protocol import VERSIONS
 from qingcloud_cni.core.drift.differences import DifferenceKind
 from qingcloud_cni.core.errors import EXIT, WIRE
+from qingcloud_cni.core.events import EVENTS
 from qingcloud_cni.core.nics.changes import Snapshot
 from qingcloud_cni.core.nics.model import Event, OpKind
 from qingcloud_cni.core.nics.table import FOLLOWS, Table
@@ -40,8 +42,8 @@ NO_EVENTS = {"joinpath"}  # takes file names
 EVENT_NAME = re.compile(r"[a-z][a-z-]*\.[a-z][a-z-]*")
 
 
-def test_table_of_settings_is_the_generated_one() -> None:
-    assert_generated("tools.settings_table")
+def test_tables_of_what_the_program_knows_are_the_generated_ones() -> None:
+    assert_generated("tools.reference_tables")
     assert column(CONFIGURATION, "Setting", "Environment variable") == [s.name for s in SETTINGS]
 
 
@@ -163,10 +165,10 @@ def test_every_key_of_a_network_configuration_is_described() -> None:
     assert all(version in versions for version in VERSIONS)
 
 
-def test_every_event_is_described_and_no_other() -> None:
-    kept, logged = _event_names()
-    assert set(column(OPERATIONS, "Event", "Meaning")) == kept
-    assert set(column(OPERATIONS, "Log line", "Meaning")) == logged
+def test_every_event_is_in_the_table_and_no_other() -> None:
+    recorded, logged = _event_names()
+    assert set(column(OPERATIONS, "Event", "Level")) == set(EVENTS) == recorded
+    assert set(column(OPERATIONS, "Log line", "Level")) == set(LINES) == logged
 
 
 def test_states_and_what_follows_them_are_described() -> None:
@@ -207,16 +209,16 @@ def test_quoted_messages_are_the_programs_own() -> None:
 
 
 def _event_names() -> tuple[set[str], set[str]]:
-    """Every text shaped as an event's name that is given to a function: those kept as events, those only logged."""
-    kept: set[str] = set()
+    """Every text shaped as an event's name that is given to a function: those recorded, those only logged."""
+    recorded: set[str] = set()
     logged: set[str] = set()
     for tree in source_trees("agent", "core", "cli"):
         for call in ast.walk(tree):
             if isinstance(call, ast.Call) and (function := _name(call.func)) not in NO_EVENTS:
-                names = logged if function in {"say", "exception"} else kept
+                names = logged if function in {"write", "exception"} else recorded
                 arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
                 names |= {text for argument in arguments for text in _written(argument) if EVENT_NAME.fullmatch(text)}
-    return kept, logged
+    return recorded, logged
 
 
 def _written(argument: ast.expr) -> list[str]:

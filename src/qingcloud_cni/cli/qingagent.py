@@ -52,7 +52,7 @@ def _host(log_stream: TextIO) -> Any:
     settings, access = found.resolved.settings, found.access
     logs.set_up(settings.loglevel, log_stream)
     if access.unknown:
-        logs.say(30, "access-file.unknown-keys", keys=", ".join(access.unknown))
+        logs.write("access-file.unknown-keys", keys=", ".join(access.unknown))
     report = config_report(found.resolved, found.instance_id, access)
     return Host(settings, found.instance_id, access, report)
 

@@ -49,15 +49,19 @@ class Bench:
         self.table = Table(Snapshot())
         self.heard: list[str] = []
         self.journal = Journal(
-            self.table, self.store, VirtualClock(), random.Random(1), (lambda e: self.heard.append(e.name),)
+            self.table, self.store, VirtualClock(), random.Random(1), (lambda e: self.heard.append(_title(e)),)
         )
 
     def add(self, number: int) -> None:
         nic = Nic(f"nic{number}", "n", "v", f"10.0.0.{number}/24", "g", NicState.CREATING, float(number))
-        self.table.add(nic, f"made.{number}")
+        self.table.add(nic, "nic.created", subject=f"made.{number}")
 
     async def names(self) -> list[str]:
-        return [e.name for e in await self.store.events(LATEST)]
+        return [_title(e) for e in await self.store.events(LATEST)]
+
+
+def _title(event: Event) -> str:
+    return event.subject or event.name
 
 
 def journalled(path: Path, use: Callable[[Bench], Coroutine[Any, Any, None]]) -> Bench:
@@ -189,7 +193,7 @@ def test_what_is_left_at_the_end_is_written(path: Path) -> None:
 
 def test_a_bug_in_the_store_ends_the_agent(path: Path) -> None:
     async def use(bench: Bench) -> None:
-        bench.table.note(Event(None, "x"))  # type: ignore[arg-type]
+        bench.table.note(Event(None, "agent.ready"))  # type: ignore[arg-type]
         await bench.journal.save()
 
     with pytest.raises(ExceptionGroup, match="TaskGroup"):
@@ -359,12 +363,12 @@ def test_a_disk_that_has_room_again_at_the_end_gets_all(path: Path) -> None:
 def test_events_of_this_moment_are_among_those_that_are_read(path: Path) -> None:
     async def use(bench: Bench) -> None:
         bench.add(0)
-        assert [e.name for e in await bench.journal.events(LATEST)] == ["made.0"]
+        assert [e.subject for e in await bench.journal.events(LATEST)] == ["made.0"]
         bench.disk.obstacle = FULL
         bench.add(1)
         bench.journal.push()
         await asyncio.sleep(1.0)
-        assert [e.name for e in await bench.journal.events(LATEST)] == ["made.0"]
+        assert [e.subject for e in await bench.journal.events(LATEST)] == ["made.0"]
         bench.disk.obstacle = ""
 
     journalled(path, use)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from qingcloud_cni.agent.base import logs
+from qingcloud_cni.core.nics.changes import Snapshot
 from qingcloud_cni.core.nics.model import Event
+from qingcloud_cni.core.nics.table import Table
 
 
 class Screen(io.StringIO):
@@ -52,7 +54,7 @@ def machine() -> Screen:
 
 
 def test_a_line_is_json_with_fixed_keys(machine: Screen) -> None:
-    logs.say(logging.INFO, "cni.request", verb="ADD", code=0, error="", nic=None, seconds=0.25)
+    logs.write("cni.request", verb="ADD", code=0, error="", nic=None, seconds=0.25)
     line = json.loads(machine.getvalue())
     assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
     assert line == {"level": "info", "event": "cni.request", "verb": "ADD", "code": 0, "seconds": 0.25}
@@ -66,22 +68,31 @@ def test_an_event_says_what_and_of_what(machine: Screen) -> None:
     assert len(machine.lines) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "level"),
-    [("nic.assigned", "info"), ("create.refused", "warning"), ("jobs.unanswered", "warning"),
-     ("nic.missing", "warning"), ("nic.park-failed", "warning"), ("nic.not-adopted", "warning"),
-     ("nic.gone", "warning")],
-)  # fmt: skip
-def test_trouble_is_a_warning(machine: Screen, name: str, level: str) -> None:
+@pytest.mark.parametrize("name", [
+    "attachment.not-undone", "create.refused", "flows.kept", "gateway.unknown", "gateway.unsure",
+    "instance.leaving", "jobs.unanswered", "links.unseen", "nic.duplicate", "nic.gone", "nic.missing",
+    "nic.park-failed", "nic.quarantined", "probe.distrusted", "spool.failed", "spool.unreadable", "spool.unusable",
+    "store.damaged", "store.set-aside", "vxnets.unfit",
+])  # fmt: skip
+def test_faults_are_warnings(name: str) -> None:
+    screen = Screen(is_terminal=False)
+    logs.set_up("warn", screen)
     logs.event(Event(1.0, name))
-    assert json.loads(machine.getvalue())["level"] == level
+    logs.event(Event(1.0, "nic.assigned"))
+    (line,) = screen.lines
+    assert (json.loads(line)["level"], json.loads(line)["event"]) == ("warning", name)
+
+
+def test_an_event_that_is_not_in_the_table_cannot_be_recorded() -> None:
+    with pytest.raises(AssertionError, match=r"nic\.unheard-of"):
+        Table(Snapshot()).note(Event(1.0, "nic.unheard-of"))
 
 
 def test_the_level_holds_back_what_is_below_it(screen: Screen) -> None:
-    logs.say(logging.DEBUG, "cloud.call", action="AttachNics")
+    logs.write("cloud.call", action="AttachNics")
     assert screen.lines == []
     logs.set_up("error", screen)
-    logs.say(logging.WARNING, "nic.gone")
+    logs.event(Event(1.0, "nic.gone"))
     logging.getLogger("aiohttp").error("trouble with %s", "a peer")
     assert len(screen.lines) == 1
     assert "trouble with a peer" in screen.getvalue()
@@ -91,32 +102,32 @@ def test_a_bug_shows_its_traceback(screen: Screen) -> None:
     try:
         dict[str, int]()["the key"]
     except KeyError:
-        logs.log.exception("cni.bug")
+        logs.bug()
     assert "KeyError: 'the key'" in screen.getvalue()
     assert "Traceback (most recent call last)" in screen.getvalue()
 
 
 def test_setting_up_twice_does_not_double_the_lines(screen: Screen) -> None:
     logs.set_up("info", screen)
-    logs.say(logging.INFO, "agent.started")
+    logs.write("agent.started")
     assert len(screen.lines) == 1
 
 
 def test_a_terminal_gets_words() -> None:
     screen = Screen(is_terminal=True)
     logs.set_up("info", screen)
-    logs.say(logging.WARNING, "nic.gone", nic="52:54:00:00:00:01", detail="")
+    logs.event(Event(1.0, "nic.gone", "52:54:00:00:00:01"))
     time, text = screen.getvalue().split(" ", 1)
     assert datetime.fromisoformat(time).tzinfo is not None
     assert text == "warning nic.gone nic=52:54:00:00:00:01\n"
 
 
 def test_text_that_is_no_utf_8_is_logged_all_the_same(screen: Screen) -> None:
-    logs.say(logging.INFO, "cni.request", netns="/run/\udcff")
+    logs.write("cni.request", netns="/run/\udcff")
     assert "cni.request" in screen.getvalue()
 
 
 def test_a_field_of_any_type_is_logged(machine: Screen) -> None:
-    logs.say(logging.INFO, "agent.started", path=Path("/run"), error=KeyError("x"))
+    logs.write("agent.started", path=Path("/run"), error=KeyError("x"))
     line = json.loads(machine.getvalue())
     assert (line["path"], line["error"]) == ("/run", "'x'")

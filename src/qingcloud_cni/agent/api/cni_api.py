@@ -1,6 +1,5 @@
 """POST /v1/cni: the plugin's requests, answered in the shape its version wants."""
 
-import logging
 import select
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -40,6 +39,7 @@ from qingcloud_cni.core.errors import (
     UndecodableRequest,
     wire,
 )
+from qingcloud_cni.core.events import Level
 from qingcloud_cni.core.nics.model import AttachmentKey
 
 LONGEST_WAIT: Mapping[Verb, float] = MappingProxyType(  # seconds: the plugin's own less 2 (design section 4)
@@ -112,7 +112,7 @@ class CniApi:
             code, status = wire(err)
             failure = str(err) or type(err).__name__
             if not isinstance(err, AgentError):
-                logs.log.exception("cni.bug")
+                logs.bug()
                 failure = f"internal error: {type(err).__name__}: {failure}"
             reply = msgspec.json.encode(render_error(code, failure, _answer_version(request)))
         self._report(request, code, failure, phases)
@@ -180,10 +180,10 @@ class CniApi:
         verb = request.command if request is not None and request.command in set(Verb) else "other"
         total, waits = phases.total, phases.seconds()
         self._metrics.cni_request(verb, code, total, waits)
-        usual = logging.DEBUG if verb == Verb.STATUS else logging.INFO
-        logs.say(
-            logging.WARNING if code else usual,
+        usual = Level.DEBUG if verb == Verb.STATUS else None
+        logs.write(
             "cni.request",
+            level=Level.WARN if code else usual,
             verb=verb,
             container=request.container_id if request else "",
             ifname=request.ifname if request else "",

@@ -2,27 +2,42 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from qingcloud_cni.cloud import CallSeen
+from qingcloud_cni.core.events import EVENTS, EventKind, Level
 from qingcloud_cni.core.nics.model import Event
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+_LEVELS = {
+    Level.DEBUG: logging.DEBUG,
+    Level.INFO: logging.INFO,
+    Level.WARN: logging.WARNING,
+    Level.ERROR: logging.ERROR,
+}
 _FIELDS = "fields"  # attribute of a record that holds what belongs to its event
-_TROUBLE = (  # ends of event names
-    ".refused",
-    ".unanswered",
-    ".missing",
-    ".gone",
-    "-failed",
-    "not-adopted",
-    "set-aside",
-    ".quarantined",
-    ".duplicate",
-    ".distrusted",
-    "flows.kept",
-    ".leaving",
+LINES: Mapping[str, EventKind] = MappingProxyType(  # what is only logged, never recorded
+    {
+        "agent.started": EventKind(Level.INFO, "The agent listens."),
+        "agent.stopped": EventKind(Level.INFO, "The agent ended on a signal."),
+        "store.unsaved": EventKind(
+            Level.ERROR,
+            "The agent ended while the disk rejected writes. So many changes are lost; the kernel shows them again.",
+        ),
+        "cni.request": EventKind(
+            Level.INFO,
+            "A request of the runtime: verb, container, interface, code, error, seconds. `warn` with a code,"
+            " `debug` for a STATUS that succeeds.",
+        ),
+        "cni.bug": EventKind(Level.ERROR, "A request met a bug. A traceback follows."),
+        "cloud.call": EventKind(Level.DEBUG, "A call of the cloud."),
+        "budget.lowered": EventKind(
+            Level.WARN, "The cloud rejected a call because of its quota. `calls_per_hour` is the new rate."
+        ),
+        "access-file.unknown-keys": EventKind(Level.WARN, "The access file has keys that the agent ignores."),
+    }
 )
 log = logging.getLogger("qingagent")
 
@@ -57,27 +72,36 @@ def set_up(level: str, stream: TextIO) -> None:
     handler.setFormatter(PlainFormatter() if stream.isatty() else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(_LEVELS[level])
+    root.setLevel(_LEVELS[Level(level)])
 
 
-def say(level: int, name: str, **fields: Any) -> None:
-    """One line; *fields* with no value are left out."""
-    log.log(level, name, extra={_FIELDS: {k: v for k, v in fields.items() if v not in ("", None)}})
+def write(name: str, *, level: Level | None = None, **fields: Any) -> None:
+    """Log one of LINES, at its level if none is given; empty *fields* are left out."""
+    kind = LINES[name]
+    _write(level or kind.level, name, fields)
+
+
+def bug() -> None:
+    """Log the exception that is being handled, with its traceback."""
+    log.exception("cni.bug")
 
 
 def event(seen: Event) -> None:
     """Listener of the journal."""
-    level = logging.WARNING if seen.name.endswith(_TROUBLE) else logging.INFO
-    say(level, seen.name, nic=seen.nic_id, subject=seen.subject, detail=seen.detail, job=seen.job_id, pod=seen.pod)
+    fields = {"nic": seen.nic_id, "subject": seen.subject, "detail": seen.detail, "job": seen.job_id, "pod": seen.pod}
+    _write(EVENTS[seen.name].level, seen.name, fields)
+
+
+def _write(level: Level, name: str, fields: Mapping[str, object]) -> None:
+    log.log(_LEVELS[level], name, extra={_FIELDS: {k: v for k, v in fields.items() if v not in ("", None)}})
 
 
 def calls_refused(rate: float) -> None:
-    """The cloud has said that there are too many calls."""
-    say(logging.WARNING, "budget.lowered", calls_per_hour=round(rate, 1))
+    write("budget.lowered", calls_per_hour=round(rate, 1))
 
 
 def cloud_call(call: CallSeen) -> None:
-    say(
-        logging.DEBUG, "cloud.call", action=call.action, urgency=call.urgency.word, outcome=str(call.outcome),
+    write(
+        "cloud.call", action=call.action, urgency=call.urgency.word, outcome=str(call.outcome),
         ret_code=call.ret_code or None, seconds=round(call.seconds, 3),
     )  # fmt: skip

@@ -63,12 +63,12 @@ async def serve(host: Host) -> None:
                 server = Server(parts.agent, parts.metrics, token, host.config)
                 try:
                     await server.begin(listeners)
-                    logs.say(20, "agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))
+                    logs.write("agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))
                     await stop.wait()
                 finally:
                     parts.agent.stop()
                     await server.end()
-    logs.say(20, "agent.stopped", instance=host.instance_id)
+    logs.write("agent.stopped", instance=host.instance_id)
 
 
 @asynccontextmanager
@@ -113,7 +113,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
             agent.begin()
             yield OpenAgent(agent, kernel, metrics)
         if journal.unsaved:
-            logs.say(40, "store.unsaved", changes=journal.unsaved, cause=journal.trouble)
+            logs.write("store.unsaved", changes=journal.unsaved, cause=journal.trouble)
     except* StartRefused:
         if kernel is not None:
             await _leave_nothing(kernel)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from qingcloud_cni.core.events import EVENTS
 from qingcloud_cni.core.nics.changes import (
     Change,
     DropAttachment,
@@ -107,6 +108,7 @@ class Rows:
 
     def note(self, event: Event) -> None:
         """Record something that happened and changed no state."""
+        assert event.name in EVENTS, event.name
         self._changes.append(event)
 
     def reset_clock(self, forward: float, now: float) -> None:

@@ -1,0 +1,158 @@
+"""Every event the agent records: its log level, and its meaning for the page of operations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Level(StrEnum):
+    """As in --loglevel."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARN = "warn"  # somebody may have to act, or an action failed and is retried
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    level: Level
+    meaning: str  # Markdown
+
+
+def _info(meaning: str) -> EventKind:
+    return EventKind(Level.INFO, meaning)
+
+
+def _warn(meaning: str) -> EventKind:
+    return EventKind(Level.WARN, meaning)
+
+
+EVENTS: Mapping[str, EventKind] = MappingProxyType(
+    {
+        "agent.ready": _info("The agent has compared its table with the cloud. Cloud writes begin."),
+        "host.booted": _info("The host was booted since the agent last ran, so its containers are gone."),
+        "clock.set": _info("The host's clock was set while no agent ran. The agent has moved persisted times along."),
+        # ADD, DEL and GC
+        "attachment.requested": _info("An ADD has begun. `detail` is CNI_NETNS."),
+        "attachment.queued": _info("The ADD waits: no NIC is idle. `detail` is the cause."),
+        "attachment.routed": _info("The ADD's gateway 0.0.0.0 was replaced by `detail`."),
+        "attachment.ready": _info("A container's interface is configured."),
+        "attachment.refused": _warn("The ADD failed. `detail` is the error that the runtime got."),
+        "attachment.not-undone": _warn(
+            "An ADD was cut off, and the kernel rejected its undoing. The next comparison of the links, or the next"
+            " ADD or DEL of the container, repeats it."
+        ),
+        "attachment.named": _info("A request has named the container of a NIC that the agent had found."),
+        "attachment.kept": _warn(
+            "A GC did not list the attachment, but its namespace exists. It has its NIC until DEL, or until the"
+            " namespace ends."
+        ),
+        # the life of a NIC
+        "nic.created": _info("The cloud made a NIC. `detail` is its address, `subject` the operation."),
+        "nic.adopted": _info("The agent found a NIC with this host's name in the cloud."),
+        "nic.attaching": _info("The agent has asked the cloud to attach the NIC."),
+        "nic.arrived": _info("The NIC's link is on the host."),
+        "nic.parked": _info("The NIC's link is in the parking namespace."),
+        "nic.park-failed": _warn("The kernel rejected parking the link. The agent retries."),
+        "nic.assigned": _info("An ADD has the NIC."),
+        "nic.returned": _info("The ADD failed before the container used the NIC, so the NIC is idle again."),
+        "nic.released": _info("The container no longer uses the NIC. `detail` is the cause."),
+        "nic.rested": _info("The NIC's address has cooled down."),
+        "nic.quarantined": _warn("Another machine uses the NIC's address. `detail` has the MAC."),
+        "nic.duplicate": _warn("The same, but a container had the NIC already. It continues to use it."),
+        "nic.cleared": _info("The NIC is usable again. `detail` is the cause."),
+        "nic.probe-failed": _warn(
+            "The kernel rejected the probe for duplicate addresses, so the agent uses the NIC without it. Logged once"
+            " until a probe works again."
+        ),
+        "probe.distrusted": _warn("A MAC answers for every address, so the agent ignores its answers."),
+        "nic.gateway": _info("A gateway NIC is configured. Its link stays on the host."),
+        "nic.detaching": _info("The agent has asked the cloud to detach the NIC. `detail` is `unused` or `drain`."),
+        "nic.kept": _warn("The cloud did not detach the NIC. It is parked as before."),
+        "nic.unattached": _warn("The cloud says that the NIC is attached to no instance."),
+        "nic.deleting": _info("The agent has asked the cloud to delete the NIC."),
+        "nic.deleted": _info("The NIC is deleted."),
+        "nic.missing": _warn("The cloud says that the NIC is attached, but its link is in no reachable namespace."),
+        "nic.found": _info(
+            "The link of a missing NIC is in a container that the table does not know. `detail` is the namespace."
+        ),
+        "nic.fetched": _info("A DEL brought back a link of ours whose NIC the table does not know yet."),
+        "nic.strayed": _warn(
+            "A NIC without attachment has its link in a container. If a second comparison confirms it, the agent"
+            " brings it back."
+        ),
+        "nic.readdressed": _warn("The cloud has changed the NIC's address."),
+        "nic.gone": _warn("The NIC is no longer ours. `detail` is the cause."),
+        # connection tracking
+        "flows.forgotten": _info(
+            "The kernel has deleted tracked flows of released addresses. `detail` has their number."
+        ),
+        "flows.kept": _warn("The kernel rejected that. Logged once until it works again."),
+        # gateways
+        "gateway.refused": _warn("The cloud or the kernel rejected a step towards a gateway NIC. The agent retries."),
+        "gateway.unknown": _warn(
+            "Containers use a NIC of the host as gateway, but the cloud has not listed the host's NICs yet. Nothing"
+            " changes."
+        ),
+        "gateway.unsure": _warn(
+            "The host's NIC serves as gateway, but the cloud does not report whether its anti-spoofing is off."
+        ),
+        # the spool
+        "spool.done": _info("The agent has carried out a DEL that the plugin had spooled. `detail` is the outcome."),
+        "spool.failed": _warn(
+            "The kernel rejected a spooled DEL, or the agent could not read or remove its file. The agent retries."
+        ),
+        "spool.left": _info("A spooled file belongs to another agent."),
+        "spool.unreadable": _warn(
+            "A spooled file is not the plugin's, or others than root may change it. The agent has renamed it:"
+            " see `detail`."
+        ),
+        "spool.unusable": _warn(
+            "The agent cannot read the spool directory, or others than root may change it. Its DELs wait."
+        ),
+        # operations of the cloud
+        "create.intended": _info("The intent is on disk, the call follows. `detail` is the name of the NICs."),
+        "attach.intended": _info("The intent is on disk, the call follows."),
+        "detach.intended": _info("The intent is on disk, the call follows."),
+        "delete.intended": _info("The intent is on disk, the call follows."),
+        "attach.accepted": _info("The cloud has begun the job `job_id`."),
+        "detach.accepted": _info("The cloud has begun the job `job_id`."),
+        "create.finished": _info("The operation is over, with or without NICs."),
+        "attach.finished": _info("The operation is over. `detail` is the cause if it failed."),
+        "detach.finished": _info("The operation is over."),
+        "delete.finished": _info("The operation is over."),
+        "create.refused": _warn("The cloud rejected the call, or was unreachable."),
+        "attach.refused": _warn("The cloud rejected the call, or was unreachable."),
+        "create.unanswered": _warn("The reply was lost. The agent looks up NICs of that name."),
+        "attach.unanswered": _warn("The reply was lost. The agent waits for the links, then asks for the NICs."),
+        "detach.unanswered": _warn("The call failed or its reply was lost. The agent asks for the NICs."),
+        "delete.unanswered": _warn(
+            "The call failed or its reply was lost. The agent asks for the NICs, then retries."
+        ),
+        "jobs.unanswered": _warn("The cloud did not answer a question about jobs. The agent retries."),
+        "nics.unanswered": _warn("The cloud did not answer a question about NICs or their vxnet. The agent retries."),
+        # comparisons
+        "cloud.unanswered": _warn("A comparison of table, kernel and cloud failed. The agent retries."),
+        "reconcile.doubted": _info(
+            "An operation ended unexpectedly, so the agent compares table, kernel and cloud. `detail` is the cause."
+        ),
+        "drift.seen": _warn("Table, kernel and cloud [differ](#status-shows-drift). `detail` begins with the kind."),
+        "drift.over": _info("The difference is gone: the agent fixed it, or it ended by itself."),
+        "links.unseen": _warn("The kernel rejected listing the links. The agent retries."),
+        "vxnets.unfit": _warn("A configured vxnet has become unusable. The agent continues, but a start would fail."),
+        "instance.leaving": _warn(
+            "The cloud says that this instance stops or is gone. The agent creates and attaches nothing more."
+        ),
+        "instance.staying": _info("The instance runs after all. The agent maintains the pool again."),
+        "instance.unanswered": _warn("The cloud did not answer whether the instance runs. The agent retries."),
+        # the state file
+        "store.refused": _warn("The disk rejects writes. The agent rejects ADDs until it recovers."),
+        "store.recovered": _info("The disk accepts writes again, and every waiting change is written."),
+        "store.damaged": _warn("The state file contradicts itself. The agent writes a new one at once."),
+        "store.set-aside": _warn(
+            "The state file was damaged or gone. `detail` has the cause, and the name of the damaged file."
+        ),
+    }
+)
