@@ -29,7 +29,15 @@ class BenchFailed(Exception):
 def execute(program: Path, environment: Mapping[str, str], stdin: bytes) -> float:
     """Seconds from the exec of *program* to its end; it must succeed."""
     begun = time.perf_counter()
-    done = subprocess.run([program], env=environment, input=stdin, capture_output=True, timeout=150, check=False)
+    done = subprocess.run(
+        [program],
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        timeout=150,
+        check=False,
+        start_new_session=True,  # a Ctrl-C ends the run as interrupted, not by a plugin that failed
+    )
     seconds = time.perf_counter() - begun
     if done.returncode:
         raise BenchFailed(f"{program.name} {environment}: {done.stdout.decode()}{done.stderr.decode()}")

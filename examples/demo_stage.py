@@ -235,7 +235,7 @@ class Stage:
 
     def left(self, nic_ids: Collection[str] = ()) -> list[str]:
         """What of this stage can be seen on this machine now; *nic_ids* are the MACs of links to look for."""
-        done = subprocess.run(["ip", "-json", "link"], capture_output=True, text=True, check=True)
+        done = self.run("ip", "-json", "link")
         return [
             *(f"process {pid}" for pid in self.processes()),
             *(f"network namespace {netns}" for netns in self.namespaces()),

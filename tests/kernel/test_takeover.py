@@ -1,6 +1,7 @@
 """A simulator that goes on where an earlier one ended: cloud, namespaces and links, without anyone noticing."""
 
 import json
+import os
 import secrets
 import signal
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from machines.hosts import pings as reaches
 from machines.simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run, running_sim, unique_name
 
 pytestmark = needs_root
@@ -39,11 +41,6 @@ def give(sim: Sim, pod: str, nic: dict[str, str]) -> None:
     run("ip", "-n", sim.netns(), "link", "set", name, "netns", pod, "name", "eth0")
     batch = f"addr add {nic['private_ip']}/24 dev eth0\nlink set eth0 up\nroute add default via {GATEWAY}\n"
     run("ip", "-n", pod, "-batch", "-", input=batch)
-
-
-def reaches(netns: str, address: str) -> bool:
-    ping = ("ping", "-c", "3", "-i", "0.1", "-W", "2", address)
-    return run("nsenter", f"--net=/run/netns/{netns}", *ping, check=False).returncode == 0
 
 
 def kill(sim: Sim) -> None:
@@ -106,9 +103,11 @@ def test_what_is_kept_at_the_end_is_taken_over_too(state_dir: Path) -> None:
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(timeout=30) == 0
         assert nic["nic_id"] in links(first.netns())
-        with running_sim("--state-dir", str(state_dir), name=name) as second:
+        access_file = Path(first.host()["client_yaml"])
+        with access_file.open() as opened, running_sim("--state-dir", str(state_dir), name=name) as second:
             assert nic["nic_id"] in {known["nic_id"] for known in second.status()["nics"]}
             assert links(second.netns())[nic["nic_id"]]["ifname"] == "eth1"
+            assert os.fstat(opened.fileno()).st_nlink == 0, "replaced: an agent that starts meanwhile reads it whole"
 
 
 def test_after_a_reboot_attached_nics_come_back_on_their_hosts(state_dir: Path) -> None:

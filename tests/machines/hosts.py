@@ -253,8 +253,9 @@ class Host:
         return ["nsenter", f"--net={self.sim.host(self.name)['netns']}", *argv]
 
     def spawn(self, *argv: str, **options: Any) -> "subprocess.Popen[bytes]":
-        """Start *argv* on this host, and leave it to itself; *options* are those of Popen."""
-        return subprocess.Popen(self.command(*argv), stdin=subprocess.DEVNULL, cwd=self.directory, **options)
+        """Start *argv* on this host, in a session of its own, where no Ctrl-C reaches it; *options* are Popen's."""
+        options |= {"stdin": subprocess.DEVNULL, "cwd": self.directory, "start_new_session": True}
+        return subprocess.Popen(self.command(*argv), **options)
 
     def launch(self, **settings: object) -> AgentProcess:
         """Start an agent and leave it to itself."""

@@ -52,8 +52,9 @@ def eventually(look: Callable[[], _T | None], what: str, seconds: float = 20.0) 
 
 
 def run(*argv: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run a program; with *check* a failure shows what it said."""
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, **kwargs)
+    """Run a program in a session of its own, where no Ctrl-C reaches it; with *check* a failure shows its output."""
+    kwargs |= {"capture_output": True, "text": True, "start_new_session": True}
+    done = subprocess.run(argv, timeout=60, check=False, **kwargs)
     assert not check or done.returncode == 0, f"{argv}: {done.returncode}: {done.stderr}{done.stdout}"
     return done
 
@@ -196,12 +197,12 @@ class Sim:
 def start_sim(name: str, *args: str, log: Path | None = None) -> Sim:
     """Start `qingcloud-sim up` with quick attaches and *args*, and wait until it is ready.
 
-    What it says is added to *log*; whoever calls has to take it down.
+    Its session is its own: Ctrl-C does not reach it. Its stderr is added to *log*; the caller ends it.
     """
     quick = ("--attach-latency", "50ms..100ms", "--detach-latency", "50ms", "--replug-latency", "50ms..100ms")
     command = (QINGCLOUD_SIM, "up", "-v", "--name", name, *quick, *args)
     with log.open("a+") if log else tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True)
         assert process.stdout is not None
         late = threading.Timer(60, process.kill)
         try:

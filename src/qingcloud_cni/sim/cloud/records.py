@@ -10,7 +10,7 @@ from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.sim.cloud.addresses import BookRecord
 from qingcloud_cni.sim.cloud.faults import Tally
 from qingcloud_cni.sim.cloud.state import JobRecord, LateLink, NicRecord
-from qingcloud_cni.sim.fabric.remains import read_record
+from qingcloud_cni.sim.fabric.remains import read_record, replace_file
 from qingcloud_cni.sim.topology.topology import FaultSpec, Topology
 
 FORM = 3  # of what is written; another number is not understood
@@ -70,14 +70,10 @@ class Keeper:
         self._written = b""
 
     def save(self, records: Records) -> None:
-        """Replace the file in one step; without fsync, since what it describes would not outlive the machine."""
         content = msgspec.json.encode(Kept(sim=self._sim, runs=self._runs, records=records))
         if content == self._written:
             return
-        draft = self._path.with_suffix(".new")
-        draft.touch(mode=0o600)
-        draft.write_bytes(content)
-        draft.rename(self._path)
+        replace_file(self._path, content)
         self._written = content
 
 

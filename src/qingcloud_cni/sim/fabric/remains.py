@@ -49,11 +49,17 @@ def write_record(state_dir: Path, record: Record) -> None:
         state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         if any(state_dir.iterdir()):
             raise StartRefused(f"state directory {state_dir} is not empty")
-        draft = state_dir / f"{_RECORD}.new"
-        draft.write_bytes(msgspec.json.encode(record))
-        draft.rename(state_dir / _RECORD)
+        replace_file(state_dir / _RECORD, msgspec.json.encode(record), mode=0o644)
     except OSError as err:
         raise StartRefused(f"state directory {state_dir}: {err.strerror}") from err
+
+
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace a file in one step; without fsync, since no simulated cloud outlives the machine."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.touch(mode=mode)
+    draft.write_bytes(content)
+    draft.rename(path)
 
 
 def read_record(state_dir: Path, sim: str) -> Record | None:

@@ -24,7 +24,15 @@ from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.cloud.records import Keeper
 from qingcloud_cni.sim.fabric.fabric import Fabric
 from qingcloud_cni.sim.fabric.guest_dhcp import GuestDhcp
-from qingcloud_cni.sim.fabric.remains import Record, find_remains, is_standing, refuse_taken, remove, write_record
+from qingcloud_cni.sim.fabric.remains import (
+    Record,
+    find_remains,
+    is_standing,
+    refuse_taken,
+    remove,
+    replace_file,
+    write_record,
+)
 from qingcloud_cni.sim.fabric.shell import inside
 from qingcloud_cni.sim.server.control import API_SOCKET, check_root, take_lock
 from qingcloud_cni.sim.server.status import API_HOST, Options, describe, host_files, tell
@@ -188,7 +196,7 @@ class Simulator:
                     await self._work.wait()
 
     def _write_host_files(self) -> None:
-        """Give each host the two files a real one has."""
+        """Give each host the two files a real one has; an agent may read them at any moment."""
         topology = self.options.topology
         for host in topology.hosts:
             key_id = host.access_key_id or topology.access_key_id
@@ -202,9 +210,8 @@ class Simulator:
             }
             client_yaml, instance_id_file = host_files(self.options.state_dir, host)
             client_yaml.parent.mkdir(exist_ok=True)
-            client_yaml.touch(mode=0o600)
-            client_yaml.write_text(yaml.safe_dump(access, sort_keys=False))
-            instance_id_file.write_text(host.instance_id)
+            replace_file(client_yaml, yaml.safe_dump(access, sort_keys=False).encode())
+            replace_file(instance_id_file, host.instance_id.encode(), mode=0o644)
 
     def _save(self) -> None:
         try:
