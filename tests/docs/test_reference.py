@@ -180,14 +180,14 @@ def test_states_and_what_follows_them_are_described() -> None:
 
 
 def test_every_kind_of_difference_is_described() -> None:
-    described = [cells[0].strip("`") for cells in table(ARCHITECTURE, "Kind", "What was seen", "Remedy")]
+    described = [cells[0].strip("`") for cells in table(OPERATIONS, "Kind", "What was seen", "Remedy")]
     assert sorted(described) == sorted(DifferenceKind)
     told = " ".join(cells[0] for cells in table(OPERATIONS, "Kind", "What to do"))
     assert set(re.findall(r"`([\w-]+)`", told)) <= set(DifferenceKind)
 
 
 def test_every_periodic_task_is_described() -> None:
-    described = set(column(ARCHITECTURE, "Task", "When", "Does"))
+    described = set(column(OPERATIONS, "Task", "When", "Does"))
     named = {
         call.args[0].value
         for tree in source_trees("agent")

@@ -69,7 +69,7 @@ def test_the_network_of_the_mesos_page_is_the_example() -> None:
 
 
 def test_what_follows_from_a_gateways_index_is_as_described() -> None:
-    rows = {cells[0]: cells[1] for cells in table(page("docs/architecture.md"), "What", "Value", "For")}
+    rows = {cells[0]: cells[1] for cells in table(page("docs/kubernetes.md"), "What", "Value", "For")}
     mark, source, link = kernel_gateway._rules(FIRST)
     number = str(kernel_gateway.TABLES[0])
     assert rows["routing table"] == number
@@ -86,16 +86,16 @@ def test_chains_are_as_described() -> None:
     text = firewall.ruleset(ServicePath((FIRST,), masquerade=("172.16.3.0/24",), services=("10.96.0.0/12",)))
     chains = dict(re.findall(r"chain (\w+) \{\n\s*type ([^;]+);", text))
     described = {
-        cells[0].strip("`"): cells[1] for cells in table(page("docs/architecture.md"), "Chain", "Hook", "Does")
+        cells[0].strip("`"): cells[1] for cells in table(page("docs/kubernetes.md"), "Chain", "Hook", "Does")
     }
     assert described.keys() == chains.keys()
     for name, hook in described.items():
         assert all(word in chains[name] for word in re.findall(r"\w+", hook)), (name, chains[name])
     assert f"table inet {firewall.TABLE} " in text
-    assert f"`inet {firewall.TABLE}`" in page("docs/architecture.md")
+    assert f"`inet {firewall.TABLE}`" in page("docs/kubernetes.md")
 
 
-@pytest.mark.parametrize("name", ["kubernetes", "operations", "architecture"])
+@pytest.mark.parametrize("name", ["kubernetes", "operations"])
 def test_pages_name_the_rules_the_host_has(name: str) -> None:
     text = page(f"docs/{name}.md")
     named = {int(number) for number in re.findall(r"\b(1[789]\d\d|310\d\d)\b", text)} - {31080}

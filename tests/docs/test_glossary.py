@@ -1,0 +1,57 @@
+"""docs/glossary.md explains the words in the code's names, and architecture.md shows its rooms."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+
+from pages import SOURCE, page, table
+from qingcloud_cni.core.budget import Urgency
+from qingcloud_cni.core.cni.protocol import Verb
+from qingcloud_cni.core.drift.differences import DifferenceKind
+from qingcloud_cni.core.nics.model import NicState, OpKind
+
+GLOSSARY = page("docs/glossary.md")
+WORDS = {word for cells in table(GLOSSARY, "Word", "Meaning") for word in re.findall(r"[\w-]+", cells[0].lower())}
+RETIRED = {
+    "cure", "departure", "errand", "evidence", "gate", "growth", "nameless", "outlook", "premise", "shrinking",
+    "sighting", "stray", "strays", "turn",
+}  # fmt: skip
+
+
+def rooms(package: str) -> list[str]:
+    """Rooms of a package from top to bottom, as import-linter holds them."""
+    contracts = tomllib.loads(page("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    (layers,) = [c["layers"] for c in contracts if c.get("containers") == [f"qingcloud_cni.{package}"]]
+    return [room for layer in layers for room in layer.split(" : ")]
+
+
+@pytest.mark.parametrize("package", ["agent", "core", "kernel", "sim"])
+def test_rooms_of_the_picture_are_those_that_the_linter_holds(package: str) -> None:
+    (line,) = re.findall(rf"^ {package} +(\w+ ►.*)$", page("docs/architecture.md"), re.MULTILINE)
+    assert re.findall(r"\w+", line) == rooms(package)
+
+
+def test_words_of_states_kinds_verbs_and_urgencies_are_explained() -> None:
+    words = {*NicState, *DifferenceKind, *(verb.lower() for verb in Verb), *(u.word for u in Urgency), *OpKind}
+    assert words <= WORDS
+
+
+def test_every_folder_of_the_source_is_explained() -> None:
+    folders = {path.parent.name for path in SOURCE.rglob("*.py")} - {"qingcloud_cni"}
+    assert {f for f in folders if f not in WORDS and f.removesuffix("s") not in WORDS} == set()
+
+
+def test_no_public_name_has_a_retired_word() -> None:
+    names = {name for path in SOURCE.rglob("*.py") for name in _public_names(ast.parse(path.read_text()))}
+    names |= {path.stem for path in SOURCE.rglob("*.py")}
+    words = {name: re.findall(r"[A-Z]?[a-z]+", name) for name in names}
+    assert not {name for name, parts in words.items() if {part.lower().removesuffix("s") for part in parts} & RETIRED}
+
+
+def _public_names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node.name
