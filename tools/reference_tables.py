@@ -1,4 +1,4 @@
-"""Writes the tables of settings and events in docs/ from those of the program.
+"""Writes the tables in docs/ from what the program itself knows.
 
 `python -m tools.reference_tables` rewrites the pages, `--check` says with its exit status whether that is needed.
 """
@@ -7,11 +7,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+import click
+
+from qingcloud_cni.agent.api.endpoints import ENDPOINTS
 from qingcloud_cni.agent.base.logs import LINES
 from qingcloud_cni.agent.settings.settings import SETTINGS
+from qingcloud_cni.cli.qingagent import main as main_command
 from qingcloud_cni.core.events import EVENTS, EventKind
 from tools.generated import Part, main
 
+GLOBAL = {"--config", "--loglevel"}
 DOCS = Path(__file__).parents[1] / "docs"
 NONE = "\u2013"
 
@@ -29,6 +34,38 @@ def settings() -> Iterator[str]:
         for s in SETTINGS
     )
     return table(("Setting", "Environment variable", "Value", "Default", "Meaning"), rows)
+
+
+def commands() -> Iterator[str]:
+    return table(("Command", "What it does", "Flags"), _commands(main_command, "qingagent"))
+
+
+def _commands(group: click.Group, before: str) -> Iterator[tuple[str, str, str]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{before} {name}")
+        else:
+            yield f"`{before} {name}`", command.help or "", ", ".join(_flags(command))
+
+
+def _flags(command: click.Command) -> Iterator[str]:
+    """Without the global ones."""
+    options = {o.opts[0]: o for o in command.params if isinstance(o, click.Option)}
+    of_settings = {f"--{s.name}" for s in SETTINGS}
+    has_all = of_settings - GLOBAL <= set(options)
+    if has_all:
+        yield "all settings"
+    for flag, option in options.items():
+        if flag not in GLOBAL and not (has_all and flag in of_settings):
+            yield f"`{flag}`" + "".join(f" (`{short}`)" for short in option.opts[1:])
+
+
+def endpoints() -> Iterator[str]:
+    rows = (
+        (f"`{method.upper()} {path}`", "all" if e.is_open else "root, this host", f"{e.summary}. {e.details}".strip())
+        for (method, path), e in ENDPOINTS.items()
+    )
+    return table(("Request", "Open to", "Answer"), rows)
 
 
 def events() -> Iterator[str]:
@@ -49,6 +86,8 @@ def _part(page: str, lines: Callable[[], Iterable[str]]) -> Part:
 
 PARTS = (
     _part("configuration.md", settings),
+    _part("configuration.md", commands),
+    _part("configuration.md", endpoints),
     _part("operations.md", events),
     _part("operations.md", log_lines),
 )

@@ -22,9 +22,8 @@ from schemathesis.specs.openapi.checks import (
 
 from machines.hosts import PORT, Host, hosts_of
 from machines.simulator import Sim, eventually, needs_root, running_sim
-from qingcloud_cni.agent.api.access_guard import OPEN_PATHS
-from qingcloud_cni.agent.api.openapi import ENDPOINTS
-from qingcloud_cni.core.cni.protocol import VERSIONS
+from qingcloud_cni.agent.api.endpoints import ENDPOINTS, OPEN_PATHS
+from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST, VERSIONS
 from qingcloud_cni.sim.fabric.shell import inside
 
 pytestmark = needs_root
@@ -169,7 +168,7 @@ def test_who_may_not_ask_is_told_so_in_the_described_shape(host: Host, schema: A
 
 
 def test_a_request_too_large_is_refused_as_described(host: Host, schema: Any) -> None:
-    body = {"command": "DEL", "config": {"name": "mynet", "padding": "x" * 1_100_000}}
+    body = {"command": "DEL", "config": {"name": "mynet", "padding": "x" * LARGEST_REQUEST}}
     answer = held_to_it(host, schema["/v1/cni"]["POST"].Case(body=body, media_type="application/json"))
     assert (answer.status_code, answer.json()["code"]) == (400, 6)
 

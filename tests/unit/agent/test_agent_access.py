@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from qingcloud_cni.agent.api.access_guard import OPEN_PATHS, AccessGuard
+from qingcloud_cni.agent.api.access_guard import AccessGuard
+from qingcloud_cni.agent.api.endpoints import OPEN_PATHS
 from qingcloud_cni.agent.process.run_files import ensure_directory, ensure_token
 from qingcloud_cni.core.errors import AccessDenied, StartRefused
 
@@ -116,7 +117,7 @@ Served = tuple[str, int]  # socket (an abstract one: no permissions stand before
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    guard = AccessGuard(TOKEN)
+    guard = AccessGuard(TOKEN, OPEN_PATHS)
 
     async def answer(request: web.Request) -> web.Response:
         try:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inprocess.spooled import keep
-from qingcloud_cni.agent.attachments.spool_files import DRAFT_AGE, LARGEST, Oddity, SpoolFile, SpoolFiles
+from qingcloud_cni.agent.attachments.spool_files import DRAFT_AGE, Oddity, SpoolFile, SpoolFiles
 from qingcloud_cni.agent.settings.values import Address
+from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST
 from qingcloud_cni.core.cni.spool import SpooledDel, file_name, reaches, read_spooled
 from qingcloud_cni.core.errors import Unavailable, UndecodableRequest
 from qingcloud_cni.core.nics.model import AttachmentKey
@@ -169,7 +170,7 @@ def spoil_name(path: Path) -> None:
 
 
 def spoil_size(path: Path) -> None:
-    os.truncate(path, LARGEST + 1)
+    os.truncate(path, LARGEST_REQUEST + 1)
 
 
 def make_link(path: Path) -> None:

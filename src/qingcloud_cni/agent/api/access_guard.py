@@ -10,18 +10,18 @@ from aiohttp import web
 
 from qingcloud_cni.core.errors import AccessDenied
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})  # served to everyone who can connect
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class AccessGuard:
     """Decides for each request; AccessDenied says what is missing, never what the token is."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, open_paths: frozenset[str]) -> None:
+        self._open_paths = open_paths
         self._expected = f"Bearer {token}".encode()
 
     def check(self, request: web.Request) -> None:
-        if request.path in OPEN_PATHS:
+        if request.path in self._open_paths:
             return
         peer = request.transport.get_extra_info("socket") if request.transport is not None else None
         if peer is None:

@@ -18,6 +18,7 @@ from qingcloud_cni.core.cni.network_config import read_config, read_previous
 from qingcloud_cni.core.cni.protocol import (
     IDENTIFIER,
     IFNAME_BYTES,
+    LARGEST_REQUEST,
     NEWEST_VERSION,
     VERSIONS,
     Verb,
@@ -213,7 +214,7 @@ async def _body(http: web.Request) -> bytes:
     try:
         return await http.read()
     except web.HTTPRequestEntityTooLarge as err:
-        raise UndecodableRequest("the request is too large: no network configuration needs 1 MiB") from err
+        raise UndecodableRequest(f"request: too large: more than {LARGEST_REQUEST} bytes") from err
 
 
 def _decode(body: bytes) -> CniRequest:

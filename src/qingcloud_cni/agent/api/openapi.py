@@ -9,20 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from qingcloud_cni import __version__
-from qingcloud_cni.agent.api.access_guard import OPEN_PATHS
-from qingcloud_cni.agent.api.cni_api import CniRequest
-from qingcloud_cni.agent.api.plan_view import PlanView
-from qingcloud_cni.agent.api.views import (
-    AttachmentView,
-    ConfigView,
-    Count,
-    EventQuery,
-    EventView,
-    NicView,
-    ReconcileView,
-    StatusView,
-    TaskView,
-)
+from qingcloud_cni.agent.api.views import Count
 from qingcloud_cni.core.errors import WIRE
 
 _TEXT = "text/plain"
@@ -30,14 +17,14 @@ _JSON = "application/json"
 _REFUSED = 403
 
 _ABOUT = """\
-Of one host's agent, for that host alone. On its unix socket only root may ask; no token is needed there. On TCP every
-path below /v1 needs the token of the agent's run directory, and a connection from this very host; else the answer is
-403.
+The API of one host's agent, for that host alone. On the unix socket the agent serves root, without a token. On TCP
+every path below /v1 needs the token of the agent's run directory and a connection from this host; otherwise the
+agent answers 403.
 """
 
 
 class CniError(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An error object of the CNI specification; `msg` names the thing, the wish and the obstacle."""
+    """An error object of the CNI specification."""
 
     cni_version: str = msgspec.field(name="cniVersion")
     code: Annotated[int, Meta(gt=0)]
@@ -142,80 +129,45 @@ class Answer:
     kinds: tuple[object, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """A method of a path, as OpenAPI describes it."""
+
     summary: str
-    answers: Mapping[int, Answer]
-    asks: type | None = None  # what the request's body is
-    query: type | None = None  # what its parameters are
+    details: str = ""  # whole sentences
+    answers: Mapping[int, Answer]  # by status
+    asks: type | None = None  # of the request's body
+    query: type | None = None  # a struct whose fields are the parameters
+    is_open: bool = False  # to everybody who can connect; else the access guard decides
 
 
-_CNI_ANSWERS = {
-    200: Answer(
-        "ADD: the result, in the shape of the configuration's cniVersion. All others: nothing, the body is empty.",
-        (CniResult, CniPlainResult, CniFamilyResult, CniEarlyResult),
-    ),
-    **{
-        status: Answer("an error object; its code says more than the status", (CniError,))
-        for _, status in WIRE.values()
-    },
-}
-
-ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
+CNI_ANSWERS: Mapping[int, Answer] = MappingProxyType(
     {
-        ("post", "/v1/cni"): Endpoint("Carry out a request of the plugin", _CNI_ANSWERS, CniRequest),
-        ("get", "/v1/status"): Endpoint(
-            "Is the agent ready, and what does it hold?", {200: Answer("", (StatusView,))}
+        200: Answer(
+            "ADD: the result, in the shape of the configuration's cniVersion. All others: an empty body.",
+            (CniResult, CniPlainResult, CniFamilyResult, CniEarlyResult),
         ),
-        ("get", "/v1/nics"): Endpoint("The NICs of this host", {200: Answer("", (list[NicView],))}),
-        ("get", "/v1/attachments"): Endpoint(
-            "The containers that have a NIC", {200: Answer("", (list[AttachmentView],))}
-        ),
-        ("get", "/v1/events"): Endpoint(
-            "What has happened, oldest first: the latest events, or those behind a given one",
-            {
-                200: Answer("those that fit", (list[EventView],)),
-                400: Answer("a parameter will not do", (CniError,)),
-                503: Answer("the state file does not answer", (CniError,)),
-            },
-            query=EventQuery,
-        ),
-        ("get", "/v1/tasks"): Endpoint("The periodic tasks of the agent", {200: Answer("", (list[TaskView],))}),
-        ("get", "/v1/plan"): Endpoint(
-            "What the pool would do now and why, and what it waits for", {200: Answer("", (PlanView,))}
-        ),
-        ("get", "/v1/config"): Endpoint("The settings, each with its source", {200: Answer("", (ConfigView,))}),
-        ("get", "/v1/openapi.json"): Endpoint("This document", {200: Answer("", (dict[str, object],))}),
-        ("post", "/v1/drain"): Endpoint(
-            "Accept no new container and give back every free NIC, until the agent is restarted",
-            {200: Answer("the draining has begun", (StatusView,))},
-        ),
-        ("post", "/v1/reconcile"): Endpoint(
-            "Compare table, kernel and cloud now, and try again what was given up",
-            {200: Answer("what came of it", (ReconcileView,))},
-        ),
-        ("get", "/healthz"): Endpoint("Does the process work?", {200: Answer("it does")}),
-        ("get", "/readyz"): Endpoint(
-            "Are ADDs served?", {200: Answer("they are"), 503: Answer("not yet; the text says why")}
-        ),
-        ("get", "/metrics"): Endpoint("Metrics for Prometheus", {200: Answer("text exposition format")}),
+        **{
+            status: Answer("an error object; its code says more than the status", (CniError,))
+            for _, status in WIRE.values()
+        },
     }
 )
 
 
-def document() -> dict[str, object]:
-    """The API in OpenAPI 3.1, whose schemas are those of JSON Schema 2020-12."""
+def document(operations: Mapping[tuple[str, str], Operation]) -> dict[str, object]:
+    """The API in OpenAPI 3.1, by method and path; its schemas are of JSON Schema 2020-12."""
     kinds: list[object] = [CniError]
-    for endpoint in ENDPOINTS.values():
-        kinds += [endpoint.asks] if endpoint.asks is not None else []
-        kinds += [kind for answer in endpoint.answers.values() for kind in answer.kinds]
+    for operation in operations.values():
+        kinds += [operation.asks] if operation.asks is not None else []
+        kinds += [kind for answer in operation.answers.values() for kind in answer.kinds]
     schemas, components = msgspec.json.schema_components(
         kinds, schema_hook=_anything, ref_template="#/components/schemas/{name}"
     )
     schema_of = dict(zip(map(repr, kinds), schemas, strict=True))
     paths: dict[str, dict[str, object]] = {}
-    for (method, path), endpoint in ENDPOINTS.items():
-        paths.setdefault(path, {})[method] = _operation(path, endpoint, schema_of)
+    for (method, path), operation in operations.items():
+        paths.setdefault(path, {})[method] = _described(operation, schema_of)
     return {
         "openapi": "3.1.0",
         "info": {"title": "qingagent", "version": __version__, "description": _ABOUT},
@@ -223,27 +175,28 @@ def document() -> dict[str, object]:
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "needed on TCP"}},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "required on TCP"}},
         },
     }
 
 
-def _operation(path: str, endpoint: Endpoint, schema_of: Mapping[str, object]) -> dict[str, object]:
-    is_open = path in OPEN_PATHS
-    answers = dict(endpoint.answers)
-    if not is_open:
-        answers[_REFUSED] = Answer("who asks may not", (CniError,))
-    operation: dict[str, object] = {
-        "summary": endpoint.summary,
-        "security": [] if is_open else [{"token": []}],
+def _described(operation: Operation, schema_of: Mapping[str, object]) -> dict[str, object]:
+    answers = dict(operation.answers)
+    if not operation.is_open:
+        answers[_REFUSED] = Answer("access denied", (CniError,))
+    described: dict[str, object] = {
+        "summary": operation.summary,
+        "security": [] if operation.is_open else [{"token": []}],
         "responses": {str(status): _response(answers[status], schema_of) for status in sorted(answers)},
     }
-    if endpoint.query is not None:
-        operation["parameters"] = _parameters(endpoint.query)
-    if endpoint.asks is not None:
-        content = {_JSON: {"schema": schema_of[repr(endpoint.asks)]}}
-        operation["requestBody"] = {"required": True, "content": content}
-    return operation
+    if operation.details:
+        described["description"] = operation.details
+    if operation.query is not None:
+        described["parameters"] = _parameters(operation.query)
+    if operation.asks is not None:
+        content = {_JSON: {"schema": schema_of[repr(operation.asks)]}}
+        described["requestBody"] = {"required": True, "content": content}
+    return described
 
 
 def _parameters(query: type) -> list[dict[str, object]]:

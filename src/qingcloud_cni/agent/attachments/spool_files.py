@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qingcloud_cni.agent.settings.values import Address
+from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST
 from qingcloud_cni.core.cni.spool import UNIX, SpooledDel, file_name, reaches, read_spooled
 from qingcloud_cni.core.errors import Unavailable, UndecodableRequest
 from qingcloud_cni.core.nics.model import AttachmentKey
 
-LARGEST = 16 * 1024 * 1024  # bytes; the plugin takes configurations of up to 8 MiB
 DRAFT_AGE = 3600.0  # seconds after which a file that is still being written is one of a plugin that was killed
 UNSURE = 2.0  # seconds within which a directory may change again without another time stamp
 _NO_FILE = frozenset({errno.ELOOP, errno.ENXIO})  # a link, a socket: O_NOFOLLOW and open(2) say so
@@ -152,8 +152,8 @@ def _read(path: Path) -> SpoolFile:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or not _is_private(status, 0o077):
             raise UndecodableRequest("it must be a file of root's that nobody else may use")
-        if status.st_size > LARGEST:
-            raise UndecodableRequest(f"it has more than {LARGEST} bytes")
+        if status.st_size > LARGEST_REQUEST:
+            raise UndecodableRequest(f"it has more than {LARGEST_REQUEST} bytes")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             kept = read_spooled(file.read())
     finally:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from qingcloud_cni.agent.agent import Agent, World
+from qingcloud_cni.agent.api.endpoints import Api
 from qingcloud_cni.agent.api.metrics import Metrics, Sources
 from qingcloud_cni.agent.api.server import Server
 from qingcloud_cni.agent.api.views import ConfigView
@@ -60,7 +61,7 @@ async def serve(host: Host) -> None:
         token = ensure_token(settings.token_file)
         with bound(settings) as listeners:
             async with opened(host) as parts:
-                server = Server(parts.agent, parts.metrics, token, host.config)
+                server = Server(Api(parts.agent, parts.metrics, host.config), token)
                 try:
                     await server.begin(listeners)
                     logs.write("agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))

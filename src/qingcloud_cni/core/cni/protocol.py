@@ -18,6 +18,8 @@ from qingcloud_cni.core.nics.model import AttachmentKey
 IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")  # container ids and network names (cni.md section 1.2)
 IFNAME_FORBIDDEN = re.compile(r"[/:%\s]")  # "%" because the kernel expands eth%d
 IFNAME_BYTES = 15  # IFNAMSIZ - 1
+LARGEST_CONFIG = 8 * 1024 * 1024  # bytes on stdin; the plugin has the same limit
+LARGEST_REQUEST = 2 * LARGEST_CONFIG  # bytes; with the CNI variables, which Linux limits to 128 KiB each
 
 
 class Verb(StrEnum):

@@ -1,0 +1,210 @@
+"""Every endpoint of the HTTP API: handler, answers and access rule. Routes, OpenAPI and documentation follow."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from qingcloud_cni import __version__
+from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.agent.api.cni_api import CniApi, CniRequest
+from qingcloud_cni.agent.api.metrics import CONTENT_TYPE, Metrics
+from qingcloud_cni.agent.api.openapi import CNI_ANSWERS, Answer, CniError, Operation, document
+from qingcloud_cni.agent.api.plan_view import PlanView, plan_view
+from qingcloud_cni.agent.api.views import (
+    AttachmentView,
+    ConfigView,
+    EventQuery,
+    EventView,
+    NicView,
+    ReconcileView,
+    StatusView,
+    TaskView,
+    attachment_views,
+    difference_views,
+    event_filter,
+    event_views,
+    nic_views,
+    status_view,
+    task_views,
+)
+from qingcloud_cni.core.cni.protocol import render_error
+from qingcloud_cni.core.errors import AgentError, UndecodableRequest, wire
+
+RECONCILE_SECONDS = 20.0  # for which a request waits for its comparison; a client may wait for 30
+Query = TypeVar("Query", bound=msgspec.Struct)
+
+
+class Api:
+    """Serves the requests for one agent; *config* is its `config_report`."""
+
+    def __init__(self, agent: Agent, metrics: Metrics, config: ConfigView) -> None:
+        self.agent = agent
+        self.metrics = metrics
+        self.config = config
+        self.cni = CniApi(agent, metrics)
+
+
+Handler = Callable[[Api, web.Request], Awaitable[web.Response]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint(Operation):
+    handler: Handler
+
+
+def json_response(content: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(content), status=status, content_type="application/json")
+
+
+def error_response(err: AgentError) -> web.Response:
+    code, status = wire(err)
+    return json_response(render_error(code, str(err)), status)
+
+
+def _view(function: Callable[[Api], object]) -> Handler:
+    async def handle(api: Api, _request: web.Request) -> web.Response:
+        return json_response(function(api))
+
+    return handle
+
+
+def _status(api: Api) -> StatusView:
+    return status_view(api.agent, __version__, os.getpid())
+
+
+async def _cni(api: Api, request: web.Request) -> web.Response:
+    return await api.cni.handle(request)
+
+
+async def _events(api: Api, request: web.Request) -> web.Response:
+    try:
+        events = await api.agent.context.journal.events(event_filter(_query(request, EventQuery)))
+    except AgentError as err:
+        return error_response(err)
+    return json_response(event_views(events))
+
+
+async def _drain(api: Api, _request: web.Request) -> web.Response:
+    api.agent.pool.drain()
+    return json_response(_status(api))
+
+
+async def _reconcile(api: Api, _request: web.Request) -> web.Response:
+    """Answer 200 whatever the outcome: a silent cloud is not a fault of the request."""
+    error = ""
+    try:
+        await api.agent.reconciler.ask(RECONCILE_SECONDS)
+    except TimeoutError:
+        error = f"not over within {RECONCILE_SECONDS:.0f} s; it continues"
+    except AgentError as err:
+        error = str(err)
+    return json_response(ReconcileView(not error, error, difference_views(api.agent)))
+
+
+async def _healthz(_api: Api, _request: web.Request) -> web.Response:
+    return web.Response(text="ok\n")
+
+
+async def _readyz(api: Api, _request: web.Request) -> web.Response:
+    """An empty pool, or a cloud that falls silent later, leaves the agent ready."""
+    if cause := api.agent.obstacle:
+        return web.Response(text=f"not ready: {cause}\n", status=503)
+    return web.Response(text="ready\n")
+
+
+async def _metrics(api: Api, _request: web.Request) -> web.Response:
+    body = await asyncio.to_thread(api.metrics.render)
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+
+def _query(request: web.Request, kind: type[Query]) -> Query:
+    """The request's parameters as *kind*; UndecodableRequest names what is wrong with them."""
+    given = dict(request.query)
+    try:
+        if len(given) < len(request.query):
+            raise UndecodableRequest("a parameter is given twice")
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as err:
+        raise UndecodableRequest(f"query rejected: {err}") from None
+
+
+def _json(summary: str, handler: Handler, kind: object, details: str = "") -> Endpoint:
+    return Endpoint(summary=summary, details=details, answers={200: Answer("", (kind,))}, handler=handler)
+
+
+ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
+    {
+        ("post", "/v1/cni"): Endpoint(
+            summary="Carry out a request of the plugin",
+            details="ADD: a CNI result. All other verbs: an empty body. A failure: a CNI error object.",
+            answers=CNI_ANSWERS,
+            asks=CniRequest,
+            handler=_cni,
+        ),
+        ("get", "/v1/status"): _json("Whether the agent is ready, and what it holds", _view(_status), StatusView),
+        ("get", "/v1/nics"): _json("The NICs of this host", _view(lambda api: nic_views(api.agent)), list[NicView]),
+        ("get", "/v1/attachments"): _json(
+            "The containers that have a NIC", _view(lambda api: attachment_views(api.agent)), list[AttachmentView]
+        ),
+        ("get", "/v1/events"): Endpoint(
+            summary="What has happened on this host, oldest first",
+            details="The latest `limit` (100) events, or with `after` the first `limit` behind that event."
+            " `nic`, `container`, `pod`, `subject` and `name` filter.",
+            answers={
+                200: Answer("the events that match", (list[EventView],)),
+                400: Answer("a parameter is invalid", (CniError,)),
+                503: Answer("the state file does not answer", (CniError,)),
+            },
+            query=EventQuery,
+            handler=_events,
+        ),
+        ("get", "/v1/tasks"): _json(
+            "The periodic tasks of the agent", _view(lambda api: task_views(api.agent)), list[TaskView]
+        ),
+        ("get", "/v1/plan"): _json(
+            "What the pool would do now and why, and what it waits for",
+            _view(lambda api: plan_view(api.agent)),
+            PlanView,
+        ),
+        ("get", "/v1/config"): _json(
+            "The settings, each with its source", _view(lambda api: api.config), ConfigView, "It shows no keys."
+        ),
+        ("get", "/v1/openapi.json"): _json(
+            "This API as an OpenAPI 3.1 document", _view(lambda _api: document(ENDPOINTS)), dict[str, object]
+        ),
+        ("post", "/v1/drain"): Endpoint(
+            summary="Accept no new container and release every free NIC, until the agent is restarted",
+            answers={200: Answer("draining has begun", (StatusView,))},
+            handler=_drain,
+        ),
+        ("post", "/v1/reconcile"): Endpoint(
+            summary="Compare table, kernel and cloud now, and retry what was given up",
+            details="The answer lists the differences. It comes after at most 20 s; the comparison then continues.",
+            answers={200: Answer("the outcome", (ReconcileView,))},
+            handler=_reconcile,
+        ),
+        ("get", "/healthz"): Endpoint(
+            summary="Whether the process works", answers={200: Answer("it does")}, is_open=True, handler=_healthz
+        ),
+        ("get", "/readyz"): Endpoint(
+            summary="Whether ADDs are served",
+            details="503 before that, and while the state file cannot be written.",
+            answers={200: Answer("they are"), 503: Answer("not now; the text is the cause")},
+            is_open=True,
+            handler=_readyz,
+        ),
+        ("get", "/metrics"): Endpoint(
+            summary="Metrics for Prometheus",
+            answers={200: Answer("text exposition format")},
+            is_open=True,
+            handler=_metrics,
+        ),
+    }
+)
+OPEN_PATHS = frozenset(path for (_, path), endpoint in ENDPOINTS.items() if endpoint.is_open)
