@@ -29,8 +29,10 @@ help:  ## list the commands
 demo: machine $(INSTALLED)  ## two simulated hosts, six containers, a NIC of its own for each (ARGS=--keep leaves it up)
 	@$(SCRATCH) $(BIN)/python examples/demo.py $(ARGS)
 
-PYTEST := $(SCRATCH) sh -c 'exec $(BIN)/pytest --basetemp="$$TMPDIR/t" --leftovers=fail "$$@"' pytest
-test: machine peers runtimes $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest)
+# Tests wait more than they compute, so there are more workers than processors. The tests of a file share hosts.
+PYTEST := $(SCRATCH) sh -c 'exec $(BIN)/pytest --basetemp="$$TMPDIR/t" --leftovers=fail "$$@"' pytest \
+	--numprocesses=3 --dist=loadfile --no-loadscope-reorder
+test: machine peers runtimes $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest; ARGS=-n0 for one after the other)
 	@$(PYTEST) $(ARGS)
 
 test-runtimes: machine peers runtimes $(INSTALLED)  ## of these the ones with real container runtimes

@@ -13,7 +13,7 @@ from types import FrameType
 
 import pytest
 
-SESSION_MARK = f"QINGCNI_TEST_SESSION={secrets.token_hex(8)}"  # inherited by every process the tests start
+SESSION_MARK = f"QINGCNI_TEST_SESSION={secrets.token_hex(8)}"  # of the process that reports; others inherit it
 SETTLE = {"report": 2.0, "fail": 15.0}  # seconds: the kernel removes a namespace's links after its last user
 DEFAULT_PLACES = ("/etc/cni", "/etc/qingcloud", "/opt/cni", "/run/qingcloud-cni", "/var/lib/qingcloud-cni")
 
@@ -32,23 +32,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    name, _, value = SESSION_MARK.partition("=")
-    os.environ[name] = value
     own_pid = os.getpid()
+    is_worker = hasattr(config, "workerinput")
 
-    def terminated(number: int, _frame: FrameType | None) -> None:
+    def interrupted(number: int, _frame: FrameType | None) -> None:
         if os.getpid() != own_pid:  # a fork of ours
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise KeyboardInterrupt("terminated")  # as Ctrl-C: fixtures are torn down
+        if is_worker:  # pytest-xdist sends itself another SIGINT while fixtures are torn down
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)  # fixtures are torn down
 
-    signal.signal(signal.SIGTERM, terminated)
-    config.stash[BEFORE] = frozenset(present())
+    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGTERM, interrupted)
+    if not is_worker:
+        name, _, value = SESSION_MARK.partition("=")
+        os.environ[name] = value
+        config.stash[BEFORE] = frozenset(present())
 
 
-@pytest.hookimpl(trylast=True)  # after the last fixture
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the unit tests last: their files are short, so all workers end at about the same time."""
+    items.sort(key=lambda item: "unit" in item.path.parts)
+
+
+@pytest.hookimpl(trylast=True)  # after the last fixture, and the last worker
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    before, mode = session.config.stash[BEFORE], session.config.getoption("--leftovers")
+    before, mode = session.config.stash.get(BEFORE, None), session.config.getoption("--leftovers")
+    if before is None:
+        return
     deadline = time.monotonic() + SETTLE[mode]
     while (left := sorted(set(present()) - before)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -25,7 +25,7 @@ CHANNEL = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backo
 @cache
 def interface() -> tuple[ModuleType, ModuleType]:
     """Messages and services of `cri.proto`, compiled."""
-    return grpc.protos_and_services("runtime/cri.proto")
+    return grpc.protos_and_services("runtimes/cri.proto")
 
 
 @dataclass
