@@ -246,7 +246,7 @@ def test_a_file_in_the_place_of_a_directory_is_refused_and_kept(setting: str, pl
     path = place.directory / "taken"
     path.write_text("mine")
     said = sentence(place.start(**{setting: path}))
-    assert f"directory {path} cannot be made: File exists" in said
+    assert f"directory {path}: creation failed: File exists" in said
     assert path.read_text() == "mine"
     assert not place.parking()
     assert not (place.run_dir / "agent.sock").exists()
@@ -259,9 +259,9 @@ def test_a_directory_on_a_read_only_file_system_is_refused(setting: str, place: 
     program = ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh", str(path), QINGAGENT)
     said = sentence(place.start(*program, **{setting: path}))
     flag = "--" + setting.replace("_", "-")
-    assert f"directory {path} is not writable; choose another {flag} or mend its permissions" in said
+    assert f"directory {path}: not writable; choose another {flag}, or correct its permissions" in said
     said = sentence(place.start(*program, **{setting: path / "below"}))
-    assert f"directory {path / 'below'} cannot be made: Read-only file system; choose another {flag}" in said
+    assert f"directory {path / 'below'}: creation failed: Read-only file system; choose another {flag}" in said
     assert not place.parking()
     assert list(path.iterdir()) == []
 

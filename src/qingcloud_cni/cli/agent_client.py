@@ -3,13 +3,12 @@
 import http.client
 import json
 import socket
-import struct
 from pathlib import Path
 from typing import Any
 
 from qingcloud_cni.core.errors import AbilityMissing, AgentError, Unavailable
+from qingcloud_cni.posix import peer_credentials
 
-_PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 TIMEOUT = 30.0  # seconds for one call
 
 
@@ -58,8 +57,6 @@ def call(path: Path, method: str, target: str) -> Any:
 
 
 def agent_pid(path: Path) -> int:
-    """Who listens on the socket, as the kernel knows it."""
+    """The process that listens on the socket."""
     with connect(path) as connection:
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-    pid: int = _PEER_CREDENTIALS.unpack(raw)[0]
-    return pid
+        return peer_credentials(connection).pid

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qingcloud_cni.core.errors import StartRefused
+from qingcloud_cni.posix import sync_directory
 
 NAME = "qingcni"
 OLDEST = (3, 11)
@@ -64,7 +65,7 @@ def install_plugin(bin_dir: Path, python: Path | None) -> Path:
             _write(draft, text)
             _try(draft)
             draft.replace(path)
-            _sync(bin_dir)
+            sync_directory(bin_dir)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as err:
@@ -147,11 +148,3 @@ def _try(path: Path) -> None:
         works = False
     if not works:
         raise StartRefused(f"the plugin written to {path.parent} does not run")
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

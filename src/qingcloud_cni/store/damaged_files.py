@@ -1,11 +1,11 @@
 """A damaged file is kept for whoever wants to look into it, out of the way and not for ever."""
 
-import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from qingcloud_cni.core.errors import StoreRefused
+from qingcloud_cni.posix import sync_directory
 
 KEPT = 3  # damaged files beside the good one; the oldest goes
 _PARTS = ("-wal", "-shm", "-journal", "")  # what SQLite makes beside a file; each is read with the file of its name
@@ -25,7 +25,7 @@ def set_aside(path: Path) -> Path | None:
                     _with(path, part).rename(_with(target, part))
                 else:
                     _with(path, part).unlink()
-        _sync(path.parent)
+        sync_directory(path.parent)
     except OSError as err:
         raise StoreRefused(f"state file {path} is damaged and cannot be set aside: {err.strerror}") from err
     for old in earlier(path)[:-KEPT]:
@@ -47,11 +47,3 @@ def earlier(path: Path) -> list[Path]:
 
 def _with(path: Path, part: str) -> Path:
     return path.with_name(path.name + part)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import secrets
 import socket
 import stat
@@ -14,7 +15,7 @@ from aiohttp import web
 from qingcloud_cni.agent.api.access_guard import AccessGuard
 from qingcloud_cni.agent.api.endpoints import OPEN_PATHS
 from qingcloud_cni.agent.process.run_files import ensure_directory, ensure_token
-from qingcloud_cni.core.errors import AccessDenied, StartRefused
+from qingcloud_cni.core.errors import AccessDenied, AgentError, StartRefused, exit_status
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -54,7 +55,7 @@ def test_two_tokens_differ(tmp_path: Path) -> None:
 def test_a_token_that_others_can_read_or_change_is_refused_and_kept(path: Path, mode: int) -> None:
     path.write_text("mine\n")
     path.chmod(mode)
-    with pytest.raises(StartRefused, match="can be read by others; remove it, and the agent makes a new one"):
+    with pytest.raises(StartRefused, match="others can read it; remove it, and the agent writes a new one"):
         ensure_token(path)
     assert path.read_text() == "mine\n"
 
@@ -64,16 +65,31 @@ def test_a_token_of_another_user_is_refused(path: Path) -> None:
     path.write_text("mine\n")
     path.chmod(0o600)
     os.chown(path, 12345, 12345)
-    with pytest.raises(StartRefused, match="can be read by others"):
+    with pytest.raises(StartRefused, match="others can read it"):
         ensure_token(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"  \n"])
-def test_an_empty_token_is_refused(path: Path, content: bytes) -> None:
+def test_an_empty_token_file_is_replaced(path: Path, content: bytes) -> None:
+    """An earlier version left one where it was killed, or the disk was full, between creating and writing it."""
     path.write_bytes(content)
     path.chmod(0o600)
-    with pytest.raises(StartRefused, match="is empty; remove it"):
-        ensure_token(path)
+    token = ensure_token(path)
+    assert (len(token), path.read_text()) == (64, token + "\n")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_leaves_no_token_file(path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(AgentError, match=r"token file .*: write failed: File too large") as failed:
+            ensure_token(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert exit_status(failed.value) == 1, "a later start may succeed"
+    assert list(path.parent.iterdir()) == []
+    assert len(ensure_token(path)) == 64
 
 
 @pytest.mark.parametrize("content", [b"t\xf6ken\n", b"\xff\xfe"])
@@ -85,13 +101,13 @@ def test_a_token_that_is_no_text_is_refused(path: Path, content: bytes) -> None:
 
 
 def test_a_place_that_cannot_hold_a_token_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StartRefused, match="cannot be made: No such file or directory"):
+    with pytest.raises(StartRefused, match="write failed: No such file or directory"):
         ensure_token(tmp_path / "none" / "token")
-    with pytest.raises(StartRefused, match="cannot be read: Is a directory"):
+    with pytest.raises(StartRefused, match="read failed: Is a directory"):
         ensure_token(tmp_path)
     dangling = tmp_path / "link"
     dangling.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(StartRefused, match="cannot be read: No such file or directory"):
+    with pytest.raises(StartRefused, match="read failed: No such file or directory"):
         ensure_token(dangling)
     assert not (tmp_path / "nowhere").exists()
 
@@ -106,7 +122,7 @@ def test_directories_are_made_for_their_owner_only(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StartRefused, match=f"directory {place} cannot be made: .*; choose another --run-dir"):
+        with pytest.raises(StartRefused, match=f"directory {place}: creation failed: .*; choose another --run-dir"):
             ensure_directory(place, "--run-dir")
 
 

@@ -3,14 +3,12 @@
 import hmac
 import os
 import socket
-import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aiohttp import web
 
 from qingcloud_cni.core.errors import AccessDenied
-
-_PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+from qingcloud_cni.posix import peer_credentials
 
 
 class AccessGuard:
@@ -50,7 +48,6 @@ def _address(name: tuple[str, int]) -> IPv4Address | IPv6Address:
 
 
 def _check_uid(peer: socket.socket) -> None:
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-    _pid, uid, _gid = _PEER_CREDENTIALS.unpack(raw)
+    uid = peer_credentials(peer).uid
     if uid not in {0, os.geteuid()}:
         raise AccessDenied(f"user {uid} may not ask; only root")

@@ -64,7 +64,8 @@ def _named(attachment: Attachment) -> str:
 def _remove_files(settings: Settings) -> None:
     """Only what the agent made; the directories go if nothing else is in them."""
     settled = settings.write_counter, settings.boot_time, settings.socket, settings.token_file
-    for path in (*state_files(settings.database), *settled):
+    drafts = settings.run_dir.glob(f".{settings.token_file.name}.*")  # of a start that was killed
+    for path in (*state_files(settings.database), *settled, *drafts):
         path.unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         shutil.rmtree(settings.spool)

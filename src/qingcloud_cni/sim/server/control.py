@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import struct
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector
 
 from qingcloud_cni.core.errors import AbilityMissing, AlreadyRunning, StartRefused, Unavailable
+from qingcloud_cni.posix import peer_credentials
 from qingcloud_cni.sim.api.admin import FAULTS_PATH, STATUS_PATH
 from qingcloud_cni.sim.fabric.names import SIM_NAME
 from qingcloud_cni.sim.fabric.remains import default_state_dir, find_remains, remove
@@ -23,7 +23,6 @@ STOP_TIMEOUT = 20.0  # seconds that a simulator told to stop has before it is ki
 
 _SUN_PATH_MAX = 107  # bytes of a unix socket's path, the kernel's limit
 _STATE_DIR = re.compile(r"/[A-Za-z0-9._/+-]*")  # it is written into `ip -batch` lines
-_UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
 def check_name(sim: str) -> None:
@@ -68,8 +67,8 @@ def find_running(sim: str) -> int | None:
             caller.connect(_lock_address(sim))
         except OSError:
             return None
-        pid, uid, _ = _UCRED.unpack(caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return pid if uid == os.geteuid() else None
+        peer = peer_credentials(caller)
+    return peer.pid if peer.uid == os.geteuid() else None
 
 
 async def take_down(sim: str, state_dir: Path | None) -> bool:
