@@ -12,6 +12,10 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None)  # a busy machine is slow, not wrong
+settings.load_profile("suite")
 
 SESSION_MARK = f"QINGCNI_TEST_SESSION={secrets.token_hex(8)}"  # of the process that reports; others inherit it
 SETTLE = {"report": 2.0, "fail": 15.0}  # seconds: the kernel removes a namespace's links after its last user

@@ -151,16 +151,16 @@ def calls_go_without_a_turn(patch: Patch) -> None:
     async def nothing(*_: object) -> None:
         pass
 
-    patch(Limiter, "enter", nothing)
+    patch(Limiter, "acquire", nothing)
 
 
 def refusals_do_not_count(patch: Patch) -> None:
-    patch(Limiter, "refused", lambda *_, **__: None)
+    patch(Limiter, "throttled", lambda *_, **__: None)
 
 
 def what_was_saved_up_stays_when_a_quota_is_used_up(patch: Patch) -> None:
-    refused = Limiter.refused
-    patch(Limiter, "refused", lambda self, sent_at, **_: refused(self, sent_at, is_used_up=False))
+    throttled = Limiter.throttled
+    patch(Limiter, "throttled", lambda self, sent_at, **_: throttled(self, sent_at, is_used_up=False))
 
 
 def comparisons_take_what_pods_need(patch: Patch) -> None:

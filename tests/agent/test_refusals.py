@@ -28,7 +28,7 @@ class Trouble:
 TROUBLES = {
     "no connection": Trouble("*", "reset", ("the connection was closed",)),
     "silence": Trouble("*", "silence", ("no answer",)),
-    "502 with HTML": Trouble("*", "bad-gateway", ("HTTP 502", "text/html", "no reply of the API")),
+    "502 with HTML": Trouble("*", "bad-gateway", ("HTTP 502", "text/html", "not a reply of the API")),
     "no JSON": Trouble("DescribeNics", "not-json", ("it is not JSON",)),
     "no JSON from a write": Trouble("CreateNics", "not-json", ()),
     "a lost reply": Trouble("CreateNics", "lose-reply", ()),

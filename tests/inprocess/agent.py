@@ -67,8 +67,8 @@ class SlowStore(InlineStore):
     async def save(self, changes: Sequence[Change]) -> None:
         await self._turn(super().save, changes, is_late=self._disk.takes_what_it_refuses)
 
-    async def begin_anew(self, changes: Sequence[Change]) -> str:
-        return await self._turn(super().begin_anew, changes)
+    async def replace_file(self, changes: Sequence[Change]) -> str:
+        return await self._turn(super().replace_file, changes)
 
     async def _turn(
         self, write: Callable[[Sequence[Change]], Awaitable[T]], changes: Sequence[Change], *, is_late: bool = False

@@ -18,13 +18,13 @@ class SeenBudget(Budget):
         super().__init__(per_hour, now)
         self._on_turn = on_turn
 
-    def admit(self, waiting: Sequence[Urgency], now: float) -> int | None:
-        if (index := super().admit(waiting, now)) is not None:
+    def acquire(self, waiting: Sequence[Urgency], now: float) -> int | None:
+        if (index := super().acquire(waiting, now)) is not None:
             self._on_turn(1)
         return index
 
-    def give_back(self, urgency: Urgency) -> None:
-        super().give_back(urgency)
+    def return_permit(self, urgency: Urgency) -> None:
+        super().return_permit(urgency)
         self._on_turn(-1)
 
 

@@ -50,7 +50,7 @@ class ForgetfulStore:
     async def save(self, changes: Sequence[Change]) -> None:
         """Nothing is kept."""
 
-    async def begin_anew(self, changes: Sequence[Change]) -> str:
+    async def replace_file(self, changes: Sequence[Change]) -> str:
         return ""
 
     async def tidy(self) -> None:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from qingcloud_cni.cloud.signing import canonical, signature
+from qingcloud_cni.cloud.calls import canonical, signature
 from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.api.http import make_app
 from qingcloud_cni.sim.cloud.model import Model

@@ -84,7 +84,7 @@ def test_an_api_that_cannot_be_reached_any_more_is_told_while_the_pool_serves(ne
 
 
 FAULTS = {
-    "502 with HTML": ("*", "bad-gateway", "lost", ("HTTP 502", "text/html", "no reply of the API")),
+    "502 with HTML": ("*", "bad-gateway", "lost", ("HTTP 502", "text/html", "not a reply of the API")),
     "no JSON": ("*", "not-json", "lost", ("HTTP 200", "it is not JSON")),
     "call quota": ("*", "call-quota", "quota", ("API calls", "(2500)")),
     "NIC quota": ("CreateNics", "nic-quota", "quota", ("nics of this account", "(2500)")),

@@ -253,7 +253,7 @@ class Gateways:
         if attach is not None:
             await self._provisioner.attach(attach, calls)
         else:
-            calls.give_back()
+            calls.return_permit()
         self._context.path_due.notify()
 
     def _give_back(self, wanted: set[str], *, may_detach: bool) -> None:

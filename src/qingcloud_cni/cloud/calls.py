@@ -1,18 +1,21 @@
-"""One call of the API: signed, sent, judged; reads are repeated, writes never."""
+"""Calls of the API: signed, sent, checked. Reads are retried, writes never."""
 
+import base64
+import hashlib
+import hmac
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
+from urllib.parse import quote
 
 import msgspec
 
 from qingcloud_cni.cloud.access import Access
 from qingcloud_cni.cloud.limiter import Limiter
 from qingcloud_cni.cloud.models import Reply
-from qingcloud_cni.cloud.signing import signed_target
 from qingcloud_cni.cloud.transport import Transport
 from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.errors import (
@@ -31,14 +34,14 @@ from qingcloud_cni.core.errors import (
 from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.cloud import HowUrgent
 
-CALL_TIMEOUT = 20.0  # seconds for one call (design section 4)
-READ_TIMEOUT = 45.0  # seconds after which a read is not tried again
+CALL_TIMEOUT = 20.0  # seconds for one call; writes have been seen to take several
+READ_TIMEOUT = 45.0  # seconds after which a read is not retried
 MAX_RETRIES = 5  # of a read, whatever the access file says
-MAX_PAUSE = 8.0  # seconds between two tries
-BUSY = 5100  # "server busy": the one answer beside a quota that asks for fewer calls
-MAX_MESSAGE = 500  # characters of the cloud's own text that are passed on
+MAX_PAUSE = 8.0  # seconds between two attempts
+BUSY = 5100  # "server busy": like a quota, it asks for fewer calls
+MAX_MESSAGE = 500  # characters of the cloud's message to quote
 
-REFUSALS: dict[int, type[CloudError]] = {  # qingcloud-api.md section 5; every other code is CloudRefused
+REFUSALS: dict[int, type[CloudError]] = {  # docs/reference/qingcloud-api.md, "Return codes"; others: CloudRefused
     1200: CredentialsRefused,
     1300: ClockSkewed,
     1400: NotAllowedNow,
@@ -50,11 +53,11 @@ REFUSALS: dict[int, type[CloudError]] = {  # qingcloud-api.md section 5; every o
     5200: CloudExhausted,
     5300: CloudBusy,
 }
-_NOT_FOUND_WORDS = ("ResourceNotFound", "has already been deleted")  # seen under more than one code
+_NOT_FOUND_WORDS = ("ResourceNotFound", "has already been deleted")  # under more than one code
 
 
 class CallOutcome(StrEnum):
-    """How a call ended; a closed set, fit for a metric's label."""
+    """How a call ended; a closed set for a metric's label."""
 
     OK = "ok"
     REFUSED = "refused"
@@ -77,40 +80,40 @@ _OUTCOMES: dict[type[BaseException], CallOutcome] = {
 
 @dataclass(frozen=True, slots=True)
 class CallSeen:
-    """One request to the API and how it ended, for metrics and logs; a repeated read is seen each time."""
+    """One request and how it ended, for metrics and logs; each attempt of a read is one."""
 
     action: str
     urgency: Urgency
     outcome: CallOutcome
     seconds: float
-    ret_code: int  # 0 on success, and where no answer of the cloud's own arrived
+    ret_code: int  # 0 on success, and without an answer of the cloud
 
 
 @dataclass(frozen=True, slots=True)
-class ApiCall:
-    """What is asked of the API. *wish* says it in words; it stands in every error."""
+class Request:
+    """An action and its parameters; *summary* describes them in error messages."""
 
     action: str
     params: Mapping[str, str]
-    wish: str
+    summary: str
 
     def __str__(self) -> str:
-        return f"{self.action} ({self.wish})"
+        return f"{self.action} ({self.summary})"
 
 
 @dataclass(slots=True)
-class Ticket:
-    """The urgency of some calls that belong together; the first may have had its turn already."""
+class Permit:
+    """The urgency of calls that belong together. While *is_unused*, the next request needs no other permit."""
 
     urgency: HowUrgent
-    has_permit: bool
+    is_unused: bool
 
 
 ReplyT = TypeVar("ReplyT", bound=Reply)
 
 
 class Caller:
-    """Makes calls. Every error it raises names the action, what was asked and the obstacle."""
+    """Makes calls. Its errors name the action, the request's summary and the cause."""
 
     def __init__(
         self,
@@ -132,78 +135,78 @@ class Caller:
     def __repr__(self) -> str:
         return f"Caller({self._access.endpoint}, zone={self._access.zone!r})"
 
-    async def write(self, call: ApiCall, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
+    async def write(self, request: Request, kind: type[ReplyT], permit: Permit) -> ReplyT:
         """Send once. OutcomeUnknown: it may have taken effect."""
-        return await self._once(call, kind, ticket)
+        return await self._once(request, kind, permit)
 
-    async def read(self, call: ApiCall, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
-        """Send until answered, within limits of tries and time; then CloudUnreachable or the cloud's own refusal.
+    async def read(self, request: Request, kind: type[ReplyT], permit: Permit) -> ReplyT:
+        """Send until answered, within bounds of attempts and time; then CloudUnreachable or the cloud's refusal.
 
-        A time stamp found too old is made anew once: the request may only have been slow on its way. A cloud that has
-        too much to do is not asked again at once.
+        A request that the cloud finds too old is signed again once: it may have been slow on its way. "Server busy"
+        is not retried here.
         """
-        tries = 1 + min(self._access.connection_retries, MAX_RETRIES)
+        attempts = 1 + min(self._access.connection_retries, MAX_RETRIES)
         started = self._clock.now()
-        is_signed_anew = False
+        is_signed_again = False
         attempt = 1
         while True:
             try:
-                return await self._once(call, kind, ticket)
+                return await self._once(request, kind, permit)
             except ClockSkewed:
-                if is_signed_anew:
+                if is_signed_again:
                     raise
-                is_signed_anew = True
+                is_signed_again = True
                 continue
             except CloudUnreachable as err:
                 pause = self._rng.uniform(0.5, 1.0) * min(MAX_PAUSE, 0.5 * 2**attempt)
                 is_late = self._clock.now() - started + pause >= READ_TIMEOUT
-                if attempt >= tries or is_late or err.ret_code == BUSY:
+                if attempt >= attempts or is_late or err.ret_code == BUSY:
                     if isinstance(err, CloudBusy) or not isinstance(err, OutcomeUnknown):
                         raise
-                    # A read has no effect that could be in doubt.
-                    raise CloudUnreachable(str(err), action=call.action, ret_code=err.ret_code) from None
+                    # A read cannot have taken effect.
+                    raise CloudUnreachable(str(err), action=request.action, ret_code=err.ret_code) from None
             attempt += 1
             await self._clock.sleep(pause)
 
-    async def _once(self, call: ApiCall, kind: type[ReplyT], ticket: Ticket) -> ReplyT:
-        if not ticket.has_permit:
-            await self._limiter.enter(ticket.urgency)
-        ticket.has_permit = False
-        urgency, started = ticket.urgency(), self._clock.now()
-        outcome, ret_code = CallOutcome.LOST, 0  # stands when the caller is cancelled while it waits
+    async def _once(self, request: Request, kind: type[ReplyT], permit: Permit) -> ReplyT:
+        if not permit.is_unused:
+            await self._limiter.acquire(permit.urgency)
+        permit.is_unused = False
+        urgency, started = permit.urgency(), self._clock.now()
+        outcome, ret_code = CallOutcome.LOST, 0  # if the caller is cancelled
         try:
-            reply = await self._exchange(call, kind)
+            reply = await self._exchange(request, kind)
             outcome = CallOutcome.OK
         except CloudError as err:
             outcome = next(_OUTCOMES[cls] for cls in type(err).__mro__ if cls in _OUTCOMES)
             ret_code = err.ret_code
             raise
         finally:
-            self._count(call, urgency, started, outcome, ret_code)
+            self._count(request, urgency, started, outcome, ret_code)
             seconds = max(self._clock.now() - started, 0.0)
-            self._observe(CallSeen(call.action, urgency, outcome, seconds, ret_code))
+            self._observe(CallSeen(request.action, urgency, outcome, seconds, ret_code))
         return reply
 
-    def _count(self, call: ApiCall, urgency: Urgency, started: float, outcome: CallOutcome, ret_code: int) -> None:
-        """What the budget learns from a call. Which quota a create has met, the caller finds out."""
+    def _count(self, request: Request, urgency: Urgency, started: float, outcome: CallOutcome, ret_code: int) -> None:
+        """Report the outcome to the limiter. A create's quota may be one of NICs: the caller finds out."""
         if outcome is CallOutcome.OK:
-            self._limiter.worked()
+            self._limiter.succeeded()
         elif outcome is CallOutcome.UNREACHABLE:
-            self._limiter.give_back(urgency)
+            self._limiter.return_permit(urgency)
         elif ret_code == BUSY:
-            self._limiter.refused(started, is_used_up=False)
-        elif outcome is CallOutcome.QUOTA and call.action != "CreateNics":
-            self._limiter.refused(started, is_used_up=True)
+            self._limiter.throttled(started, is_used_up=False)
+        elif outcome is CallOutcome.QUOTA and request.action != "CreateNics":
+            self._limiter.throttled(started, is_used_up=True)
 
-    async def _exchange(self, call: ApiCall, kind: type[ReplyT]) -> ReplyT:
+    async def _exchange(self, request: Request, kind: type[ReplyT]) -> ReplyT:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock.wall()))
         target = signed_target(
             self._access.secret,
             self._access.uri,
             {
-                **call.params,
+                **request.params,
                 "access_key_id": self._access.key_id,
-                "action": call.action,
+                "action": request.action,
                 "signature_method": "HmacSHA256",
                 "signature_version": "1",
                 "time_stamp": stamp,
@@ -215,42 +218,42 @@ class Caller:
         try:
             answer = await self._transport.send("GET", target, b"", CALL_TIMEOUT)
         except OutcomeUnknown as err:
-            failure = OutcomeUnknown(f"{call}: {self._access.scrub(str(err))}", action=call.action)
+            failure = OutcomeUnknown(f"{request}: {self._access.scrub(str(err))}", action=request.action)
         except CloudUnreachable as err:
-            failure = CloudUnreachable(f"{call}: {self._access.scrub(str(err))}", action=call.action)
+            failure = CloudUnreachable(f"{request}: {self._access.scrub(str(err))}", action=request.action)
         else:
-            return self._judge(call, stamp, answer, kind)
-        raise failure  # outside of the handler: nothing of the transport's own hangs on it
+            return self._judge(request, stamp, answer, kind)
+        raise failure  # outside of the handler, so that it does not refer to the transport's error
 
-    def _judge(self, call: ApiCall, stamp: str, answer: tuple[int, str, bytes], kind: type[ReplyT]) -> ReplyT:
+    def _judge(self, request: Request, stamp: str, answer: tuple[int, str, bytes], kind: type[ReplyT]) -> ReplyT:
         status, content_type, body = answer
         source = f"{self._access.endpoint} answered HTTP {status}, {self._quoted(content_type) or 'no content type'}"
         if status != 200:
-            raise OutcomeUnknown(f"{call}: {source}: that is no reply of the API", action=call.action)
+            raise OutcomeUnknown(f"{request}: {source}: not a reply of the API", action=request.action)
         envelope = _decode(body, Reply)
         if isinstance(envelope, str):
-            raise OutcomeUnknown(f"{call}: {source}: that is no reply of the API: {envelope}", action=call.action)
+            raise OutcomeUnknown(f"{request}: {source}: not a reply of the API: {envelope}", action=request.action)
         if envelope.ret_code != 0:
-            raise self._refusal(call, stamp, envelope)
-        if envelope.action != f"{call.action}Response":
+            raise self._refusal(request, stamp, envelope)
+        if envelope.action != f"{request.action}Response":
             name = self._quoted(envelope.action or "absent")
-            raise OutcomeUnknown(f"{call}: the reply belongs to another call: action is {name}", action=call.action)
+            raise OutcomeUnknown(f"{request}: the reply is of another action: {name}", action=request.action)
         reply = _decode(body, kind)
         if isinstance(reply, str):
-            raise OutcomeUnknown(f"{call}: the reply cannot be understood: {reply}", action=call.action)
+            raise OutcomeUnknown(f"{request}: the reply cannot be understood: {reply}", action=request.action)
         return reply
 
-    def _refusal(self, call: ApiCall, stamp: str, envelope: Reply) -> CloudError:
+    def _refusal(self, request: Request, stamp: str, envelope: Reply) -> CloudError:
         message = envelope.message or ""
         kind = REFUSALS.get(envelope.ret_code, CloudRefused)
         if issubclass(kind, CloudRefused) and any(words in message for words in _NOT_FOUND_WORDS):
             kind = ResourceNotFound
-        text = f"{call}: {self._quoted(message) if message else 'refused without a word'} ({envelope.ret_code})"
+        text = f"{request}: {self._quoted(message) if message else 'refused without a message'} ({envelope.ret_code})"
         if kind is ClockSkewed:
-            text += f"; this host's clock stamped the request {stamp} and the cloud takes 60 s: check the clock"
+            text += f"; stamped {stamp}, and the cloud accepts 60 s of difference; check the clock of this host"
         elif kind is CredentialsRefused:
             text += "; check qy_access_key_id and qy_secret_access_key in the access file"
-        return kind(text, action=call.action, ret_code=envelope.ret_code)
+        return kind(text, action=request.action, ret_code=envelope.ret_code)
 
     def _quoted(self, text: str) -> str:
         printable = "".join(char if char.isprintable() else " " for char in text)
@@ -258,10 +261,30 @@ class Caller:
 
 
 def _decode(body: bytes, kind: type[ReplyT]) -> ReplyT | str:
-    """*body* as *kind*, or why not. Numbers may come as text."""
+    """Decode *body*, or return why it cannot be. The cloud may send numbers as text."""
     try:
         return msgspec.json.decode(body, type=kind, strict=False)
     except msgspec.ValidationError as err:
         return str(err)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "it is not JSON"
+
+
+# --- the signature, version 1 -------------------------------------------------------------------------
+
+
+def canonical(params: Mapping[str, str]) -> str:
+    """Return the query as signed and sent: sorted by name, bytewise; a space is `%20`, an empty value `k=`."""
+    return "&".join(f"{quote(name, safe='')}={quote(params[name], safe='')}" for name in sorted(params))
+
+
+def signature(secret: str, method: str, path: str, query: str) -> str:
+    """Sign a canonical query, in Base64. *path* is the one sent: `/iaas` and `/iaas/` differ."""
+    text = f"{method}\n{path}\n{query}"
+    return base64.b64encode(hmac.digest(secret.encode(), text.encode(), hashlib.sha256)).decode()
+
+
+def signed_target(secret: str, path: str, params: Mapping[str, str]) -> str:
+    """Return the request target of a GET. Another encoding of it would not match the signature."""
+    query = canonical(params)
+    return f"{path}?{query}&signature={quote(signature(secret, 'GET', path, query), safe='')}"

@@ -1,4 +1,4 @@
-"""Where calls wait until the budget lets them go; the decision is core.budget's."""
+"""The queue of calls that wait for a permit; core.budget decides which one goes."""
 
 import asyncio
 import random
@@ -10,8 +10,8 @@ from qingcloud_cni.core.budget import Budget, Spending, Urgency
 from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.cloud import HowUrgent
 
-SHORTEST_WAIT = 0.01  # seconds; what is less may be lost in a clock's resolution
-LONGEST_WAIT = 3600.0  # seconds after which a waiting call looks again in any case; a clock may be set
+SHORTEST_WAIT = 0.01  # seconds; less may be below a clock's resolution
+LONGEST_WAIT = 3600.0  # seconds between checks of a waiting call: a clock may be set
 
 
 @dataclass(slots=True, eq=False)
@@ -22,19 +22,19 @@ class _Entry:
 
 
 class Limiter:
-    """Lets calls go one by one: the most urgent first, and of those the one that came first."""
+    """Grants permits one by one: the most urgent call first, then first come, first served."""
 
     def __init__(self, budget: Budget, *, clock: Clock, rng: random.Random, on_rate: Callable[[float], None]) -> None:
-        """*on_rate* hears of a rate that is lowered, in calls an hour."""
+        """Each lowered rate, in calls an hour, is passed to *on_rate*."""
         self.budget = budget
         self._clock = clock
         self._rng = rng
         self._on_rate = on_rate
         self._queue: list[_Entry] = []
 
-    async def enter(self, urgency: HowUrgent) -> None:
-        """Wait for a turn; it is used up when this returns. *urgency* is asked again whenever it may count."""
-        if self.try_enter(urgency):
+    async def acquire(self, urgency: HowUrgent) -> None:
+        """Wait for a permit, which is used up on return. *urgency* is evaluated again whenever one may be free."""
+        if self.try_acquire(urgency):
             return
         entry = _Entry(urgency)
         self._queue.append(entry)
@@ -44,19 +44,19 @@ class Limiter:
                 self._serve()
         except asyncio.CancelledError:
             if entry.has_permit:
-                self.budget.give_back(urgency())
+                self.budget.return_permit(urgency())
             else:
                 self._queue.remove(entry)
             self.reconsider()
             raise
 
-    def try_enter(self, urgency: HowUrgent) -> bool:
-        """A turn at once, if that is nobody else's."""
+    def try_acquire(self, urgency: HowUrgent) -> bool:
+        """Acquire a permit if one is free now and no other call is due it."""
         self._serve()
-        return self.budget.admit((urgency(),), self._clock.now()) is not None
+        return self.budget.acquire((urgency(),), self._clock.now()) is not None
 
     def reconsider(self) -> None:
-        """Look again: what is urgent may have changed."""
+        """Evaluate urgencies again."""
         self._serve()
         for entry in self._queue:
             entry.woken.set()
@@ -64,23 +64,23 @@ class Limiter:
     def spending(self) -> Spending:
         return self.budget.spending(self._urgencies(), self._clock.now())
 
-    # --- what the cloud says -------------------------------------------------------------------------
+    # --- outcomes ------------------------------------------------------------------------------------
 
-    def worked(self) -> None:
+    def succeeded(self) -> None:
         if self.budget.rate < self.budget.per_hour:
-            self.budget.worked(self._jitter(), self._clock.now())
+            self.budget.succeeded(self._jitter(), self._clock.now())
             self.reconsider()
 
-    def refused(self, sent_at: float, *, is_used_up: bool) -> None:
-        """The cloud has refused a call sent at *sent_at* because there are too many."""
+    def throttled(self, sent_at: float, *, is_used_up: bool) -> None:
+        """The cloud refused a call sent at *sent_at* as one too many; see `Budget.throttled`."""
         before = self.budget.rate
-        self.budget.refused(sent_at, self._clock.now(), self._jitter(), is_used_up=is_used_up)
+        self.budget.throttled(sent_at, self._clock.now(), self._jitter(), is_used_up=is_used_up)
         if self.budget.rate < before:
             self._on_rate(self.budget.rate)
 
-    def give_back(self, urgency: Urgency) -> None:
-        """A call that had its turn was certainly not sent."""
-        self.budget.give_back(urgency)
+    def return_permit(self, urgency: Urgency) -> None:
+        """A call with a permit was certainly not sent."""
+        self.budget.return_permit(urgency)
         self.reconsider()
 
     # -------------------------------------------------------------------------------------------------
@@ -89,9 +89,9 @@ class Limiter:
         return [entry.urgency() for entry in self._queue]
 
     def _serve(self) -> None:
-        """Give turns while there are any."""
+        """Grant permits while there are any."""
         while self._queue:
-            index = self.budget.admit(self._urgencies(), self._clock.now())
+            index = self.budget.acquire(self._urgencies(), self._clock.now())
             if index is None:
                 return
             entry = self._queue.pop(index)
@@ -99,7 +99,7 @@ class Limiter:
             entry.woken.set()
 
     async def _wait(self, entry: _Entry) -> None:
-        """Until there may be a permit for somebody, or things have changed."""
+        """Wait until a permit may be free, or urgencies have changed."""
         now = self._clock.now()
         pause = self.budget.next_at(self._urgencies(), now) - now
         with suppress(TimeoutError):

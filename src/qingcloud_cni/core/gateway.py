@@ -1,4 +1,4 @@
-"""Gateways of this host: which NIC takes pods' packets to Services, and what the kernel must do for it. Pure."""
+"""Gateways of this host: the NICs that take pods' packets to Services, and the kernel's configuration for them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from qingcloud_cni.core.seams.cloud import CloudNic
 from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
 
 LAST_INDEX = 62  # one per NIC an instance can have beside its primary one
-ADOPTED_INDEX = 63  # from here on: NICs that were there already and are used as they are; they need no mark or table
+ADOPTED_INDEX = 63  # and above: the host's own NICs, used unchanged; they need no mark or table
 
 
 @dataclass(frozen=True, slots=True)
 class HostNic:
-    """A NIC of the host that is not ours to change, up and with its cloud address: it may serve as a gateway."""
+    """A NIC of the host's own, up and with its cloud address: the agent may adopt it as a gateway, unchanged."""
 
     nic_id: str
     vxnet_id: str
     address: str  # "172.20.1.4/24"
     router: str
-    enable_aspoof: int | None  # 1 drops what a gateway sends in the name of Services; None: the cloud does not tell
+    enable_aspoof: int | None  # 1: the cloud drops packets from Service addresses; None: it does not say
 
 
 def host_nics(
     nics: Iterable[CloudNic], addresses: dict[str, tuple[str, ...]], routers: dict[str, str]
 ) -> tuple[HostNic, ...]:
-    """Those of *nics* whose link is up on the host with the very address the cloud gave it.
+    """Return those of *nics* whose link is up on the host with its cloud address.
 
     *addresses* are the host's by MAC, *routers* those of vxnets by id.
     """
@@ -39,18 +39,23 @@ def host_nics(
 
 
 def link_name(prefix: str, index: int) -> str:
-    """The first gateway's link is named *prefix*, further ones *prefix*1, *prefix*2 …; at most 15 bytes."""
-    number = str(index) if index else ""
-    return prefix[: 15 - len(number)] + number
+    """Name a gateway's link: *prefix* for the first, then *prefix*1, *prefix*2 and so on; at most 15 bytes.
+
+    A prefix of 14 or 15 characters is cut to 12 for all but the first, and followed by "_", which the setting
+    `gatewayns` cannot contain: names differ whatever the prefix ends with.
+    """
+    if not index:
+        return prefix
+    return f"{prefix}{index}" if len(prefix) <= 13 else f"{prefix[:12]}_{index}"
 
 
 def index_of(prefix: str, name: str) -> int:
-    """The index of the gateway whose link has this name; NO_GATEWAY if it is no gateway's."""
+    """Return the index of the gateway whose link has this name, or NO_GATEWAY."""
     return next((i for i in range(LAST_INDEX + 1) if link_name(prefix, i) == name), NO_GATEWAY)
 
 
 def free_index(nics: Iterable[Nic]) -> int:
-    """The lowest index no gateway of *nics* has."""
+    """Return the lowest index that no gateway of *nics* has."""
     taken = {n.gateway_index for n in nics}
     return next(i for i in range(LAST_INDEX + 1) if i not in taken)
 
@@ -60,19 +65,19 @@ def address_of(nic: Nic) -> str:
 
 
 def users(gateway_address: str, attachments: Iterable[Attachment]) -> tuple[Attachment, ...]:
-    """The attachments that reach Services through this gateway."""
+    """Return the attachments that reach Services through this gateway."""
     return tuple(a for a in attachments if a.services and any(r.gw == gateway_address for r in a.routes))
 
 
 def unused(nics: Iterable[Nic], attachments: Sequence[Attachment]) -> frozenset[str]:
-    """Gateway NICs that no attachment uses."""
+    """Return the gateway NICs that no attachment uses."""
     return frozenset(n.nic_id for n in nics if n.is_gateway and not users(address_of(n), attachments))
 
 
 def service_path(
     nics: Iterable[Nic], attachments: Sequence[Attachment], adopted: Sequence[HostNic], prefix: str
 ) -> ServicePath:
-    """What the host has to be: every gateway NIC of ours serves, and those of the host's own that containers use."""
+    """Return the host's target: every gateway NIC of ours, and those of the host's own that containers use."""
     own = sorted((n for n in nics if n.state is NicState.GATEWAY), key=lambda n: n.gateway_index)
     gateways = [
         Gateway(n.nic_id, link_name(prefix, n.gateway_index), n.address, n.gateway, n.gateway_index) for n in own

@@ -46,7 +46,7 @@ class StateFile:
         self._database.write(changes)
         self._write_counter.note(self._database.birth, self._database.writes)
 
-    def begin_anew(self, changes: Sequence[Change]) -> str:
+    def replace_file(self, changes: Sequence[Change]) -> str:
         self.close()
         if self._aside is None:
             self._aside = str(set_aside(self._path) or "")

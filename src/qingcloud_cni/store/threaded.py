@@ -32,8 +32,8 @@ class ThreadedStore:
         """See `core.seams.Store`; a cancelled caller's changes are written all the same."""
         await self._in_thread(self._file.save, tuple(changes))
 
-    async def begin_anew(self, changes: Sequence[Change]) -> str:
-        return await self._in_thread(self._file.begin_anew, tuple(changes))
+    async def replace_file(self, changes: Sequence[Change]) -> str:
+        return await self._in_thread(self._file.replace_file, tuple(changes))
 
     async def tidy(self) -> None:
         await self._in_thread(self._file.tidy)
@@ -66,8 +66,8 @@ class InlineStore:
         self._file.save(changes)
         await asyncio.sleep(0)  # others may run here, as they do while the thread writes
 
-    async def begin_anew(self, changes: Sequence[Change]) -> str:
-        return self._file.begin_anew(changes)
+    async def replace_file(self, changes: Sequence[Change]) -> str:
+        return self._file.replace_file(changes)
 
     async def tidy(self) -> None:
         self._file.tidy()

@@ -42,10 +42,10 @@ class FakeCloud:
     async def permit(self, urgency: HowUrgent) -> "FakeCloud":
         await asyncio.sleep(self.turn)
         if self.limiter is not None:
-            await self.limiter.enter(urgency)
+            await self.limiter.acquire(urgency)
         return self
 
-    def give_back(self) -> None:
+    def return_permit(self) -> None:
         """There are as many turns as anybody wants."""
 
     def reconsider(self) -> None:
@@ -81,7 +81,7 @@ class FakeStore:
     async def save(self, changes: Sequence[Change]) -> None:
         self.saved += changes
 
-    async def begin_anew(self, changes: Sequence[Change]) -> str:
+    async def replace_file(self, changes: Sequence[Change]) -> str:
         raise NotImplementedError
 
     async def tidy(self) -> None:
@@ -286,7 +286,7 @@ def test_a_job_that_a_container_waits_for_takes_the_others_along() -> None:
 
     async def use(jobs: Jobs) -> None:
         limiter = cloud.limiter = make_gate(VirtualClock(), 12)
-        while limiter.try_enter(release):
+        while limiter.try_acquire(release):
             pass
         slow = asyncio.create_task(jobs.end("j-1", release, first_look=0.0))
         await asyncio.sleep(60.0)

@@ -4,7 +4,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from qingcloud_cni.cloud.signing import canonical, signature, signed_target
+from qingcloud_cni.cloud.calls import canonical, signature, signed_target
 
 KEY, SECRET = "QYACCESSKEYIDEXAMPLE", "SECRETACCESSKEY"
 V1 = (

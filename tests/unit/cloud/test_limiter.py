@@ -159,7 +159,7 @@ async def test_a_permit_that_comes_as_its_owner_gives_up_goes_to_the_next() -> N
     place.empty()
     first, second = (asyncio.create_task(place.client.permit(refill)) for _ in range(2))
     await place.clock.sleep(1.0)
-    place.limiter.give_back(Urgency.REFILL)  # both wake for it, the first gets it …
+    place.limiter.return_permit(Urgency.REFILL)  # both wake for it, the first gets it …
     first.cancel()  # … and is gone before it knows
     await second
     assert place.clock.now() - virtual_time.EPOCH < 2.0
@@ -228,12 +228,12 @@ async def test_what_is_seen_of_a_call_tells_what_it_was_for() -> None:
 async def test_calls_that_work_wake_those_that_wait_for_a_lowered_rate() -> None:
     place = Place(120)
     for n in range(6):
-        place.limiter.refused(place.clock.now() + n, is_used_up=True)
+        place.limiter.throttled(place.clock.now() + n, is_used_up=True)
     task = asyncio.create_task(place.client.permit(refill))
     await place.clock.sleep(1.0)
     late = place.budget.next_at([Urgency.REFILL], place.clock.now())
     for _ in range(20):
-        place.limiter.worked()
+        place.limiter.succeeded()
     await task
     assert place.clock.now() < late
 
@@ -242,6 +242,6 @@ def test_a_gate_of_tests_has_plenty() -> None:
     async def main() -> None:
         limiter = make_gate(VirtualClock())
         for _ in range(1000):
-            await limiter.enter(release)
+            await limiter.acquire(release)
 
     virtual_time.run(main())

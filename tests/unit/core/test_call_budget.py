@@ -23,7 +23,7 @@ def burst(per_hour: int) -> float:
 
 def spend_all(budget: Budget, urgency: Urgency, now: float) -> int:
     count = 0
-    while budget.admit([urgency], now) is not None:
+    while budget.acquire([urgency], now) is not None:
         count += 1
     return count
 
@@ -47,8 +47,8 @@ def test_an_empty_bucket_is_filled_evenly_and_tells_when() -> None:
     budget = Budget(120, NOW)
     spend_all(budget, W, NOW)
     assert budget.next_at([F], NOW) == pytest.approx(NOW + HOUR / 108, abs=1e-3)
-    assert budget.admit([F], NOW + HOUR / 108 - 0.01) is None
-    assert budget.admit([F], NOW + HOUR / 108) == 0
+    assert budget.acquire([F], NOW + HOUR / 108 - 0.01) is None
+    assert budget.acquire([F], NOW + HOUR / 108) == 0
     assert budget.next_at([], NOW) == math.inf
 
 
@@ -57,7 +57,7 @@ def test_the_most_urgent_goes_first_and_of_those_the_first_come() -> None:
     waiting = [R, F, C, W, F, W]
     went = []
     while waiting:
-        index = budget.admit(waiting, NOW)
+        index = budget.acquire(waiting, NOW)
         assert index is not None
         went.append((index, waiting.pop(index)))
     assert [urgency for _, urgency in went] == [W, W, F, F, C, R]
@@ -67,20 +67,20 @@ def test_the_most_urgent_goes_first_and_of_those_the_first_come() -> None:
 def test_a_background_call_does_not_wait_for_the_pool_nor_the_pool_for_it() -> None:
     budget = Budget(120, NOW)
     spend_all(budget, F, NOW)
-    assert budget.admit([F, R], NOW) == 1
+    assert budget.acquire([F, R], NOW) == 1
     budget = Budget(120, NOW)
     spend_all(budget, R, NOW)
-    assert budget.admit([R, F], NOW) == 1
+    assert budget.acquire([R, F], NOW) == 1
 
 
 def test_a_waiting_container_takes_what_is_kept_for_background_calls_unless_they_were_refused_for_long() -> None:
     budget = Budget(20, NOW)
     spend_all(budget, W, NOW)
-    assert budget.admit([R], NOW) is None
+    assert budget.acquire([R], NOW) is None
     now, went = NOW, []
     while now < NOW + PATIENCE + 2 * HOUR:
         now += 60.0
-        index = budget.admit([W, R], now)
+        index = budget.acquire([W, R], now)
         if index is not None:
             went.append((now - NOW, (W, R)[index]))
     early = [urgency for at, urgency in went if at < PATIENCE]
@@ -96,7 +96,7 @@ def test_release_comes_to_its_turn_though_reconciliation_always_wants_one() -> N
     now, went = NOW, []
     while now < NOW + 30 * HOUR:
         now += 300.0
-        index = budget.admit([C, R], now)
+        index = budget.acquire([C, R], now)
         if index is not None:
             went.append((C, R)[index])
     assert {went.count(C), went.count(R)} <= set(range(4, 9))
@@ -105,18 +105,18 @@ def test_release_comes_to_its_turn_though_reconciliation_always_wants_one() -> N
 def test_a_clock_set_back_neither_gives_nor_takes() -> None:
     budget = Budget(120, NOW)
     spend_all(budget, W, NOW)
-    assert budget.admit([W], NOW - 5000.0) is None
-    assert budget.admit([W], NOW - 5000.0 + HOUR / 108) == 0
-    budget.refused(NOW, NOW, 1.0, is_used_up=True)
-    budget.admit([W], NOW - 9000.0)
-    budget.refused(NOW - 9000.0, NOW - 9000.0, 1.0, is_used_up=True)
+    assert budget.acquire([W], NOW - 5000.0) is None
+    assert budget.acquire([W], NOW - 5000.0 + HOUR / 108) == 0
+    budget.throttled(NOW, NOW, 1.0, is_used_up=True)
+    budget.acquire([W], NOW - 9000.0)
+    budget.throttled(NOW - 9000.0, NOW - 9000.0, 1.0, is_used_up=True)
     assert budget.rate == 30.0
 
 
 def test_a_call_that_was_not_sent_is_given_back() -> None:
     budget = Budget(120, NOW)
     spend_all(budget, W, NOW)
-    budget.give_back(W)
+    budget.return_permit(W)
     assert spend_all(budget, F, NOW) == 1
 
 
@@ -125,7 +125,7 @@ def test_refusals_halve_the_rate_to_a_bound(is_used_up: bool, rates: list[float]
     budget = Budget(120, NOW)
     seen = []
     for n in range(len(rates)):
-        budget.refused(NOW + n, NOW + n + 0.5, 1.0, is_used_up=is_used_up)
+        budget.throttled(NOW + n, NOW + n + 0.5, 1.0, is_used_up=is_used_up)
         seen.append(budget.rate)
     assert seen == rates
 
@@ -133,52 +133,52 @@ def test_refusals_halve_the_rate_to_a_bound(is_used_up: bool, rates: list[float]
 def test_calls_that_were_under_way_together_count_as_one_refusal() -> None:
     budget = Budget(120, NOW)
     for _ in range(5):
-        budget.refused(NOW, NOW + 1.0, 1.0, is_used_up=True)
+        budget.throttled(NOW, NOW + 1.0, 1.0, is_used_up=True)
     assert budget.rate == 60.0
 
 
 def test_what_was_saved_up_is_void_once_a_quota_is_used_up_and_not_where_the_cloud_is_busy() -> None:
     budget = Budget(120, NOW)
-    budget.refused(NOW, NOW, 0.5, is_used_up=True)
+    budget.throttled(NOW, NOW, 0.5, is_used_up=True)
     assert spend_all(budget, W, NOW) == 0
     busy = Budget(120, NOW)
-    busy.refused(NOW, NOW, 0.5, is_used_up=False)
+    busy.throttled(NOW, NOW, 0.5, is_used_up=False)
     assert spend_all(busy, W, NOW) == 60
 
 
 def test_a_quota_that_is_used_up_voids_savings_though_another_call_was_refused_for_being_too_much() -> None:
     budget = Budget(120, NOW)
-    budget.refused(NOW, NOW + 1.0, 1.0, is_used_up=False)
-    budget.refused(NOW, NOW + 2.0, 1.0, is_used_up=True)
+    budget.throttled(NOW, NOW + 1.0, 1.0, is_used_up=False)
+    budget.throttled(NOW, NOW + 2.0, 1.0, is_used_up=True)
     assert budget.rate == 60.0
     assert spend_all(budget, W, NOW + 2.0) == 0
 
 
 def test_refusals_of_calls_that_were_under_way_together_make_the_next_wait_once() -> None:
     budget = Budget(120, NOW)
-    budget.refused(NOW, NOW + 1.0, 0.5, is_used_up=True)
+    budget.throttled(NOW, NOW + 1.0, 0.5, is_used_up=True)
     before = budget.next_at([W], NOW + 1.0)
-    budget.refused(NOW, NOW + 1.0, 1.5, is_used_up=True)
+    budget.throttled(NOW, NOW + 1.0, 1.5, is_used_up=True)
     assert budget.next_at([W], NOW + 1.0) == before
 
 
 def test_what_a_call_had_cost_that_was_not_sent_is_void_once_a_quota_is_used_up() -> None:
     budget = Budget(120, NOW)
     assert spend_all(budget, W, NOW) == 120
-    budget.refused(NOW, NOW + 1.0, 1.0, is_used_up=True)
-    budget.give_back(W)
+    budget.throttled(NOW, NOW + 1.0, 1.0, is_used_up=True)
+    budget.return_permit(W)
     assert spend_all(budget, W, NOW + 1.0) == 0
-    assert budget.admit([W], NOW + 200.0) == 0
-    budget.give_back(W)  # of an hour that counts again
-    assert budget.admit([W], NOW + 200.0) == 0
+    assert budget.acquire([W], NOW + 200.0) == 0
+    budget.return_permit(W)  # of an hour that counts again
+    assert budget.acquire([W], NOW + 200.0) == 0
 
 
 def test_calls_that_work_win_the_rate_back() -> None:
     budget = Budget(120, NOW)
     for n in range(6):
-        budget.refused(NOW + n, NOW + n + 0.5, 1.0, is_used_up=True)
+        budget.throttled(NOW + n, NOW + n + 0.5, 1.0, is_used_up=True)
     for n in range(30):
-        budget.worked(1.0, NOW + 10.0 + n)
+        budget.succeeded(1.0, NOW + 10.0 + n)
     assert budget.rate == 120.0
 
 
@@ -186,9 +186,9 @@ def test_the_jitter_spreads_hosts() -> None:
     rates, times = set(), set()
     for jitter in (0.5, 0.8, 1.1, 1.4):
         budget = Budget(120, NOW)
-        budget.refused(NOW, NOW, jitter, is_used_up=True)
+        budget.throttled(NOW, NOW, jitter, is_used_up=True)
         times.add(round(budget.next_at([W], NOW), 1))
-        budget.worked(jitter, NOW)
+        budget.succeeded(jitter, NOW)
         rates.add(budget.rate)
     assert len(rates) == len(times) == 4
 
@@ -254,7 +254,7 @@ class Laws(RuleBasedStateMachine):
         self.count = 0
 
     def serve(self) -> None:
-        while (index := self.budget.admit([q.urgency for q in self.queue], self.now)) is not None:
+        while (index := self.budget.acquire([q.urgency for q in self.queue], self.now)) is not None:
             queued = self.queue.pop(index)
             earlier = [q for q in self.queue if q.urgency == queued.urgency and q.number < queued.number]
             assert not earlier, "first come, first served among equals"
@@ -286,14 +286,14 @@ class Laws(RuleBasedStateMachine):
     @rule(is_used_up=st.booleans(), jitter=st.floats(0.5, 1.5), ago=st.floats(0.0, 20.0))
     def refuse(self, is_used_up: bool, jitter: float, ago: float) -> None:
         before = self.budget.rate
-        self.budget.refused(self.now - ago, self.now, jitter, is_used_up=is_used_up)
+        self.budget.throttled(self.now - ago, self.now, jitter, is_used_up=is_used_up)
         assert before / 2 <= self.budget.rate <= before
         self.serve()
 
     @rule(jitter=st.floats(0.5, 1.5))
     def work(self, jitter: float) -> None:
         before = self.budget.rate
-        self.budget.worked(jitter, self.now)
+        self.budget.succeeded(jitter, self.now)
         assert before <= self.budget.rate
         self.serve()
 
@@ -334,11 +334,11 @@ def test_no_call_starves_whatever_presses(per_hour: int, steps: list[tuple[float
     for number, (seconds, presses) in enumerate(steps):
         now += seconds
         for _ in range(presses):
-            budget.admit([W], now)
+            budget.acquire([W], now)
         if number in refusals:
-            budget.refused(now, now, 1.0, is_used_up=True)
+            budget.throttled(now, now, 1.0, is_used_up=True)
     asked = now
     longest = PATIENCE + 10 * HOUR / budget.rate + HOUR
-    while (went := budget.admit([W, R], now)) != 1:
+    while (went := budget.acquire([W, R], now)) != 1:
         now += 0.0 if went == 0 else longest / 1000
         assert now - asked <= longest

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
+from qingcloud_cni.core.gateway import LAST_INDEX, index_of, link_name
+from qingcloud_cni.core.nics.model import NO_GATEWAY
 from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
 from qingcloud_cni.kernel.links.firewall import MARK_MASK, mark_of, ruleset
 from qingcloud_cni.kernel.links.gateway import GATEWAYS, PREFERENCES, TABLES
@@ -102,6 +104,21 @@ def test_tables_and_preferences_have_room_for_every_gateway() -> None:
     assert min(TABLES) > 255, "the kernel's own tables"
     assert min(PREFERENCES) > 0
     assert max(PREFERENCES) < 32766, "the main table's rule"
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9.-]{0,14}", fullmatch=True))
+@example("hostnic-of-pod1")
+@example("hostnic-node-12")
+@example("hostnic-node-1")
+def test_gateways_have_distinct_link_names_of_15_bytes_at_most(prefix: str) -> None:
+    names = [link_name(prefix, index) for index in range(LAST_INDEX + 1)]
+    assert names[0] == prefix
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= 15
+    assert [index_of(prefix, name) for name in names] == [*range(LAST_INDEX + 1)]
+    assert index_of(prefix, f"{prefix[:12]}?") == NO_GATEWAY
+    if len(prefix) <= 13:
+        assert names[1:] == [f"{prefix}{index}" for index in range(1, LAST_INDEX + 1)]
 
 
 def test_no_table_where_nothing_is_served() -> None:

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from qingcloud_cni.cloud.signing import canonical, signature
+from qingcloud_cni.cloud.calls import canonical, signature
 from qingcloud_cni.sim.api.api import Api, Reply
 from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, Limits, Topology, default_topology

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from qingcloud_cni.cloud.signing import canonical, signature
+from qingcloud_cni.cloud.calls import canonical, signature
 from qingcloud_cni.sim.api.api import Api, Reply
 from qingcloud_cni.sim.api.fault_list import read_faults, tell_faults
 from qingcloud_cni.sim.api.http import make_app

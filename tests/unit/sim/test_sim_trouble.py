@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from inprocess import virtual_time
 from inprocess.virtual_time import VirtualClock
-from qingcloud_cni.cloud.signing import canonical, signature
+from qingcloud_cni.cloud.calls import canonical, signature
 from qingcloud_cni.sim.api.admin import add_admin
 from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.api.fault_list import read_faults, tell_faults

@@ -279,7 +279,7 @@ async def test_a_new_file_holds_what_it_is_given_and_the_old_one_is_kept(
         path.write_bytes(b"overwritten by somebody")
     else:
         path.unlink()
-    where = await store.begin_anew(served(2))
+    where = await store.replace_file(served(2))
     assert (await store.events(LATEST))[0].nic_id == "52:54:9f:00:00:02"
     await store.save(served(3))
     assert {n.nic_id[-2:] for n in (await store.load()).nics} == {"02", "03"}
@@ -304,13 +304,13 @@ def test_until_the_new_file_is_whole_nothing_else_is_written_to_it(
     monkeypatch.setattr(Database, "write", too_late)
     for n in (2, 3):
         with pytest.raises(StoreRefused):
-            file.begin_anew(served(n))
+            file.replace_file(served(n))
         with pytest.raises(StoreDamaged, match="there is no new one yet"):
             file.save(served(9))
         with pytest.raises(StoreRefused, match="there is no new one yet"):
             file.events(LATEST)
     monkeypatch.undo()
-    where = file.begin_anew(served(4))
+    where = file.replace_file(served(4))
     assert [str(p) for p in damaged_files.earlier(path)] == [where]
     assert {n.nic_id[-2:] for n in file.load().nics} == {"04"}
     file.close()

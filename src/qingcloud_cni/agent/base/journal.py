@@ -175,16 +175,16 @@ class Journal:
                 raise self._damage
             target, _ = await self._hand_over(self._store.save)
         except StoreDamaged as err:
-            target = await self._begin_anew(err)
+            target = await self._replace_file(err)
         return target
 
-    async def _begin_anew(self, damage: StoreDamaged) -> int:
+    async def _replace_file(self, damage: StoreDamaged) -> int:
         """While the agent runs the whole table is in memory, and right."""
         self.push()  # events of all that the rows have come to
 
         async def write(batch: Sequence[Change]) -> str:
             events = [change for change in batch if isinstance(change, Event)]
-            return await self._store.begin_anew([*self._table.rows(), *events])
+            return await self._store.replace_file([*self._table.rows(), *events])
 
         target, where = await self._hand_over(write)
         self._damage = None

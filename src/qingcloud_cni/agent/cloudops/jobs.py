@@ -73,7 +73,7 @@ class Jobs:
                 if job_ids := tuple(self._watched):  # else their links have come meanwhile
                     with suppress(CloudError), self.record.run(self._context.clock):
                         await self._ask(job_ids, calls)
-                calls.give_back()
+                calls.return_permit()
 
     async def _ask(self, job_ids: tuple[str, ...], calls: CloudCalls) -> None:
         """One call for all of them; jobs one by one only where the cloud says that some are unknown.

@@ -95,7 +95,7 @@ class Provisioner(CloudWrites):
             await self.attach(self.begin_attach(made), calls)
             return
         if calls:
-            calls.give_back()
+            calls.return_permit()
         self._changed()
 
     async def _create(self, intent: Intent, calls: CloudCalls | None = None) -> None:

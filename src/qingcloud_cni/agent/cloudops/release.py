@@ -54,7 +54,7 @@ class Releaser(CloudWrites):
         if not await self._are_at_hand(intent.nic_ids):
             seen = await self._lookups.nics(intent.nic_ids, self._urgency(intent))
             if not all(self._is_here(seen.get(nic_id)) for nic_id in intent.nic_ids):
-                calls.give_back()
+                calls.return_permit()
                 await self._finish_detach(intent, self._judge_detach(intent, seen))
                 return
         patience = await self._ask_to_detach(intent, intent.nic_ids, calls)

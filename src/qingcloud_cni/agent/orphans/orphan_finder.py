@@ -1,10 +1,9 @@
 """`qingagent orphans`: finds NICs whose instance is gone, and deletes them. It needs no agent, and asks none."""
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.clock import SystemClock
@@ -21,9 +20,7 @@ from qingcloud_cni.core.errors import (
     ResourceNotFound,
 )
 from qingcloud_cni.core.seams.clock import Clock
-from qingcloud_cni.core.seams.cloud import CloudCalls, Instance
-
-_T = TypeVar("_T")
+from qingcloud_cni.core.seams.cloud import CloudCalls, Instance, batches
 
 PAUSE = 2.0  # seconds between two looks: a cloud in trouble shows lists that lack what is there
 BATCH = 99  # ids per question, so that our own instance fits in
@@ -75,7 +72,7 @@ class OrphanFinder:
     async def _look(self, instance_ids: Sequence[str]) -> dict[str, Instance]:
         """What the cloud lists of these instances; NotListed if it does not even list our own, asked for as well."""
         found: dict[str, Instance] = {}
-        for batch in _batches(instance_ids):
+        for batch in batches(instance_ids, BATCH):
             wanted = (*batch, self._own_instance) if self._own_instance else batch
             listed = {instance.instance_id: instance for instance in await self._calls.instances(wanted)}
             found |= listed
@@ -97,7 +94,7 @@ class OrphanFinder:
         for orphan in orphans:
             if orphan not in doomed:
                 tell(Deleted(orphan, "it is no orphan any more"))
-        for batch in _batches(doomed):
+        for batch in batches(doomed, BATCH):
             await self._delete(batch, tell)
 
     async def _delete(self, orphans: Sequence[Orphan], tell: Callable[[Deleted], None], tries: int = 1) -> None:
@@ -152,8 +149,3 @@ async def orphan_finder(
 def _tell_all(tell: Callable[[Deleted], None], orphans: Sequence[Orphan]) -> None:
     for orphan in orphans:
         tell(Deleted(orphan))
-
-
-def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
-    for start in range(0, len(items), BATCH):
-        yield items[start : start + BATCH]

@@ -160,7 +160,7 @@ class Reconciler:
                 await self._compare(permits, urgency)
         finally:
             for calls in permits:
-                calls.give_back()
+                calls.return_permit()
         self.last_error = ""
 
     def failed(self, err: AgentError) -> None:

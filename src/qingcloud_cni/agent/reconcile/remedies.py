@@ -158,7 +158,7 @@ class Remedies:
             tries = {nic_id: repair.tried(nics[nic_id], now) + 1 for nic_id in still}
             await self._releaser.detach(self._releaser.begin_repair(still, tries), calls)
         else:
-            calls.give_back()
+            calls.return_permit()
 
     def _renew(self, nic_id: str) -> None:
         """A gateway's address is in use, so it is attached again; of others there are more, so it is deleted."""

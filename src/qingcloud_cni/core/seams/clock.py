@@ -5,18 +5,18 @@ from typing import Protocol
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Seconds since the epoch, by a clock that never jumps: for all that is decided and recorded."""
+        """Return seconds since the epoch by a clock that never jumps: for all decisions and records."""
 
     def wall(self) -> float:
-        """Seconds since the epoch, as the host's clock shows now: for the cloud, which compares it with its own."""
+        """Return seconds since the epoch by the host's clock: for the cloud, which compares it with its own."""
 
     async def sleep(self, seconds: float) -> None: ...
 
 
 class HostClock(Clock, Protocol):
-    """What tells in which order things happened in several processes, too."""
+    """Also orders events of several processes."""
 
-    boot: str  # the kernel's id of this boot
+    boot: str  # the kernel's boot id
 
     def uptime(self) -> float:
-        """Seconds since the host booted: nobody can set them."""
+        """Return seconds since the host booted; nobody can set them."""

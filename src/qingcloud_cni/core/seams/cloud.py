@@ -1,17 +1,17 @@
-"""The QingCloud API as the agent uses it, and the data that crosses this seam."""
+"""The QingCloud API as the agent uses it: CloudReads and CloudWrites, both from the permits of Cloud."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Interface, IPv4Network
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from qingcloud_cni.core.budget import Spending, Urgency
 
 
 @dataclass(frozen=True, slots=True)
 class CloudNic:
-    """A NIC as DescribeNics gives it."""
+    """A NIC in DescribeNics."""
 
     nic_id: str  # MAC, lower case
     name: str
@@ -20,9 +20,9 @@ class CloudNic:
     vxnet_id: str
     private_ip: str
     role: int  # 1 = primary
-    enable_aspoof: int | None = None  # anti-spoofing, where the cloud tells
-    created: float = 0.0  # seconds since the epoch; 0 where the cloud does not tell
-    since: float = 0.0  # when it entered its status, likewise
+    enable_aspoof: int | None = None  # anti-spoofing; None where the cloud does not say
+    created: float = 0.0  # seconds since the epoch; 0 where the cloud does not say
+    since: float = 0.0  # when it entered its status, in the same unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class Vxnet:
     router_id: str  # "" when joined to none
     network: str  # CIDR: "172.16.3.0/24"; "" when joined to no router
     gateway: str  # the router's address in it
-    available_ips: int | None  # addresses left, where the cloud tells
+    available_ips: int | None  # free addresses; None where the cloud does not say
 
     def address_of(self, private_ip: str) -> str:
-        """An address with the prefix length of this vxnet, which has a network: "172.16.3.7/24"."""
+        """Return the address with this vxnet's prefix length, "172.16.3.7/24"; the vxnet must have a network."""
         return str(IPv4Interface((private_ip, IPv4Network(self.network).prefixlen)))
 
 
@@ -59,11 +59,11 @@ class Instance:
     instance_id: str
     status: str  # "running", "stopped", ...
     nics: tuple[InstanceNic, ...]
-    transition: str = ""  # "stopping", "terminating", ...; "" where it is not about to change
+    transition: str = ""  # "stopping", "terminating", ...; "" if none
 
 
 class JobStatus(StrEnum):
-    PENDING = "pending"  # "working" and anything not known to be an end as well
+    PENDING = "pending"  # "working" and every unknown status as well
     SUCCESSFUL = "successful"
     FAILED = "failed"  # "done with failure" as well
 
@@ -72,66 +72,77 @@ class JobStatus(StrEnum):
 class Job:
     job_id: str
     status: JobStatus
-    error: str  # the cloud's error_codes, "" when it gave none
+    error: str  # the cloud's error_codes
 
 
-HowUrgent = Callable[[], Urgency]  # how urgent a call is; asked again as long as the call waits for a permit
+_T = TypeVar("_T")
 
 
-class CloudCalls(Protocol):
-    """The QingCloud API, as far as it is needed. Every method may raise any CloudError.
+def batches(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
-    Reads are complete (all pages) or raise. Writes are sent at most once; OutcomeUnknown means "look first". The
-    first request goes at once; further ones, such as more pages of a list, wait for permits of their own.
-    """
 
-    def give_back(self) -> None:
-        """Return the permit of the first request, if that was not made; others may need it."""
+HowUrgent = Callable[[], Urgency]  # evaluated again while a call waits for a permit
+
+
+class CloudReads(Protocol):
+    """Reads of the QingCloud API: complete (all pages), or they raise a CloudError."""
 
     async def instance(self, instance_id: str) -> Instance | None: ...
 
     async def instances(self, instance_ids: Sequence[str]) -> tuple[Instance, ...]:
-        """Those of *instance_ids* that are listed, nodes of clusters included."""
+        """Return those of *instance_ids* that the cloud lists, nodes of clusters included."""
 
     async def vxnets(self, vxnet_ids: Sequence[str]) -> tuple[Vxnet, ...]:
-        """Those of *vxnet_ids* that exist, base networks included."""
+        """Return those of *vxnet_ids* that exist, base networks included."""
 
     async def nics(
         self, *, instance_id: str = "", status: str = "", name: str = "", nic_ids: Sequence[str] = ()
     ) -> tuple[CloudNic, ...]:
-        """NICs that fit every filter given; *name* may match loosely, so compare it again."""
+        """Return the NICs that match every filter given. The cloud may match *name* loosely: compare it again."""
+
+    async def jobs(self, job_ids: Sequence[str]) -> tuple[Job, ...]:
+        """Return the jobs; ResourceNotFound if the cloud does not know one of them."""
+
+
+class CloudWrites(Protocol):
+    """Writes of the QingCloud API, each sent at most once. After OutcomeUnknown read before you repeat one."""
 
     async def create_nics(self, vxnet_id: str, count: int, name: str) -> tuple[CreatedNic, ...]: ...
 
     async def attach_nics(self, instance_id: str, nic_ids: Sequence[str]) -> str:
-        """Ask for the NICs on the instance; the id of the job."""
+        """Return the id of the job."""
 
     async def detach_nics(self, nic_ids: Sequence[str]) -> str:
-        """Ask for the NICs off their instance; the id of the job."""
+        """Return the id of the job."""
 
     async def delete_nics(self, nic_ids: Sequence[str]) -> None: ...
 
     async def set_antispoof(self, nic_id: str, *, is_on: bool) -> None:
-        """Whether the cloud drops what the NIC sends under another address than its own; safe to repeat."""
+        """Set whether the cloud drops packets that the NIC sends from other addresses; safe to repeat."""
 
-    async def jobs(self, job_ids: Sequence[str]) -> tuple[Job, ...]:
-        """The jobs asked for; raises ResourceNotFound where one of them is unknown to the cloud."""
+
+class CloudCalls(CloudReads, CloudWrites, Protocol):
+    """Calls under one permit. The first request uses it; further ones, such as more pages, wait for their own."""
+
+    def return_permit(self) -> None:
+        """Return the permit if no request was made with it."""
 
 
 class Cloud(Protocol):
-    """The way to the API, which lets as many calls through as the call budget has."""
+    """The API behind the call budget."""
 
     async def permit(self, urgency: HowUrgent) -> CloudCalls:
-        """Wait until a call may go, however long that is; make it at once, for it is counted."""
+        """Wait, without a bound, until a call may go. Make it at once: the budget has counted it."""
 
     def permit_now(self, urgency: HowUrgent) -> CloudCalls | None:
-        """The same where a call may go now; else None."""
+        """Return None if no call may go now."""
 
     def reconsider(self) -> None:
-        """Urgencies of calls that wait may have changed."""
+        """Evaluate the urgencies of waiting calls again."""
 
     def slow_down(self) -> None:
-        """A refusal seems to mean that the key's calls are used up."""
+        """Lower the rate: a refusal suggests that the key's API calls are used up."""
 
     def spending(self) -> Spending: ...
 

@@ -1,4 +1,4 @@
-"""Links and namespaces of this host, and the data that crosses this seam."""
+"""Links and namespaces of this host, one Protocol for each user, and the data that crosses this seam."""
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Link:
     is_up: bool
     alias: str = ""
     mtu: int = 0
-    permanent_mac: str = ""  # burnt in; "" where the device has none, or the kernel does not tell
+    permanent_mac: str = ""  # burnt in; "" where the kernel shows none
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +30,30 @@ class OtherNamespace:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Candidate links at one moment: of the two namespaces that are the agent's own, or of all there are."""
+    """Candidate links at one moment: of the host's and the parking namespace, or of all namespaces."""
 
     host: tuple[Link, ...]
     parked: tuple[Link, ...]
     elsewhere: tuple[OtherNamespace, ...] = ()
-    is_wide: bool = False  # every namespace that can be reached was looked into …
-    unseen: tuple[str, ...] = ()  # … but for those at these paths, which the kernel refused
+    is_wide: bool = False  # every reachable namespace was read …
+    unseen: tuple[str, ...] = ()  # … except these paths, which the kernel refused
 
 
 @dataclass(frozen=True, slots=True)
 class LinkOrder:
-    """How a NIC shall look inside a container."""
+    """The configuration of a NIC inside a container."""
 
     mac: str
     netns: Netns
     ifname: str
     address: str  # "172.16.3.7/24"
-    routes: tuple[Route, ...]  # in the order of installation; gateways lie in the address's network
-    alias: str  # written on the link, so that DEL knows it without the table; at most 255 bytes
+    routes: tuple[Route, ...]  # in the order of installation; gateways are in the address's network
+    alias: str  # written on the link, so that DEL finds it without the table; at most 255 bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedLink:
-    """What the kernel made of a LinkOrder; *routes* are those installed, for a container keeps those it had."""
+    """The result of a LinkOrder; *routes* are those installed, as a container's own routes win."""
 
     ifindex: int
     mtu: int
@@ -62,12 +62,12 @@ class PlacedLink:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What there is under an interface's name in a container; *link* is None where nothing is."""
+    """An interface of a container; *link* is None if it does not exist."""
 
     netns: Netns
     link: Link | None = None
     addresses: tuple[str, ...] = ()  # IPv4, with prefix length
-    routes: tuple[Route, ...] = ()  # IPv4, through this link, of all tables; a gateway of "" where it needs none
+    routes: tuple[Route, ...] = ()  # IPv4, through this link, of all tables; gw is "" for on-link routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,107 +75,119 @@ class Gateway:
     """A NIC of this host that takes pods' packets to Service addresses."""
 
     mac: str
-    link_name: str  # "hostnic", "hostnic1", ...: its link shall have it; "" for a NIC that is used as it is
+    link_name: str  # "hostnic", "hostnic1", ...: "" for an adopted NIC, whose link the agent leaves alone
     address: str  # "172.20.1.9/24"
     router: str  # the vxnet's own router: "172.20.1.1"
-    index: int  # 0 to 62 among those with a link name, where it sets mark, routing table and rule preferences
+    index: int  # 0 to 62 with a link name: mark, routing table and rule preferences follow from it
 
 
 @dataclass(frozen=True, slots=True)
 class ServicePath:
-    """All that Services need on this host; empty where no container uses a gateway."""
+    """What Services need on this host; empty if no container uses a gateway."""
 
     gateways: tuple[Gateway, ...] = ()
     masquerade: tuple[str, ...] = ()  # networks of pods (CIDR) whose translated flows are masqueraded (ipMasq)
-    services: tuple[str, ...] = ()  # CIDR; a flow first sent to one of them counts as translated as well (ipvs)
+    services: tuple[str, ...] = ()  # CIDR; flows first sent to them count as translated as well (ipvs)
 
 
-class Kernel(Protocol):
-    """Links of this host. Methods may raise KernelRefused; verbs are idempotent and undo themselves on failure."""
+class ContainerLinks(Protocol):
+    """NICs inside containers. All methods are idempotent, and undo their steps on failure; KernelRefused."""
 
     async def identify(self, path: str) -> Netns:
-        """The namespace behind *path*; InvalidNetns if there is none, or if it is the host's or the parking one."""
+        """Return the namespace behind *path*.
+
+        InvalidNetns if *path* is not a namespace, or is the host's or the parking one.
+        """
 
     async def inspect(self, path: str, ifname: str) -> Inspection:
-        """Look at one interface of the namespace behind *path*, and change nothing; InvalidNetns as `identify`."""
+        """Read one interface of the namespace behind *path*; InvalidNetns as `identify`."""
+
+    async def attach(self, order: LinkOrder) -> PlacedLink:
+        """Move a link from the parking or the host's namespace into a container and configure it.
+
+        On failure the link is parked again. InvalidNetns if the namespace is no longer the recorded one,
+        InvalidConfig if *ifname* is taken there, LinkNotFound if the link is neither parked nor on the host.
+        """
+
+    async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
+        """Move a link from its container into the parking namespace, reset it and restore its MAC.
+
+        The kernel searches the recorded namespace by ifindex, alias and MAC, then the host's, then all others it can
+        reach. Return True if the link is parked now, False if no reachable namespace holds it.
+        """
+
+    async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
+        """Return whether a recorded namespace is gone, as far as the kernel shows.
+
+        It is if its path leads elsewhere or nowhere, and the link is back, or link and namespace are out of reach.
+        A path that cannot be opened alone proves nothing.
+        """
+
+
+class HostLinks(Protocol):
+    """Links across namespaces, and the parking of those on the host. KernelRefused."""
 
     async def survey(self) -> Survey: ...
 
     async def survey_all(self, paths: Sequence[str]) -> Survey:
-        """Links of every namespace that can be reached: those at *paths*, those mounted, those processes are in."""
-
-    async def park(self, mac: str, alias: str = "") -> None:
-        """Bring a link from the host's namespace into the parking one: down, reset, under a name of its own.
-
-        Known by its MAC or, if that was changed, by *alias*. Nothing to do if it is parked already; LinkNotFound if
-        it is in neither.
-        """
-
-    async def attach(self, order: LinkOrder) -> PlacedLink:
-        """Move a parked link, or one on the host, into a container and configure it; on failure it is parked again.
-
-        InvalidNetns if the namespace is no longer the recorded one, InvalidConfig if *ifname* is taken there,
-        LinkNotFound if the NIC is neither parked nor on the host.
-        """
-
-    async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
-        """Bring a link back from its container into the parking namespace, reset, its own MAC restored.
-
-        Looked for by ifindex, alias and MAC in the recorded namespace, then on the host, then in every namespace
-        that can be reached. True: it is parked now. False: no reachable namespace holds it.
-        """
+        """List the links of all namespaces: at *paths*, mounted, or in use by a process."""
 
     async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
-        """Look for the links of NICs, alias by MAC, in all namespaces that can be reached but the host's and parking.
+        """Search containers' namespaces for the NICs of *sought* (alias by MAC); return the links found, by MAC."""
 
-        What was found, as `inspect` tells of it, by MAC.
+    async def park(self, mac: str, alias: str = "") -> None:
+        """Move a link from the host's into the parking namespace: down, reset, renamed. Idempotent.
+
+        The link is known by its MAC or, if that was changed, by *alias*. LinkNotFound if it is in neither namespace.
         """
 
-    async def announce(self, order: LinkOrder, ifindex: int) -> bool:
-        """Tell the neighbours of an attached NIC whose its address is, and hold nothing of its namespace afterwards.
+    def changes(self) -> AsyncIterator[bool]:
+        """Yield whenever links of the two namespaces may have changed; True if messages were lost."""
 
-        False where there is nothing to tell any more: link, address or namespace are no longer as ordered.
+
+class Neighbours(Protocol):
+    """Addresses of NICs, as others on the vxnet and the host's conntrack know them. KernelRefused."""
+
+    async def announce(self, order: LinkOrder, ifindex: int) -> bool:
+        """Announce the address of an attached NIC by gratuitous ARP.
+
+        Return False if link, address or namespace are no longer as ordered. Nothing holds the namespace afterwards.
         """
 
     async def probe(self, mac: str, address: str) -> str:
-        """Ask the vxnet for a parked NIC, in the name of nobody, who uses *address*: the MAC that shows, else "".
+        """Send ARP probes for *address* from a parked NIC; return the MAC that answers, or "".
 
-        It takes some seconds, in which the link is up; other verbs may go on with the NIC meanwhile. LinkNotFound if
-        one of them takes it away, or if it is not parked.
+        The link is up meanwhile, for some seconds. Other methods may use the NIC; LinkNotFound if one of them takes
+        it away, or if it is not parked.
         """
 
     async def flush(self, addresses: Collection[str]) -> int:
-        """Have the host forget all flows that it tracks from or to any of *addresses*; how many that were.
+        """Delete the host's conntrack entries from or to *addresses*; return how many. Nothing waits for it."""
 
-        It is not done in the order of the verbs: none waits for it.
-        """
 
-    async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
-        """Whether a recorded namespace is no more, as far as it can be known.
-
-        That is: its path leads elsewhere or nowhere, and the NIC it had is back, or neither it nor the namespace can
-        be reached any more. A path that cannot be opened is no evidence by itself.
-        """
+class ServiceRouting(Protocol):
+    """The host's gateways to Services. KernelRefused."""
 
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
-        """IPv4 addresses, with prefix length, of the host's links that are up, by MAC."""
+        """Return the IPv4 addresses, with prefix length, of the host's links that are up, by MAC."""
 
     async def serve(self, path: ServicePath) -> Mapping[str, str]:
-        """Bring the host to exactly *path*, whatever it was before; nothing changes where all is right already.
+        """Bring the host to exactly *path*. Idempotent.
 
-        A gateway no longer listed is undone: its link stays on the host, down, under another name, without address,
-        rules and table. The answer: settings of the kernel beyond the gateways' own links that this call changed, and
-        the values they had before; none were changed if it raises. LinkNotFound if a gateway is neither on the host
-        nor parked, or if one used as it is has not its address; KernelRefused naming the link name if that is taken.
+        The link of a gateway that *path* does not list stays on the host: down, renamed, without address, rules and
+        table. Return the sysctls beyond the gateways' links that this call changed, with their values before; if it
+        raises it changed none. LinkNotFound if a gateway is neither on the host nor parked, or if an adopted one
+        lost its address; KernelRefused naming the link name if that is taken.
         """
 
     async def settings_before(self, path: ServicePath) -> Mapping[str, str]:
-        """What `serve` would answer if it were called now: to be recorded before it changes anything."""
+        """Return what `serve` would return now, to persist it before `serve` changes anything."""
 
     async def restore(self, settings: Mapping[str, str]) -> None:
-        """Put settings of the kernel back to the values *settings* says; those that exist no longer are left out."""
+        """Set sysctls to these values; those that no longer exist are skipped."""
 
-    def changes(self) -> AsyncIterator[bool]:
-        """Yield whenever links of the host or the parking namespace may have changed; True after a lost message."""
+
+class Kernel(ContainerLinks, HostLinks, Neighbours, ServiceRouting, Protocol):
+    """All of the kernel, for its owner."""
 
     async def close(self) -> None: ...

@@ -10,43 +10,43 @@ from qingcloud_cni.core.nics.model import Event
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Which events are wanted; empty fields admit all."""
+    """Which events to read; empty fields match all."""
 
     limit: int  # the latest so many; with *after* the first so many
-    after: int = 0  # only those behind the event of this number
+    after: int = 0  # only events with a higher seq
     nic_id: str = ""
-    container: str = ""  # of attachments of containers whose id begins so
+    container: str = ""  # of attachments whose container id begins so
     pod: str = ""  # "namespace/name", or the name alone
     subject: str = ""
     name: str = ""  # "nic.assigned", or all of a kind: "nic"
 
 
 class Store(Protocol):
-    """The truth on disk. Its text is what messages call it by."""
+    """The state file. `str()` gives its name in messages."""
 
     async def load(self) -> Snapshot:
-        """Everything there is. A file that is damaged is set aside, and the answer is empty but for that.
+        """Return all rows. A damaged file is set aside: the snapshot is then empty but for `set_aside`.
 
-        StartRefused where the file is in use or of a newer version, StoreRefused where the disk allows no file.
+        StartRefused if the file is in use or of a newer version, StoreRefused if the disk allows no file.
         """
 
     async def save(self, changes: Sequence[Change]) -> None:
-        """Write *changes* in one transaction; they are durable when it returns.
+        """Write *changes* in one transaction; they are durable on return.
 
-        StoreRefused if the disk does not take them: to be repeated with the same changes first, for they may be there
-        all the same. StoreDamaged if `begin_anew` has to come first.
+        StoreRefused if the disk refuses them: repeat the same changes first, as they may be on disk all the same.
+        StoreDamaged if `replace_file` must come first.
         """
 
-    async def begin_anew(self, changes: Sequence[Change]) -> str:
-        """Set aside a file that is damaged, and write a new one that holds *changes*; where the old one is now.
+    async def replace_file(self, changes: Sequence[Change]) -> str:
+        """Set a damaged file aside and write a new one of *changes*; return the old one's path, "" if it is gone.
 
-        StoreRefused as `save`; to be repeated then. "" if there was none any more.
+        StoreRefused as `save`: repeat it.
         """
 
     async def tidy(self) -> None:
-        """What has to be done now and then. StoreRefused where the disk allows nothing, StoreDamaged as `save`."""
+        """Checkpoint and check the file. StoreRefused if the disk refuses, StoreDamaged as `save`."""
 
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
-        """Those on disk that fit, oldest first."""
+        """Return the events that match, oldest first."""
 
     async def close(self) -> None: ...
