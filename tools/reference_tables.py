@@ -9,7 +9,9 @@ from pathlib import Path
 
 import click
 
+from qingcloud_cni.agent.agent import TASKS
 from qingcloud_cni.agent.api.endpoints import ENDPOINTS
+from qingcloud_cni.agent.api.metrics import METRICS
 from qingcloud_cni.agent.base.logs import LINES
 from qingcloud_cni.agent.settings.settings import SETTINGS
 from qingcloud_cni.cli.qingagent import main as main_command
@@ -68,6 +70,15 @@ def endpoints() -> Iterator[str]:
     return table(("Request", "Open to", "Answer"), rows)
 
 
+def metrics() -> Iterator[str]:
+    rows = ((f"`{m.name}`", m.kind.value, ", ".join(f"`{label}`" for label in m.labels), m.help) for m in METRICS)
+    return table(("Metric", "Kind", "Labels", "Meaning"), rows)
+
+
+def tasks() -> Iterator[str]:
+    return table(("Task", "When", "Does"), ((task.name, task.when, task.does) for task in TASKS))
+
+
 def events() -> Iterator[str]:
     return _kinds("Event", EVENTS)
 
@@ -88,6 +99,8 @@ PARTS = (
     _part("configuration.md", settings),
     _part("configuration.md", commands),
     _part("configuration.md", endpoints),
+    _part("configuration.md", metrics),
+    _part("operations.md", tasks),
     _part("operations.md", events),
     _part("operations.md", log_lines),
 )

@@ -4,20 +4,20 @@ import ast
 import re
 import subprocess
 import sys
-from random import Random
-from typing import cast
 
 import click
 from prometheus_client.parser import text_string_to_metric_families
 
 from pages import ROOT, column, page, source_trees, table
+from qingcloud_cni.agent.agent import TASKS, AgentStatistics
 from qingcloud_cni.agent.api.endpoints import ENDPOINTS
-from qingcloud_cni.agent.api.metrics import Metrics, Sources
-from qingcloud_cni.agent.base.clock import SystemClock
-from qingcloud_cni.agent.base.journal import Journal
+from qingcloud_cni.agent.api.metrics import Metrics
+from qingcloud_cni.agent.attachments.spool import SpoolStatistics
+from qingcloud_cni.agent.base.journal import JournalStatistics
 from qingcloud_cni.agent.base.logs import LINES
 from qingcloud_cni.agent.base.phases import Phase
-from qingcloud_cni.agent.base.tasks import TaskRecord
+from qingcloud_cni.agent.pool.pool import PoolStatistics
+from qingcloud_cni.agent.reconcile.reconcile import DriftStatistics
 from qingcloud_cni.agent.settings.settings import SETTINGS
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.cloud import CallSeen
@@ -31,7 +31,6 @@ from qingcloud_cni.core.events import EVENTS
 from qingcloud_cni.core.nics.changes import Snapshot
 from qingcloud_cni.core.nics.model import Event, OpKind
 from qingcloud_cni.core.nics.table import FOLLOWS, Table
-from qingcloud_cni.core.seams.store import Store
 
 CONFIGURATION = page("docs/configuration.md")
 OPERATIONS = page("docs/operations.md")
@@ -82,19 +81,21 @@ def test_no_command_is_described_that_is_not_there() -> None:
 
 
 def test_every_metric_is_described_with_its_labels() -> None:
-    metrics, nics = Metrics(), Table(Snapshot())
-    journal = Journal(nics, cast("Store", None), SystemClock(), Random())
-    spending = Budget(120, 0.0).spending((), 0.0)
-    metrics.watch(nics, journal, Sources(lambda: 0, lambda: 0, lambda: True, lambda: spending))
-    metrics.watch_tasks(lambda: [TaskRecord("pool")], list)
+    metrics = Metrics()
     metrics.event(Event(0.0, "agent.ready"))
     metrics.cloud_call(CallSeen("AttachNics", Urgency.WAITING, CallOutcome.OK, 0.1, 0))
     metrics.cni_request("ADD", 0, 0.1, dict.fromkeys(Phase, 0.02))
+    times = {"pool": 1.0}
+    statistics = AgentStatistics(
+        Table(Snapshot()).statistics(), JournalStatistics(0, 0, 0.0), times, times, {"pool": 1},
+        DriftStatistics({"twice": 1}), SpoolStatistics(0), PoolStatistics(0), ready=True,
+        calls_waiting={"waiting": 1}, spending=Budget(1, 0.0).spending((), 0.0),
+    )  # fmt: skip
     described = {
         cells[0].strip("`"): (cells[1], set(re.findall(r"`(\w+)`", cells[2])))
         for cells in table(CONFIGURATION, "Metric", "Kind", "Labels")
     }
-    families = list(text_string_to_metric_families(metrics.render().decode()))
+    families = list(text_string_to_metric_families(metrics.render(statistics).decode()))
     exposed: dict[str, tuple[str, set[str]]] = {}
     for family in families:
         if family.name.endswith("_created"):  # the client library's own
@@ -177,16 +178,9 @@ def test_every_kind_of_difference_is_described() -> None:
 
 
 def test_every_periodic_task_is_described() -> None:
-    described = set(column(OPERATIONS, "Task", "When", "Does"))
-    named = {
-        call.args[0].value
-        for tree in source_trees("agent")
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and _name(call.func) == "TaskRecord" and isinstance(call.args[0], ast.Constant)
-    }
-    assert len(named) == 12
-    assert named <= described
-    assert described - named == {"store", "operations, parking, announcements"}
+    assert column(OPERATIONS, "Task", "When", "Does") == [task.name for task in TASKS]
+    calls = [n for tree in source_trees("agent") for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    assert sum(_name(call.func) == "TaskRecord" for call in calls) == len(TASKS), "a record is in no row of TASKS"
 
 
 def test_quoted_messages_are_the_programs_own() -> None:

@@ -2,16 +2,17 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 from qingcloud_cni.agent.attachments.attachments import Attachments
-from qingcloud_cni.agent.attachments.spool import Spool
+from qingcloud_cni.agent.attachments.spool import Spool, SpoolStatistics
 from qingcloud_cni.agent.attachments.spool_files import SpoolFiles
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context
-from qingcloud_cni.agent.base.journal import Journal, Listener
+from qingcloud_cni.agent.base.journal import Journal, JournalStatistics, Listener
 from qingcloud_cni.agent.base.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.agent.cloudops.jobs import Jobs
@@ -19,17 +20,20 @@ from qingcloud_cni.agent.cloudops.operations import Operations
 from qingcloud_cni.agent.cloudops.vxnet_cache import VxnetCache
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.duplicates import Duplicates
-from qingcloud_cni.agent.pool.pool import Pool
+from qingcloud_cni.agent.pool.pool import Pool, PoolStatistics
 from qingcloud_cni.agent.reconcile.links import Links
 from qingcloud_cni.agent.reconcile.preflight import Preflight
-from qingcloud_cni.agent.reconcile.reconcile import LOOK_PERIOD, Reconciler
+from qingcloud_cni.agent.reconcile.reconcile import LOOK_PERIOD, DriftStatistics, Reconciler
 from qingcloud_cni.agent.reconcile.remedies import Remedies
 from qingcloud_cni.agent.reconcile.startup_comparison import StartupComparison
 from qingcloud_cni.agent.settings.settings import Settings
+from qingcloud_cni.core.budget import Spending, Urgency
 from qingcloud_cni.core.drift.schedule import stretched
 from qingcloud_cni.core.errors import NotInitialised, Unavailable
 from qingcloud_cni.core.gateway import unused
+from qingcloud_cni.core.metrics import counter, gauge
 from qingcloud_cni.core.nics.model import NicState
+from qingcloud_cni.core.nics.rows import TableStatistics
 from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.pool.vxnets import VxnetChooser, VxnetPolicy
 from qingcloud_cni.core.seams.clock import HostClock
@@ -52,6 +56,37 @@ class World:
     boot_id: str  # of the host
     listeners: tuple[Listener, ...] = ()
     set_forward: float = 0.0  # seconds by which times on disk are behind the clock: it was set meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatistics:
+    """Everything that the metrics show but what is counted as it happens."""
+
+    table: TableStatistics
+    journal: JournalStatistics
+    last_success: Annotated[
+        Mapping[str, float],
+        gauge(
+            "qingagent_task_last_success_seconds",
+            "When a periodic task last succeeded, in seconds since the epoch; 0: never.",
+            "task",
+        ),
+    ]
+    duration: Annotated[
+        Mapping[str, float],
+        gauge("qingagent_task_duration_seconds", "Duration of a periodic task's last run.", "task"),
+    ]
+    failures: Annotated[
+        Mapping[str, int], counter("qingagent_task_failures_total", "Failed runs of a periodic task.", "task")
+    ]
+    drift: DriftStatistics
+    spool: SpoolStatistics
+    pool: PoolStatistics
+    ready: Annotated[bool, gauge("qingagent_ready", "1 while ADDs are served.")]
+    calls_waiting: Annotated[
+        Mapping[str, int], gauge("qingagent_cloud_calls_waiting", "Calls that wait for the call budget.", "urgency")
+    ]
+    spending: Spending
 
 
 class Agent:
@@ -88,9 +123,9 @@ class Agent:
         self._left_over = tuple(context.table.intents.values())
         self._is_kernel_compared = False
         self.is_cloud_compared = False
-        self.orphans = TaskRecord("orphan containers", LOOK_PERIOD)
-        self.vxnets = TaskRecord("vxnets", HOUR)
-        self.upkeep = TaskRecord("store upkeep", HOUR)
+        self.orphans = TaskRecord(LOOK_PERIOD)
+        self.vxnets = TaskRecord(HOUR)
+        self.upkeep = TaskRecord(HOUR)
 
     @classmethod
     @asynccontextmanager
@@ -120,22 +155,21 @@ class Agent:
                 context.tasks.cancel()
             journal.end()
 
-    @property
-    def records(self) -> tuple[TaskRecord, ...]:
-        """Of all periodic tasks, in the order in which people are told of them."""
-        return (
-            self.pool.record,
-            self.links.record,
-            self.orphans,
-            self.spool.record,
-            self.jobs.record,
-            self.reconciler.record,
-            self.vxnets,
-            self.pool.cooldown,
-            self.pool.flows.record,
-            self.pool.duplicates.record,
-            self.gateways.record,
-            self.upkeep,
+    def statistics(self) -> AgentStatistics:
+        context, records = self.context, {task.name: task.record(self) for task in TASKS}
+        spending = context.cloud.spending()
+        return AgentStatistics(
+            table=context.table.statistics(),
+            journal=context.journal.statistics(),
+            last_success={name: record.last_success for name, record in records.items()},
+            duration={name: record.duration for name, record in records.items()},
+            failures={name: record.all_failures for name, record in records.items()},
+            drift=self.reconciler.statistics(),
+            spool=self.spool.statistics(),
+            pool=self.pool.statistics(),
+            ready=not self.obstacle,
+            calls_waiting={urgency.word: spending.queued.count(urgency) for urgency in Urgency},
+            spending=spending,
         )
 
     @property
@@ -175,31 +209,19 @@ class Agent:
 
     def begin(self) -> None:
         """Start all tasks; `compare_kernel` comes first."""
-        spawn = self.context.tasks.spawn
-        spawn(self.pool.record.name, self.pool.run())
-        spawn(self.links.record.name, self.links.run())
-        spawn(self.jobs.record.name, self.jobs.run())
-        spawn(self.gateways.record.name, self.gateways.run())
-        spawn(self.spool.record.name, self.spool.run())
-        spawn(self.reconciler.record.name, self._reconcile())
-        self._repeat(self.orphans, self._look_around)
-        self._repeat(self.vxnets, self._look_at_vxnets)
-        self._repeat(self.upkeep, self.context.journal.upkeep)
+        for task in TASKS:
+            if task.run is not None:
+                self.context.tasks.spawn(task.name, task.run(self))
 
-    def _repeat(self, record: TaskRecord, step: Callable[[], Awaitable[None]]) -> None:
+    def repeat(self, record: TaskRecord, step: Callable[[], Awaitable[object]]) -> Coroutine[Any, Any, None]:
         context = self.context
-        self.context.tasks.spawn(
-            record.name, repeat(step, record, backoff=lambda n: delay_after(n, context.rng), clock=context.clock)
-        )
+        return repeat(step, record, backoff=lambda n: delay_after(n, context.rng), clock=context.clock)
 
-    async def _look_around(self) -> None:
-        await self.reconciler.look_around()
-
-    async def _look_at_vxnets(self) -> None:
+    async def check_vxnets(self) -> None:
         self.vxnets.period = stretched(HOUR, self.context.cloud.spending().rate)
         await self._preflight.look_again()
 
-    async def _reconcile(self) -> None:
+    async def reconcile(self) -> None:
         """Compare with the cloud until it has answered once, then begin what may change it, and go on comparing."""
         await self._startup.run()
         self.is_cloud_compared = True
@@ -226,3 +248,71 @@ class Agent:
     def stop(self) -> None:
         """Accept no ADD any more; those that wait are told so. NICs stay where they are."""
         self.pool.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodicTask:
+    """A row of TASKS: *when* and *does* are for the documentation."""
+
+    name: str
+    when: str
+    does: str
+    record: Callable[[Agent], TaskRecord]
+    run: Callable[[Agent], Coroutine[Any, Any, None]] | None = None  # None: another task does it
+
+
+TASKS: Sequence[PeriodicTask] = (
+    PeriodicTask(
+        "pool", "on change, at least every 30 s", "assigns NICs, carries out the plan",
+        lambda agent: agent.pool.record, lambda agent: agent.pool.run(),
+    ),
+    PeriodicTask(
+        "links", "netlink events; at most ten times a second while no ADD waits for a link",
+        "compares table and kernel, receives links",
+        lambda agent: agent.links.record, lambda agent: agent.links.run(),
+    ),
+    PeriodicTask(
+        "orphan containers", "every 30 s",
+        "lists every namespace: finds containers that ended without DEL, and links in wrong namespaces",
+        lambda agent: agent.orphans, lambda agent: agent.repeat(agent.orphans, agent.reconciler.look_around),
+    ),
+    PeriodicTask(
+        "spool", "checks the directory every second, works on change", "carries out spooled DELs",
+        lambda agent: agent.spool.record, lambda agent: agent.spool.run(),
+    ),
+    PeriodicTask(
+        "jobs", "while a job is pending", "asks the cloud for the jobs' status",
+        lambda agent: agent.jobs.record, lambda agent: agent.jobs.run(),
+    ),
+    PeriodicTask(
+        "cloud reconcile", "at start, after a doubt, on request, every 15 minutes",
+        "compares table, kernel and cloud",
+        lambda agent: agent.reconciler.record, Agent.reconcile,
+    ),
+    PeriodicTask(
+        "vxnets", "every hour", "checks the vxnets again",
+        lambda agent: agent.vxnets, lambda agent: agent.repeat(agent.vxnets, agent.check_vxnets),
+    ),
+    PeriodicTask(
+        "cooldown", "when an address has cooled down", "makes its NIC idle",
+        lambda agent: agent.pool.cooldown,
+    ),
+    PeriodicTask(
+        "flows", "when addresses were released, or have cooled down", "deletes the host's tracked flows of them",
+        lambda agent: agent.pool.flows.record,
+    ),
+    PeriodicTask(
+        "duplicate probes", "when NICs become idle; quarantined ones after growing pauses",
+        "asks who uses their addresses, one task for each NIC",
+        lambda agent: agent.pool.duplicates.record,
+    ),
+    PeriodicTask(
+        "gateway check", "on change, every 30 s",
+        "creates gateway NICs that ADDs wait for, attaches those that containers miss, configures the host",
+        lambda agent: agent.gateways.record, lambda agent: agent.gateways.run(),
+    ),
+    PeriodicTask(
+        "store upkeep", "every hour", "checkpoints the database and checks it for damage",
+        lambda agent: agent.upkeep, lambda agent: agent.repeat(agent.upkeep, agent.context.journal.upkeep),
+    ),
+)  # fmt: skip

@@ -33,7 +33,7 @@ class Gateways:
     """Tells ADD the address that replaces 0.0.0.0, and keeps the host's Service path as the containers need it."""
 
     def __init__(self, context: Context, pool: Pool, operations: Operations, vxnets: VxnetCache) -> None:
-        self.record = TaskRecord("gateway check", CHECK_PERIOD)
+        self.record = TaskRecord(CHECK_PERIOD)
         self._context = context
         self._pool = pool
         self._provisioner, self._releaser = operations.provisioner, operations.releaser

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
+from typing import Annotated
+
+from qingcloud_cni.core.metrics import gauge
 
 HOUR = 3600.0
 BACKGROUND = 0.1  # share of the budget that background calls have for themselves, and are limited to
@@ -42,8 +45,8 @@ class Spending:
     """The state of the budget."""
 
     per_hour: int
-    rate: float  # calls an hour; below the budget while the cloud refuses
-    tokens: float  # calls that may go at once
+    rate: Annotated[float, gauge("qingagent_cloud_call_rate", "Calls per hour that may go: `api-budget` or less.")]
+    tokens: Annotated[float, gauge("qingagent_cloud_call_tokens", "Calls that may go at once.")]
     next_at: float  # when the next call for a waiting ADD may go, in seconds since the epoch; past: now
     queued: tuple[Urgency, ...] = ()  # calls that wait for a permit
 

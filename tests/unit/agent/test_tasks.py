@@ -115,7 +115,7 @@ def test_cancelling_lets_the_group_be_left() -> None:
 
 def repeated(step: Callable[[int], None], *, until: float, takes: float = 0.0) -> tuple[list[float], TaskRecord]:
     """When the step ran, in seconds from the beginning, and its record after *until* seconds."""
-    record, runs = TaskRecord("task", 10.0), list[float]()
+    record, runs = TaskRecord(10.0), list[float]()
 
     async def run() -> None:
         runs.append(seconds())

@@ -119,7 +119,7 @@ async def _readyz(api: Api, _request: web.Request) -> web.Response:
 
 
 async def _metrics(api: Api, _request: web.Request) -> web.Response:
-    body = await asyncio.to_thread(api.metrics.render)
+    body = await asyncio.to_thread(api.metrics.render, api.agent.statistics())
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.agent.agent import TASKS, Agent
 from qingcloud_cni.agent.base.urgency import explain_budget
 from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.drift.differences import DifferenceKind
@@ -273,7 +273,7 @@ def difference_views(agent: Agent) -> list[DifferenceView]:
 def task_views(agent: Agent) -> list[TaskView]:
     return [
         TaskView(
-            name=record.name,
+            name=task.name,
             period=record.period,
             last_success=record.last_success,
             duration=record.duration,
@@ -282,7 +282,8 @@ def task_views(agent: Agent) -> list[TaskView]:
             last_error=record.last_error,
             next_run=record.next_run,
         )
-        for record in agent.records
+        for task in TASKS
+        for record in (task.record(agent),)
     ]
 
 

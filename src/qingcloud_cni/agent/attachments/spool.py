@@ -1,26 +1,38 @@
 """DELs that the plugin kept while the agent could not be asked: done at start, and when new ones come."""
 
+from dataclasses import dataclass
+from typing import Annotated
+
 from qingcloud_cni.agent.attachments.attachments import Attachments
 from qingcloud_cni.agent.attachments.spool_files import Oddity, SpoolFile, SpoolFiles
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.base.tasks import TaskRecord, repeat
 from qingcloud_cni.core.errors import AgentError, StoreRefused, Unavailable
+from qingcloud_cni.core.metrics import gauge
 
 PERIOD = 1.0  # seconds between glances at the directory
 LONGEST_DELAY = 10.0  # seconds after a failure: others may come meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolStatistics:
+    waiting: Annotated[int, gauge("qingagent_spooled", "Spooled DELs that the agent could not carry out yet.")]
 
 
 class Spool:
     """The periodic task. An ADD does what is kept for its attachment by itself, so it never comes too late."""
 
     def __init__(self, context: Context, attachments: Attachments, files: SpoolFiles) -> None:
-        self.record = TaskRecord("spool", PERIOD)
+        self.record = TaskRecord(PERIOD)
         self.waiting = 0  # files that could not be dealt with yet
         self._context = context
         self._attachments = attachments
         self._files = files
         self._seen: int | None = None
+
+    def statistics(self) -> SpoolStatistics:
+        return SpoolStatistics(self.waiting)
 
     async def run(self) -> None:
         await repeat(

@@ -59,9 +59,8 @@ class Tasks:
 
 @dataclass(slots=True)
 class TaskRecord:
-    """What a periodic task did lately, for `qingagent tasks` and the metrics. Times in seconds since the epoch."""
+    """What a periodic task did last, for `qingagent tasks` and the metrics. Times in seconds since the epoch."""
 
-    name: str
     period: float = 0.0  # seconds between runs at the most; 0: it runs on change only
     last_success: float = 0.0
     duration: float = 0.0  # seconds the last run took
@@ -93,7 +92,7 @@ class TaskRecord:
 
 
 async def repeat(
-    step: Callable[[], Awaitable[None]], record: TaskRecord, *, backoff: Callable[[int], float], clock: Clock
+    step: Callable[[], Awaitable[object]], record: TaskRecord, *, backoff: Callable[[int], float], clock: Clock
 ) -> None:
     """Run *step* every `record.period` seconds until cancelled; expected errors back off, any bug ends the agent."""
     while True:

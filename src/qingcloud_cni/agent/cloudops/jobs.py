@@ -30,7 +30,7 @@ class Jobs:
     """Tells when a job has ended."""
 
     def __init__(self, context: Context) -> None:
-        self.record = TaskRecord("jobs")
+        self.record = TaskRecord()
         self._context = context
         self._watched: dict[str, _Watched] = {}
         self._added = Signal()

@@ -14,7 +14,7 @@ class Duplicates:
     """
 
     def __init__(self, context: Context, *, is_on: bool) -> None:
-        self.record = TaskRecord("duplicate probes")
+        self.record = TaskRecord()
         self._context = context
         self._is_on = is_on
         self._probing: set[str] = set()

@@ -19,7 +19,7 @@ class Flows:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.record = TaskRecord("flows")
+        self.record = TaskRecord()
         self._begun: dict[str, float] = {}  # by NIC id: when its latest flush began
         self._under_way: set[str] = set()
         self._wanted: set[str] = set()

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 from qingcloud_cni.agent.base.attachment_lock import CniCall
 from qingcloud_cni.agent.base.context import Context
@@ -16,6 +17,7 @@ from qingcloud_cni.agent.pool.flows import Flows
 from qingcloud_cni.core.cni.network_config import Wish
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty, Unavailable
 from qingcloud_cni.core.gateway import unused
+from qingcloud_cni.core.metrics import gauge
 from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
 from qingcloud_cni.core.pool.explain import Troubles, explain_wait
 from qingcloud_cni.core.pool.plan import due_at, next_due, plan, serving_order, steps
@@ -44,6 +46,11 @@ class _Waiter:
     nic: "asyncio.Future[Nic]"
 
 
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    waiting: Annotated[int, gauge("qingagent_adds_waiting", "ADDs that wait for a NIC.")]
+
+
 class Pool:
     """Hands out NICs, fairly, and keeps the pool between its marks."""
 
@@ -70,8 +77,8 @@ class Pool:
         self._is_stopping = False
         self.nowhere: set[str] = set()  # missing NICs whose link was in no reachable namespace at the last look
         self._refusal = ""  # why no ADD is served any more
-        self.record = TaskRecord("pool", PERIOD)
-        self.cooldown = TaskRecord("cooldown")  # the part of it that lets addresses rest
+        self.record = TaskRecord(PERIOD)
+        self.cooldown = TaskRecord()  # the part of it that lets addresses rest
 
     @property
     def may_begin(self) -> bool:
@@ -81,6 +88,9 @@ class Pool:
     @property
     def is_draining(self) -> bool:
         return self._context.urgency.is_draining
+
+    def statistics(self) -> PoolStatistics:
+        return PoolStatistics(self.waiting)
 
     @property
     def waiting(self) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.api.endpoints import Api
-from qingcloud_cni.agent.api.metrics import Metrics, Sources
+from qingcloud_cni.agent.api.metrics import Metrics
 from qingcloud_cni.agent.api.server import Server
 from qingcloud_cni.agent.api.views import ConfigView
 from qingcloud_cni.agent.base import logs
@@ -96,17 +96,6 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
         world = World(cloud, kernel, store, clock, rng, boot_id, listeners, boot_time.set_forward(clock))
         async with Agent.opened(host.settings, host.instance_id, world) as agent:
             journal = agent.context.journal
-            metrics.watch(
-                agent.context.table,
-                journal,
-                Sources(
-                    waiting=lambda: agent.pool.waiting,
-                    kept=lambda: agent.spool.waiting,
-                    is_ready=lambda: not agent.obstacle,
-                    spending=cloud.spending,
-                ),
-            )
-            metrics.watch_tasks(lambda: agent.records, lambda: agent.reconciler.open)
             await agent.compare_kernel()
             with suppress(StoreRefused):
                 await journal.record()

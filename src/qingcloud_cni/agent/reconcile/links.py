@@ -31,7 +31,7 @@ class Links:
     """Keeps the table in step with the links of the host and the parking namespace."""
 
     def __init__(self, context: Context, pool: Pool, gateways: Gateways) -> None:
-        self.record = TaskRecord("links")
+        self.record = TaskRecord()
         self._context = context
         self._pool = pool
         self._gateways = gateways

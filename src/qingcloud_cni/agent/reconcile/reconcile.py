@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
+from typing import Annotated
 
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context
@@ -17,6 +19,7 @@ from qingcloud_cni.core.drift.differences import Difference, DifferenceKind, Kno
 from qingcloud_cni.core.drift.link_drift import odd_places
 from qingcloud_cni.core.drift.schedule import Schedule, stretched
 from qingcloud_cni.core.errors import AgentError
+from qingcloud_cni.core.metrics import gauge
 from qingcloud_cni.core.nics.model import Nic, OpKind
 from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, HowUrgent, Vxnet
 
@@ -25,6 +28,13 @@ PERIOD = 900.0  # seconds between comparisons with the cloud; less or more by JI
 JITTER = (0.8, 1.2)
 PUT_OFF = (900.0, 2700.0)  # seconds until the first comparison of a new host that has few calls
 LISTS = 2  # calls that a comparison takes where nothing differs
+
+
+@dataclass(frozen=True, slots=True)
+class DriftStatistics:
+    differences: Annotated[
+        Mapping[str, int], gauge("qingagent_drift", "Differences between table, kernel and cloud.", "kind")
+    ]
 
 
 class Reconciler:
@@ -42,7 +52,7 @@ class Reconciler:
         iface: str,
     ) -> None:
         """*iface* is the host's own link: its NIC is never adopted."""
-        self.record = TaskRecord("cloud reconcile", PERIOD)
+        self.record = TaskRecord(PERIOD)
         self.last_error = ""
         self.is_owed = False  # the first comparison was put off, and has not been made yet
         self._context = context
@@ -61,6 +71,10 @@ class Reconciler:
     def open(self) -> tuple[Seen, ...]:
         """The differences there are, the oldest first."""
         return tuple(sorted((*self._in_kernel.values(), *self._in_cloud.values()), key=lambda seen: seen.since))
+
+    def statistics(self) -> DriftStatistics:
+        kinds = [seen.difference.kind for seen in self.open]
+        return DriftStatistics({kind.value: kinds.count(kind) for kind in DifferenceKind})
 
     @property
     def expects_more(self) -> bool:

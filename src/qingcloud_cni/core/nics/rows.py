@@ -1,10 +1,12 @@
 """What the table holds, and what has changed of it since the store was told."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Annotated
 
 from qingcloud_cni.core.events import EVENTS
+from qingcloud_cni.core.metrics import gauge
 from qingcloud_cni.core.nics.changes import (
     Change,
     DropAttachment,
@@ -19,6 +21,13 @@ from qingcloud_cni.core.nics.changes import (
 )
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.nics.names import parse_nic_name
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatistics:
+    nics: Annotated[Mapping[str, int], gauge("qingagent_nics", "NICs of this host.", "state")]
+    creating: Annotated[int, gauge("qingagent_nics_asked", "NICs asked of the cloud, without an answer yet.")]
+    attachments: Annotated[int, gauge("qingagent_attachments", "Containers that have a NIC.")]
 
 
 class Rows:
@@ -48,6 +57,11 @@ class Rows:
     @property
     def intents(self) -> Mapping[str, Intent]:
         return MappingProxyType(self._intents)
+
+    def statistics(self) -> TableStatistics:
+        states = [nic.state for nic in self._nics.values()]
+        by_state = {state.value: states.count(state) for state in NicState}
+        return TableStatistics(by_state, self.creating, len(self._attachments))
 
     @property
     def creating(self) -> int:
