@@ -36,7 +36,7 @@ test: machine peers runtimes $(INSTALLED)  ## all tests, on the built wheel (ARG
 	@$(PYTEST) $(ARGS)
 
 test-runtimes: machine peers runtimes $(INSTALLED)  ## of these the ones with real container runtimes
-	@$(PYTEST) tests/runtime/test_containerd.py tests/runtime/test_podman.py $(ARGS)
+	@$(PYTEST) tests/containers $(ARGS)
 
 SEEDS ?= 1000
 START ?= 0

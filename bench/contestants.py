@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.stage import Place, execute
-from machines.hosts import Container, Host
+from machines.containers import Container
+from machines.hosts import Host
 
 
 class Contestant(ABC):

@@ -23,7 +23,8 @@ from bench.stage import (
     processor_seconds,
     resident,
 )
-from machines.hosts import Container, Host
+from machines.containers import Container
+from machines.hosts import Host
 from qingcloud_cni.agent.base.phases import Phase
 
 VERBS = ("ADD", "DEL")

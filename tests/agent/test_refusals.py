@@ -1,6 +1,6 @@
 """What the cloud may refuse or lose while the agent serves: told in one sentence, outlived, nothing lost.
 
-On a virtual clock; the same over real sockets, for those that differ there, is in wire/test_trouble.py.
+On a virtual clock; lifecycle/test_trouble_on_hosts.py has those that differ over real sockets.
 """
 
 from dataclasses import dataclass, replace

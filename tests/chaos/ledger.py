@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from machines.hosts import Container, Host, address_of
+from machines.containers import Container, address_of
+from machines.hosts import Host
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,10 @@ from typing import Any
 from chaos.ledger import Ledger, Promise
 from chaos.record import Record
 from chaos.watcher import check
-from machines.hosts import Container, Host
+from cni.answers import Answer, checked
+from machines.containers import Container
+from machines.hosts import Host
 from machines.simulator import run
-from runtimes.answers import Answer, checked
 
 VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 GC_VERSION = "1.1.0"

@@ -2,12 +2,12 @@
 
 import json
 
+from cni.chains import call_of, libcni_of, wait_until_all_is_back
+from cni.networks import number, parse
+from cni.results import VERSIONS
 from machines.hosts import Host
 from machines.simulator import needs_root
 from pages import ROOT, blocks, page, table
-from runtimes.chains import call_of, libcni_of, wait_until_all_is_back
-from runtimes.cni_networks import number, parse
-from runtimes.cni_results import VERSIONS
 
 PAGE = ROOT / "docs" / "chaining.md"
 

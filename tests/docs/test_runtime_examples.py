@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cni.networks import load
 from pages import ROOT, anchors, links
 from qingcloud_cni.core.cni.network_config import read_config
-from runtimes.cni_networks import load
 
 EXAMPLES = [ROOT / "examples" / name for name in ("crio", "mesos", "nomad")]
 NETWORKS = [file for folder in EXAMPLES for file in folder.iterdir() if "mynet" in file.name]

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from machines.hosts import QINGAGENT, Container, Host, hosts_of, install
+from cni.answers import Answer, execute
+from machines.containers import Container
+from machines.hosts import QINGAGENT, Host, hosts_of, install
 from machines.simulator import needs_root, run, running_sim
 from qingcloud_cni.agent.settings.config_file import find_config, read_config
 from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS, check_vxnets, resolve
@@ -18,7 +20,6 @@ from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.core.cni.network_config import read_config as read_network_config
 from qingcloud_cni.core.errors import InvalidConfig, StartRefused, wire
 from qingcloud_cni.core.nics.model import Route
-from runtimes.answers import Answer, execute
 
 HELP = (
     "QingCloud container networking agent is a daemon process which allocates and recollects nics resources. Usage:"

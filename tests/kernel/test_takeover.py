@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from machines.hosts import pings as reaches
+from machines.containers import pings as reaches
 from machines.simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run, running_sim, unique_name
 
 pytestmark = needs_root

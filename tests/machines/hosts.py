@@ -6,8 +6,6 @@ Everything is run by its own command in the host's network namespace; `Host.clos
 import http.client
 import json
 import secrets
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,166 +13,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from machines.simulator import Sim, eventually, links, run
+from cni.answers import Answer, execute
+from machines.agents import AgentProcess, Reply, exchange
+from machines.containers import Container
+from machines.simulator import Sim, UnixConnection, eventually, links, run
 from qingcloud_cni.sim.fabric.shell import inside
-from runtimes.answers import Answer, execute
 
 QINGAGENT = str(Path(sys.executable).with_name("qingagent"))
 PORT = 31080
 LOG_LINES = 200  # of each agent, printed when its host is closed: pytest shows them where a test failed
 
-CARRIER = {"LOWER_UP", "NO-CARRIER"}
 CUT_OFF = """
 table inet away {{
   chain output {{ type filter hook output priority 0; ip daddr 127.0.0.1 tcp dport 7777 {verdict}; }}
 }}
 """
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An HTTP answer of the agent."""
-
-    status: int
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass(frozen=True)
-class Container:
-    """A network namespace such as a runtime makes; its name is the container id too."""
-
-    name: str
-
-    @property
-    def path(self) -> str:
-        return f"/run/netns/{self.name}"
-
-    def ip(self, *args: str) -> list[dict[str, Any]]:
-        """What `ip -j` shows inside."""
-        rows = json.loads(run("ip", "-n", self.name, "-j", *args).stdout or "[]")
-        return [row for row in rows if row]
-
-    @property
-    def names(self) -> list[str]:
-        """Of its links, in the kernel's order."""
-        return [row["ifname"] for row in self.ip("link", "show")]
-
-    def link(self, ifname: str = "eth0") -> dict[str, Any]:
-        (row,) = self.ip("-d", "addr", "show", "dev", ifname)
-        return row
-
-    def picture(self) -> list[list[Any]]:
-        """Links, addresses, routes and rules, without what comes of itself a moment after a link: carrier, IPv6."""
-        rows = self.ip("-d", "link", "show")
-        devices = [row | {"operstate": "", "flags": set(row["flags"]) - CARRIER} for row in rows]
-        addresses = [(row["ifname"], row["addr_info"]) for row in self.ip("-4", "addr", "show")]
-        return [devices, addresses, self.ip("-4", "route", "show", "table", "all"), self.ip("-4", "rule", "show")]
-
-    def routes(self) -> dict[str, str]:
-        """Gateway by destination, of all routes that have one."""
-        return {row["dst"]: row["gateway"] for row in self.ip("route", "show") if "gateway" in row}
-
-    def reaches(self, address: str) -> bool:
-        return pings(self.name, address)
-
-    @contextmanager
-    def process(self, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A process inside, until it is over or the block is."""
-        with subprocess.Popen(("nsenter", f"--net={self.path}", *argv), stdout=subprocess.DEVNULL) as process:
-            try:
-                inside = Path(self.path).stat().st_ino
-                eventually(lambda: Path(f"/proc/{process.pid}/ns/net").stat().st_ino == inside, f"{argv} inside")
-                yield process
-            finally:
-                process.kill()
-
-    def delete(self) -> None:
-        run("ip", "netns", "delete", self.name)
-
-
-def pings(netns: str, address: str) -> bool:
-    """Whether three of three echo requests from the namespace called *netns* are answered."""
-    ping = ("ping", "-n", "-q", "-c", "3", "-i", "0.05", "-W", "2", address)
-    done = run("nsenter", f"--net=/run/netns/{netns}", *ping, check=False)
-    return " 0% packet loss" in done.stdout
-
-
-def speaks_tcp(client: str, server: str, address: str, port: int = 8080) -> bool:
-    """Whether a connection from one namespace to *address* in another one carries words both ways."""
-
-    def listen() -> socket.socket:
-        return socket.create_server((address, port))
-
-    def call() -> socket.socket:
-        return socket.create_connection((address, port), timeout=5)
-
-    with inside(server, listen) as listener, inside(client, call) as caller:
-        listener.settimeout(5)
-        accepted, _ = listener.accept()
-        with accepted:
-            accepted.settimeout(5)
-            caller.sendall(b"ping")
-            heard = accepted.recv(16)
-            accepted.sendall(b"pong")
-            return (heard, caller.recv(16)) == (b"ping", b"pong")
-
-
-@dataclass
-class AgentProcess:
-    """One `qingagent start`; *log* is its stdout, *complaints* its stderr."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    complaints: Path
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self.process.poll() is None
-
-    @property
-    def stderr(self) -> str:
-        return self.complaints.read_text()
-
-    def wait(self, seconds: float = 20.0) -> int:
-        """Its exit status, once it has ended."""
-        return self.process.wait(timeout=seconds)
-
-    def stop(self) -> int:
-        """End it as systemd does, and tell its exit status."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.wait()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def events(self, name: str = "") -> list[dict[str, Any]]:
-        """Lines of its log, of one event or of all."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.endswith("}")]
-        return [line for line in lines if name in ("", line["event"])]
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("agent", timeout=30)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(30)
-        self.sock.connect(str(self._path))
 
 
 @dataclass
@@ -302,8 +157,8 @@ class Host:
 
     def ask(self, method: str, target: str, body: bytes = b"") -> Reply:
         """Over the unix socket."""
-        connection = _UnixConnection(self.socket)
-        return _exchange(connection, method, target, body, {})
+        connection = UnixConnection(str(self.socket))
+        return exchange(connection, method, target, body, {})
 
     def ask_tcp(
         self, netns: str, address: str, method: str, target: str, *, body: bytes = b"", token: str = ""
@@ -311,7 +166,7 @@ class Host:
         """Over TCP to *address*, from the namespace called *netns*, with *token* if it is given."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         connection = http.client.HTTPConnection(address, PORT, timeout=10)
-        return inside(netns, lambda: _exchange(connection, method, target, body, headers))
+        return inside(netns, lambda: exchange(connection, method, target, body, headers))
 
     def get(self, target: str) -> Any:
         reply = self.ask("GET", target)
@@ -468,22 +323,6 @@ class Host:
                 print(f"--- {self.name} {path.name}", *lines[-LOG_LINES:], sep="\n")
 
 
-def _exchange(
-    connection: http.client.HTTPConnection, method: str, target: str, body: bytes, headers: Mapping[str, str]
-) -> Reply:
-    try:
-        connection.request(method, target, body or None, dict(headers))
-        response = connection.getresponse()
-        return Reply(response.status, response.read())
-    finally:
-        connection.close()
-
-
-def address_of(result: Mapping[str, Any]) -> str:
-    """The address in a result of 0.3.x, without its prefix length."""
-    return str(result["ips"][0]["address"]).partition("/")[0]
-
-
 def install(directory: Path) -> Path:
     """The plugin, written into *directory* by the command for it."""
     run(QINGAGENT, "install-plugin", "--bin-dir", str(directory))
@@ -510,13 +349,3 @@ def hosts_of(sim: Sim, names: Iterator[str], directory: Path, plugin: Path) -> I
     finally:
         for host in taken:
             host.close()
-
-
-def open_files(pid: int) -> dict[str, int]:
-    """How many descriptors a process has, by kind."""
-    kinds: dict[str, int] = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):
-            kind = str(entry.readlink()).partition(":")[0]
-            kinds[kind] = kinds.get(kind, 0) + 1
-    return kinds

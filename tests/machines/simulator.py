@@ -85,7 +85,7 @@ def links(netns: str) -> dict[str, dict[str, Any]]:
     return {row["address"]: row for row in rows if row}
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("sim", timeout=30)
         self._path = path
@@ -142,7 +142,7 @@ class Sim:
         return self.ask("GET", f"/iaas/?{query}&signature={signature}")
 
     def ask(self, method: str, target: str, document: object = None) -> dict[str, Any]:
-        connection = _UnixConnection(self.info["api_socket"])
+        connection = UnixConnection(self.info["api_socket"])
         try:
             body = None if document is None else json.dumps(document)
             connection.request(method, target, body, {"Content-Type": "application/json"} if body else {})

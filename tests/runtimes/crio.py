@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cni.libcni import Call, Libcni
+from cni.networks import Failed, Network, load
 from machines.simulator import run
-from runtimes.cni_networks import Failed, Network, load
-from runtimes.libcni import Call, Libcni
 
 SUFFIXES = {".conf", ".conflist", ".json"}
 ADD_SECONDS, DEL_SECONDS, GC_SECONDS = 300.0, 60.0, 30.0

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from runtimes.cni_networks import Failed, Network, parse
-from runtimes.cni_results import VERSIONS, convert
-from runtimes.libcni import Call, Libcni
+from cni.libcni import Call, Libcni
+from cni.networks import Failed, Network, parse
+from cni.results import VERSIONS, convert
 
 LOOPBACK = b'{"cniVersion": "0.3.1", "name": "cni-loopback", "plugins": [{"type": "loopback"}]}'
 TAKEN_FOR_SUCCESS = "not found"  # in the error of a DEL

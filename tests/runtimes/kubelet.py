@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from machines.hosts import Container
-from runtimes.cni_networks import Failed, Network
+from cni.libcni import Call, Libcni
+from cni.networks import Failed, Network
+from machines.containers import Container
 from runtimes.gocni import GoCni
-from runtimes.libcni import Call, Libcni
 
 LIMITS = {"IngressRate": 1_000_000, "IngressBurst": 4294967295, "EgressRate": 1_000_000, "EgressBurst": 4294967295}
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtimes.cni_networks import Failed, Network, load
+from cni.libcni import Call, Libcni
+from cni.networks import Failed, Network, load
 from runtimes.gocni import GoCni, Interface
-from runtimes.libcni import Call, Libcni
 
 ATTEMPTS = 3
 SUFFIXES = {".conf", ".conflist", ".json"}

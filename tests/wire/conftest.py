@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cni.plugin_process import PlayedAgent, Run, played, runs
 from machines.hosts import Host, NewHost, hosts_of, install
 from machines.simulator import Sim, running_sim
-from runtimes.plugin_process import PlayedAgent, Run, played, runs
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cni.plugin_inputs import ENVIRONMENTS, JSON, check_answer, documents
+from cni.plugin_process import RESULT, answer
 from qingcloud_cni.agent.attachments.spool_files import Oddity, SpoolFiles
 from qingcloud_cni.agent.settings.values import Address
 from qingcloud_cni.plugin import qingcni
-from runtimes.plugin_inputs import ENVIRONMENTS, JSON, check_answer, documents
-from runtimes.plugin_process import RESULT, answer
 
 
 class Ended(BaseException):

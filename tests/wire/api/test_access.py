@@ -1,0 +1,176 @@
+"""Who may ask the agent, on which way, and what never leaves it."""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from machines.containers import Container
+from machines.hosts import Host, hosts_of
+from machines.simulator import Sim, needs_root, running_sim
+from qingcloud_cni.sim.topology.topology import default_topology
+
+pytestmark = needs_root
+
+LOOPBACK = "127.0.0.1"
+OPEN = ("/healthz", "/readyz", "/metrics")
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--hosts", "2") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pair(
+    sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Host, Host]]:
+    """A host with an agent, and one without."""
+    with hosts_of(sim, host_names, tmp_path_factory.mktemp("access"), plugin_file) as take:
+        host, stranger = take(), take()
+        host.start(min_idle=2, max_idle=2, max_nics=2)
+        yield host, stranger
+
+
+@pytest.fixture
+def host(pair: tuple[Host, Host]) -> Host:
+    return pair[0]
+
+
+@pytest.fixture
+def stranger(pair: tuple[Host, Host]) -> Host:
+    return pair[1]
+
+
+def token(host: Host) -> str:
+    return host.token_file.read_text().strip()
+
+
+def add_request(host: Host, container: Container) -> bytes:
+    """What the plugin would send for an ADD."""
+    request: dict[str, Any] = {
+        "command": "ADD",
+        "containerID": container.name,
+        "netns": container.path,
+        "ifname": "eth0",
+    }
+    return json.dumps(request | {"timeout": 5, "config": host.conf()}).encode()
+
+
+def assert_refused(host: Host, netns: str, address: str, given: str) -> None:
+    """Neither the ADD nor the reading gets more than 403, and nothing changes."""
+    container = host.container()
+    before = host.nics()
+    for method, target, body in (
+        ("POST", "/v1/cni", add_request(host, container)),
+        ("GET", "/v1/nics", b""),
+        ("GET", "/v1/status", b""),
+        ("GET", "/v1/attachments", b""),
+        ("POST", "/v1/drain", b""),
+    ):
+        reply = host.ask_tcp(netns, address, method, target, body=body, token=given)
+        assert reply.status == 403, (method, target, reply)
+        assert reply.json["code"] == 103
+        assert token(host).encode() not in reply.body
+    assert host.nics() == before
+    assert host.attachments() == []
+    assert not host.status()["draining"]
+    assert container.names == ["lo"]
+
+
+@pytest.mark.defect("hostnic-19")
+def test_another_host_is_refused_even_with_the_token(host: Host, stranger: Host) -> None:
+    for given in ("", "wrong", token(host)):
+        assert_refused(host, stranger.netns, host.address, given)
+
+
+@pytest.mark.defect("hostnic-19")
+def test_a_container_of_this_host_is_refused_even_with_the_token(host: Host) -> None:
+    container = host.container()
+    host.add(container)
+    for target, given in (("/v1/nics", token(host)), ("/v1/nics", "")):
+        assert host.ask_tcp(container.name, host.address, "GET", target, token=given).status == 403
+    host.delete(container)
+
+
+@pytest.mark.defect("hostnic-19")
+@pytest.mark.parametrize("given", ["", "wrong", " "])
+def test_loopback_without_the_right_token_is_refused(host: Host, given: str) -> None:
+    assert_refused(host, host.netns, LOOPBACK, given)
+
+
+def test_this_host_is_served_with_the_token_on_loopback_and_on_its_own_address(host: Host) -> None:
+    for address in (LOOPBACK, host.address):
+        container = host.container()
+        body = add_request(host, container)
+        reply = host.ask_tcp(host.netns, address, "POST", "/v1/cni", body=body, token=token(host))
+        assert reply.status == 200, reply
+        assert reply.json["interfaces"][0]["mac"] == container.link()["address"]
+        nics = host.ask_tcp(host.netns, address, "GET", "/v1/nics", token=token(host))
+        assert (nics.status, nics.json) == (200, host.nics())
+        host.delete(container)
+
+
+def test_health_readiness_and_metrics_are_open_to_everyone(host: Host, stranger: Host) -> None:
+    for netns, address in ((stranger.netns, host.address), (host.netns, LOOPBACK)):
+        for target in OPEN:
+            assert host.ask_tcp(netns, address, "GET", target).status == 200, target
+
+
+def test_metrics_are_open_but_show_no_container_and_no_nic(host: Host) -> None:
+    """Labels are closed sets; everyone may read them."""
+    container = host.container()
+    result = host.add(container)
+    text = host.ask("GET", "/metrics").body.decode()
+    assert 'qingagent_cni_requests_total{code="0",verb="ADD"}' in text
+    assert 'qingagent_nics{state="assigned"} 1.0' in text
+    for secret in (container.name, result["interfaces"][0]["mac"], result["ips"][0]["address"].partition("/")[0]):
+        assert secret not in text
+    host.delete(container)
+
+
+def test_socket_and_token_are_for_root_alone(host: Host) -> None:
+    for path, is_kind in ((host.socket, stat.S_ISSOCK), (host.token_file, stat.S_ISREG)):
+        found = path.lstat()
+        assert is_kind(found.st_mode)
+        assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, os.geteuid())
+    assert len(token(host)) >= 32
+
+
+def test_neither_token_nor_secret_key_ever_shows(host: Host, sim: Sim) -> None:
+    """Not in debug logs, API, metrics, the table for operators, or the process list."""
+    container = host.container()
+    host.add(container)
+    host.delete(container)
+    topology = default_topology(sim.name)
+    shown = {target: host.ask("GET", target).body for target in ("/v1/status", "/v1/nics", "/v1/attachments", *OPEN)}
+    shown |= {name: host.qingagent(name).stdout.encode() for name in ("status", "nics", "attachments")}
+    shown |= {
+        "log": host.agent.log.read_bytes(),
+        "stderr": host.agent.complaints.read_bytes(),
+        "ps": Path(f"/proc/{host.agent.pid}/cmdline").read_bytes(),
+        "environment": Path(f"/proc/{host.agent.pid}/environ").read_bytes(),
+        "state": b"".join(path.read_bytes() for path in host.state_dir.iterdir()),
+    }
+    assert b"cloud.call" in shown["log"]
+    for secret in (token(host), topology.secret_access_key):
+        assert [place for place, content in shown.items() if secret.encode() in content] == []
+    assert [place for place, content in shown.items() if b"signature=" in content] == []
+
+
+def test_a_token_outlives_the_agent(host: Host) -> None:
+    """Runtimes that were told its place go on; whoever could read it still can, so a readable one is refused."""
+    before = token(host)
+    assert host.agent.stop() == 0
+    host.token_file.chmod(0o640)
+    refused = host.launch(min_idle=2, max_idle=2, max_nics=2)
+    assert refused.wait() == 2
+    assert str(host.token_file) in refused.stderr
+    host.token_file.chmod(0o600)
+    host.start(min_idle=2, max_idle=2, max_nics=2)
+    assert token(host) == before

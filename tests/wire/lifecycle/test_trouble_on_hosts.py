@@ -1,0 +1,163 @@
+"""Trouble while an agent serves, over real sockets: what the runtime, the operator and the metrics are told."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from machines.agents import open_files
+from machines.hosts import Host, NewHost
+from machines.simulator import Sim, eventually, needs_root, running_sim
+
+pytestmark = needs_root
+
+ONE: dict[str, Any] = {"min_idle": 1, "max_idle": 1}
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Sim]:
+    with running_sim("--hosts", "12") as running:
+        yield running
+
+
+def calls_with(host: Host, outcome: str) -> list[str]:
+    """Lines of the metrics that count calls of the cloud with this outcome."""
+    lines = host.ask("GET", "/metrics").body.decode().splitlines()
+    return [
+        line for line in lines if line.startswith("qingagent_cloud_calls_total") and f'outcome="{outcome}"' in line
+    ]
+
+
+def assert_told(host: Host, outcome: str, *words: str) -> None:
+    """The pool serves; an ADD beyond it, status, metrics and log say what is wrong, in one sentence."""
+    first, second = host.container(), host.container()
+    host.add(first)
+    refused = host.cni("ADD", second, conf=host.conf(TimeoutSeconds=5))
+    assert refused.code == 11, refused
+    assert refused.seconds < 5.5
+    assert "\n" not in refused.message
+    assert all(word in refused.message for word in words), refused
+    status = host.status()
+    assert status["ready"]
+    assert all(word in status["cloud_error"] for word in words), status
+    shown = " ".join(host.qingagent("status").stdout.split())  # wrapped as the terminal is wide
+    assert words[0] in shown
+    assert calls_with(host, outcome)
+    assert [e for e in host.agent.events() if all(word in e.get("detail", "") for word in words)]
+    assert (host.ask("GET", "/readyz").status, host.ask("GET", "/healthz").status) == (200, 200)
+    assert second.names == ["lo"]
+    host.delete(first)
+
+
+def assert_over(host: Host) -> None:
+    """Containers get NICs of new ones again, nothing is told any more, and nothing was lost."""
+    for _ in range(2):
+        host.add(host.container())
+    host.wait_idle(1)
+    eventually(host.is_calm, "table and cloud agree")
+    assert host.status()["cloud_error"] == ""
+    assert len(host.agents) == 1
+    assert host.agent.is_running
+
+
+UNREACHABLE = {
+    "refused": ("reject with tcp reset", ("cannot be reached", "Connection refused")),
+    "dropped": ("drop", ("cannot be reached", "no connection in time")),
+}
+
+
+@pytest.mark.defect("hostnic-2")
+@pytest.mark.parametrize("how", UNREACHABLE)
+def test_an_api_that_cannot_be_reached_any_more_is_told_while_the_pool_serves(new_host: NewHost, how: str) -> None:
+    host = new_host()
+    path = host.directory / "client.yaml"
+    keys = yaml.safe_load(Path(host.sim.host(host.name)["client_yaml"]).read_text())
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(keys | {"connection_timeout": 1}))
+    host.start(QYAccessFilePath=path, **ONE)
+    verdict, words = UNREACHABLE[how]
+    with host.cut_off(verdict):
+        assert_told(host, "unreachable", *words)
+    assert_over(host)
+
+
+FAULTS = {
+    "502 with HTML": ("*", "bad-gateway", "lost", ("HTTP 502", "text/html", "not a reply of the API")),
+    "no JSON": ("*", "not-json", "lost", ("HTTP 200", "it is not JSON")),
+    "call quota": ("*", "call-quota", "quota", ("API calls", "(2500)")),
+    "NIC quota": ("CreateNics", "nic-quota", "quota", ("nics of this account", "(2500)")),
+}
+
+
+@pytest.mark.defect("hostnic-1", "hostnic-3", "ancestor-2")
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_the_cloud_answers_in_trouble_is_told_while_the_pool_serves(
+    new_host: NewHost, sim: Sim, name: str
+) -> None:
+    host = new_host()
+    host.start(**ONE, api_budget=2000)  # halved by a refusal it still brings a call every few seconds
+    action, effect, outcome, words = FAULTS[name]
+    with sim.fault(action, effect):
+        assert_told(host, outcome, *words)
+    assert_over(host)
+
+
+@pytest.mark.defect("hostnic-6")
+def test_a_failed_job_is_told_and_its_nics_are_attached_again(new_host: NewHost, sim: Sim) -> None:
+    host = new_host()
+    host.start(**ONE)
+    container = host.container()
+    with sim.fault("AttachNics", "fail-job"):
+        host.add(host.container())
+        refused = host.cni("ADD", container, conf=host.conf(TimeoutSeconds=20))
+        assert refused.code == 11, refused
+        assert "failed" in refused.message
+        assert "attach of 52:54:" in refused.message
+    host.add(container)
+    eventually(host.is_calm, "table and cloud agree")
+    assert host.agent.events("nic.unattached")
+
+
+# --- the plugin and the agent ----------------------------------------------------------------------------
+
+
+def test_a_wrong_token_is_refused_with_one_sentence(new_host: NewHost) -> None:
+    host = new_host()
+    host.start(**ONE)
+    wrong = host.directory / "wrong"
+    wrong.touch(mode=0o600)
+    wrong.write_text("0" * 64)
+    for verb in ("ADD", "DEL"):
+        refused = host.cni(verb, host.container(), conf=host.conf(TokenFile=str(wrong)))
+        assert refused.code == 103, refused
+        assert "token" in refused.message
+        assert "0" * 64 not in refused.message
+    wrong.chmod(0o644)
+    refused = host.cni("ADD", host.container(), conf=host.conf(TokenFile=str(wrong)))
+    assert refused.code == 7, refused
+    assert str(wrong) in refused.message
+    assert (host.attachments(), len(host.nics("idle"))) == ([], 1)
+
+
+def test_a_silent_agent_is_told_in_time_and_an_add_nobody_waits_for_leaves_nothing(new_host: NewHost) -> None:
+    """The agent stands still, then goes on: what it did for a caller that had gone is given back by the DEL."""
+    host = new_host()
+    host.start(**ONE)
+    container = host.container()
+    files = open_files(host.agent.pid)
+    host.agent.process.send_signal(signal.SIGSTOP)
+    try:
+        refused = host.cni("ADD", container, conf=host.conf(TimeoutSeconds=2))
+    finally:
+        host.agent.process.send_signal(signal.SIGCONT)
+    assert refused.code == 11, refused
+    assert "no answer" in refused.message
+    assert refused.seconds < 2.5
+    host.delete(container)
+    assert container.names == ["lo"]
+    eventually(lambda: host.is_calm() and not host.attachments(), "table and cloud agree")
+    eventually(lambda: open_files(host.agent.pid) == files, "no file left open")
+    host.add(container)
