@@ -32,7 +32,7 @@ def table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[
 
 def settings() -> Iterator[str]:
     rows = (
-        (f"`{s.name}`", f"`{s.variable}`", s.kind.wanted, f"`{s.default}`" if s.default != "" else NONE, s.help)
+        (f"`{s.name}`", f"`{s.variable}`", s.kind.expected, f"`{s.default}`" if s.default != "" else NONE, s.help)
         for s in SETTINGS
     )
     return table(("Setting", "Environment variable", "Value", "Default", "Meaning"), rows)

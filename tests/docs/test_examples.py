@@ -14,7 +14,7 @@ import yaml
 from pages import PAGES, ROOT, Block, anchors, blocks, links, page
 from qingcloud_cni.agent.settings.config_file import read_config as read_config_file
 from qingcloud_cni.agent.settings.config_formats import FORMATS
-from qingcloud_cni.agent.settings.settings import Resolved, check_vxnets, resolve
+from qingcloud_cni.agent.settings.resolution import Resolved, check_vxnets, resolve
 from qingcloud_cni.cloud import load_access
 from qingcloud_cni.core.cni.network_config import read_config as read_network_config
 from qingcloud_cni.store.database import Database

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pages import ROOT, anchors, links
-from qingcloud_cni.agent.settings.settings import resolve
+from qingcloud_cni.agent.settings.resolution import resolve
 
 NETWORKMANAGER = ROOT / "examples" / "networkmanager"
 NETWORKD = ROOT / "examples" / "networkd"

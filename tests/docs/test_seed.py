@@ -15,7 +15,8 @@ from machines.containers import Container
 from machines.hosts import QINGAGENT, Host, hosts_of, install
 from machines.simulator import needs_root, run, running_sim
 from qingcloud_cni.agent.settings.config_file import find_config, read_config
-from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS, check_vxnets, resolve
+from qingcloud_cni.agent.settings.resolution import check_vxnets, resolve
+from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.core.cni.network_config import read_config as read_network_config
 from qingcloud_cni.core.errors import InvalidConfig, StartRefused, wire
@@ -154,7 +155,7 @@ def test_the_contracts_config_file_is_found_and_read(place: Path) -> None:
     assert given == {"QYAccessFilePath", "vxnet", "iface", "loglevel"}
     assert (resolved.settings.iface, resolved.settings.loglevel) == ("eth0", "debug")
     assert str(resolved.settings.qyaccessfilepath) == "/etc/qingcloud/client.yaml"
-    with pytest.raises(StartRefused, match="vxnet-xxxxxxx is the placeholder of the documentation; name your own"):
+    with pytest.raises(StartRefused, match="vxnet-xxxxxxx is the placeholder of the documentation; set your own"):
         check_vxnets(resolved)
 
 

@@ -19,7 +19,8 @@ from qingcloud_cni.agent.base.attachment_lock import CniCall
 from qingcloud_cni.agent.base.journal import Listener
 from qingcloud_cni.agent.base.phases import Phases
 from qingcloud_cni.agent.reconcile.startup_comparison import FIRST_CALL
-from qingcloud_cni.agent.settings.settings import Settings, resolve
+from qingcloud_cni.agent.settings.resolution import resolve
+from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cloud import Access, CallSeen, Client
 from qingcloud_cni.core.cni.network_config import NetworkConfig, read_config
 from qingcloud_cni.core.cni.protocol import Verb

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qingcloud_cni.agent.settings.config_file import find_config, read_config
-from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS, Given, Resolved, Setting, resolve
+from qingcloud_cni.agent.settings.resolution import Given, Resolved, resolve
+from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS, Setting
 from qingcloud_cni.agent.settings.values import FLAG, TEXTS
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Checked(Reached):
 
 def checked() -> Checked:
     """StartRefused where settings, access file, vxnet ids or the instance id will not do."""
-    from qingcloud_cni.agent.settings.settings import check_vxnets, read_instance_id
+    from qingcloud_cni.agent.settings.resolution import check_vxnets, read_instance_id
 
     found = reached()
     check_vxnets(found.resolved)

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from qingcloud_cni.agent.orphans.orphan_finder import Deleted, Found, OrphanFinder, orphan_finder
-from qingcloud_cni.agent.settings.settings import Settings, read_instance_id
+from qingcloud_cni.agent.settings.resolution import read_instance_id
+from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cli import show
 from qingcloud_cni.cli.options import Reached
 from qingcloud_cni.core.drift.orphans import Orphan, Spared, free_since

@@ -357,7 +357,7 @@ def _seconds(flag: str, text: str) -> float:
     try:
         return SECONDS.parse(text)
     except ValueError:
-        raise StartRefused(f"{flag} {text!r} is refused: wanted {SECONDS.wanted}") from None
+        raise StartRefused(f"{flag} {text!r}: rejected: expected {SECONDS.expected}") from None
 
 
 def _socket() -> Path:

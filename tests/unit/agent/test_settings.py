@@ -11,19 +11,15 @@ from hypothesis import strategies as st
 
 from qingcloud_cni.agent.settings import config_file
 from qingcloud_cni.agent.settings.config_file import find_config, find_configs, read_config
-from qingcloud_cni.agent.settings.settings import (
-    BY_KEY,
-    SETTINGS,
-    VXNET_PLACEHOLDER,
+from qingcloud_cni.agent.settings.resolution import (
     Given,
     Resolved,
-    Setting,
-    Settings,
     check_vxnets,
     read_boot_id,
     read_instance_id,
     resolve,
 )
+from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS, VXNET_PLACEHOLDER, Setting, Settings
 from qingcloud_cni.agent.settings.values import ADDRESS, FLAG, PATH, SECONDS, TEXTS, WHOLE, Address, ValueKind
 from qingcloud_cni.core.errors import StartRefused, exit_status
 from qingcloud_cni.core.pool.pool_state import PoolPolicy
@@ -135,7 +131,7 @@ def test_flag_before_environment_before_file_before_default(setting: Setting) ->
 @each_setting
 def test_a_refusal_names_source_key_value_and_what_is_wanted(setting: Setting) -> None:
     bad = SAMPLES[setting.name][3]
-    words = f"{bad!r} is refused: wanted {setting.kind.wanted}"
+    words = f"{bad!r}: rejected: expected {setting.kind.expected}"
     key = setting.name.lower()
     assert refusal({key: bad}) == f"--{setting.name} {words}"
     assert refusal({}, {}, {key: bad}) == f"QingAgent.yaml: {setting.name} {words}"
@@ -155,7 +151,7 @@ def test_the_zone_comes_from_the_access_file_only_where_nobody_gives_one() -> No
     assert resolved({}, {}, {"zone": "gd2"}, access_zone="sh1a").settings.zone == "gd2"
     assert resolved({}, {"QINGAGENT_ZONE": "ap1"}, access_zone="sh1a").settings.zone == "ap1"
     assert refusal(access_zone="SH1A") == (
-        "/a/client.yaml: zone 'SH1A' is refused: wanted a zone in lower case, such as pek3a"
+        "/a/client.yaml: zone 'SH1A': rejected: expected a zone in lower case, such as pek3a"
     )
 
 
@@ -166,7 +162,7 @@ def test_variables_of_kubernetes_are_ignored() -> None:
 
 def test_an_unknown_key_tells_which_are_known() -> None:
     said = refusal({}, {}, {"vxnets": "vxnet-1"})
-    assert said.startswith("QingAgent.yaml: unknown key 'vxnets'; known are QYAccessFilePath, bindaddr,")
+    assert said.startswith("QingAgent.yaml: unknown key 'vxnets'; known keys: QYAccessFilePath, bindaddr,")
     assert all(s.name in said for s in SETTINGS)
 
 
@@ -274,12 +270,12 @@ def test_any_value_of_a_file_is_taken_or_refused_in_one_sentence(setting: Settin
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"min-idle": "9"}, "max-idle 8 (QingAgent.yaml) is below min-idle 9 (--min-idle); raise it to that"),
+        ({"min-idle": "9"}, "max-idle 8 (QingAgent.yaml) is below min-idle 9 (--min-idle); raise it"),
         ({"max-nics": "2"}, "max-nics 2 (--max-nics) is below min-idle 3 (default); raise it or lower min-idle"),
-        ({"max-nics": "0", "min-idle": "0"}, "max-nics 0 (--max-nics) leaves no NIC for any container; raise it"),
-        ({"api-budget": "0"}, "api-budget 0 (--api-budget) leaves no call of the cloud; raise it"),
-        ({"gatewayns": "qingcni"}, "gatewayns qingcni (--gatewayns) is nic-name-prefix qingcni (default) as well;"),
-        ({"gatewayns": "eth0"}, "gatewayns eth0 (--gatewayns) is iface eth0 (default) as well; a gateway NIC needs"),
+        ({"max-nics": "0", "min-idle": "0"}, "max-nics 0 (--max-nics) leaves no NIC for containers; raise it"),
+        ({"api-budget": "0"}, "api-budget 0 (--api-budget) allows no call of the cloud; raise it"),
+        ({"gatewayns": "qingcni"}, "gatewayns qingcni (--gatewayns) equals nic-name-prefix qingcni (default);"),
+        ({"gatewayns": "eth0"}, "gatewayns eth0 (--gatewayns) equals iface eth0 (default); a gateway NIC needs"),
         ({"run-dir": "/" + "x" * 100}, "(--run-dir) is too long for a socket in it; choose a shorter --run-dir"),
         ({"run-dir": "/" + "ä" * 50}, "is too long for a socket in it; choose a shorter --run-dir"),
     ],
@@ -294,7 +290,7 @@ def test_the_longest_run_dir_leaves_room_for_a_socket() -> None:
 
 def test_settings_follow_the_table() -> None:
     assert [f.name for f in fields(Settings)] == [s.field for s in SETTINGS]
-    assert all(s.help and s.kind.wanted for s in SETTINGS)
+    assert all(s.help and s.kind.expected for s in SETTINGS)
 
 
 # --- instance id and vxnets --------------------------------------------------------------------------
@@ -317,14 +313,14 @@ def test_a_given_instance_id_needs_no_file(settings: Settings) -> None:
 @pytest.mark.parametrize("content", [b"", b"i-", b"I-1", b"i-1 i-2", b"i-1\ni-2", b"\xff\xfe", b"<html>" * 99])
 def test_a_file_that_holds_no_instance_id_is_refused(settings: Settings, content: bytes) -> None:
     settings.instance_id_file.write_bytes(content)
-    with pytest.raises(StartRefused, match=r"holds '.*': wanted an instance id such as i-1234abcd") as refused:
+    with pytest.raises(StartRefused, match=r"holds '.*': expected an instance id such as i-1234abcd") as refused:
         read_instance_id(settings)
     assert len(str(refused.value)) < 250 + len(str(settings.instance_id_file))
 
 
 def test_an_instance_id_file_that_cannot_be_read_is_refused(settings: Settings, tmp_path: Path) -> None:
     for path, why in ((settings.instance_id_file, "No such file or directory"), (tmp_path, "Is a directory")):
-        with pytest.raises(StartRefused, match=f"cannot be read: {why}; write this instance's id into it or give"):
+        with pytest.raises(StartRefused, match=f"read failed: {why}; write this instance's id into it, or set"):
             read_instance_id(replace(settings, instance_id_file=path))
 
 
@@ -338,17 +334,17 @@ def test_the_boot_id_is_the_kernels_or_that_of_a_file(settings: Settings) -> Non
 @pytest.mark.parametrize("content", [b"", b"\n", b"a b", b"a\nb", b"\xff", b"a" * 101])
 def test_a_file_that_holds_no_boot_id_is_refused(settings: Settings, content: bytes) -> None:
     settings.boot_id_file.write_bytes(content)
-    with pytest.raises(StartRefused, match=r"boot id file \S+ holds '.*': wanted one word"):
+    with pytest.raises(StartRefused, match=r"boot id file \S+ holds '.*': expected one word"):
         read_boot_id(settings)
 
 
 def test_a_boot_id_file_that_cannot_be_read_is_refused(settings: Settings) -> None:
-    with pytest.raises(StartRefused, match="No such file or directory; give the right one with --boot-id-file"):
+    with pytest.raises(StartRefused, match="No such file or directory; set --boot-id-file"):
         read_boot_id(settings)
 
 
 def test_the_vxnet_placeholder_is_refused_where_it_stands() -> None:
-    words = "vxnet-xxxxxxx is the placeholder of the documentation; name your own with --vxnet"
+    words = "vxnet-xxxxxxx is the placeholder of the documentation; set your own with --vxnet"
     for settings, where in (
         (resolved(), "vxnet"),
         (resolved({"vxnet": f"vxnet-1,{VXNET_PLACEHOLDER}"}), "--vxnet"),
@@ -364,7 +360,7 @@ def test_the_vxnet_placeholder_is_refused_where_it_stands() -> None:
 def test_other_things_are_no_vxnets(vxnet: str) -> None:
     with pytest.raises(StartRefused) as refused:
         check_vxnets(resolved({}, {}, {"vxnet": ["vxnet-1", vxnet]}))
-    assert str(refused.value) == f"QingAgent.yaml: vxnet {vxnet!r} is refused: wanted ids such as vxnet-1234abc"
+    assert str(refused.value) == f"QingAgent.yaml: vxnet {vxnet!r}: rejected: expected ids such as vxnet-1234abc"
 
 
 def test_vxnets_pass() -> None:
@@ -422,5 +418,5 @@ def test_a_link_to_nowhere_is_found_and_refused_not_passed_over(
     written(tmp_path, "QingAgent.yml", "zone: a")
     found = find_config()
     assert found is not None
-    with pytest.raises(StartRefused, match=r"QingAgent\.yaml cannot be read: No such file or directory"):
+    with pytest.raises(StartRefused, match=r"QingAgent\.yaml: read failed: No such file or directory"):
         read_config(found)

@@ -169,7 +169,7 @@ def test_a_cloud_that_tells_nothing_leaves_everything(new_host: NewHost, sim: Si
     ("args", "settings", "words"),
     [
         (("--yes",), {}, "--yes answers the question of --delete"),
-        (("--older-than", "soon"), {}, "--older-than 'soon' is refused: wanted"),
+        (("--older-than", "soon"), {}, "--older-than 'soon': rejected: expected"),
         ((), {"QYAccessFilePath": "/nowhere/client.yaml"}, "access file /nowhere/client.yaml does not exist"),
         ((), {"instance-id-file": "/etc/hostname"}, "instance id file /etc/hostname holds"),
         ((), {"gatewayns": "qingcni"}, "they tell NICs apart"),

@@ -196,7 +196,7 @@ BROKEN = {
     ".json": ('{"zone": }', "line 1, column 10"),
     ".toml": ("zone = a\n", "line 1, column 8"),
     ".xml": ("<!DOCTYPE a [<!ENTITY e 'x'>]><a><zone>&e;</zone></a>", "DOCTYPE and entity declarations are refused"),
-    ".ini": ("[QingAgent]\nzone\n", "line 2 is no `key = value`"),
+    ".ini": ("[QingAgent]\nzone\n", "line 2 is not `key = value`"),
     ".properties": ("zone = \\u12\n", "line 1: \\u needs four"),
 }
 UNKNOWN = {".yaml": "vxnets: a", ".xml": "<a><vxnets>a</vxnets></a>", ".properties": "vxnets a"}
@@ -208,25 +208,25 @@ def test_a_broken_config_file_of_each_format_is_refused(suffix: str, place: Plac
     content, where = BROKEN[suffix]
     path = place.directory / f"QingAgent{suffix}"
     path.write_text(content)
-    assert_refused(place, (f"config file {path.name} is broken: ", where))
+    assert_refused(place, (f"config file {path.name}: invalid: ", where))
 
 
 @pytest.mark.parametrize("suffix", UNKNOWN)
 def test_an_unknown_key_is_refused_in_every_format(suffix: str, place: Place) -> None:
     path = place.directory / f"other{suffix}"
     path.write_text(UNKNOWN[suffix])
-    assert_refused(place, (str(path), "unknown key 'vxnets'", "known are QYAccessFilePath, bindaddr,"), config=path)
+    assert_refused(place, (str(path), "unknown key 'vxnets'", "known keys: QYAccessFilePath, bindaddr,"), config=path)
 
 
 def test_a_bad_value_in_the_file_names_file_key_and_what_is_wanted(place: Place) -> None:
     path = place.directory / "QingAgent.yaml"
     path.write_text("max-idle: lots\n")
-    assert_refused(place, (f"{path}: max-idle 'lots' is refused: wanted a whole number",))
+    assert_refused(place, (f"{path}: max-idle 'lots': rejected: expected a whole number",))
 
 
 def test_a_bad_variable_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QINGAGENT_IDLE_TTL", "soon")
-    assert_refused(place, ("QINGAGENT_IDLE_TTL 'soon' is refused: wanted a duration",))
+    assert_refused(place, ("QINGAGENT_IDLE_TTL 'soon': rejected: expected a duration",))
 
 
 # --- what is taken, or may not be written --------------------------------------------------------------

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qingcloud_cni.agent.api.views import CloudView, ConfigView, SettingValue, SettingView
-from qingcloud_cni.agent.settings.settings import SETTINGS, Resolved
+from qingcloud_cni.agent.settings.resolution import Resolved
+from qingcloud_cni.agent.settings.settings import SETTINGS
 from qingcloud_cni.agent.settings.values import Address
 from qingcloud_cni.cloud import Access
 

@@ -18,7 +18,8 @@ from qingcloud_cni.agent.base.clock import BootTime, SystemClock
 from qingcloud_cni.agent.process.listeners import bound, check_iface
 from qingcloud_cni.agent.process.lock import take_lock
 from qingcloud_cni.agent.process.run_files import ensure_directory, ensure_token
-from qingcloud_cni.agent.settings.settings import Settings, read_boot_id
+from qingcloud_cni.agent.settings.resolution import read_boot_id
+from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client, Limiter
 from qingcloud_cni.core.budget import Budget
 from qingcloud_cni.core.errors import AbilityMissing, StartRefused, StoreRefused

@@ -1,7 +1,7 @@
-"""The formats of the config file: one function for each, from its text to keys and values.
+"""The formats of the config file: a function for each, from its text to keys and values.
 
-Pairs come in the file's order, a key perhaps twice. A value is a text, a truth, a number, None for "not given", or a
-list of these; a format without types has texts only. {} stands for whatever is nested deeper: the file is flat.
+Pairs come in the file's order, and a key may occur twice. A value is a str, bool, int, None for "not given", or a
+list of these; a format without types has texts only. {} stands for anything nested deeper: the file is flat.
 """
 
 import configparser
@@ -18,28 +18,28 @@ from qingcloud_cni.core.flat_yaml import YamlFault, read_flat_yaml
 Pairs = list[tuple[str, object]]
 
 SECTION = "QingAgent"  # the only one an INI file may have
-_NO_KEYS = "it must hold keys and values, such as "
+_NO_KEYS = "expected keys and values, such as "
 _ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}  # in properties; any other character stands for itself
 _PROPERTY = re.compile(r"((?:\\.|[^\\=:\s])*)\s*[=:]?\s*(.*)", re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _QUOTED = re.compile(r"""(["'])(.*)\1""", re.DOTALL)
 
 
-class Broken(ValueError):
-    """The text is not of its format; the words say where and why."""
+class FormatError(ValueError):
+    """The text is not of its format; the message has the line and the cause."""
 
 
 def _no_constant(word: str) -> NoReturn:
-    raise Broken(f"{word} is no JSON")
+    raise FormatError(f"{word} is not JSON")
 
 
 def yaml_pairs(text: str) -> Pairs:
     try:
         pairs = read_flat_yaml(text)
     except YamlFault as err:
-        raise Broken(str(err)) from err
+        raise FormatError(str(err)) from err
     if pairs is None:
-        raise Broken(_NO_KEYS + "`zone: pek3a`")
+        raise FormatError(_NO_KEYS + "`zone: pek3a`")
     return pairs
 
 
@@ -50,15 +50,15 @@ class _Object(tuple[tuple[str, object], ...]):
 
 
 def json_pairs(text: str) -> Pairs:
-    """Numbers stay the text they are: nothing is rounded, and 1e3 is not taken for 1000."""
+    """Numbers stay text, so that nothing is rounded and 1e3 is not read as 1000."""
     try:
         content = json.loads(
             text, object_pairs_hook=_Object, parse_int=str, parse_float=str, parse_constant=_no_constant
         )
     except json.JSONDecodeError as err:
-        raise Broken(f"line {err.lineno}, column {err.colno}: {err.msg}") from err
+        raise FormatError(f"line {err.lineno}, column {err.colno}: {err.msg}") from err
     if not isinstance(content, _Object):
-        raise Broken(_NO_KEYS + '`{"zone": "pek3a"}`')
+        raise FormatError(_NO_KEYS + '`{"zone": "pek3a"}`')
     return [(key, _flat(value)) for key, value in content]
 
 
@@ -66,7 +66,7 @@ def toml_pairs(text: str) -> Pairs:
     try:
         content = tomllib.loads(text, parse_float=str)
     except tomllib.TOMLDecodeError as err:
-        raise Broken(str(err)) from err
+        raise FormatError(str(err)) from err
     return [(key, _flat(value)) for key, value in content.items()]
 
 
@@ -83,12 +83,12 @@ def _flat(value: object) -> object:
 
 
 def xml_pairs(text: str) -> Pairs:
-    """Any root; an element is a key, and one that is repeated a list. DOCTYPE, entities, attributes are refused."""
+    """Any root; an element is a key, a repeated one a list. DOCTYPE, entities and attributes are rejected."""
     reader = _XmlReader()
     try:
         reader.parser.Parse(text.encode(), True)
     except expat.ExpatError as err:
-        raise Broken(f"line {err.lineno}, column {err.offset + 1}: {expat.ErrorString(err.code)}") from err
+        raise FormatError(f"line {err.lineno}, column {err.offset + 1}: {expat.ErrorString(err.code)}") from err
     return [(name, values[0] if len(values) == 1 else values) for name, values in reader.found.values()]
 
 
@@ -108,8 +108,8 @@ class _XmlReader:
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         for attribute in attributes:
-            if self._path or not attribute.startswith(("xmlns", "xsi:")):  # a schema's on the root say nothing
-                raise self._broken(f"element {name} has attribute {attribute!r}; values stand between the tags")
+            if self._path or not attribute.startswith(("xmlns", "xsi:")):  # a schema's on the root are ignored
+                raise self._error(f"element {name} has attribute {attribute!r}; write values between the tags")
         self._path.append(name)
         if len(self._path) == 2:
             self._text, self._is_nested = "", False
@@ -123,38 +123,37 @@ class _XmlReader:
 
     def _data(self, text: str) -> None:
         if len(self._path) == 1 and text.strip():
-            raise self._broken("text outside of a key's element, such as <zone>pek3a</zone>")
+            raise self._error("text outside of a key's element, such as <zone>pek3a</zone>")
         self._text += text
 
     def _refuse(self, *_declared: object) -> NoReturn:
-        raise self._broken("DOCTYPE and entity declarations are refused; write the values out")
+        raise self._error("DOCTYPE and entity declarations are rejected; write the values out")
 
-    def _broken(self, words: str) -> Broken:
-        return Broken(f"line {self.parser.CurrentLineNumber}: {words}")
+    def _error(self, words: str) -> FormatError:
+        return FormatError(f"line {self.parser.CurrentLineNumber}: {words}")
 
 
 def ini_pairs(text: str) -> Pairs:
-    """Keys of the section [QingAgent], or of a file without sections. Quotes around a whole value are left out."""
+    """Keys of the section [QingAgent], or of a file without sections. Quotes around a whole value are removed."""
     shift = 0
     try:
         try:
             found = _ini(text)
         except configparser.MissingSectionHeaderError:
-            shift = 1  # line: the section that is put before
+            shift = 1  # line: the section header that is added
             found = _ini(f"[{SECTION}]\n{text}")
     except configparser.DuplicateOptionError as err:
-        raise Broken(f"line {(err.lineno or 0) - shift}: key {err.option!r} stands there twice") from err
+        raise FormatError(f"line {(err.lineno or 0) - shift}: key {err.option!r} is given twice") from err
     except configparser.DuplicateSectionError as err:
-        raise Broken(
-            f"line {(err.lineno or 0) - shift}: section [{err.section}] begins, and there were keys before it;"
-            " keep all of them in it"
+        raise FormatError(
+            f"line {(err.lineno or 0) - shift}: section [{err.section}] begins after keys; move all keys into it"
         ) from err
     except configparser.ParsingError as err:
-        raise Broken(f"line {err.errors[0][0] - shift} is no `key = value`") from err
+        raise FormatError(f"line {err.errors[0][0] - shift} is not `key = value`") from err
     sections = found.sections()
     other = next((name for name in sections if name.lower() != SECTION.lower()), None)
     if other is not None or len(sections) > 1:
-        raise Broken(f"section [{other or sections[1]}]: the only one allowed is [{SECTION}], or none at all")
+        raise FormatError(f"section [{other or sections[1]}]: only [{SECTION}], or no section, is allowed")
     return [(key, _unquoted(value)) for name in sections for key, value in found.items(name, raw=True)]
 
 
@@ -176,14 +175,14 @@ def properties_pairs(text: str) -> Pairs:
     for number, line in _logical_lines(text):
         match = _PROPERTY.fullmatch(line)
         if match is None or not match[1]:
-            raise Broken(f"line {number} is no `key = value`")
+            raise FormatError(f"line {number} is not `key = value`")
         key, value = (_unescaped(part, number) for part in match.groups())
         pairs.append((key, value))
     return pairs
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that say something, joined where a backslash ends one; with the number of the first of them."""
+    """Lines without blanks and comments, joined where a backslash ends one; with the number of the first."""
     whole, begin = "", 0
     for number, raw in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         line = raw.lstrip(" \t\f")
@@ -205,7 +204,7 @@ def _unescaped(text: str, number: int) -> str:
         if match[1]:
             return chr(int(match[1], 16))
         if match[2] == "u":
-            raise Broken(f"line {number}: \\u needs four hexadecimal digits")
+            raise FormatError(f"line {number}: \\u needs four hexadecimal digits")
         return _ESCAPES.get(match[2], match[2])
 
     return _ESCAPE.sub(replaced, text).strip()

@@ -1,7 +1,4 @@
-"""Kinds of setting values: how text from a flag, the environment or a file becomes a typed value, or is refused.
-
-A parser raises ValueError whose words finish the sentence "… is refused: wanted <words>".
-"""
+"""Kinds of setting values: each parses the raw value of a flag, variable or file, or raises ValueError."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -16,15 +13,15 @@ T = TypeVar("T")
 _DIGITS = re.compile(r"[0-9]+")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h|d)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_TRUTHS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
 class ValueKind(Generic[T]):
-    """*wanted* is shown in refusals and help; *metavar* beside the flag."""
+    """*expected* is shown in errors and documentation, *metavar* beside the flag in help."""
 
     metavar: str
-    wanted: str
+    expected: str
     parse: Callable[[object], T]
 
 
@@ -78,14 +75,14 @@ def _seconds(value: object) -> float:
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    truth = _TRUTHS.get(str(value).strip().lower())
-    if truth is None:
+    found = _BOOLEANS.get(str(value).strip().lower())
+    if found is None:
         raise ValueError
-    return truth
+    return found
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    """A list, or a text split on commas; flags may repeat and split."""
+    """A list, or a text split on commas; a flag may be repeated as well."""
     items: Iterable[object] = value if isinstance(value, list | tuple) else [value]
     texts = tuple(part.strip() for item in items for part in _text(item).split(",") if part.strip())
     if not texts:
@@ -110,18 +107,18 @@ TEXTS = ValueKind("stringSlice", "a list, or texts separated by commas", _texts)
 ADDRESS = ValueKind("string", "ADDRESS:PORT with an IP address, such as 0.0.0.0:31080", _address)
 
 
-def matching(pattern: "re.Pattern[str]", wanted: str, metavar: str = "string") -> ValueKind[str]:
+def matching(pattern: "re.Pattern[str]", expected: str, metavar: str = "string") -> ValueKind[str]:
     def parse(value: object) -> str:
         text = _text(value)
         if not pattern.fullmatch(text):
             raise ValueError
         return text
 
-    return ValueKind(metavar, wanted, parse)
+    return ValueKind(metavar, expected, parse)
 
 
 def choice(options: Iterable[str]) -> ValueKind[str]:
-    """One of *options*, matched without regard to case."""
+    """One of *options*, in any case."""
     names = {o.lower(): o for o in options}
 
     def parse(value: object) -> str:
