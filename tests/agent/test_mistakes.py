@@ -71,10 +71,10 @@ def left_in_its_container(patch: Patch) -> None:
 
 
 def one_look_is_enough(patch: Patch) -> None:
-    def weigh(known: Any, found: Iterable[Difference], now: float) -> Any:
-        return differences.weigh(known, [replace(d, is_harmless=True) for d in found], now)
+    def track(known: Any, found: Iterable[Difference], now: float) -> Any:
+        return differences.track(known, [replace(d, is_harmless=True) for d in found], now)
 
-    patch(reconcile, "weigh", weigh)
+    patch(reconcile, "track", track)
 
 
 def lists_are_believed(patch: Patch) -> None:

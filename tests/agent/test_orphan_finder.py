@@ -119,7 +119,7 @@ def test_what_is_left_of_hosts_that_are_gone_is_found_and_nothing_else() -> None
         found = await zone.orphanage.find()
         assert ids(found) == {*dead, *gateway}
         assert {orphan.instance_is for orphan in found.orphans} == {"unknown"}
-        assert [(s.nic.nic_id, s.why) for s in found.spared] == [(young[0], "free for 2 s only")]
+        assert [(s.nic.nic_id, s.why) for s in found.left_alone] == [(young[0], "free for 2 s only")]
 
     zoned(main)
 
@@ -135,7 +135,7 @@ def test_a_host_that_is_terminated_leaves_orphans_once_they_have_been_free_for_a
         assert await zone.find() == set()
         await zone.terminate(OTHER, **how)
         found = await zone.orphanage.find()
-        assert (ids(found), len(found.spared)) == (set(), 3)
+        assert (ids(found), len(found.left_alone)) == (set(), 3)
         await zone.clock.sleep(600)
         found = await zone.orphanage.find()
         assert ids(found) == set(nics)

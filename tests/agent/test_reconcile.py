@@ -12,7 +12,7 @@ import pytest
 
 from inprocess.agent import SimulatedHost, key_of, lived, netns_of, set_faults
 from qingcloud_cni.core.cni.network_config import read_config
-from qingcloud_cni.core.drift import repair
+from qingcloud_cni.core.drift import schedule
 from qingcloud_cni.core.drift.cloud_drift import GROWN_UP
 from qingcloud_cni.core.drift.differences import CONFIRM_SECONDS, DifferenceKind
 from qingcloud_cni.core.errors import CloudError
@@ -323,11 +323,11 @@ def test_a_nic_whose_link_never_comes_is_given_up_for_a_while_and_told(tmp_path:
         host.kernel._unplug(lost)
         await host.until(lambda: kinds(host) == [DifferenceKind.GIVEN_UP], "given up", 3 * 3600.0)
         assert host.nics[lost].state is S.MISSING
-        assert host.nics[lost].repairs == repair.PER_NIC
-        assert host.model.calls["DetachNics"] == repair.PER_NIC
+        assert host.nics[lost].repairs == schedule.REPAIRS_PER_NIC
+        assert host.model.calls["DetachNics"] == schedule.REPAIRS_PER_NIC
         assert await told(host, DifferenceKind.GIVEN_UP, lost) == 1
         await host.clock.sleep(3600.0)
-        assert host.model.calls["DetachNics"] == repair.PER_NIC
+        assert host.model.calls["DetachNics"] == schedule.REPAIRS_PER_NIC
         set_faults(host)
         await host.agent.reconciler.ask(60.0)  # somebody says that it may come now
         await host.clock.sleep(SOON)
@@ -348,7 +348,7 @@ def test_what_was_given_up_is_tried_again_in_the_end(tmp_path: Path) -> None:
         await host.start()  # it is on disk how often it was tried
         await host.clock.sleep(3600.0)
         assert host.nics[lost].state is S.MISSING
-        await host.clock.sleep(repair.MEMORY)
+        await host.clock.sleep(schedule.REPAIR_MEMORY)
         await calm(host)
 
     lived(test, tmp_path, max_nics=3)
@@ -360,7 +360,7 @@ def test_repairs_of_many_nics_share_their_calls_and_are_few(tmp_path: Path) -> N
         for nic in idle(host):
             host.kernel._unplug(nic.nic_id)
         await host.clock.sleep(3600.0)
-        assert host.model.calls["DetachNics"] <= repair.PER_HOUR
+        assert host.model.calls["DetachNics"] <= schedule.REPAIRS_PER_HOUR
 
     lived(test, tmp_path, min_idle=8, max_idle=8, max_nics=8)
 
@@ -931,7 +931,7 @@ def test_what_differs_and_what_is_done_is_on_record(tmp_path: Path) -> None:
         host.kernel._unplug(lost)
         await host.until(lambda: kinds(host) == [DifferenceKind.NO_LINK], "seen", SOON)
         (seen,) = host.agent.reconciler.open
-        assert (seen.difference.nic_id, seen.looks) == (lost, 1)
+        assert (seen.difference.nic_id, seen.comparisons) == (lost, 1)
         await host.until(lambda: not kinds(host), "over", 600.0)
         await host.clock.sleep(SOON)
         names = _without_repetition([e.name for e in await events(host, "", lost)])

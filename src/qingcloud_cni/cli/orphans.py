@@ -13,7 +13,7 @@ from qingcloud_cni.agent.settings.resolution import read_instance_id
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cli import show
 from qingcloud_cni.cli.options import Reached
-from qingcloud_cni.core.drift.orphans import Orphan, Spared, free_since
+from qingcloud_cni.core.drift.orphans import LeftAlone, Orphan, free_since
 from qingcloud_cni.core.errors import AgentError, StartRefused
 
 LISTED = 3  # instances named in the question
@@ -99,7 +99,7 @@ def _show(found: Found) -> None:
     columns = {"NIC": "nic", "ADDRESS": "address", "VXNET": "vxnet", "INSTANCE": "instance", "WHICH IS": "is",
                "FREE FOR": "free", "NAME": "name"}  # fmt: skip
     show.as_table(rows, columns, "no orphans")
-    for spared in found.spared:
+    for spared in found.left_alone:
         click.echo(f"left alone: {spared.nic.nic_id} of {spared.instance_id}, which is gone: {spared.why}")
 
 
@@ -107,7 +107,7 @@ def _document(found: Found, ends: Sequence[Deleted]) -> dict[str, Any]:
     by_nic = {end.orphan.nic.nic_id: end for end in ends}
     return {
         "orphans": [_orphan(orphan, by_nic.get(orphan.nic.nic_id)) for orphan in found.orphans],
-        "left_alone": [{**_nic(spared), "why": spared.why} for spared in found.spared],
+        "left_alone": [{**_nic(spared), "why": spared.why} for spared in found.left_alone],
     }
 
 
@@ -116,12 +116,12 @@ def _orphan(orphan: Orphan, end: Deleted | None) -> dict[str, Any]:
     return {**_nic(orphan), "instance_is": orphan.instance_is, **outcome}
 
 
-def _nic(suspect: Orphan | Spared) -> dict[str, Any]:
-    nic = suspect.nic
+def _nic(found: Orphan | LeftAlone) -> dict[str, Any]:
+    nic = found.nic
     return {
         "nic_id": nic.nic_id,
         "name": nic.name,
-        "instance_id": suspect.instance_id,
+        "instance_id": found.instance_id,
         "vxnet_id": nic.vxnet_id,
         "private_ip": nic.private_ip,
         "free_since": free_since(nic),

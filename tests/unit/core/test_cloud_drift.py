@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qingcloud_cni.core.drift import repair
+from qingcloud_cni.core.drift import schedule
 from qingcloud_cni.core.drift.cloud_drift import (
     GROWN_UP,
     SETTLED,
@@ -14,10 +14,10 @@ from qingcloud_cni.core.drift.cloud_drift import (
     Await,
     CloudFacts,
     Forget,
-    Held,
     Readdress,
     Renew,
     Replug,
+    TableFacts,
     Unattach,
     cloud_drift,
     unlisted,
@@ -41,12 +41,12 @@ ATTACHMENT = Attachment(AttachmentKey("net", "pod", "eth0"), MAC, Netns("/x", 1,
 FREE = CloudNic(MAC, "ours", "available", "", "vxnet-1", "172.16.3.7", 0, created=NOW - GROWN_UP)
 ATTACHED = replace(FREE, status="in-use", instance_id=HERE)
 ELSEWHERE = replace(ATTACHED, instance_id="i-elsewhere")
-NOBODY = Held((), {}.keys(), {}, ())
+NOBODY = TableFacts((), {}.keys(), {}, ())
 
 
-def held(nic: Nic, *, is_serving: bool | None = None) -> Held:
+def held(nic: Nic, *, is_serving: bool | None = None) -> TableFacts:
     serving = nic.state is S.ASSIGNED if is_serving is None else is_serving
-    return Held((nic,), {MAC}, {MAC: ATTACHMENT} if serving else {}, ())
+    return TableFacts((nic,), {MAC}, {MAC: ATTACHMENT} if serving else {}, ())
 
 
 def view(*said: CloudNic, is_whole: bool = True, link: Link | None = None) -> CloudFacts:
@@ -62,7 +62,7 @@ def seen(place: str) -> LinkLocations:
     return locate({MAC}, surveys[place], HERE)
 
 
-def drift(what: Held, said: CloudFacts, place: str = "nowhere") -> list[tuple[DifferenceKind, Remedy | None]]:
+def drift(what: TableFacts, said: CloudFacts, place: str = "nowhere") -> list[tuple[DifferenceKind, Remedy | None]]:
     return [(d.kind, d.remedy) for d in cloud_drift(what, said, seen(place), NOW)]
 
 
@@ -108,7 +108,7 @@ def test_nics_of_creates_under_way_and_those_the_table_had_meanwhile_are_left_al
 
 # --- what the table knows --------------------------------------------------------------------------------
 
-GONE, NOWHERE = Forget(MAC, "the cloud knows it no more, and its link is nowhere"), "nowhere"
+GONE, NOWHERE = Forget(MAC, "the cloud no longer has it, and its link is nowhere"), "nowhere"
 AWAY = Forget(MAC, "the cloud has it attached to i-elsewhere")
 POOL = (S.IDLE, S.COOLING, S.QUARANTINED, S.ARRIVING, S.MISSING)
 OTHERS = [s for s in S if s is not S.ASSIGNED]
@@ -142,9 +142,9 @@ def test_a_nic_that_is_attached_here(state: NicState) -> None:
 
 
 def test_a_nic_that_was_attached_again_too_often_is_told_and_left() -> None:
-    missing = replace(NIC, state=S.MISSING, repairs=repair.PER_NIC, repaired=NOW - 60.0)
+    missing = replace(NIC, state=S.MISSING, repairs=schedule.REPAIRS_PER_NIC, repaired=NOW - 60.0)
     assert drift(held(missing), view(ATTACHED)) == [(DifferenceKind.GIVEN_UP, None)]
-    later = replace(missing, repaired=NOW - repair.MEMORY)
+    later = replace(missing, repaired=NOW - schedule.REPAIR_MEMORY)
     assert drift(held(later), view(ATTACHED)) == [(DifferenceKind.NO_LINK, Replug(MAC))]
 
 
@@ -167,7 +167,7 @@ def test_what_the_cloud_says_of_a_containers_nic_is_told_and_nothing_is_done(
     serving = replace(NIC, state=S.ASSIGNED)
     (difference,) = cloud_drift(held(serving), view(*said), seen(place), NOW)
     assert (difference.kind, difference.remedy, difference.subject) == (DifferenceKind.CUT_OFF, None, "net/pod/eth0")
-    words = {(): "knows it no more", (FREE,): "attached nowhere", (ELSEWHERE,): "attached to i-elsewhere"}
+    words = {(): "no longer has it", (FREE,): "attached nowhere", (ELSEWHERE,): "attached to i-elsewhere"}
     assert words[said] in difference.detail
     assert drift(held(replace(serving, since=NOW)), view(*said), place) == []
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qingcloud_cni.core.drift import repair
+from qingcloud_cni.core.drift import schedule
 from qingcloud_cni.core.drift.cloud_drift import Forget
-from qingcloud_cni.core.drift.differences import CONFIRM_SECONDS, Difference, DifferenceKind, Known, weigh
+from qingcloud_cni.core.drift.differences import CONFIRM_SECONDS, Difference, DifferenceKind, Known, track
 from qingcloud_cni.core.drift.schedule import CONFIRM_PAUSE, DOUBT_PAUSE, SETTLE, Schedule
 from qingcloud_cni.core.nics.model import Nic, NicState
 
@@ -25,7 +25,7 @@ def looks(*found: tuple[float, tuple[Difference, ...]]) -> list[tuple[int, int, 
     known: Known = {}
     counts = []
     for at, differences in found:
-        verdict = weigh(known, differences, NOW + at)
+        verdict = track(known, differences, NOW + at)
         known = verdict.known
         counts.append((len(verdict.remedies), len(verdict.new), len(verdict.over)))
     return counts
@@ -66,7 +66,7 @@ def test_a_clock_that_is_set_back_confirms_nothing_twice_but_does_not_stop_it() 
 
 def test_a_verdict_says_whether_another_look_would_help() -> None:
     def is_pending(*differences: Difference) -> bool:
-        return any(seen.is_pending for seen in weigh({}, differences, NOW).known.values())
+        return any(seen.is_pending for seen in track({}, differences, NOW).known.values())
 
     assert is_pending(GRAVE)
     assert not is_pending(TOLD, HARMLESS, SERVING)
@@ -84,7 +84,7 @@ def test_no_grave_cure_comes_without_two_looks_in_turn_far_enough_apart(
     for pause, found in steps:
         at += pause
         since = min(since, at) if GRAVE in found else inf
-        verdict = weigh(known, found, at)
+        verdict = track(known, found, at)
         known = verdict.known
         expected = GRAVE in found and at - since >= CONFIRM_SECONDS
         assert (verdict.remedies.count(CURE) - (HARMLESS in found) - (SERVING in found) == 1) <= expected
@@ -95,7 +95,7 @@ def test_no_grave_cure_comes_without_two_looks_in_turn_far_enough_apart(
 PERIOD = 900.0
 
 
-def schedule(*ends: float, is_pending: bool = False) -> Schedule:
+def made_schedule(*ends: float, is_pending: bool = False) -> Schedule:
     made = Schedule(PERIOD)
     for end in ends:
         made.done(NOW + end, is_pending=is_pending, spread=1.0)
@@ -103,8 +103,8 @@ def schedule(*ends: float, is_pending: bool = False) -> Schedule:
 
 
 def test_a_comparison_comes_in_any_case() -> None:
-    assert schedule().due_at() == -inf
-    assert schedule(0.0).due_at() == NOW + PERIOD
+    assert made_schedule().due_at() == -inf
+    assert made_schedule(0.0).due_at() == NOW + PERIOD
     made = Schedule(PERIOD)
     made.done(NOW, is_pending=False, spread=1.2)
     assert made.due_at() == NOW + 1.2 * PERIOD
@@ -112,7 +112,7 @@ def test_a_comparison_comes_in_any_case() -> None:
 
 def test_a_first_comparison_that_was_put_off_comes_then_or_sooner_if_something_calls_for_it() -> None:
     made = Schedule(PERIOD)
-    made.put_off(NOW + 2000.0)
+    made.postpone(NOW + 2000.0)
     assert made.due_at() == NOW + 2000.0
     assert made.due_at(-inf) == -inf
     made.doubt(NOW)
@@ -120,7 +120,7 @@ def test_a_first_comparison_that_was_put_off_comes_then_or_sooner_if_something_c
 
 
 def test_a_doubt_is_followed_soon_but_not_at_once() -> None:
-    made = schedule(0.0)
+    made = made_schedule(0.0)
     made.doubt(NOW + 300.0)
     made.doubt(NOW + 301.0)
     assert made.due_at() == NOW + 300.0 + SETTLE
@@ -130,16 +130,16 @@ def test_a_doubt_is_followed_soon_but_not_at_once() -> None:
 
 
 def test_a_second_look_comes_soon() -> None:
-    assert schedule(0.0, is_pending=True).due_at() == NOW + CONFIRM_PAUSE
+    assert made_schedule(0.0, is_pending=True).due_at() == NOW + CONFIRM_PAUSE
 
 
 def test_what_was_put_off_is_due_when_it_is() -> None:
-    assert schedule(0.0).due_at(NOW + 100.0) == NOW + 100.0
-    assert schedule(0.0).due_at(inf) == NOW + PERIOD
+    assert made_schedule(0.0).due_at(NOW + 100.0) == NOW + 100.0
+    assert made_schedule(0.0).due_at(inf) == NOW + PERIOD
 
 
 def test_after_a_failure_only_its_pause_counts() -> None:
-    made = schedule(0.0, is_pending=True)
+    made = made_schedule(0.0, is_pending=True)
     made.doubt(NOW)
     made.failed(NOW + 60.0)
     assert made.due_at(NOW) == NOW + 60.0
@@ -149,7 +149,7 @@ def test_after_a_failure_only_its_pause_counts() -> None:
 
 @pytest.mark.parametrize("is_pending", [False, True])
 def test_what_does_not_come_to_rest_is_compared_ever_more_seldom(*, is_pending: bool) -> None:
-    made, at, ends = schedule(), NOW, []
+    made, at, ends = made_schedule(), NOW, []
     while at < NOW + 4 * 3600.0:
         made.done(at, is_pending=is_pending, spread=1.0)
         ends.append(at)
@@ -170,24 +170,24 @@ def nic(repairs: int, ago: float) -> Nic:
     ("repairs", "ago", "due"),
     [
         (0, NOW, -inf),
-        (1, 10.0, repair.PAUSES[1] - 10.0),
-        (2, 10.0, repair.PAUSES[2] - 10.0),
-        (2, 5000.0, repair.PAUSES[2] - 5000.0),
-        (repair.PER_NIC, 10.0, repair.MEMORY - 10.0),
-        (repair.PER_NIC, repair.MEMORY, -inf),
+        (1, 10.0, schedule.REPAIR_PAUSES[1] - 10.0),
+        (2, 10.0, schedule.REPAIR_PAUSES[2] - 10.0),
+        (2, 5000.0, schedule.REPAIR_PAUSES[2] - 5000.0),
+        (schedule.REPAIRS_PER_NIC, 10.0, schedule.REPAIR_MEMORY - 10.0),
+        (schedule.REPAIRS_PER_NIC, schedule.REPAIR_MEMORY, -inf),
         (2, -100.0, -inf),  # the clock was set back
     ],
 )
 def test_a_nic_is_attached_again_ever_more_seldom_and_given_up_for_a_while(
     repairs: int, ago: float, due: float
 ) -> None:
-    assert repair.due_at(nic(repairs, ago), (), NOW) == (due if due == -inf else NOW + due)
-    assert repair.is_given_up(nic(repairs, ago), NOW) == (due > 1000.0 and repairs == repair.PER_NIC)
+    assert schedule.repair_due_at(nic(repairs, ago), (), NOW) == (due if due == -inf else NOW + due)
+    assert schedule.is_given_up(nic(repairs, ago), NOW) == (due > 1000.0 and repairs == schedule.REPAIRS_PER_NIC)
 
 
 def test_a_host_repairs_only_so_often_within_an_hour() -> None:
-    times = [NOW - 60.0 * n for n in range(repair.PER_HOUR)]
-    assert repair.due_at(nic(0, NOW), times[1:], NOW) == -inf
-    assert repair.due_at(nic(0, NOW), times, NOW) == times[-1] + repair.HOUR
-    assert repair.due_at(nic(0, NOW), [NOW - 2 * repair.HOUR] * 9, NOW) == -inf
-    assert len(repair.PAUSES) == repair.PER_NIC
+    times = [NOW - 60.0 * n for n in range(schedule.REPAIRS_PER_HOUR)]
+    assert schedule.repair_due_at(nic(0, NOW), times[1:], NOW) == -inf
+    assert schedule.repair_due_at(nic(0, NOW), times, NOW) == times[-1] + schedule.HOUR
+    assert schedule.repair_due_at(nic(0, NOW), [NOW - 2 * schedule.HOUR] * 9, NOW) == -inf
+    assert len(schedule.REPAIR_PAUSES) == schedule.REPAIRS_PER_NIC

@@ -18,7 +18,7 @@ from qingcloud_cni.core.drift.link_drift import (
     Returned,
     Strayed,
     link_drift,
-    odd_places,
+    misplaced_links,
 )
 from qingcloud_cni.core.drift.link_locations import locate
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Netns, Nic, NicState
@@ -62,8 +62,8 @@ WORDS: dict[str, tuple[LinkRemedy, ...]] = {
     "arrived": (Arrived(MAC),),
     "returned": (Returned(MAC, is_parked=False),),
     "returned parked": (Returned(MAC, is_parked=True),),
-    "lost": (Lost(MAC, "its link is in the parking namespace no longer"),),
-    "lost gateway": (Lost(MAC, "its link is on the host no longer"),),
+    "lost": (Lost(MAC, "its link is no longer in the parking namespace"),),
+    "lost gateway": (Lost(MAC, "its link is no longer on the host"),),
     "moved": (Lost(MAC, MOVED),),
     "moved home": (Lost(MAC, f"somebody has moved its link to {HOME.path}"),),
     "strayed": (Strayed(MAC, THEIRS.path),),
@@ -128,7 +128,7 @@ def test_of_several_links_that_claim_to_be_a_nic_none_is_touched(state: NicState
 
 def test_a_link_that_returns_is_awaited_for_a_while() -> None:
     nic = replace(NIC, state=S.ARRIVING, since=NOW - ARRIVAL_SECONDS)
-    late = (Lost(MAC, "its link has not come back within 30 s"),)
+    late = (Lost(MAC, "its link did not return within 30 s"),)
     assert drift(nic, PLACES["nowhere"]).remedies == ()
     assert drift(nic, PLACES["nowhere"], NOW + 0.5).remedies == late
     assert drift(nic, PLACES["host"], NOW + 0.5).remedies == (Arrived(MAC),)
@@ -195,7 +195,7 @@ ASSIGNED = replace(NIC, state=S.ASSIGNED)
 
 def oddity(nic: Nic, survey: Survey) -> tuple[DifferenceKind, Remedy | None] | None:
     held = {MAC: ATTACHMENT} if nic.state is S.ASSIGNED else {}
-    found = odd_places([nic], held, survey, locate({MAC}, survey, HERE))
+    found = misplaced_links([nic], held, survey, locate({MAC}, survey, HERE))
     assert len(found) <= 1
     return (found[0].kind, found[0].remedy) if found else None
 

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qingcloud_cni.core.drift.orphans import UNKNOWN, Orphan, Spared, Suspect, fates, judge, suspects
+from qingcloud_cni.core.drift.orphans import (
+    UNKNOWN,
+    Candidate,
+    LeftAlone,
+    Orphan,
+    candidates,
+    classify,
+    gone_instances,
+)
 from qingcloud_cni.core.seams.cloud import CloudNic, Instance
 
 NOW = 1_700_000_000.0
@@ -18,6 +26,39 @@ NIC = CloudNic("52:54:00:00:00:01", f"qingcni_i-dead_{OP}", "available", "", "vx
 
 def instance(instance_id: str, status: str = "running", transition: str = "") -> Instance:
     return Instance(instance_id, status, (), transition)
+
+
+@pytest.mark.parametrize(
+    ("status", "transition", "cause"),
+    [
+        ("running", "", ""),
+        ("running", "restarting", ""),
+        ("pending", "creating", ""),
+        ("", "", ""),
+        ("running", "stopping", "instance i-1 is stopping in the cloud"),
+        ("running", "suspending", "instance i-1 is suspending in the cloud"),
+        ("running", "terminating", "instance i-1 is terminating in the cloud"),
+        ("stopped", "", "instance i-1 is stopped in the cloud"),
+        ("stopped", "starting", ""),
+        ("suspended", "resuming", ""),
+        ("suspended", "", "instance i-1 is suspended in the cloud"),
+        ("stopped", "terminating", "instance i-1 is stopped in the cloud"),
+        ("terminated", "", "instance i-1 is terminated in the cloud"),
+        ("terminated", "recovering", ""),
+        ("ceased", "", "instance i-1 is ceased in the cloud"),
+    ],
+)
+def test_whether_an_instance_is_going_away(status: str, transition: str, cause: str) -> None:
+    assert instance("i-1", status, transition).going_away == cause
+
+
+def test_only_what_is_terminated_or_ceased_is_gone() -> None:
+    gone = {
+        s
+        for s in ("pending", "running", "stopped", "suspended", "terminated", "ceased", "")
+        if instance("i-1", s).is_gone
+    }
+    assert gone == {"terminated", "ceased"}
 
 
 @pytest.mark.parametrize(
@@ -38,12 +79,12 @@ def instance(instance_id: str, status: str = "running", transition: str = "") ->
     ],
 )
 def test_who_is_looked_at(nic: CloudNic, is_suspect: bool) -> None:
-    assert bool(suspects([nic], PREFIXES, "i-own")) == is_suspect
+    assert bool(candidates([nic], PREFIXES, "i-own")) == is_suspect
 
 
 def test_from_a_machine_that_is_no_instance_all_are_looked_at() -> None:
     nics = (NIC, replace(NIC, name=f"qingcni_i-own_{OP}"))
-    assert suspects(nics, PREFIXES, "") == (Suspect(NIC, "i-dead"), Suspect(nics[1], "i-own"))
+    assert candidates(nics, PREFIXES, "") == (Candidate(NIC, "i-dead"), Candidate(nics[1], "i-own"))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +107,7 @@ def test_from_a_machine_that_is_no_instance_all_are_looked_at() -> None:
 )
 def test_what_became_of_an_instance(looks: list[list[Instance]], fate: str | None) -> None:
     lists = [{i.instance_id: i for i in look} for look in looks]
-    assert fates(["i-x"], lists).get("i-x") == fate
+    assert gone_instances(["i-x"], lists).get("i-x") == fate
 
 
 @pytest.mark.parametrize(
@@ -77,7 +118,7 @@ def test_what_became_of_an_instance(looks: list[list[Instance]], fate: str | Non
         pytest.param(replace(NIC, since=0.0), 600.0, None, id="its age alone is known"),
         pytest.param(replace(NIC, created=NOW - 20, since=0.0), 600.0, "free for 20 s only", id="just created"),
         pytest.param(
-            replace(NIC, created=0.0, since=0.0), 600.0, "the cloud does not tell since when it is free", id="unknown"
+            replace(NIC, created=0.0, since=0.0), 600.0, "the cloud does not say since when it is free", id="unknown"
         ),
         pytest.param(replace(NIC, created=0.0, since=0.0), 0.0, None, id="whatever its age"),
         pytest.param(replace(NIC, since=NOW + 30), 600.0, "free for 0 s only", id="clocks differ"),
@@ -86,7 +127,7 @@ def test_what_became_of_an_instance(looks: list[list[Instance]], fate: str | Non
 def test_a_nic_that_has_not_been_free_for_long_is_left_alone(
     nic: CloudNic, older_than: float, spared: str | None
 ) -> None:
-    orphans, left = judge([Suspect(nic, "i-dead")], {"i-dead": UNKNOWN}, NOW, older_than)
+    orphans, left = classify([Candidate(nic, "i-dead")], {"i-dead": UNKNOWN}, NOW, older_than)
     assert [s.why for s in left] == ([spared] if spared else [])
     assert orphans == (() if spared else (Orphan(nic, "i-dead", UNKNOWN),))
 
@@ -122,12 +163,12 @@ looks = st.lists(
 
 @given(nics, looks)
 def test_an_orphan_is_free_ours_by_name_of_an_instance_gone_in_every_list_and_not_young(
-    found: list[CloudNic], told: list[dict[str, str]]
+    listed: list[CloudNic], told: list[dict[str, str]]
 ) -> None:
     lists = [{i: instance(i, status) for i, status in look.items()} for look in told]
-    suspected = suspects(found, PREFIXES, "i-own")
-    gone = fates({s.instance_id for s in suspected}, lists)
-    orphans, left = judge(suspected, gone, NOW, 600.0)
+    found = candidates(listed, PREFIXES, "i-own")
+    gone = gone_instances({s.instance_id for s in found}, lists)
+    orphans, left = classify(found, gone, NOW, 600.0)
     for orphan in orphans:
         nic = orphan.nic
         assert (nic.status, nic.instance_id, nic.role) == ("available", "", 0)
@@ -137,5 +178,5 @@ def test_an_orphan_is_free_ours_by_name_of_an_instance_gone_in_every_list_and_no
         assert all(look.get(of, "ceased") in {"terminated", "ceased"} for look in told)
         assert max(nic.created, nic.since) in {NOW - 5000, NOW - 1000}
     assert not {o.nic.nic_id for o in orphans} & {s.nic.nic_id for s in left}
-    assert len(orphans) + len(left) == sum(s.instance_id in gone for s in suspected)
-    assert all(isinstance(s, Spared) for s in left)
+    assert len(orphans) + len(left) == sum(s.instance_id in gone for s in found)
+    assert all(isinstance(s, LeftAlone) for s in left)

@@ -263,7 +263,7 @@ def difference_views(agent: Agent) -> list[DifferenceView]:
             attachment=seen.difference.subject,
             detail=seen.difference.detail,
             since=seen.since,
-            looks=seen.looks,
+            looks=seen.comparisons,
             is_cured=seen.difference.remedy is not None,
         )
         for seen in agent.reconciler.open

@@ -4,7 +4,7 @@ from qingcloud_cni.agent.base.attachment_lock import CniCall
 from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.base.phases import Phase
 from qingcloud_cni.core.cni.network_config import NetworkConfig
-from qingcloud_cni.core.drift.recovery import named, unclaimed_attachment
+from qingcloud_cni.core.drift.recovery import claimed, unclaimed_attachment
 from qingcloud_cni.core.errors import InvalidNetns
 from qingcloud_cni.core.nics.model import AttachmentKey, NicState
 from qingcloud_cni.core.nics.names import aliased_nic
@@ -58,6 +58,6 @@ class Unclaimed:
             holder = unclaimed_attachment(nic, seen, context.now())
             table.found(holder, context.now())
         if holder is not None and holder.key.is_unclaimed:
-            table.named(holder.key, named(holder, key, config), context.now())
+            table.named(holder.key, claimed(holder, key, config), context.now())
             context.journal.push()
         return seen

@@ -2,7 +2,6 @@
 
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context
-from qingcloud_cni.core.drift.instances import going_away
 from qingcloud_cni.core.errors import CloudError
 from qingcloud_cni.core.seams.cloud import HowUrgent, Instance
 
@@ -18,7 +17,7 @@ class InstanceStatus:
 
     def learn(self, instance: Instance) -> None:
         """What the cloud says of this instance."""
-        context, cause = self._context, going_away(instance)
+        context, cause = self._context, instance.going_away
         if cause != context.leaving:
             if cause:
                 context.note("instance.leaving", detail=cause)

@@ -10,7 +10,7 @@ from qingcloud_cni.agent.base.clock import SystemClock
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cloud import Access, AioTransport, Client, Limiter
 from qingcloud_cni.core.budget import Budget, Urgency
-from qingcloud_cni.core.drift.orphans import Orphan, Spared, fates, judge, suspects
+from qingcloud_cni.core.drift.orphans import LeftAlone, Orphan, candidates, classify, gone_instances
 from qingcloud_cni.core.errors import (
     ClockSkewed,
     CloudRefused,
@@ -31,7 +31,7 @@ ROUNDS = 3  # times a delete whose reply was lost is tried
 @dataclass(frozen=True, slots=True)
 class Found:
     orphans: tuple[Orphan, ...] = ()
-    spared: tuple[Spared, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,17 @@ class OrphanFinder:
 
     async def find(self) -> Found:
         """Any CloudError where the cloud does not tell all that is needed; nothing is concluded from a part."""
-        suspected = suspects(await self._calls.nics(status="available"), self._prefixes, self._own_instance)
-        if not suspected:
+        found = candidates(await self._calls.nics(status="available"), self._prefixes, self._own_instance)
+        if not found:
             return Found()
-        instance_ids = tuple(dict.fromkeys(s.instance_id for s in suspected))
+        instance_ids = tuple(dict.fromkeys(s.instance_id for s in found))
         first = await self._look(instance_ids)
-        missed = tuple(fates(instance_ids, (first,)))
+        missed = tuple(gone_instances(instance_ids, (first,)))
         if not missed:
             return Found()
         await self._clock.sleep(PAUSE)
-        gone = fates(missed, (first, await self._look(missed)))
-        return Found(*judge(suspected, gone, self._clock.wall(), self._older_than))
+        gone = gone_instances(missed, (first, await self._look(missed)))
+        return Found(*classify(found, gone, self._clock.wall(), self._older_than))
 
     async def _look(self, instance_ids: Sequence[str]) -> dict[str, Instance]:
         """What the cloud lists of these instances; NotListed if it does not even list our own, asked for as well."""

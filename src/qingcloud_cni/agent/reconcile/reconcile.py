@@ -14,9 +14,9 @@ from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.agent.reconcile.links import Links, Look
 from qingcloud_cni.agent.reconcile.remedies import Remedies
-from qingcloud_cni.core.drift.cloud_drift import Adopt, CloudFacts, Held, cloud_drift, unlisted
-from qingcloud_cni.core.drift.differences import Difference, DifferenceKind, Known, Seen, Verdict, weigh
-from qingcloud_cni.core.drift.link_drift import odd_places
+from qingcloud_cni.core.drift.cloud_drift import Adopt, CloudFacts, TableFacts, cloud_drift, unlisted
+from qingcloud_cni.core.drift.differences import Difference, DifferenceKind, Known, Tracked, Verdict, track
+from qingcloud_cni.core.drift.link_drift import misplaced_links
 from qingcloud_cni.core.drift.schedule import Schedule, stretched
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.metrics import gauge
@@ -68,7 +68,7 @@ class Reconciler:
         self._waiting: list[asyncio.Future[None]] = []  # for a comparison that begins after they asked
 
     @property
-    def open(self) -> tuple[Seen, ...]:
+    def open(self) -> tuple[Tracked, ...]:
         """The differences there are, the oldest first."""
         return tuple(sorted((*self._in_kernel.values(), *self._in_cloud.values()), key=lambda seen: seen.since))
 
@@ -107,7 +107,7 @@ class Reconciler:
         """Nothing here is ours, so that the first comparison may come later; a drain does not wait for that."""
         self.is_owed = True
         self._gateways.learn(())
-        self._schedule.put_off(self._now() + self._context.rng.uniform(*PUT_OFF))
+        self._schedule.postpone(self._now() + self._context.rng.uniform(*PUT_OFF))
 
     async def ask(self, seconds: float) -> None:
         """Compare now, NICs that were given up as well. Raises what hindered it, TimeoutError after *seconds*."""
@@ -160,7 +160,7 @@ class Reconciler:
         table, moving = self._context.table, self._context.moving
         still = tuple(n for n in look.nics if table.nics.get(n.nic_id) is n and n.nic_id not in moving)
         attachments = {a.nic_id: a for a in table.attachments.values()}
-        verdict = self._weigh(self._in_kernel, odd_places(still, attachments, look.survey, look.seen))
+        verdict = self._weigh(self._in_kernel, misplaced_links(still, attachments, look.survey, look.seen))
         self._in_kernel = verdict.known
         self._remedies.carry_out(verdict.remedies)
         return look
@@ -194,7 +194,7 @@ class Reconciler:
         # From here on nothing is awaited: what was seen is so still, as far as it can be known.
         reserved = {link.mac for link in look.survey.host if link.name == self._iface}
         ours = {nic_id: nic for nic_id, nic in cloud.items() if nic_id not in reserved}
-        held = Held(
+        held = TableFacts(
             nics=tuple(n for n in look.nics if self._is_unchanged(n, before) and n.nic_id not in reserved),
             known=before.keys() | table.nics.keys(),
             attachments={a.nic_id: a for a in table.attachments.values()},
@@ -256,7 +256,7 @@ class Reconciler:
         self._gateways.learn(others)
 
     def _weigh(self, known: Known, found: tuple[Difference, ...]) -> Verdict:
-        verdict = weigh(known, found, self._now())
+        verdict = track(known, found, self._now())
         note = self._context.note
         for new in verdict.new:
             note("drift.seen", new.nic_id, new.subject, str(new))

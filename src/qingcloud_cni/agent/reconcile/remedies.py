@@ -9,7 +9,7 @@ from qingcloud_cni.agent.cloudops.operations import Operations
 from qingcloud_cni.agent.cloudops.vxnet_cache import VxnetCache
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.agent.reconcile.links import Links
-from qingcloud_cni.core.drift import repair
+from qingcloud_cni.core.drift import schedule
 from qingcloud_cni.core.drift.cloud_drift import Adopt, Await, Forget, Readdress, Renew, Replug, Unattach
 from qingcloud_cni.core.drift.differences import Remedy
 from qingcloud_cni.core.drift.link_drift import Fetch, Release
@@ -131,7 +131,7 @@ class Remedies:
         if self._pool.mode is not Mode.SERVING:
             return
         due = {
-            nic_id: repair.due_at(context.table.nics[nic_id], self._repairs, now)
+            nic_id: schedule.repair_due_at(context.table.nics[nic_id], self._repairs, now)
             for nic_id in nic_ids
             if nic_id not in self._to_repair
         }
@@ -140,7 +140,7 @@ class Remedies:
         if not now_due:
             return
         self.has_begun = True
-        self._repairs = [*self._repairs[-repair.PER_HOUR :], now]
+        self._repairs = [*self._repairs[-schedule.REPAIRS_PER_HOUR :], now]
         self._to_repair.update(now_due)
         context.tasks.spawn(f"repair {', '.join(now_due)}", self._repair(now_due))
 
@@ -155,7 +155,7 @@ class Remedies:
         still = [nic_id for nic_id in nic_ids if nic_id in nics]
         if still and self._pool.mode is Mode.SERVING:
             now = self._context.now()
-            tries = {nic_id: repair.tried(nics[nic_id], now) + 1 for nic_id in still}
+            tries = {nic_id: schedule.recent_repairs(nics[nic_id], now) + 1 for nic_id in still}
             await self._releaser.detach(self._releaser.begin_repair(still, tries), calls)
         else:
             calls.return_permit()

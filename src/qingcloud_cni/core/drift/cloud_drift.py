@@ -1,16 +1,16 @@
-"""Differences between table, kernel and cloud, and the remedy for each. Pure; the agent applies the remedies."""
+"""Differences between table and cloud, and the remedy for each. Pure; the agent applies the remedies."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from qingcloud_cni.core.drift import repair
+from qingcloud_cni.core.drift import schedule
 from qingcloud_cni.core.drift.differences import Difference, DifferenceKind, Remedy
 from qingcloud_cni.core.drift.link_locations import LinkLocations, Where
 from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
 from qingcloud_cni.core.seams.cloud import CloudNic, Vxnet
 from qingcloud_cni.core.seams.kernel import Link
 
-GROWN_UP = 300.0  # seconds of age after which nobody can be just making a NIC (a create may be looked up for 30)
+GROWN_UP = 300.0  # seconds of age from which on no create of a NIC is under way (a lost one is looked up for 30)
 SETTLED = 60.0  # seconds in a state after which the cloud shows it: a link may come before its job ends
 _FREE_TO_JUDGE = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.ARRIVING, NicState.MISSING)
 
@@ -25,7 +25,7 @@ class Adopt(Remedy):
 
 @dataclass(frozen=True, slots=True)
 class Forget(Remedy):
-    """The NIC is ours no more."""
+    """The NIC is no longer ours."""
 
     nic_id: str
     detail: str
@@ -33,14 +33,14 @@ class Forget(Remedy):
 
 @dataclass(frozen=True, slots=True)
 class Unattach(Remedy):
-    """It exists, attached nowhere: the planner attaches or deletes it."""
+    """It exists but is attached nowhere: the planner attaches or deletes it."""
 
     nic_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Await(Remedy):
-    """It is attached here: its link is to be looked for."""
+    """It is attached here: wait for its link."""
 
     nic_id: str
 
@@ -54,7 +54,7 @@ class Replug(Remedy):
 
 @dataclass(frozen=True, slots=True)
 class Renew(Remedy):
-    """Its link is here, and the cloud does not have it attached: attach it again, or do without it."""
+    """Its link is here, but the cloud has it attached nowhere: attach it again, or forget it."""
 
     nic_id: str
 
@@ -69,45 +69,45 @@ class Readdress(Remedy):
 
 @dataclass(frozen=True, slots=True)
 class CloudFacts:
-    """What the cloud said, in complete lists and of NICs that these did not show; and what helps to read it."""
+    """The cloud's complete lists, further answers on unlisted NICs, and the context to interpret them."""
 
     nics: Mapping[str, CloudNic]
-    vxnets: Mapping[str, Vxnet]  # those of our NICs, as far as they can be used
+    vxnets: Mapping[str, Vxnet]  # of our NICs, if usable
     on_host: Mapping[str, Link]  # by MAC
-    is_whole: bool  # the look at the links
-    wall: float  # the time by which the cloud dates NICs, in seconds since the epoch
+    is_whole: bool  # every namespace was read
+    wall: float  # the clock by which the cloud dates NICs, in seconds since the epoch
     instance_id: str
     is_ours: Callable[[str], bool]  # by a NIC's name
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What the table held all the time while the cloud was asked."""
+class TableFacts:
+    """What the table held all the time while the cloud was read."""
 
-    nics: tuple[Nic, ...]  # that nobody changed or moved meanwhile, and no operation speaks of
+    nics: tuple[Nic, ...]  # unchanged meanwhile, and without an operation
     known: Collection[str]  # ids of all NICs that were in the table at any time meanwhile
     attachments: Mapping[str, Attachment]  # by NIC id
     asked: Collection[str]  # names of creates under way
 
 
-def cloud_drift(held: Held, view: CloudFacts, seen: LinkLocations, now: float) -> tuple[Difference, ...]:
-    """Compare what is *held* with the cloud; *seen* is where links are, by a look into every namespace.
+def cloud_drift(held: TableFacts, view: CloudFacts, seen: LinkLocations, now: float) -> tuple[Difference, ...]:
+    """Compare what is *held* with the cloud; *seen* are the locations of links in all namespaces.
 
-    Where not all could be looked into (`view.is_whole`), nothing is concluded from a link that was not seen.
+    Unless every namespace could be read (`view.is_whole`), a link that was not seen proves nothing.
     """
-    found = list(_strangers(held, view, now))
+    found = list(_unknown(held, view, now))
     for nic in held.nics:
         found += _of_nic(nic, held.attachments.get(nic.nic_id), view, seen, now)
     return tuple(found)
 
 
 def unlisted(nics: Iterable[Nic], cloud: Collection[str]) -> tuple[str, ...]:
-    """NICs that ought to be in the lists of what is free and what is attached here, and are not."""
+    """Return the NICs that neither list shows: of free NICs, and of those attached here."""
     return tuple(nic.nic_id for nic in nics if nic.nic_id not in cloud)
 
 
-def _strangers(held: Held, view: CloudFacts, now: float) -> Iterator[Difference]:
-    """NICs with our names that the table does not know."""
+def _unknown(held: TableFacts, view: CloudFacts, now: float) -> Iterator[Difference]:
+    """Yield NICs with our names that are not in the table."""
     for nic in view.nics.values():
         is_here = nic.instance_id == view.instance_id
         if nic.role or not view.is_ours(nic.name) or not (is_here or not nic.instance_id):
@@ -115,10 +115,10 @@ def _strangers(held: Held, view: CloudFacts, now: float) -> Iterator[Difference]
         if nic.nic_id in held.known or nic.name in held.asked:
             continue
         if not nic.private_ip or nic.vxnet_id not in view.vxnets:
-            detail = f"it has no address, or its vxnet {nic.vxnet_id} none"
+            detail = f"it has no address, or its vxnet {nic.vxnet_id} has none"
             yield Difference(DifferenceKind.UNUSABLE, nic.nic_id, detail)
         elif not is_here and (age := view.wall - nic.created) < GROWN_UP:
-            detail = f"{nic.name} is attached nowhere and was made {max(age, 0.0):.0f} s ago"
+            detail = f"{nic.name} is attached nowhere and was created {max(age, 0.0):.0f} s ago"
             yield Difference(DifferenceKind.YOUNG, nic.nic_id, detail, until=now + GROWN_UP - age)
         else:
             detail = f"{nic.name} is {'attached here' if is_here else 'attached nowhere'}"
@@ -140,7 +140,7 @@ def _of_nic(
         return
     if attachment is not None:
         if not is_here and now - nic.since >= SETTLED:
-            detail = f"{_said(said)}; its container has no network until it is started anew"
+            detail = f"{_said(said)}; its container has no network until it is restarted"
             yield Difference(DifferenceKind.CUT_OFF, nic.nic_id, detail, subject)
     elif said is None:
         yield _vanished(nic, seen, is_whole=view.is_whole)
@@ -154,7 +154,7 @@ def _of_nic(
 
 def _said(said: CloudNic | None) -> str:
     if said is None:
-        return "the cloud knows it no more"
+        return "the cloud no longer has it"
     return (
         f"the cloud has it attached to {said.instance_id}"
         if said.instance_id
@@ -167,11 +167,11 @@ def _is_at_hand(nic: Nic, seen: LinkLocations) -> bool:
 
 
 def _vanished(nic: Nic, seen: LinkLocations, *, is_whole: bool) -> Difference:
-    """A link that is there speaks against a list that does not show its NIC."""
+    """A link contradicts a list that does not show its NIC."""
     if nic.nic_id in seen or not is_whole:
-        is_here = "is here" if nic.nic_id in seen else "may be where nobody can look"
+        is_here = "is here" if nic.nic_id in seen else "may be where the agent cannot read"
         return Difference(DifferenceKind.VANISHED, nic.nic_id, f"the cloud does not show it, and its link {is_here}")
-    detail = "the cloud knows it no more, and its link is nowhere"
+    detail = "the cloud no longer has it, and its link is nowhere"
     return Difference(DifferenceKind.VANISHED, nic.nic_id, detail, remedy=Forget(nic.nic_id, detail))
 
 
@@ -183,8 +183,8 @@ def _attached_here(nic: Nic, seen: LinkLocations, now: float) -> Iterator[Differ
         yield Difference(DifferenceKind.ATTACHED, nic.nic_id, detail, remedy=Await(nic.nic_id), is_harmless=True)
     elif nic.state is NicState.MISSING:
         detail = "the cloud has it attached here, and its link is nowhere"
-        if repair.is_given_up(nic, now):
-            detail += f", though it was attached again {nic.repairs} times: given up for a while"
+        if schedule.is_given_up(nic, now):
+            detail += f", though it was attached again {nic.repairs} times; no further repair for now"
             yield Difference(DifferenceKind.GIVEN_UP, nic.nic_id, detail)
         else:
             yield Difference(DifferenceKind.NO_LINK, nic.nic_id, detail, remedy=Replug(nic.nic_id))
@@ -216,7 +216,7 @@ def _address(nic: Nic, attachment: Attachment | None, said: CloudNic, view: Clou
         return
     detail = f"its address is {address} in {vxnet.vxnet_id}, no longer {nic.address}"
     if attachment is not None:
-        detail += "; its container has no network until it is started anew"
+        detail += "; its container has no network until it is restarted"
     remedy = Readdress(nic.nic_id, vxnet.vxnet_id, address, vxnet.gateway)
     subject = str(attachment.key) if attachment else ""
     yield Difference(DifferenceKind.READDRESSED, nic.nic_id, detail, subject, remedy=remedy, is_harmless=True)

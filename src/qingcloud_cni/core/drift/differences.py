@@ -1,7 +1,7 @@
-"""Differences between table, kernel and cloud, and how much is known of each before anything is done. Pure.
+"""Differences between table, kernel and cloud, and when one is confirmed. Pure.
 
-One look proves little: lists are late, halved or empty, links are on their way, namespaces die while they are looked
-into. So whatever cannot be taken back waits until a later look shows the same.
+One comparison proves little: lists are late, partial or empty, links are on their way, namespaces die while they are
+read. So a remedy that cannot be undone waits until a later comparison shows the same difference.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,91 +9,91 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf
 
-CONFIRM_SECONDS = 20.0  # between the two looks that something grave needs: what is under way has ended by then
+CONFIRM_SECONDS = 20.0  # between the two comparisons that confirm a difference: operations under way end meanwhile
 
 
 class DifferenceKind(StrEnum):
-    """What differs, by a fixed word."""
+    """The kind of a difference; a closed set for metrics."""
 
     # table and kernel
     TWICE = "twice"  # several links claim to be one NIC
-    STRAY = "stray"  # a NIC that serves nothing is in a container
-    HELD = "held"  # a container that the agent does not know has it
-    MOVED = "moved"  # it serves a container, and its link is in another namespace
-    STRIPPED = "stripped"  # the container lives, and its link is nowhere
-    LEFT = "left"  # the container's namespace is gone, and no DEL came
+    STRAY = "stray"  # in a container, but without an attachment
+    HELD = "held"  # in use by a container that the agent does not know
+    MOVED = "moved"  # its link is not in its container's namespace
+    STRIPPED = "stripped"  # the container lives without its link
+    LEFT = "left"  # its container's namespace is gone without a DEL
     # table and cloud
     UNKNOWN = "unknown"  # ours in the cloud, not in the table
-    YOUNG = "young"  # the same, but so new that somebody may be just making it
+    YOUNG = "young"  # the same, but so new that its create may still be under way
     UNUSABLE = "unusable"  # the same, but without an address
     VANISHED = "vanished"  # in the table, not in the cloud
     ELSEWHERE = "elsewhere"  # attached to another instance
     UNATTACHED = "unattached"  # attached nowhere, and its link is gone
     ATTACHED = "attached"  # attached here, though the table says nowhere
-    NO_LINK = "no-link"  # attached here, and its link is nowhere
-    GIVEN_UP = "given-up"  # the same, and attaching it again has not helped
-    GHOST = "ghost"  # its link is here, though it is not attached
+    NO_LINK = "no-link"  # attached here, but without a link
+    GIVEN_UP = "given-up"  # the same after REPAIRS_PER_NIC repairs
+    GHOST = "ghost"  # its link is here, but it is not attached
     READDRESSED = "readdressed"  # the cloud has given it another address
-    RENAMED = "renamed"  # its name says that it is ours no more
-    CUT_OFF = "cut-off"  # it serves a container, and the cloud does not have it attached here
+    RENAMED = "renamed"  # somebody changed its name: it is no longer ours
+    CUT_OFF = "cut-off"  # it serves a container, but is not attached here
 
 
 class Remedy:
-    """What can be done about a difference; each kind is a class of its own."""
+    """What resolves a difference; each kind is a class of its own."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Without a *remedy* it is told and left to people, or to the container's end."""
+    """One without a *remedy* is reported only: people resolve it, or the container's end does."""
 
     kind: DifferenceKind
     nic_id: str
     detail: str
     subject: str = ""  # the attachment, if there is one
     remedy: Remedy | None = None
-    is_harmless: bool = False  # the remedy may come at once: it takes nothing away
-    until: float = inf  # when time alone makes something else of it, in seconds since the epoch
+    is_harmless: bool = False  # the remedy needs no confirmation: it takes nothing away
+    until: float = inf  # when time alone changes it, in seconds since the epoch
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}"
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is no more once its remedy was carried out, which it is at once; not so where a container is."""
+        """Whether its remedy resolves it at once; not where a container is concerned."""
         return self.is_harmless and not self.subject
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A difference that is there, and since when."""
+class Tracked:
+    """A difference that comparisons show."""
 
     difference: Difference
     since: float  # seconds since the epoch
-    looks: int = 1  # that showed it, `CONFIRM_SECONDS` apart at least
-    counted: float = 0.0  # when the latest of these was
+    comparisons: int = 1  # that showed it, at least CONFIRM_SECONDS apart
+    counted: float = 0.0  # the time of the latest of these
 
     @property
     def is_pending(self) -> bool:
-        """Whether another look would let it be cured."""
-        return self.looks < 2 and self.difference.remedy is not None and not self.difference.is_harmless
+        """Whether another comparison would confirm its remedy."""
+        return self.comparisons < 2 and self.difference.remedy is not None and not self.difference.is_harmless
 
 
-Known = Mapping[tuple[DifferenceKind, str], Seen]  # by kind and NIC id
+Known = Mapping[tuple[DifferenceKind, str], Tracked]  # by kind and NIC id
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     known: Known
     remedies: tuple[Remedy, ...]  # due now, in the order of the differences
-    new: tuple[Difference, ...]  # seen for the first time
-    over: tuple[Difference, ...]  # seen before, and no more
+    new: tuple[Difference, ...]  # shown for the first time
+    over: tuple[Difference, ...]  # no longer shown
 
 
-def weigh(known: Known, found: Iterable[Difference], now: float) -> Verdict:
-    """What a look that showed all of *found* adds to what is *known* from those before."""
-    after: dict[tuple[DifferenceKind, str], Seen] = {}
+def track(known: Known, found: Iterable[Difference], now: float) -> Verdict:
+    """Update the *known* differences with those that a comparison *found*."""
+    after: dict[tuple[DifferenceKind, str], Tracked] = {}
     remedies: list[Remedy] = []
     new: list[Difference] = []
     for difference in found:
@@ -105,12 +105,12 @@ def weigh(known: Known, found: Iterable[Difference], now: float) -> Verdict:
         before = known.get(key)
         if before is None:
             new.append(difference)
-            after[key] = Seen(difference, now, 1, now)
+            after[key] = Tracked(difference, now, 1, now)
         elif 0.0 <= now - before.counted < CONFIRM_SECONDS:
             after[key] = replace(before, difference=difference)
         else:
-            after[key] = replace(before, difference=difference, looks=before.looks + 1, counted=now)
-        if difference.remedy is not None and (difference.is_harmless or after[key].looks > 1):
+            after[key] = replace(before, difference=difference, comparisons=before.comparisons + 1, counted=now)
+        if difference.remedy is not None and (difference.is_harmless or after[key].comparisons > 1):
             remedies.append(difference.remedy)
-    over = tuple(seen.difference for key, seen in known.items() if key not in after)
+    over = tuple(tracked.difference for key, tracked in known.items() if key not in after)
     return Verdict(after, tuple(remedies), tuple(new), over)

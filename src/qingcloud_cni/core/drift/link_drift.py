@@ -1,8 +1,7 @@
-"""Where table and kernel differ, and the remedy for each difference. Pure; the agent carries the remedies out.
+"""Differences between table and kernel, and the remedy for each. Pure; the agent applies the remedies.
 
-`link_drift` is asked at every change of links, and knows those of the host and the parking namespace. What it would
-conclude from a link that is not there, or is there twice, it concludes only from a look into every namespace.
-`odd_places` is what such a look shows besides.
+`link_drift` runs at every change of links, on those of the host's and the parking namespace. From a link that is
+missing or appears twice it concludes something only if every namespace was read. `misplaced_links` compares the rest.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,14 +12,14 @@ from qingcloud_cni.core.drift.link_locations import LinkLocation, LinkLocations,
 from qingcloud_cni.core.nics.model import Attachment, Netns, Nic, NicState
 from qingcloud_cni.core.seams.kernel import Link, Survey
 
-ARRIVAL_SECONDS = 30.0  # a link that left a dead namespace is back well within this (design section 3)
+ARRIVAL_SECONDS = 30.0  # a link that left a dead namespace is back well within this
 _COMING = (NicState.CREATING, NicState.ATTACHING, NicState.ARRIVING, NicState.MISSING)
 _PARKED = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED)
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """The link lies on the host, or parked without the table knowing: it wants a container or the parking place."""
+    """The link is on the host, or parked although the table does not say so."""
 
     nic_id: str
 
@@ -35,7 +34,7 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The link is not where it should be, and nowhere else it may be."""
+    """The link is nowhere it may be."""
 
     nic_id: str
     detail: str
@@ -43,7 +42,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Strayed:
-    """The link of a NIC that serves nothing is in a container, as one that we put there."""
+    """The link of a NIC without an attachment is in a container, with our alias."""
 
     nic_id: str
     path: str
@@ -55,13 +54,13 @@ LinkRemedy = Arrived | Returned | Lost | Strayed
 @dataclass(frozen=True, slots=True)
 class LinkDrift:
     remedies: tuple[LinkRemedy, ...] = ()
-    is_unsure: bool = False  # more may be wrong than can be told without looking into every namespace
+    is_unsure: bool = False  # only a survey of every namespace can tell more
 
 
 def link_drift(
     nics: Iterable[Nic], attachments: Mapping[str, Attachment], survey: Survey, seen: LinkLocations, now: float
 ) -> LinkDrift:
-    """Compare NICs that no verb is moving with the links of *survey*, among which *seen* are theirs.
+    """Compare NICs that no link operation moves with *survey*, which shows their links at *seen*.
 
     *attachments* are by NIC id.
     """
@@ -80,54 +79,56 @@ def link_drift(
 def _remedy(
     nic: Nic, attachment: Attachment | None, survey: Survey, locations: tuple[LinkLocation, ...], now: float
 ) -> LinkRemedy | None:
-    place = surest(locations, attachment.netns if attachment else None, attachment.ifindex if attachment else 0)
-    if place is None and locations:
+    location = surest(locations, attachment.netns if attachment else None, attachment.ifindex if attachment else 0)
+    if location is None and locations:
         return None  # several links claim to be this NIC
-    where = place.where if place else None
-    is_marked = place is not None and place.is_marked
+    where = location.where if location else None
+    is_marked = location is not None and location.is_marked
     match nic.state:
-        case NicState.ASSIGNED if place and attachment and where is not Where.ELSEWHERE:
-            return None if _may_be_home(attachment, survey, place) else Returned(nic.nic_id, where is Where.PARKED)
+        case NicState.ASSIGNED if location and attachment and where is not Where.ELSEWHERE:
+            return None if _may_be_home(attachment, survey, location) else Returned(nic.nic_id, where is Where.PARKED)
         case NicState.ARRIVING if where is Where.ELSEWHERE and is_marked:
-            return None  # see `odd_places`
+            return None  # see `misplaced_links`
         case NicState.ARRIVING if where in (None, Where.ELSEWHERE) and now - nic.since > ARRIVAL_SECONDS:
-            return Lost(nic.nic_id, _nowhere(place) or f"its link has not come back within {ARRIVAL_SECONDS:.0f} s")
+            return Lost(nic.nic_id, _nowhere(location) or f"its link did not return within {ARRIVAL_SECONDS:.0f} s")
         case state if state in _COMING and where in (Where.HOST, Where.PARKED):
             return Arrived(nic.nic_id)
         case state if state in _PARKED and where is Where.HOST:
             return Arrived(nic.nic_id)
-        case state if state in _PARKED and place and where is Where.ELSEWHERE and is_marked:
-            return Strayed(nic.nic_id, place.path)
+        case state if state in _PARKED and location and where is Where.ELSEWHERE and is_marked:
+            return Strayed(nic.nic_id, location.path)
         case state if state in _PARKED and where is not Where.PARKED:
-            return Lost(nic.nic_id, _nowhere(place) or "its link is in the parking namespace no longer")
+            return Lost(nic.nic_id, _nowhere(location) or "its link is no longer in the parking namespace")
         case NicState.GATEWAY if where is Where.PARKED:
             return Arrived(nic.nic_id)
         case NicState.GATEWAY if where is not Where.HOST:
-            return Lost(nic.nic_id, _nowhere(place) or "its link is on the host no longer")
+            return Lost(nic.nic_id, _nowhere(location) or "its link is no longer on the host")
         case _:
             return None
 
 
-def _nowhere(place: LinkLocation | None) -> str:
-    return f"somebody has moved its link to {place.path}" if place else ""
+def _nowhere(location: LinkLocation | None) -> str:
+    return f"somebody has moved its link to {location.path}" if location else ""
 
 
-def _may_be_home(attachment: Attachment, survey: Survey, place: LinkLocation) -> bool:
-    """Whether the link that claims to be the NIC has it only by what anybody can set, and the real one may be home.
+def _may_be_home(attachment: Attachment, survey: Survey, location: LinkLocation) -> bool:
+    """Whether the real link may still be in its container, and *location* only claims to be it (by MAC or alias).
 
-    That is a link at the index recorded there which shows no sign of being anything else.
+    That is so if the container has another link at the recorded ifindex, without a burnt-in MAC.
     """
     home = next((p for p in survey.elsewhere if p.netns.is_same(attachment.netns)), None)
     at_index = next((link for link in home.links if link.ifindex == attachment.ifindex), None) if home else None
-    return at_index is not None and at_index != place.link and not at_index.permanent_mac and bool(attachment.ifindex)
+    return (
+        at_index is not None and at_index != location.link and not at_index.permanent_mac and bool(attachment.ifindex)
+    )
 
 
-# --- what a look into every namespace shows besides --------------------------------------------------
+# --- with every namespace read -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch(Remedy):
-    """Bring the link home from a namespace in which it serves nothing."""
+    """Move the link back from a namespace in which it serves nothing."""
 
     nic_id: str
     netns: Netns
@@ -136,53 +137,55 @@ class Fetch(Remedy):
 
 @dataclass(frozen=True, slots=True)
 class Release(Remedy):
-    """The attachment is over: no DEL came, and nothing of its namespace is left."""
+    """The attachment is over: its namespace is gone, and no DEL came."""
 
     nic_id: str
 
 
-def odd_places(
+def misplaced_links(
     nics: Iterable[Nic], attachments: Mapping[str, Attachment], survey: Survey, seen: LinkLocations
 ) -> tuple[Difference, ...]:
-    """What is not as it should be in a wide *survey*; NICs that `link_drift` has a remedy for are cured by then."""
-    found = (_oddity(nic, attachments.get(nic.nic_id), survey, seen.get(nic.nic_id, ())) for nic in nics)
+    """Compare with a *survey* of every namespace, after the remedies of `link_drift`."""
+    found = (_compare(nic, attachments.get(nic.nic_id), survey, seen.get(nic.nic_id, ())) for nic in nics)
     return tuple(difference for difference in found if difference is not None)
 
 
-def _oddity(
+def _compare(
     nic: Nic, attachment: Attachment | None, survey: Survey, locations: tuple[LinkLocation, ...]
 ) -> Difference | None:
     subject = str(attachment.key) if attachment else ""
-    place = surest(locations, attachment.netns if attachment else None, attachment.ifindex if attachment else 0)
+    location = surest(locations, attachment.netns if attachment else None, attachment.ifindex if attachment else 0)
     if len(locations) > 1:
-        places = ", ".join(f"{s.link.name} in {s.path}" for s in locations)
-        return Difference(DifferenceKind.TWICE, nic.nic_id, f"several links claim to be this NIC: {places}", subject)
+        found = ", ".join(f"{s.link.name} in {s.path}" for s in locations)
+        return Difference(DifferenceKind.TWICE, nic.nic_id, f"several links claim to be this NIC: {found}", subject)
     if attachment is not None and nic.state is NicState.ASSIGNED:
-        return _oddity_of(attachment, nic, survey, place)
-    if place is None or place.netns is None:
+        return _compare_attached(attachment, nic, survey, location)
+    if location is None or location.netns is None:
         return None
-    if nic.state is NicState.ARRIVING and place.is_marked:
-        remedy = Fetch(nic.nic_id, place.netns, place.link.ifindex)
+    if nic.state is NicState.ARRIVING and location.is_marked:
+        remedy = Fetch(nic.nic_id, location.netns, location.link.ifindex)
         return Difference(
-            DifferenceKind.STRAY, nic.nic_id, f"its link is in {place.path}, and serves nothing", remedy=remedy
+            DifferenceKind.STRAY, nic.nic_id, f"its link is in {location.path}, and serves nothing", remedy=remedy
         )
     if nic.state is NicState.MISSING:
-        detail = f"its link is in {place.path}, in use by a container that the agent does not know"
+        detail = f"its link is in {location.path}, in use by a container that the agent does not know"
         return Difference(DifferenceKind.HELD, nic.nic_id, detail)
     return None
 
 
-def _oddity_of(attachment: Attachment, nic: Nic, survey: Survey, place: LinkLocation | None) -> Difference | None:
-    """What is odd about a NIC that serves a container: while that lives it keeps what it has, whatever it did."""
+def _compare_attached(
+    attachment: Attachment, nic: Nic, survey: Survey, location: LinkLocation | None
+) -> Difference | None:
+    """Compare a NIC that serves a container. While the container lives it keeps its NIC, whatever it did."""
     subject, home = str(attachment.key), attachment.netns
     lives = any(p.netns.is_same(home) for p in survey.elsewhere)
-    if place is not None and place.is_in(home):
+    if location is not None and location.is_in(home):
         return None
-    if place is not None and place.netns is None:
-        return None  # `link_drift` tells whether it has returned
-    if place is not None:
-        detail = f"its link is in {place.path} instead of {home.path}"
-        if lives or not place.is_marked or survey.unseen:
+    if location is not None and location.netns is None:
+        return None  # `link_drift` decides whether it has returned
+    if location is not None:
+        detail = f"its link is in {location.path} instead of {home.path}"
+        if lives or not location.is_marked or survey.unseen:
             return Difference(DifferenceKind.MOVED, nic.nic_id, detail, subject)
         return Difference(
             DifferenceKind.LEFT, nic.nic_id, f"{detail}, which is gone", subject, remedy=Release(nic.nic_id)
@@ -190,15 +193,15 @@ def _oddity_of(attachment: Attachment, nic: Nic, survey: Survey, place: LinkLoca
     if survey.unseen:
         return None
     if lives:
-        if _has_unsigned(attachment, survey):
+        if _may_have_renamed(attachment, survey):
             return None
-        return Difference(DifferenceKind.STRIPPED, nic.nic_id, f"{home.path} has its link no longer", subject)
+        return Difference(DifferenceKind.STRIPPED, nic.nic_id, f"{home.path} no longer has its link", subject)
     detail = f"{home.path} is gone, and its link with it"
     return Difference(DifferenceKind.LEFT, nic.nic_id, detail, subject, remedy=Release(nic.nic_id))
 
 
-def _has_unsigned(attachment: Attachment, survey: Survey) -> bool:
-    """Whether the container has a link at the recorded index, MAC and alias of which it may have changed."""
+def _may_have_renamed(attachment: Attachment, survey: Survey) -> bool:
+    """Whether the container has a link at the recorded ifindex: it may have changed MAC and alias."""
 
     def fits(link: Link) -> bool:
         return link.ifindex == attachment.ifindex and not link.permanent_mac

@@ -1,4 +1,4 @@
-"""Which links are NICs of ours, and where each NIC is. Pure."""
+"""Which links are NICs of ours, and where. Pure."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Where(IntEnum):
 
 
 class Sign(IntEnum):
-    """How a link was known, the surer the higher."""
+    """How a link was recognised, the surer the higher."""
 
-    ALIAS = 1  # its MAC is no NIC's of ours
+    ALIAS = 1  # its MAC is not one of ours
     MAC = 2
     MAC_AND_ALIAS = 3
     BURNT_IN = 4
@@ -32,11 +32,11 @@ class LinkLocation:
     link: Link
     sign: Sign
     netns: Netns | None = None  # elsewhere only
-    is_marked: bool = False  # it bears our alias: we gave it to a container
+    is_marked: bool = False  # it has our alias: the agent moved it into a container
 
     @property
     def path(self) -> str:
-        """Where that is, for people."""
+        """The namespace, for messages."""
         if self.netns is not None:
             return self.netns.path
         return "the host's namespace" if self.where is Where.HOST else "the parking namespace"
@@ -49,10 +49,10 @@ LinkLocations = Mapping[str, tuple[LinkLocation, ...]]  # by NIC id; several whe
 
 
 def locate(nic_ids: Collection[str], survey: Survey, instance_id: str) -> LinkLocations:
-    """Where each of *nic_ids* was seen; those that were not are left out.
+    """Return the links of *nic_ids* that *survey* shows.
 
-    A link is one NIC at most. Whoever has NET_ADMIN in a container can give its NIC any MAC and alias, so a burnt-in
-    MAC decides where there is one, and an alias counts only on a link whose MAC is nobody's.
+    A link is one NIC at most. A container with NET_ADMIN can give its NIC any MAC and alias. So a burnt-in MAC
+    decides where the link has one, and an alias counts only if the MAC is not one of *nic_ids*.
     """
     found: dict[str, list[LinkLocation]] = {}
     for where, netns, link in _links(survey):
@@ -66,8 +66,8 @@ def locate(nic_ids: Collection[str], survey: Survey, instance_id: str) -> LinkLo
 def _links(survey: Survey) -> Iterable[tuple[Where, Netns | None, Link]]:
     yield from ((Where.HOST, None, link) for link in survey.host)
     yield from ((Where.PARKED, None, link) for link in survey.parked)
-    for place in survey.elsewhere:
-        yield from ((Where.ELSEWHERE, place.netns, link) for link in place.links)
+    for other in survey.elsewhere:
+        yield from ((Where.ELSEWHERE, other.netns, link) for link in other.links)
 
 
 def _identify(link: Link, marked: str, nic_ids: Collection[str]) -> tuple[str, Sign]:
@@ -79,9 +79,9 @@ def _identify(link: Link, marked: str, nic_ids: Collection[str]) -> tuple[str, S
 
 
 def surest(locations: Iterable[LinkLocation], home: Netns | None, ifindex: int = 0) -> LinkLocation | None:
-    """The link that is the NIC; None where there is none, or where several are it as surely.
+    """Return the link that is the NIC; None if there is none, or several are equally sure.
 
-    *home* and *ifindex* are those recorded for the container it serves, if it serves one.
+    *home* and *ifindex* are recorded for the container it serves, if any.
     """
 
     def rank(location: LinkLocation) -> tuple[int, ...]:

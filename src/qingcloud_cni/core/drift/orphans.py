@@ -1,39 +1,38 @@
-"""NICs that nobody looks after any more: ours by their names, of instances that are gone. Pure."""
+"""Orphans: NICs with our names, of instances that are gone. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qingcloud_cni.core.drift.instances import is_gone
 from qingcloud_cni.core.nics.names import parse_nic_name
 from qingcloud_cni.core.seams.cloud import CloudNic, Instance
 
-UNKNOWN = "unknown"  # what is told of an instance that the cloud does not list
+UNKNOWN = "unknown"  # `instance_is` where the cloud does not list the instance
 
 
 @dataclass(frozen=True, slots=True)
-class Suspect:
-    """A NIC that an agent made for an instance, and that is attached to none."""
+class Candidate:
+    """A NIC that an agent created for an instance, and that is attached to none."""
 
     nic: CloudNic
-    instance_id: str  # for which it was made, as its name says
+    instance_id: str  # from its name
 
 
 @dataclass(frozen=True, slots=True)
-class Orphan(Suspect):
+class Orphan(Candidate):
     instance_is: str  # "unknown", "terminated" or "ceased"
 
 
 @dataclass(frozen=True, slots=True)
-class Spared(Suspect):
-    """Of an instance that is gone, and not called an orphan all the same."""
+class LeftAlone(Candidate):
+    """A NIC of an instance that is gone, but not an orphan."""
 
     why: str
 
 
-def suspects(nics: Iterable[CloudNic], prefixes: Iterable[str], own_instance: str) -> tuple[Suspect, ...]:
-    """Free NICs that bear one of our prefixes and the id of another instance than ours.
+def candidates(nics: Iterable[CloudNic], prefixes: Iterable[str], own_instance: str) -> tuple[Candidate, ...]:
+    """Return the free NICs named by one of our prefixes and another instance's id.
 
-    Those of our own are our own agent's: it adopts or deletes them.
+    Those of *own_instance* are left to its agent.
     """
     wanted = frozenset(prefixes)
     found = []
@@ -41,49 +40,48 @@ def suspects(nics: Iterable[CloudNic], prefixes: Iterable[str], own_instance: st
         name = parse_nic_name(nic.name)
         is_free = nic.status == "available" and not nic.instance_id and nic.role == 0
         if name is not None and name.prefix in wanted and is_free and name.instance_id != own_instance:
-            found.append(Suspect(nic, name.instance_id))
-    return tuple(sorted(found, key=lambda s: (s.instance_id, s.nic.nic_id)))
+            found.append(Candidate(nic, name.instance_id))
+    return tuple(sorted(found, key=lambda c: (c.instance_id, c.nic.nic_id)))
 
 
-def fates(instance_ids: Iterable[str], looks: Iterable[Mapping[str, Instance]]) -> dict[str, str]:
-    """What became of those that are gone: unknown, terminated or ceased, by id; the others are left out.
+def gone_instances(instance_ids: Iterable[str], lists: Sequence[Mapping[str, Instance]]) -> dict[str, str]:
+    """Return unknown, terminated or ceased for each instance that is gone, by id.
 
-    *looks* are several lists that the cloud has given. Who is in one of them and is not gone, lives.
+    *lists* are several answers of the cloud. An instance that is in one of them, and not gone there, lives.
     """
-    lists = tuple(looks)
     found = {}
     for instance_id in instance_ids:
         seen = [instance for each in lists if (instance := each.get(instance_id)) is not None]
-        if all(map(is_gone, seen)):
+        if all(instance.is_gone for instance in seen):
             found[instance_id] = seen[-1].status if seen else UNKNOWN
     return found
 
 
-def judge(
-    suspected: Iterable[Suspect], gone: Mapping[str, str], now: float, older_than: float
-) -> tuple[tuple[Orphan, ...], tuple[Spared, ...]]:
-    """Which are orphans, and which are spared though their instance is gone, being free for less than *older_than*.
+def classify(
+    found: Iterable[Candidate], gone: Mapping[str, str], now: float, older_than: float
+) -> tuple[tuple[Orphan, ...], tuple[LeftAlone, ...]]:
+    """Divide the NICs of instances that are *gone* into orphans and those free for less than *older_than* seconds.
 
-    A young NIC may be one whose instance is just being created, or one that somebody has just detached.
+    A young NIC may be of an instance that is just being created, or one that somebody has just detached.
     """
     orphans: list[Orphan] = []
-    spared: list[Spared] = []
-    for suspect in suspected:
-        fate = gone.get(suspect.instance_id)
+    left_alone: list[LeftAlone] = []
+    for candidate in found:
+        fate = gone.get(candidate.instance_id)
         if fate is None:
             continue
-        since = free_since(suspect.nic)
+        since = free_since(candidate.nic)
         if not older_than or (since and now - since >= older_than):
-            orphans.append(Orphan(suspect.nic, suspect.instance_id, fate))
+            orphans.append(Orphan(candidate.nic, candidate.instance_id, fate))
         elif since:
             why = f"free for {max(now - since, 0.0):.0f} s only"
-            spared.append(Spared(suspect.nic, suspect.instance_id, why))
+            left_alone.append(LeftAlone(candidate.nic, candidate.instance_id, why))
         else:
-            why = "the cloud does not tell since when it is free"
-            spared.append(Spared(suspect.nic, suspect.instance_id, why))
-    return tuple(orphans), tuple(spared)
+            why = "the cloud does not say since when it is free"
+            left_alone.append(LeftAlone(candidate.nic, candidate.instance_id, why))
+    return tuple(orphans), tuple(left_alone)
 
 
 def free_since(nic: CloudNic) -> float:
-    """When a free NIC became free, in seconds since the epoch; 0 where the cloud does not tell."""
+    """Return since when a free NIC is free, in seconds since the epoch; 0 if the cloud does not say."""
     return max(nic.created, nic.since)

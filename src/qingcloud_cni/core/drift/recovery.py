@@ -1,4 +1,4 @@
-"""NICs that are found in containers by a table begun anew: whom they serve is learned from requests. Pure."""
+"""NICs that a new table finds in containers; requests tell whose they are. Pure."""
 
 from dataclasses import replace
 
@@ -10,16 +10,16 @@ from qingcloud_cni.core.seams.kernel import Inspection, Link
 
 
 def adopted(found: CloudNic, vxnet: Vxnet, address: str, now: float) -> Nic:
-    """A NIC of ours that the table does not know; where its link is, shows the look that follows.
+    """Return a NIC of ours that was not in the table; a survey finds its link later.
 
-    Its address rests first: nobody knows whom it served, and how lately.
+    Its address cools down first: it may have served a container until just now.
     """
     state = NicState.MISSING if found.instance_id else NicState.CREATING
     return Nic(found.nic_id, found.name, vxnet.vxnet_id, address, vxnet.gateway, state, now, released=now)
 
 
 def adopted_gateway(nic: Nic, link: Link | None, prefix: str) -> Nic:
-    """A gateway NIC that serves, by its link's name, goes on as what it is: containers have its address."""
+    """Return the gateway that *nic* is by its link's name, as containers use its address; else *nic*."""
     index = index_of(prefix, link.name) if link is not None else NO_GATEWAY
     if index == NO_GATEWAY:
         return nic
@@ -27,10 +27,10 @@ def adopted_gateway(nic: Nic, link: Link | None, prefix: str) -> Nic:
 
 
 def unclaimed_attachment(nic: Nic, seen: Inspection, now: float) -> Attachment:
-    """The attachment of a container in which the NIC's link was seen.
+    """Return the attachment of the container in which the NIC's link was seen.
 
-    What the kernel does not tell of is taken for what keeps its connections: a route through another gateway than the
-    vxnet's router leads to Services, and flows there are masqueraded.
+    The kernel shows no configuration. To keep connections alive, routes through another gateway than the vxnet's
+    router are taken as routes to Services, with masquerading.
     """
     assert seen.link is not None
     routes = tuple(r for r in seen.routes if r.gw)
@@ -41,11 +41,11 @@ def unclaimed_attachment(nic: Nic, seen: Inspection, now: float) -> Attachment:
     )  # fmt: skip
 
 
-def named(found: Attachment, key: AttachmentKey, config: NetworkConfig | None) -> Attachment:
-    """The same, once a request has told whose it is; an ADD tells what was asked for as well."""
+def claimed(found: Attachment, key: AttachmentKey, config: NetworkConfig | None) -> Attachment:
+    """Return it under the key that a request names; *config* is an ADD's."""
     if config is None:
         return replace(found, key=key)
-    order = [r.dst for r in config.routes]  # behind a default route that was not asked for
+    order = [r.dst for r in config.routes]  # behind a default route that the configuration does not have
     routes = sorted(found.routes, key=lambda r: order.index(r.dst) if r.dst in order else -1)
     return replace(
         found, key=key, routes=tuple(routes), dns=config.dns, services=config.services, ip_masq=config.ip_masq,

@@ -54,12 +54,31 @@ class InstanceNic:
     role: int
 
 
+_GONE = frozenset({"terminated", "ceased"})
+_AWAY = frozenset({"stopped", "suspended"}) | _GONE
+_GOING = frozenset({"stopping", "suspending", "terminating", "ceasing"})  # transitions
+_COMING = frozenset({"starting", "resuming", "recovering"})
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     instance_id: str
     status: str  # "running", "stopped", ...
     nics: tuple[InstanceNic, ...]
     transition: str = ""  # "stopping", "terminating", ...; "" if none
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it will not run again. A terminated instance can be recovered for two hours."""
+        return self.status in _GONE and self.transition not in _COMING
+
+    @property
+    def going_away(self) -> str:
+        """Why no NIC should be attached any more; "" while the instance runs or starts."""
+        if self.transition in _COMING:
+            return ""
+        cause = self.status if self.status in _AWAY else self.transition if self.transition in _GOING else ""
+        return f"instance {self.instance_id} is {cause} in the cloud" if cause else ""
 
 
 class JobStatus(StrEnum):
