@@ -4,6 +4,7 @@
 """
 
 import sys
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from qingcloud_cni.core.events import EVENTS, EventKind
 from tools.generated import Part, main
 
 GLOBAL = {"--config", "--loglevel"}
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 NONE = "\u2013"
 
 
@@ -79,6 +81,19 @@ def tasks() -> Iterator[str]:
     return table(("Task", "When", "Does"), ((task.name, task.when, task.does) for task in TASKS))
 
 
+def rooms() -> Iterator[str]:
+    """Of each package from top to bottom, as import-linter holds them."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    yield "```"
+    for contract in contracts:
+        if contract["type"] == "layers":
+            package = contract["containers"][0].removeprefix("qingcloud_cni.")
+            yield f" {package:<8} {' ► '.join(layer.replace(' :', ',') for layer in contract['layers'])}"
+    yield "```"
+
+
 def events() -> Iterator[str]:
     return _kinds("Event", EVENTS)
 
@@ -96,6 +111,7 @@ def _part(page: str, lines: Callable[[], Iterable[str]]) -> Part:
 
 
 PARTS = (
+    _part("architecture.md", rooms),
     _part("configuration.md", settings),
     _part("configuration.md", commands),
     _part("configuration.md", endpoints),

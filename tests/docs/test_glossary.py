@@ -1,11 +1,8 @@
-"""docs/glossary.md explains the words in the code's names, and architecture.md shows its rooms."""
+"""docs/glossary.md explains the words in the code's names."""
 
 import ast
 import re
-import tomllib
 from collections.abc import Iterator
-
-import pytest
 
 from pages import SOURCE, page, table
 from qingcloud_cni.core.budget import Urgency
@@ -19,19 +16,6 @@ RETIRED = {
     "cure", "departure", "errand", "evidence", "gate", "growth", "nameless", "outlook", "premise", "shrinking",
     "sighting", "stray", "strays", "turn",
 }  # fmt: skip
-
-
-def rooms(package: str) -> list[str]:
-    """Rooms of a package from top to bottom, as import-linter holds them."""
-    contracts = tomllib.loads(page("pyproject.toml"))["tool"]["importlinter"]["contracts"]
-    (layers,) = [c["layers"] for c in contracts if c.get("containers") == [f"qingcloud_cni.{package}"]]
-    return [room for layer in layers for room in layer.split(" : ")]
-
-
-@pytest.mark.parametrize("package", ["agent", "core", "kernel", "sim"])
-def test_rooms_of_the_picture_are_those_that_the_linter_holds(package: str) -> None:
-    (line,) = re.findall(rf"^ {package} +(\w+ ►.*)$", page("docs/architecture.md"), re.MULTILINE)
-    assert re.findall(r"\w+", line) == rooms(package)
 
 
 def test_words_of_states_kinds_verbs_and_urgencies_are_explained() -> None:
