@@ -19,7 +19,7 @@ from qingcloud_cni.agent.process.main import OpenAgent
 from qingcloud_cni.core.errors import CloudError, PoolEmpty
 from qingcloud_cni.core.nics.model import NicState
 from qingcloud_cni.sim.cloud.faults import Strike
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, Limits, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
 
 HOUR = 3600.0
 

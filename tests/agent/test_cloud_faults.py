@@ -10,7 +10,7 @@ from inprocess.agent import SimulatedHost, set_faults, simulated
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.core.pool.plan import OVERDUE
 from qingcloud_cni.sim.cloud.faults import EFFECTS, EMPTY_LIST, ENDLESS_JOB, PARTIAL_LIST, WRONG_KEYS
-from qingcloud_cni.sim.topology.topology import FaultSpec, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, default_topology
 
 ACTIONS = ("DescribeInstances", "DescribeVxnets", "DescribeNics", "DescribeJobs", "CreateNics", "AttachNics",
            "DetachNics", "DeleteNics")  # fmt: skip

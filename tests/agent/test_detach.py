@@ -11,7 +11,7 @@ from inprocess.agent import SimulatedHost, lived, set_faults
 from qingcloud_cni.agent.cloudops.cloud_writes import JOB_LIMIT
 from qingcloud_cni.agent.cloudops.lookups import LATE_EFFECT
 from qingcloud_cni.core.nics.model import NicState
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 
 SHRINKING: dict[str, Any] = {"min_idle": 1, "max_idle": 1, "idle_ttl": 5, "cooldown": 0}
 

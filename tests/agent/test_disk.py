@@ -19,7 +19,7 @@ from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.errors import AgentError, PoolEmpty, StoreRefused
 from qingcloud_cni.core.nics.model import NicState
 from qingcloud_cni.core.seams.kernel import LinkOrder, PlacedLink
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 
 FULL = "database or disk is full; make room there"
 WRITES = ("CreateNics", "AttachNics", "DetachNics", "DeleteNics", "ModifyNicAttributes")

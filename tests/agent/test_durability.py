@@ -13,7 +13,7 @@ from qingcloud_cni.core.nics.model import Intent, NicState, OpKind
 from qingcloud_cni.core.seams.kernel import LinkOrder, PlacedLink
 from qingcloud_cni.sim.cloud.faults import LOSE_REPLY
 from qingcloud_cni.sim.cloud.model import Outcome
-from qingcloud_cni.sim.topology.topology import FaultSpec
+from qingcloud_cni.sim.topology import FaultSpec
 
 DISK = 0.02  # seconds a save takes: whoever does not wait for it is seen
 KINDS = {

@@ -14,7 +14,7 @@ from qingcloud_cni.core.errors import InvalidConfig, Unavailable
 from qingcloud_cni.core.nics.model import Nic, NicState
 from qingcloud_cni.core.seams.kernel import ServicePath
 from qingcloud_cni.sim.memory.machine import HOST_PATH
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 
 SERVICES = "10.96.0.0/12"
 CONF = {"cniVersion": "0.3.1", "name": "net", "ipam": {"routes": [{"dst": SERVICES, "gw": "0.0.0.0"}]}}

@@ -12,7 +12,7 @@ from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.core.timeline import Story, stories
 from qingcloud_cni.sim.cloud.faults import LOSE_REPLY
-from qingcloud_cni.sim.topology.topology import FaultSpec
+from qingcloud_cni.sim.topology import FaultSpec
 
 CONF: dict[str, object] = {"cniVersion": "1.1.0", "name": "net", "type": "qingcni"}
 POD = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1"

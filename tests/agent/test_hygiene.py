@@ -14,7 +14,7 @@ from qingcloud_cni.core.nics.model import Nic, NicState
 from qingcloud_cni.core.seams.kernel import LinkOrder
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.sim.memory.kernel import PROBE
-from qingcloud_cni.sim.topology.topology import default_topology
+from qingcloud_cni.sim.topology import default_topology
 
 ROBBER = "02:00:00:00:00:99"
 SMALL = {"min_idle": 1, "max_idle": 1, "max_nics": 1}

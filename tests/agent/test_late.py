@@ -12,7 +12,7 @@ from qingcloud_cni.core.errors import PoolEmpty
 from qingcloud_cni.core.nics.model import Intent, OpKind
 from qingcloud_cni.core.seams.kernel import Survey
 from qingcloud_cni.sim.cloud.faults import REFUSE, RESET
-from qingcloud_cni.sim.topology.topology import FaultSpec
+from qingcloud_cni.sim.topology import FaultSpec
 
 LATE = 15.0  # seconds: after the first look at what a write has done, before it can have no effect any more
 

@@ -17,7 +17,7 @@ from qingcloud_cni.core.errors import CloudError, CloudUnreachable, CredentialsR
 from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.memory.local import LocalTransport, run_jobs
-from qingcloud_cni.sim.topology.topology import FaultSpec, Limits, Topology, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Limits, Topology, default_topology
 
 OWN, OTHER, PODS = "i-simhost1", "i-simhost2", "vxnet-pods001"
 OP = "0123456789abcdef"

@@ -8,7 +8,7 @@ from inprocess import virtual_time
 from inprocess.agent import SimulatedHost, set_faults, simulated
 from qingcloud_cni.agent.api.plan_view import PlanView, plan_view
 from qingcloud_cni.core.nics.model import NicState
-from qingcloud_cni.sim.topology.topology import FaultSpec, Limits, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Limits, default_topology
 
 PODS = ["vxnet-pods001", "vxnet-pods002"]
 

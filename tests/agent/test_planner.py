@@ -12,7 +12,7 @@ from inprocess.agent import SimulatedHost, served, set_faults, simulated
 from qingcloud_cni.core.errors import CloudUnreachable, Draining, PoolEmpty, Unavailable
 from qingcloud_cni.core.nics.model import NicState
 from qingcloud_cni.core.pool.pool_state import Mode
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, Limits, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
 
 SLOW = Latencies(detach=(3600.0, 3600.0))  # and so are jobs of instances
 PODS = ["vxnet-pods001", "vxnet-pods002", "vxnet-pods003"]

@@ -11,7 +11,7 @@ from inprocess.agent import SimulatedHost, lived, netns_of, set_faults, settings
 from qingcloud_cni.core.cni.network_config import read_config
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty
 from qingcloud_cni.core.nics.model import NicState, Route
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, Limits, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
 
 
 @pytest.mark.defect("slow-2")

@@ -9,7 +9,7 @@ from inprocess.agent import SimulatedHost, key_of, lived, netns_of, set_faults
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.errors import Unavailable
 from qingcloud_cni.core.nics.model import Netns, NicState
-from qingcloud_cni.sim.topology.topology import FaultSpec
+from qingcloud_cni.sim.topology import FaultSpec
 
 
 def containers_of(host: SimulatedHost) -> set[str]:

@@ -14,7 +14,7 @@ from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, NicState
 from qingcloud_cni.core.seams.kernel import ServicePath
 from qingcloud_cni.core.seams.store import EventFilter
-from qingcloud_cni.sim.topology.topology import FaultSpec
+from qingcloud_cni.sim.topology import FaultSpec
 
 SEEDS = 4  # of each damage
 CONF: dict[str, object] = {"cniVersion": "1.1.0", "name": "net", "type": "qingcni", "dns": {"domain": "local"}}

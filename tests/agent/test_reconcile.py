@@ -21,7 +21,7 @@ from qingcloud_cni.core.nics.names import link_alias
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.sim.cloud.state import NicRecord
 from qingcloud_cni.sim.memory.machine import HOST_PATH
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 
 S = NicState
 QUARTER = 15 * 60.0 * 1.2 + 60.0  # seconds within which a comparison comes in any case

@@ -13,7 +13,7 @@ from inprocess.agent import SimulatedHost, lived, set_faults, simulated
 from qingcloud_cni.agent.api.views import status_view
 from qingcloud_cni.core.errors import PoolEmpty, wire
 from qingcloud_cni.sim.cloud.faults import EFFECTS
-from qingcloud_cni.sim.topology.topology import FaultSpec, Limits, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Limits, default_topology
 
 LONG = 100_000  # calls: a fault that lasts until it is taken away
 

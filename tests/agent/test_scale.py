@@ -11,7 +11,7 @@ from inprocess.fleet import HOSTS_PER_VXNET, SeenCall, fleet_of, make_topology
 from qingcloud_cni.cloud import CallOutcome
 from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.nics.rows import violations
-from qingcloud_cni.sim.topology.topology import Topology
+from qingcloud_cni.sim.topology import Topology
 
 FEW = 12  # hosts
 

@@ -20,7 +20,7 @@ from qingcloud_cni.core.errors import KernelRefused, PoolEmpty, Unavailable
 from qingcloud_cni.core.nics.model import NicState
 from qingcloud_cni.core.seams.kernel import LinkOrder, PlacedLink, Survey
 from qingcloud_cni.sim.memory.machine import HOST_PATH
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 
 Verb = Callable[..., Awaitable[Any]]
 

@@ -22,7 +22,7 @@ from qingcloud_cni.core.errors import (
 )
 from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.core.seams.store import EventFilter
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 
 LIST = "cni.dev/valid-attachments"
 

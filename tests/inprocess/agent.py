@@ -35,7 +35,7 @@ from qingcloud_cni.sim.cloud.faults import EFFECTS, WRONG_KEYS, Faults, Strike
 from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.memory.kernel import FakeKernel
 from qingcloud_cni.sim.memory.local import LocalTransport, run_jobs
-from qingcloud_cni.sim.topology.topology import FaultSpec, Topology, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Topology, default_topology
 from qingcloud_cni.store.threaded import InlineStore
 
 T = TypeVar("T")
@@ -435,4 +435,4 @@ class RandomFaults(Faults):
         if not effects:
             return ()
         spec = FaultSpec(action, self._rng.choice(effects), code=code, message="InjectedFault")
-        return (Strike(spec, self.lateness(spec)),)
+        return (Strike(spec, self.draw_delay(spec)),)

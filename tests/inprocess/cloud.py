@@ -4,8 +4,7 @@ import random
 from typing import Any
 
 from qingcloud_cni.sim.cloud.model import Model
-from qingcloud_cni.sim.topology.effects import Effect
-from qingcloud_cni.sim.topology.topology import HostSpec, RouterSpec, Topology, VxnetSpec
+from qingcloud_cni.sim.topology import Effect, HostSpec, RouterSpec, Topology, VxnetSpec
 
 ROUTER = RouterSpec("rtr-1", "10.0.0.0/16")
 VXNETS = (

@@ -24,8 +24,17 @@ from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.memory.kernel import FakeKernel
 from qingcloud_cni.sim.memory.local import LocalTransport, run_jobs
-from qingcloud_cni.sim.topology.effects import Effect, PlugNic, UnplugNic
-from qingcloud_cni.sim.topology.topology import HostSpec, Latencies, Limits, RouterSpec, Topology, VxnetSpec
+from qingcloud_cni.sim.topology import (
+    Effect,
+    HostSpec,
+    Latencies,
+    Limits,
+    PlugNic,
+    RouterSpec,
+    Topology,
+    UnplugNic,
+    VxnetSpec,
+)
 
 HOSTS_PER_VXNET = 10  # as many as have room for 20 pods and a pool each in the 252 addresses of a vxnet
 LATENCIES = Latencies(attach=(2.0, 4.0), detach=(2.0, 4.0), call=(0.05, 0.3))

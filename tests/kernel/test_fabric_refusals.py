@@ -97,7 +97,7 @@ def test_without_root_it_is_refused() -> None:
 def test_a_program_or_kernel_feature_that_is_missing_is_named(tmp_path: Path) -> None:
     name = unique_name()
     env = programs(tmp_path / "bin", "ip", "nsenter")
-    assert "'nft' is not installed" in refused("up", "--name", name, status=4, env=env)
+    assert "'nft': start failed: not installed" in refused("up", "--name", name, status=4, env=env)
     fake = tmp_path / "bin" / "nft"
     fake.write_text("#!/bin/sh\necho 'Error: Could not process rule: Operation not supported' >&2\nexit 1\n")
     fake.chmod(0o755)

@@ -114,7 +114,7 @@ class Witness:
                 if record is not None and (record.name == "foreign" or record.role):
                     self.breaks(f"{action} of {nic_id}, which is not ours: {record.name!r}")
         outcome = self._handle(params)
-        self.note(action, sorted(nic_ids), outcome.envelope.get("ret_code"), outcome.obstacle)
+        self.note(action, sorted(nic_ids), outcome.envelope.get("ret_code"), outcome.effect)
         return outcome
 
     async def _placed(self, order: LinkOrder, container: Space) -> FakeLink:

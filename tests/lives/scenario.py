@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qingcloud_cni.sim.topology.topology import Latencies, Limits, Topology, default_topology
+from qingcloud_cni.sim.topology import Latencies, Limits, Topology, default_topology
 
 STEPS = 70
 # How often each step is drawn, in relation to the others; `life_steps` says what they do.

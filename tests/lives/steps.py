@@ -13,7 +13,7 @@ from lives.scenario import Plan, Step
 from qingcloud_cni.sim.cloud.faults import EFFECTS, WRONG_KEYS
 from qingcloud_cni.sim.cloud.records import Hour
 from qingcloud_cni.sim.memory.machine import HOST_PATH
-from qingcloud_cni.sim.topology.topology import Latencies
+from qingcloud_cni.sim.topology import Latencies
 
 EVERYTHING = tuple(e for e in EFFECTS if e != WRONG_KEYS)  # which may end a first start, as it should
 
@@ -204,7 +204,7 @@ class Steps(Runtime):
             book = self.host.model.state.vxnets[record.vxnet_id].book
             address = IPv4Address(f"172.20.{record.vxnet_id[-1]}.{rng.randrange(200, 250)}")
             if book is not None and book.is_free(address):
-                book.give_back(IPv4Address(record.private_ip))
+                book.release(IPv4Address(record.private_ip))
                 book.claim(address)
                 record.private_ip = str(address)
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import pytest
 
 from qingcloud_cni.sim.api.signature import canonical
-from qingcloud_cni.sim.topology.topology import default_topology
+from qingcloud_cni.sim.topology import default_topology
 
 QINGCLOUD_SIM = str(Path(sys.executable).with_name("qingcloud-sim"))
 

@@ -15,7 +15,7 @@ Range = tuple[float, float]
 
 
 def _read_range(_ctx: click.Context, param: click.Parameter, value: str | None) -> Range | None:
-    from qingcloud_cni.sim.topology.durations import parse_range
+    from qingcloud_cni.sim.topology import parse_range
 
     try:
         return None if value is None else parse_range(value)
@@ -86,23 +86,23 @@ def up(
     """
     import random
 
-    from qingcloud_cni.sim.cloud.records import read_kept
-    from qingcloud_cni.sim.fabric.remains import default_state_dir
+    from qingcloud_cni.sim.cloud.records import read_saved_cloud
+    from qingcloud_cni.sim.fabric.leftovers import default_state_dir
     from qingcloud_cni.sim.server.control import check_name, check_state_dir
     from qingcloud_cni.sim.server.server import Simulator
     from qingcloud_cni.sim.server.status import Options
     from qingcloud_cni.sim.server.topology_file import load_topology
-    from qingcloud_cni.sim.topology.topology import default_topology
+    from qingcloud_cni.sim.topology import default_topology
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="qingcloud-sim: %(message)s")
     check_name(name)
     directory = state_dir.absolute() if state_dir else default_state_dir(name)
     check_state_dir(directory)
-    kept = read_kept(directory, name) if state_dir else None
+    saved = read_saved_cloud(directory, name) if state_dir else None
     if file:
         topology = load_topology(file, name, hosts)
-    elif kept and hosts is None:
-        topology = kept.records.topology
+    elif saved and hosts is None:
+        topology = saved.records.topology
     else:
         topology = default_topology(name, 2 if hosts is None else hosts)
     given = {key.removesuffix("_latency"): value for key, value in latencies.items() if value is not None}
@@ -112,7 +112,7 @@ def up(
         state_dir=directory,
         seed=random.SystemRandom().randrange(2**32) if seed is None else seed,
         port=port,
-        kept=kept,
+        saved=saved,
         guest_dhcp=guest_dhcp,
         is_left=keep,
     )
@@ -128,7 +128,7 @@ def down(name: str, state_dir: Path | None) -> None:
     from qingcloud_cni.sim.server import control
 
     control.check_name(name)
-    was_there = asyncio.run(control.take_down(name, _absolute(state_dir)))
+    was_there = asyncio.run(control.stop_and_remove(name, _absolute(state_dir)))
     click.echo(f"{name}: removed" if was_there else f"{name}: there is nothing to remove")
 
 
@@ -171,7 +171,7 @@ def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
     try:
         document = yaml.safe_load(file.read())
     except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a date that is none as well
-        raise StartRefused(f"faults in {file.name}: {getattr(err, 'problem', None) or 'no YAML'}") from err
+        raise StartRefused(f"faults in {file.name}: {getattr(err, 'problem', None) or 'not valid YAML'}") from err
     try:
         read_faults(document)  # here as well: what YAML has and JSON has not could not even be sent
         in_force = asyncio.run(control.set_faults(name, _absolute(state_dir), document or []))

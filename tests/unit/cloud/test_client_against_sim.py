@@ -22,7 +22,7 @@ from qingcloud_cni.core.seams.cloud import CloudCalls, JobStatus
 from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.memory.local import LocalTransport, run_jobs
-from qingcloud_cni.sim.topology.topology import (
+from qingcloud_cni.sim.topology import (
     FaultSpec,
     HostSpec,
     Latencies,

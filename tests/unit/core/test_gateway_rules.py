@@ -21,7 +21,7 @@ from qingcloud_cni.kernel.netlink.messages import Malformed
 from qingcloud_cni.kernel.netlink.routing import Address, Rule, TableRoute
 from qingcloud_cni.sim.memory.kernel import FakeKernel
 from qingcloud_cni.sim.memory.machine import HOST_PATH
-from qingcloud_cni.sim.topology.effects import PlugNic
+from qingcloud_cni.sim.topology import PlugNic
 
 FIRST, SECOND, STRANGER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"
 FOREIGN_MARKS = {"kube-proxy": 0xC000, "Cilium": 0x0F00, "Calico": 0xFFFF0000, "AWS": 0x80, "TPROXY": 0x1}

@@ -12,7 +12,7 @@ import pytest
 from qingcloud_cni.cloud.calls import canonical, signature
 from qingcloud_cni.sim.api.api import Api, Reply
 from qingcloud_cni.sim.cloud.model import Model
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, Limits, Topology, default_topology
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, Topology, default_topology
 
 NOW = 1_704_164_645.0
 

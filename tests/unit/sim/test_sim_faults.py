@@ -14,11 +14,11 @@ from aiohttp import web
 
 from qingcloud_cni.cloud.calls import canonical, signature
 from qingcloud_cni.sim.api.api import Api, Reply
-from qingcloud_cni.sim.api.fault_list import read_faults, tell_faults
+from qingcloud_cni.sim.api.fault_list import faults_document, read_faults
 from qingcloud_cni.sim.api.http import make_app
 from qingcloud_cni.sim.cloud.faults import EFFECTS, Faults
-from qingcloud_cni.sim.cloud.model import NEEDS, Model
-from qingcloud_cni.sim.topology.topology import FaultSpec, Topology, default_topology
+from qingcloud_cni.sim.cloud.model import REQUIRED_PARAMS, Model
+from qingcloud_cni.sim.topology import FaultSpec, Topology, default_topology
 
 NOW = 1_704_164_645.0
 PODS = "vxnet-pods001"
@@ -143,7 +143,7 @@ async def test_silence_lasts_until_the_client_has_gone() -> None:
     assert await cloud.code(**CREATE) == 0
     cloud.model.set_faults([FaultSpec("CreateNics", "silence")])
     looks = iter([False, False, True])
-    held = cloud.api.respond("GET", cloud.target(**CREATE), b"", has_gone=lambda: next(looks))
+    held = cloud.api.respond("GET", cloud.target(**CREATE), b"", is_disconnected=lambda: next(looks))
     assert await held is None
     assert cloud.made == 1
 
@@ -180,7 +180,7 @@ async def test_faults_of_the_connection_go_over_http() -> None:
 @pytest.mark.parametrize("effect", [effect for effect, actions in EFFECTS.items() if actions])
 def test_a_fault_on_every_action_strikes_only_where_it_can(effect: str) -> None:
     faults = Faults([FaultSpec("*", effect, times=99)], rng=random.Random(1))
-    struck = {action for action in NEEDS if faults.strike({"action": action}, 0.0)}
+    struck = {action for action in REQUIRED_PARAMS if faults.strike({"action": action}, 0.0)}
     assert struck == set(EFFECTS[effect])
 
 
@@ -189,7 +189,7 @@ def test_the_list_tells_how_many_calls_each_will_still_strike() -> None:
     faults = Faults(specs, rng=random.Random(1))
     left = []
     for _ in range(4):
-        left.append([row["left"] for row in tell_faults(faults, 0.0)])
+        left.append([row["left"] for row in faults_document(faults, 0.0)])
         faults.strike({"action": "CreateNics"}, 0.0)
     assert left == [[2, 1], [2, 0], [1, 0], [0, 0]]
 

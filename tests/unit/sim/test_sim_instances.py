@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from inprocess.cloud import Cloud, assert_refused
-from qingcloud_cni.sim.topology.effects import UnplugNic
+from qingcloud_cni.sim.topology import UnplugNic
 
 
 @pytest.fixture

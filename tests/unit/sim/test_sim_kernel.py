@@ -14,8 +14,7 @@ from qingcloud_cni.core.nics.model import Netns, Route
 from qingcloud_cni.core.seams.kernel import Inspection, Kernel, LinkOrder
 from qingcloud_cni.sim.memory.kernel import MOVE, PROBE, FakeKernel
 from qingcloud_cni.sim.memory.machine import HOST_PATH
-from qingcloud_cni.sim.topology.effects import FilterNic, PlugNic, UnplugNic
-from qingcloud_cni.sim.topology.topology import Latencies
+from qingcloud_cni.sim.topology import FilterNic, Latencies, PlugNic, UnplugNic
 
 PRIMARY, NIC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"
 PATH = "/run/netns/pod"

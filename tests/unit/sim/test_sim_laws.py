@@ -9,10 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from qingcloud_cni.sim.cloud.addresses import AddressBook
+from qingcloud_cni.sim.cloud.addresses import AddressPool
 from qingcloud_cni.sim.cloud.model import Model
-from qingcloud_cni.sim.topology.effects import PlugNic, UnplugNic
-from qingcloud_cni.sim.topology.topology import FaultSpec, HostSpec, Limits, RouterSpec, Topology, VxnetSpec
+from qingcloud_cni.sim.topology import (
+    FaultSpec,
+    HostSpec,
+    Limits,
+    PlugNic,
+    RouterSpec,
+    Topology,
+    UnplugNic,
+    VxnetSpec,
+)
 
 LIMITS = Limits(nics_per_instance=3, nics_per_vxnet=6, nics_per_create=4)
 TOPOLOGY = Topology(
@@ -170,7 +178,7 @@ TestCloudLaws = CloudLaws.TestCase
 def test_a_book_never_hands_out_what_is_taken(moves: list[int], prefix: int, manager: int) -> None:
     """Moves below 20 take an address, the others give one back; the count of free ones is always right."""
     network = IPv4Network(f"10.1.2.0/{prefix}")
-    book = AddressBook(network, network.network_address + manager)
+    book = AddressPool(network, network.network_address + manager)
     held: list[IPv4Address] = []
     size = book.free
     assert size == network.num_addresses - 4
@@ -183,5 +191,5 @@ def test_a_book_never_hands_out_what_is_taken(moves: list[int], prefix: int, man
                 assert address not in book.reserved
                 held.append(address)
         elif held:
-            book.give_back(held.pop(move % len(held)))
+            book.release(held.pop(move % len(held)))
         assert book.free == size - len(held)

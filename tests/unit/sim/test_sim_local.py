@@ -16,8 +16,7 @@ from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.memory.kernel import FakeKernel
 from qingcloud_cni.sim.memory.local import LocalTransport, run_jobs
-from qingcloud_cni.sim.topology.effects import Effect, PlugNic, UnplugNic
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, Topology, default_topology
+from qingcloud_cni.sim.topology import Effect, FaultSpec, Latencies, PlugNic, Topology, UnplugNic, default_topology
 
 HOST = "i-xhost1"
 PODS = "vxnet-pods001"

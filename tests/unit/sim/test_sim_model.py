@@ -10,8 +10,17 @@ import pytest
 
 from inprocess.cloud import HOSTS, VXNETS, Cloud, assert_refused
 from qingcloud_cni.sim.cloud.model import Model
-from qingcloud_cni.sim.topology.effects import FilterNic, PlugNic, UnplugNic
-from qingcloud_cni.sim.topology.topology import FaultSpec, HostSpec, Latencies, Limits, VxnetSpec, default_topology
+from qingcloud_cni.sim.topology import (
+    FaultSpec,
+    FilterNic,
+    HostSpec,
+    Latencies,
+    Limits,
+    PlugNic,
+    UnplugNic,
+    VxnetSpec,
+    default_topology,
+)
 
 
 @pytest.fixture
@@ -437,7 +446,7 @@ def test_attributes_refused(cloud: Cloud) -> None:
 
 def test_anti_spoofing_of_the_primary_can_be_turned_off_at_once(cloud: Cloud) -> None:
     heard: list[bool] = []
-    cloud.model.on_work = lambda: heard.append(True)
+    cloud.model.subscribe(lambda: heard.append(True))
     primary = cloud.primary()
     assert cloud("ModifyNicAttributes", nic=primary, enable_aspoof=0)["ret_code"] == 0
     assert heard == [True]

@@ -9,10 +9,9 @@ import pytest
 
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.sim.cloud.model import Model
-from qingcloud_cni.sim.cloud.records import PAST_JOBS, Keeper, Kept, Records, read_kept
-from qingcloud_cni.sim.fabric.remains import Record, write_record
-from qingcloud_cni.sim.topology.effects import PlugNic
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, Limits, Topology, default_topology
+from qingcloud_cni.sim.cloud.records import ENDED_JOBS, CloudWriter, Records, SavedCloud, read_saved_cloud
+from qingcloud_cni.sim.fabric.leftovers import Record, write_record
+from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, PlugNic, Topology, default_topology
 
 BASE = default_topology("x")
 TOPOLOGY = Topology(
@@ -30,9 +29,11 @@ HOST, OTHER_HOST = "i-xhost1", "i-xhost2"
 class Cloud:
     """A model with a clock that the test turns."""
 
-    def __init__(self, seed: int = 1, topology: Topology = TOPOLOGY, time: float = 1000.0) -> None:
+    def __init__(
+        self, seed: int = 1, topology: Topology = TOPOLOGY, time: float = 1000.0, saved: Records | None = None
+    ) -> None:
         self.time = time
-        self.model = Model(topology, rng=random.Random(seed), now=lambda: self.time)
+        self.model = Model(topology, rng=random.Random(seed), now=lambda: self.time, saved=saved)
 
     def __call__(self, action: str, **params: Any) -> dict[str, Any]:
         wire = {"action": action, "zone": "pek3a"}
@@ -52,10 +53,8 @@ class Cloud:
             self.model.advance()
 
     def next_one(self, seed: int = 2) -> "Cloud":
-        """The cloud that goes on with what this one writes."""
-        other = Cloud(seed, time=self.time)
-        other.model.restore(read_again(self.model.records()))
-        return other
+        """The cloud that continues from the records of this one."""
+        return Cloud(seed, time=self.time, saved=read_again(self.model.records()))
 
     def everything(self) -> list[dict[str, Any]]:
         return [self(action, limit=100) for action in DESCRIBES]
@@ -105,8 +104,7 @@ def test_faults_the_quota_of_calls_and_what_they_count_go_on() -> None:
     assert other.next_one()("DescribeNics")["ret_code"] == 5100
     spent = sum(cloud.model.calls.values())
     limited = Topology(BASE.routers, BASE.vxnets, BASE.hosts, limits=Limits(calls_per_hour=spent))
-    full = Cloud(topology=limited, time=cloud.time)
-    full.model.restore(read_again(cloud.model.records()))
+    full = Cloud(topology=limited, time=cloud.time, saved=read_again(cloud.model.records()))
     assert full("DescribeNics")["ret_code"] == 2500
     full.time += 3600
     assert full("DescribeNics")["ret_code"] == 0
@@ -115,8 +113,7 @@ def test_faults_the_quota_of_calls_and_what_they_count_go_on() -> None:
 def test_a_topology_with_other_faults_brings_them() -> None:
     cloud = Cloud()
     changed = Topology(BASE.routers, BASE.vxnets, BASE.hosts, faults=(FaultSpec("DescribeNics", "wrong-keys"),))
-    other = Cloud(topology=changed)
-    other.model.restore(cloud.model.records())
+    other = Cloud(topology=changed, saved=cloud.model.records())
     assert other("DescribeNics")["ret_code"] == 1200
 
 
@@ -143,7 +140,7 @@ def test_a_link_that_a_job_was_about_to_plug_is_plugged_once(is_landed: bool) ->
 def test_jobs_long_over_are_forgotten_those_under_way_never() -> None:
     cloud = Cloud()
     (nic,) = cloud.create()
-    for _ in range(PAST_JOBS // 2 + 5):
+    for _ in range(ENDED_JOBS // 2 + 5):
         cloud("AttachNics", nics=[nic], instance=HOST)
         cloud.wait(2)
         cloud("DetachNics", nics=[nic])
@@ -151,7 +148,7 @@ def test_jobs_long_over_are_forgotten_those_under_way_never() -> None:
     (busy,) = cloud.create()
     under_way = cloud("AttachNics", nics=[busy], instance=HOST)["job_id"]
     kept = cloud.model.records().jobs
-    assert len(kept) == PAST_JOBS + 1
+    assert len(kept) == ENDED_JOBS + 1
     assert [job.job_id for job in kept] == list(cloud.model.state.jobs)[-len(kept) :]
     assert kept[-1].job_id == under_way
 
@@ -164,22 +161,22 @@ def claimed(tmp_path: Path) -> Path:
 
 def test_what_is_kept_is_read_again_and_is_nobody_elses(tmp_path: Path) -> None:
     directory = claimed(tmp_path)
-    assert read_kept(directory, "x") is None
+    assert read_saved_cloud(directory, "x") is None
     cloud = Cloud()
-    keeper = Keeper(directory, "x", runs=3)
+    keeper = CloudWriter(directory, "x", runs=3)
     keeper.save(cloud.model.records())
     cloud.create()
     keeper.save(cloud.model.records())
-    assert read_kept(directory, "x") == Kept(sim="x", runs=3, records=cloud.model.records())
+    assert read_saved_cloud(directory, "x") == SavedCloud(sim="x", runs=3, records=cloud.model.records())
     (file,) = directory.glob("cloud*")
     assert file.stat().st_mode & 0o777 == 0o600
-    assert read_kept(directory, "y") is None
-    assert read_kept(tmp_path / "none", "x") is None
+    assert read_saved_cloud(directory, "y") is None
+    assert read_saved_cloud(tmp_path / "none", "x") is None
 
 
 def test_what_has_not_changed_is_not_written(tmp_path: Path) -> None:
     directory = claimed(tmp_path)
-    cloud, keeper = Cloud(), Keeper(directory, "x", runs=0)
+    cloud, keeper = Cloud(), CloudWriter(directory, "x", runs=0)
     keeper.save(cloud.model.records())
     (file,) = directory.glob("cloud*")
     file.unlink()
@@ -195,13 +192,13 @@ def test_a_damaged_file_is_refused_in_a_sentence(tmp_path: Path, content: bytes)
     directory = claimed(tmp_path)
     (directory / "cloud.json").write_bytes(content)
     with pytest.raises(StartRefused, match=r"damaged.*qingcloud-sim down --name x") as refusal:
-        read_kept(directory, "x")
+        read_saved_cloud(directory, "x")
     assert "\n" not in str(refusal.value)
 
 
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     directory = claimed(tmp_path)
-    kept = Kept(form=99, sim="x", runs=0, records=Cloud().model.records())
+    kept = SavedCloud(form=99, sim="x", runs=0, records=Cloud().model.records())
     (directory / "cloud.json").write_bytes(msgspec.json.encode(kept))
     with pytest.raises(StartRefused, match="another version"):
-        read_kept(directory, "x")
+        read_saved_cloud(directory, "x")

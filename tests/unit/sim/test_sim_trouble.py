@@ -21,15 +21,24 @@ from hypothesis import strategies as st
 from inprocess import virtual_time
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.cloud.calls import canonical, signature
-from qingcloud_cni.sim.api.admin import add_admin
 from qingcloud_cni.sim.api.api import Api
-from qingcloud_cni.sim.api.fault_list import read_faults, tell_faults
-from qingcloud_cni.sim.api.http import make_app
+from qingcloud_cni.sim.api.fault_list import faults_document, read_faults
+from qingcloud_cni.sim.api.http import add_admin, make_app
 from qingcloud_cni.sim.cloud.faults import Faults
 from qingcloud_cni.sim.cloud.model import Model
+from qingcloud_cni.sim.cloud.records import Records
 from qingcloud_cni.sim.memory.local import run_jobs
-from qingcloud_cni.sim.topology.effects import Effect, PlugNic, UnplugNic
-from qingcloud_cni.sim.topology.topology import FaultSpec, KeySpec, Latencies, Limits, Topology, default_topology
+from qingcloud_cni.sim.topology import (
+    Effect,
+    FaultSpec,
+    KeySpec,
+    Latencies,
+    Limits,
+    PlugNic,
+    Topology,
+    UnplugNic,
+    default_topology,
+)
 
 HOST = "i-xhost1"
 PODS = "vxnet-pods001"
@@ -39,12 +48,12 @@ CREATE = {"action": "CreateNics", "vxnet": PODS}
 class Cloud:
     """A model whose jobs take 2 s, with a clock that the test turns."""
 
-    def __init__(self, *faults: FaultSpec, seed: int = 1, **parts: Any) -> None:
+    def __init__(self, *faults: FaultSpec, seed: int = 1, saved: Records | None = None, **parts: Any) -> None:
         base = default_topology("x")
         quick = Latencies(attach=(2.0, 2.0), detach=(2.0, 2.0))
         self.time = 1000.0
         self.topology = Topology(base.routers, base.vxnets, base.hosts, latencies=quick, faults=faults, **parts)
-        self.model = Model(self.topology, rng=random.Random(seed), now=lambda: self.time)
+        self.model = Model(self.topology, rng=random.Random(seed), now=lambda: self.time, saved=saved)
         self.hardware: list[tuple[float, Effect]] = []
 
     def __call__(self, action: str, *nic_ids: str, **params: str) -> dict[str, Any]:
@@ -122,7 +131,7 @@ def test_the_time_of_a_fault_begins_when_its_list_is_given() -> None:
     cloud.time += 5000.0
     cloud.model.set_faults([FaultSpec("*", "refuse", lasts=60.0)])
     assert cloud.code("DescribeNics") == 5100
-    assert tell_faults(cloud.model.faults, cloud.time + 20.0)[0]["ends_in"] == 40.0
+    assert faults_document(cloud.model.faults, cloud.time + 20.0)[0]["ends_in"] == 40.0
     cloud.time += 60.0
     assert cloud.code("DescribeNics") == 0
 
@@ -140,7 +149,7 @@ def test_a_chance_strikes_some_calls_the_same_ones_for_the_same_seed() -> None:
 def test_a_chance_may_be_bounded() -> None:
     cloud = Cloud(FaultSpec("DescribeNics", "refuse", chance=0.5, times=3))
     assert [cloud.code("DescribeNics") for _ in range(100)].count(5100) == 3
-    assert tell_faults(cloud.model.faults, cloud.time)[0]["left"] == 0
+    assert faults_document(cloud.model.faults, cloud.time)[0]["left"] == 0
 
 
 @given(
@@ -177,7 +186,7 @@ def test_a_fault_of_one_vxnet_spares_the_others() -> None:
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ({"action": "*", "effect": "reset", "lasts": "soon"}, "faults[0].lasts: 'soon' is no duration"),
+        ({"action": "*", "effect": "reset", "lasts": "soon"}, "faults[0].lasts: 'soon' is not a duration"),
         ({"action": "*", "effect": "reset", "lasts": "2s..4s"}, "faults[0].lasts: '2s..4s' is a range"),
         ({"action": "*", "effect": "reset", "lasts": 0}, "leaves it no time"),
         ({"action": "*", "effect": "reset", "chance": 0}, "chance 0 is not above 0 and up to 1"),
@@ -187,7 +196,7 @@ def test_a_fault_of_one_vxnet_spares_the_others() -> None:
         ({"action": "AttachNics", "effect": "reset", "vxnet": PODS}, "vxnet is for CreateNics"),
         ({"action": "AttachNics", "effect": "odd-name", "name": "eth0/1"}, "faults[0].name: 'eth0/1'"),
         ({"action": "CreateNics", "effect": "empty-list"}, "empty-list is for Describe"),
-        ({"action": "*", "effect": "refuse", "message": "\ud800"}, r"faults[0].message: '\ud800' cannot be written"),
+        ({"action": "*", "effect": "refuse", "message": "\ud800"}, r"faults[0].message: '\ud800' is not valid UTF-8"),
     ],
 )
 def test_a_fault_that_could_not_do_as_it_says_is_refused_in_a_sentence(entry: dict[str, Any], says: str) -> None:
@@ -198,7 +207,7 @@ def test_a_fault_that_could_not_do_as_it_says_is_refused_in_a_sentence(entry: di
 
 def test_a_fault_of_a_vxnet_that_is_not_there_is_refused_and_the_old_list_stays() -> None:
     cloud = Cloud(FaultSpec("*", "refuse", times=9))
-    with pytest.raises(ValueError, match="there is no vxnet 'vxnet-none'"):
+    with pytest.raises(ValueError, match="vxnet 'vxnet-none' does not exist"):
         cloud.model.set_faults(read_faults([{"action": "CreateNics", "effect": "reset", "vxnet": "vxnet-none"}]))
     assert cloud.code("DescribeNics") == 5100
 
@@ -286,8 +295,7 @@ def test_a_late_link_is_not_forgotten_by_the_cloud_that_goes_on() -> None:
     (nic,) = cloud.create()
     cloud.attach(nic)
     cloud.wait(3.0)
-    other = Cloud()
-    other.model.restore(cloud.model.records())
+    other = Cloud(saved=cloud.model.records())
     other.wait(100.0)
     assert other.links() == [(1062.0, PlugNic)]
 
@@ -587,7 +595,7 @@ async def test_a_list_over_http_tells_what_is_left_and_a_bad_one_is_refused() ->
         assert (status, row["left"], row["lasts"], row["after"]) == (200, None, 300.0, 60.0)
         assert 355.0 < row["ends_in"] <= 360.0
         status, told = await cloud.set_faults({"action": "*", "effect": "reset", "lasts": "soon"})
-        assert (status, told) == (400, {"message": "faults[0].lasts: 'soon' is no duration: write 3s, 500ms or a"
+        assert (status, told) == (400, {"message": "faults[0].lasts: 'soon' is not a duration; write 3s, 500ms or a"
                                         " range such as 2s..4s"})  # fmt: skip
         assert (await cloud("DescribeNics"))["ret_code"] == 0
 

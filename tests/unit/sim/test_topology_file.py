@@ -6,8 +6,7 @@ import pytest
 
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.sim.server.topology_file import load_topology
-from qingcloud_cni.sim.topology.durations import parse_range
-from qingcloud_cni.sim.topology.topology import Latencies, Topology, default_topology
+from qingcloud_cni.sim.topology import Latencies, Topology, default_topology, parse_range
 
 SHAPE = """
 routers: [{router_id: rtr-1, vpc_network: 10.0.0.0/8}]
@@ -102,8 +101,8 @@ def test_instance_ids_follow_the_simulators_name(file: Path) -> None:
         (SHAPE + "faults: [{action: CreateNics, effect: reset, vxnet: vxnet-z}]", "faults[0].vxnet"),
         ("- a\n- b", "cloud.yaml"),
         ("a: [", "line 1"),
-        ("zone: 2026-13-45", "no YAML"),
-        ("[" * 5000, "no YAML"),
+        ("zone: 2026-13-45", "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
     ],
 )
 def test_a_mistake_is_named_with_file_and_key(file: Path, text: str, key: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from machines.containers import Container
 from machines.hosts import Host, hosts_of
 from machines.simulator import Sim, needs_root, running_sim
-from qingcloud_cni.sim.topology.topology import default_topology
+from qingcloud_cni.sim.topology import default_topology
 
 pytestmark = needs_root
 

@@ -23,8 +23,7 @@ from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.api.http import make_app
 from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.memory.local import run_jobs
-from qingcloud_cni.sim.topology.effects import Effect, PlugNic, UnplugNic
-from qingcloud_cni.sim.topology.topology import FaultSpec, Latencies, Topology, default_topology
+from qingcloud_cni.sim.topology import Effect, FaultSpec, Latencies, PlugNic, Topology, UnplugNic, default_topology
 
 HOST, PODS = "i-xhost1", "vxnet-pods001"
 COMMAND_LINE = Path(sys.executable).parent / "qingcloud"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from qingcloud_cni.sim.api import signature
-from qingcloud_cni.sim.cloud import refusals
+from qingcloud_cni.sim.cloud import errors
+from qingcloud_cni.sim.cloud.errors import ApiError
 from qingcloud_cni.sim.cloud.faults import (
     BAD_GATEWAY,
     LATE_REPLY,
@@ -17,14 +18,13 @@ from qingcloud_cni.sim.cloud.faults import (
     RESET,
     SILENCE,
 )
-from qingcloud_cni.sim.cloud.model import Model, Outcome, refused
+from qingcloud_cni.sim.cloud.model import Model, Outcome, error_envelope
 from qingcloud_cni.sim.cloud.params import Params
-from qingcloud_cni.sim.cloud.refusals import Refusal
 
 PATHS = ("/iaas/", "/iaas")
-JSON = "application/json"  # exactly: the old Go SDK refuses it with a charset
-MAX_AGE = 60.0  # seconds after which a time stamp is refused
-LOOK_PERIOD = 1.0  # seconds between looks at whether a client that waits has given up, or may have its answer
+JSON = "application/json"  # exactly: the old Go SDK rejects one with a charset
+MAX_AGE = 60.0  # seconds after which a time stamp is rejected
+HOLD_CHECK_PERIOD = 1.0  # seconds after which a held call checks again whether it may be answered
 GATEWAY_PAGE = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>502 Bad Gateway</body>\r\n</html>\r\n"
 COMMON = ("access_key_id", "signature_method", "signature_version", "signature", "time_stamp")
 
@@ -37,7 +37,7 @@ class Reply:
 
 
 class Api:
-    """Checks requests in the order of the documentation and has the model answer them."""
+    """Checks requests in the order of docs/reference/qingcloud-api.md and has the model answer them."""
 
     def __init__(
         self,
@@ -52,17 +52,16 @@ class Api:
         self._now = now
         self._sleep = sleep
         self._rng = rng
-        self._taken = 0  # calls so far
-        self._latest = 0  # of those that were answered, the one that came last
+        self._received = 0  # calls so far
+        self._latest = 0  # number of the latest call that was answered
 
     async def respond(
-        self, method: str, target: str, body: bytes, *, has_gone: Callable[[], bool] = lambda: False
+        self, method: str, target: str, body: bytes, *, is_disconnected: Callable[[], bool] = lambda: False
     ) -> Reply | None:
-        """Answer a request; None: the connection shall be cut without a reply.
+        """Answer a request; None: the caller closes the connection without a reply.
 
-        A request that a fault holds is held until *has_gone* says that its client gave up; where it never does, until
-        cancelled. A call takes effect at some moment of its latency, so whoever gives up waiting cannot know whether
-        it did.
+        A fault may hold the call until *is_disconnected* or cancellation. The call takes effect at some moment of its
+        latency, so a client that gives up cannot know whether it did.
         """
         path, _, query = target.partition("?")
         if path not in PATHS:
@@ -74,66 +73,66 @@ class Api:
         before = self._rng.uniform(0.0, latency)
         if latency > 0:
             await self._sleep(before)
-        self._taken += 1
-        number = self._taken
+        self._received += 1
+        number = self._received
         outcome = self._handle(method, path, query, body)
         if latency > 0:
             await self._sleep(latency - before)
-        if outcome.obstacle == LATE_REPLY:
+        if outcome.effect == LATE_REPLY:
             await self._sleep(outcome.seconds)
-        held = outcome.obstacle == SILENCE
-        while (held or (outcome.obstacle == OVERTAKEN_REPLY and self._latest <= number)) and not has_gone():
-            await self._sleep(LOOK_PERIOD)
+        held = outcome.effect == SILENCE
+        while (held or (outcome.effect == OVERTAKEN_REPLY and self._latest <= number)) and not is_disconnected():
+            await self._sleep(HOLD_CHECK_PERIOD)
         self._latest = max(self._latest, number)
         return _reply(outcome)
 
     def _handle(self, method: str, path: str, query: str, body: bytes) -> Outcome:
         try:
             return self._model.handle(self._authenticated(method, path, query, body))
-        except Refusal as refusal:
-            return Outcome(refused(refusal))
+        except ApiError as error:
+            return Outcome(error_envelope(error))
 
     def _authenticated(self, method: str, path: str, query: str, body: bytes) -> Mapping[str, str]:
-        """The parameters of a request that is complete, signed and fresh; raises Refusal in that order."""
+        """The parameters of a request; ApiError unless it is complete, signed and fresh, checked in this order."""
         try:
             form = body.decode() if method == "POST" else ""
         except UnicodeDecodeError:
-            raise Refusal(refusals.MALFORMED, "InvalidRequestFormat, the body is no form") from None
+            raise ApiError(errors.MALFORMED, "InvalidRequestFormat, the body is not a form") from None
         encoded = "&".join(part for part in (query, form) if part)
         params = signature.decode(encoded)
         self._model.check(params)
         sent = _common(params)
         secret = self._model.topology.keys.get(params["access_key_id"])
         if secret is None:
-            raise refusals.unknown_key(params["access_key_id"])
+            raise errors.unknown_key(params["access_key_id"])
         if not signature.verify(method, path, encoded, secret):
-            raise Refusal(refusals.UNAUTHENTICATED, "AuthFailure, signature not matched")
+            raise ApiError(errors.UNAUTHENTICATED, "AuthFailure, signature not matched")
         if self._now() - sent > MAX_AGE:
-            raise refusals.expired(params["time_stamp"])
+            raise errors.expired(params["time_stamp"])
         return params
 
 
 def _reply(outcome: Outcome) -> Reply | None:
-    """What arrives of an outcome."""
-    if outcome.obstacle in {SILENCE, RESET, LOSE_REPLY}:
+    """The reply that arrives; None: none does."""
+    if outcome.effect in {SILENCE, RESET, LOSE_REPLY}:
         return None
-    if outcome.obstacle == BAD_GATEWAY:
+    if outcome.effect == BAD_GATEWAY:
         return Reply(502, "text/html", GATEWAY_PAGE)
     body = json.dumps(outcome.envelope).encode()
-    return Reply(200, JSON, body[: len(body) // 2] if outcome.obstacle == NOT_JSON else body)
+    return Reply(200, JSON, body[: len(body) // 2] if outcome.effect == NOT_JSON else body)
 
 
 def _common(params: Mapping[str, str]) -> float:
     """Check the parameters common to all actions; the time stamp in seconds since the epoch."""
     reader = Params(params)
     for name in COMMON:
-        reader.needed(name)
+        reader.required(name)
     method, version, stamp = (reader.text(n) for n in ("signature_method", "signature_version", "time_stamp"))
     if method not in signature.DIGESTS:
-        raise refusals.bad_value("signature_method", method, ", ".join(signature.DIGESTS))
+        raise errors.bad_value("signature_method", method, ", ".join(signature.DIGESTS))
     if version != "1":
-        raise refusals.bad_value("signature_version", version, "1")
+        raise errors.bad_value("signature_version", version, "1")
     try:
         return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
     except ValueError:
-        raise refusals.malformed("time_stamp", stamp, "YYYY-MM-DDThh:mm:ssZ") from None
+        raise errors.malformed("time_stamp", stamp, "YYYY-MM-DDThh:mm:ssZ") from None

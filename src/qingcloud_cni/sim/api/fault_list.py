@@ -1,4 +1,4 @@
-"""A list of faults as users write it: in the topology file, in a file of its own, over the admin API."""
+"""A list of faults as users write it: in the topology file, in a file of its own, to the admin API."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from qingcloud_cni.sim.cloud.faults import Faults, check
-from qingcloud_cni.sim.cloud.model import NEEDS
-from qingcloud_cni.sim.topology.durations import parse_duration, parse_range
-from qingcloud_cni.sim.topology.topology import FaultSpec
+from qingcloud_cni.sim.cloud.model import REQUIRED_PARAMS
+from qingcloud_cni.sim.topology import FaultSpec, parse_duration, parse_range
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?")
-_LINK_PREFIX = re.compile(r"[a-z][a-z0-9]{0,9}")  # what can stand before a number in a link's name
+_LINK_PREFIX = re.compile(r"[a-z][a-z0-9]{0,9}")  # leaves room for a number in a link's name
 
 T = TypeVar("T")
 
@@ -41,40 +40,40 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_faults(document: object) -> tuple[FaultSpec, ...]:
-    """Take a list of faults, or a mapping with the one key `faults`; ValueError says in a sentence what is wrong.
+    """Read a list of faults, or a mapping with the one key `faults`; ValueError names the mistake.
 
-    Nothing at all (an empty file) is an empty list.
+    None (an empty file) is an empty list.
     """
     entries = [] if document is None else document
     wrapped = entries if isinstance(entries, dict) else {"faults": entries}
     try:
         return make_faults(msgspec.convert(wrapped, _File).faults)
     except msgspec.ValidationError as err:
-        raise ValueError(plainly(str(err))) from err
+        raise ValueError(readable(str(err))) from err
 
 
 def make_faults(entries: Sequence[FaultEntry]) -> tuple[FaultSpec, ...]:
-    """Take the entries of a list; ValueError names the one that could never strike, and why."""
+    """Read the entries of a list; ValueError names one that could never strike, and why."""
     return tuple(_make_fault(f"faults[{number}]", entry) for number, entry in enumerate(entries))
 
 
-def _make_fault(place: str, entry: FaultEntry) -> FaultSpec:
-    if entry.action != "*" and entry.action not in NEEDS:
-        raise ValueError(f"{place}.action: {entry.action!r} is neither '*' nor any of {', '.join(NEEDS)}")
+def _make_fault(key: str, entry: FaultEntry) -> FaultSpec:
+    if entry.action != "*" and entry.action not in REQUIRED_PARAMS:
+        raise ValueError(f"{key}.action: {entry.action!r} is neither '*' nor any of {', '.join(REQUIRED_PARAMS)}")
     if not _is_text(entry.message):
-        raise ValueError(f"{place}.message: {entry.message!r} cannot be written in an answer")
+        raise ValueError(f"{key}.message: {entry.message!r} is not valid UTF-8")
     if not _LINK_PREFIX.fullmatch(entry.name):
-        raise ValueError(f"{place}.name: {entry.name!r}: up to 10 of a-z and 0-9 are allowed, a letter first")
+        raise ValueError(f"{key}.name: {entry.name!r}: up to 10 of a-z and 0-9 are allowed, a letter first")
     spec = FaultSpec(
         action=entry.action,
         effect=entry.effect,
         nth=entry.nth,
         times=entry.times,
-        after=_read(parse_duration, entry.after, f"{place}.after"),
-        lasts=None if entry.lasts is None else _read(parse_duration, entry.lasts, f"{place}.lasts"),
+        after=_read(parse_duration, entry.after, f"{key}.after"),
+        lasts=None if entry.lasts is None else _read(parse_duration, entry.lasts, f"{key}.lasts"),
         chance=entry.chance,
         vxnet=entry.vxnet,
-        by=None if entry.by is None else _read(parse_range, entry.by, f"{place}.by"),
+        by=None if entry.by is None else _read(parse_range, entry.by, f"{key}.by"),
         code=entry.code,
         message=entry.message,
         name=entry.name,
@@ -82,12 +81,12 @@ def _make_fault(place: str, entry: FaultEntry) -> FaultSpec:
     try:
         check(spec)
     except ValueError as err:
-        raise ValueError(f"{place}: {err}") from err
+        raise ValueError(f"{key}: {err}") from err
     return spec
 
 
 def _is_text(message: str) -> bool:
-    """Whether UTF-8 has it: half of a surrogate pair, which JSON and YAML let through, it has not."""
+    """Whether UTF-8 can encode it: JSON and YAML let half a surrogate pair through."""
     try:
         message.encode()
     except UnicodeEncodeError:
@@ -95,15 +94,15 @@ def _is_text(message: str) -> bool:
     return True
 
 
-def _read(parse: Callable[[str | float], T], text: str | float, place: str) -> T:
+def _read(parse: Callable[[str | float], T], text: str | float, key: str) -> T:
     try:
         return parse(text)
     except ValueError as err:
-        raise ValueError(f"{place}: {err}") from err
+        raise ValueError(f"{key}: {err}") from err
 
 
-def tell_faults(faults: Faults, now: float) -> list[dict[str, Any]]:
-    """The list in force. *left*: how many calls each will still strike, *ends_in*: seconds; None without limit."""
+def faults_document(faults: Faults, now: float) -> list[dict[str, Any]]:
+    """The list in force. *left*: calls that each fault will still strike, *ends_in*: seconds; None without limit."""
     return [
         asdict(spec)
         | {
@@ -115,11 +114,11 @@ def tell_faults(faults: Faults, now: float) -> list[dict[str, Any]]:
     ]
 
 
-def plainly(message: str) -> str:
-    """Turn msgspec's words into `<key>: <what is wrong>`."""
+def readable(message: str) -> str:
+    """Turn msgspec's message into `<key>: <cause>`."""
     unknown = _UNKNOWN.fullmatch(message)
     if unknown:
-        field, place = unknown.groups()
-        return f"{place}.{field}: unknown key" if place else f"{field}: unknown key"
+        field, key = unknown.groups()
+        return f"{key}.{field}: unknown key" if key else f"{field}: unknown key"
     placed = _PLACED.fullmatch(message)
     return f"{placed[2]}: {placed[1]}" if placed else message

@@ -1,6 +1,6 @@
-"""Verification of request signatures with code of its own: an oracle for the real client, never imported here.
+"""Verification of request signatures, sharing no code with the real client: an oracle for it.
 
-Rules and vectors: qingcloud-api.md sections 1.3 to 1.5.
+Rules and vectors: docs/reference/qingcloud-api.md, "Signature".
 """
 
 import base64
@@ -26,10 +26,10 @@ def canonical(params: Mapping[str, str]) -> str:
 
 
 def verify(method: str, path: str, encoded: str, secret: str) -> bool:
-    """Whether *encoded*, the query or form as received, carries a signature made with *secret*.
+    """Whether *encoded*, the query or form as received, has a signature made with *secret*.
 
-    Clients differ in how they encode a space or an empty value, and what they signed is what they sent: so the text
-    as received is tried first, less its signature, then the canonical form of what it says.
+    Clients differ in how they encode a space or an empty value, and sign what they send: so the text as received,
+    without its signature, counts as well as its canonical form.
     """
     params = decode(encoded)
     digest = DIGESTS.get(params.get("signature_method", ""))

@@ -1,12 +1,12 @@
-"""The reading actions: filters, pages, and the shape in which records are shown (qingcloud-api.md section 3)."""
+"""The reading actions: filters, pages and the shape of records (docs/reference/qingcloud-api.md, "Actions")."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from typing import Any, TypeVar
 
+from qingcloud_cni.sim.cloud import errors
 from qingcloud_cni.sim.cloud import jobs as job_queue
-from qingcloud_cni.sim.cloud import refusals
 from qingcloud_cni.sim.cloud.faults import EMPTY_LIST, MISSING_PAGE, PARTIAL_LIST
 from qingcloud_cni.sim.cloud.params import Params
 from qingcloud_cni.sim.cloud.state import CloudState, HostRecord, JobRecord, NicRecord, VxnetRecord
@@ -14,20 +14,20 @@ from qingcloud_cni.sim.cloud.state import CloudState, HostRecord, JobRecord, Nic
 Record = TypeVar("Record")
 
 OWNER = "usr-sim00001"
-BASE_NETWORK = 2  # the vxnet_type left out unless asked for
+BASE_NETWORK = 2  # the vxnet_type that is listed only on request
 
 
 def describe_instances(state: CloudState, params: Params) -> dict[str, Any]:
-    asked = params.listed("instances")
+    asked = params.values("instances")
     statuses = params.choices("status")
     search = params.text("search_word")
     with_cluster_nodes = params.number("is_cluster_node", 0) == 1
     hits = [
         host
         for host in state.hosts.values()
-        if _fits(host.instance_id, asked)
-        and _fits(host.status, statuses)
-        and _fits(OWNER, params.choices("owner"))
+        if _matches(host.instance_id, asked)
+        and _matches(host.status, statuses)
+        and _matches(OWNER, params.choices("owner"))
         and (search in host.instance_id or search in host.spec.name)
         and (with_cluster_nodes or not host.spec.is_cluster_node)
     ]
@@ -35,72 +35,72 @@ def describe_instances(state: CloudState, params: Params) -> dict[str, Any]:
 
 
 def describe_vxnets(state: CloudState, params: Params) -> dict[str, Any]:
-    """Without vxnet_type, base networks are left out even when named: clients ask for them again."""
-    asked = params.listed("vxnets")
-    excluded = params.listed("excluded_vxnets")
+    """Omit base networks unless vxnet_type asks for them, even those that are named."""
+    asked = params.values("vxnets")
+    excluded = params.values("excluded_vxnets")
     types = params.numbers("vxnet_type")
     search = params.text("search_word")
     is_verbose = params.number("verbose", 0) == 1
     hits = [
         vxnet
         for vxnet in state.vxnets.values()
-        if _fits(vxnet.vxnet_id, asked)
+        if _matches(vxnet.vxnet_id, asked)
         and vxnet.vxnet_id not in excluded
         and (vxnet.spec.vxnet_type in types if types else vxnet.spec.vxnet_type != BASE_NETWORK)
-        and _fits(OWNER, params.choices("owner"))
+        and _matches(OWNER, params.choices("owner"))
         and (search in vxnet.vxnet_id or search in vxnet.spec.name)
     ]
     return _page("vxnet_set", hits, params, lambda vxnet: _vxnet(state, vxnet, is_verbose=is_verbose))
 
 
 def describe_nics(state: CloudState, params: Params) -> dict[str, Any]:
-    """Unknown ids are left out. *nic_name* matches parts of a name: which way the cloud does it is not documented."""
-    asked = tuple(nic_id.lower() for nic_id in params.listed("nics"))
-    instances = params.listed("instances")
+    """Omit unknown ids. *nic_name* matches parts of a name: the cloud's own way is not documented."""
+    asked = tuple(nic_id.lower() for nic_id in params.values("nics"))
+    instances = params.values("instances")
     statuses = params.choices("status")
-    vxnets = params.listed("vxnets")
+    vxnets = params.values("vxnets")
     types = params.numbers("vxnet_type")
     name = params.text("nic_name")
     search = params.text("search_word")
     hits = [
         nic
         for nic in state.nics.values()
-        if _fits(nic.nic_id, asked)
-        and _fits(nic.instance_id, instances)
-        and _fits(nic.status, statuses)
-        and _fits(nic.vxnet_id, vxnets)
+        if _matches(nic.nic_id, asked)
+        and _matches(nic.instance_id, instances)
+        and _matches(nic.status, statuses)
+        and _matches(nic.vxnet_id, vxnets)
         and (not types or state.vxnets[nic.vxnet_id].spec.vxnet_type in types)
         and name in nic.name
         and any(search in field for field in (nic.nic_id, nic.name, nic.private_ip))
-        and _fits(OWNER, params.choices("owner"))
+        and _matches(OWNER, params.choices("owner"))
     ]
     return _page("nic_set", hits, params, _nic)
 
 
 def describe_jobs(state: CloudState, params: Params) -> dict[str, Any]:
-    """An unknown job or status is an error, unlike in the other lists."""
-    asked = params.listed("jobs")
+    """Reject an unknown job or status, unlike the other lists."""
+    asked = params.values("jobs")
     for job_id in asked:
         if job_id not in state.jobs:
-            raise refusals.not_found(job_id)
+            raise errors.not_found(job_id)
     statuses = params.choices("status")
     for status in statuses:
         if status not in job_queue.STATUSES:
-            raise refusals.bad_value("status", status, ", ".join(job_queue.STATUSES))
+            raise errors.bad_value("status", status, ", ".join(job_queue.STATUSES))
     now = state.now()
     hits = [
         job
         for job in state.jobs.values()
-        if _fits(job.job_id, asked)
-        and _fits(job_queue.status(job, now), statuses)
-        and _fits(job.action, params.choices("job_action"))
-        and _fits(OWNER, params.choices("owner"))
+        if _matches(job.job_id, asked)
+        and _matches(job_queue.status(job, now), statuses)
+        and _matches(job.action, params.choices("job_action"))
+        and _matches(OWNER, params.choices("owner"))
     ]
     return _page("job_set", hits, params, lambda job: _job(job, now))
 
 
-def cut(answer: dict[str, Any], params: Params, faults: Iterable[str]) -> dict[str, Any]:
-    """A page of a list as the *faults*, of those that concern lists, leave it."""
+def apply_list_faults(answer: dict[str, Any], params: Params, faults: Iterable[str]) -> dict[str, Any]:
+    """A page of a list after the list faults among *faults*."""
     (name,) = (key for key in answer if key != "total_count")
     items, total = answer[name], answer["total_count"]
     for fault in faults:
@@ -115,11 +115,11 @@ def cut(answer: dict[str, Any], params: Params, faults: Iterable[str]) -> dict[s
 
 
 def stamp(seconds: float) -> str:
-    """Write seconds since the epoch as the cloud does: ``2016-12-23T13:35:56Z``."""
+    """Seconds since the epoch in the cloud's form, ``2016-12-23T13:35:56Z``."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _fits(value: str, allowed: Sequence[str]) -> bool:
+def _matches(value: str, allowed: Sequence[str]) -> bool:
     return not allowed or value in allowed
 
 

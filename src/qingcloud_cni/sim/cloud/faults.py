@@ -1,14 +1,14 @@
-"""What goes wrong, on which calls and when: a list of faults, looked through as calls come in."""
+"""Faults of the simulated API: which calls each strikes, and its effect."""
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qingcloud_cni.sim.cloud import refusals
-from qingcloud_cni.sim.cloud.refusals import Refusal
-from qingcloud_cni.sim.topology.topology import FaultSpec, Range
+from qingcloud_cni.sim.cloud import errors
+from qingcloud_cni.sim.cloud.errors import ApiError
+from qingcloud_cni.sim.topology import FaultSpec, Range
 
-# Answered with a refusal; nothing is done.
+# The call gets an error and is not carried out.
 REFUSE = "refuse"  # with the fault's own code and message
 CLOCK_SKEW = "clock-skew"
 WRONG_KEYS = "wrong-keys"
@@ -16,41 +16,41 @@ CALL_QUOTA = "call-quota"
 NIC_QUOTA = "nic-quota"  # of the account
 ADDRESS_QUOTA = "address-quota"  # and DescribeVxnets shows no free address until a later CreateNics there succeeds
 
-# No answer, nothing is done.
+# The call gets no answer and is not carried out.
 SILENCE = "silence"  # until the client gives up
 RESET = "reset"  # the connection breaks
 
-# What arrives is not the answer.
-BAD_GATEWAY = "bad-gateway"  # nothing is done
-NOT_JSON = "not-json"  # done
-LOSE_REPLY = "lose-reply"  # done, but the connection breaks before the answer
+# The client gets something else than the answer.
+BAD_GATEWAY = "bad-gateway"  # not carried out
+NOT_JSON = "not-json"  # carried out
+LOSE_REPLY = "lose-reply"  # carried out, but the connection breaks before the answer
 
-# Done at once; the answer is right, and comes late.
+# Carried out at once; the answer comes late.
 LATE_REPLY = "late-reply"
 OVERTAKEN_REPLY = "overtaken-reply"  # after the answer to a call that came later
 
-# The answer is right in form, and a list is not what is there.
-MISSING_PAGE = "missing-page"  # no items, and a total that tells of them
-PARTIAL_LIST = "partial-list"  # half of the items, and a total that fits them
+# The answer is valid, its list is wrong.
+MISSING_PAGE = "missing-page"  # no items, with the right total
+PARTIAL_LIST = "partial-list"  # half of the items, with a total that fits them
 EMPTY_LIST = "empty-list"
 
 # The call is answered, its job goes wrong.
-FAIL_JOB = "fail-job"  # the job of this call ends failed and has done nothing
-HALF_JOB = "half-job"  # it ends "done with failure", with half of its NICs as asked
-ENDLESS_JOB = "endless-job"  # it does nothing and does not end, until the list of faults is replaced: then it fails
+FAIL_JOB = "fail-job"  # the job changes nothing and ends "failed"
+HALF_JOB = "half-job"  # the job changes half of its NICs and ends "done with failure"
+ENDLESS_JOB = "endless-job"  # the job changes nothing; it fails when the list of faults is replaced
 SLOW_JOB = "slow-job"
 LOSE_LINK = "lose-link"  # the attach job succeeds, and no link appears
-LATE_LINK = "late-link"  # it appears after the job's end
-EARLY_LINK = "early-link"  # it is there well before the job's end
-ODD_NAME = "odd-name"  # it bears a name of its own, and again whenever it comes back to the host
+LATE_LINK = "late-link"  # the link appears after the job's end
+EARLY_LINK = "early-link"  # the link appears well before the job's end
+ODD_NAME = "odd-name"  # the link has another name, again whenever it comes back to the host
 
-# The call is met by what somebody did at the console.
-NIC_GONE = "nic-gone"  # NICs created are deleted at once, those attached when their job ends, others before the call
+# Somebody at the console deletes the NICs of the call.
+NIC_GONE = "nic-gone"  # after CreateNics, at the end of an AttachNics job, before any other call
 
 _EVERY: tuple[str, ...] = ()
 _READS = ("DescribeInstances", "DescribeVxnets", "DescribeNics", "DescribeJobs")
 _JOBS = ("AttachNics", "DetachNics")
-EFFECTS: dict[str, tuple[str, ...]] = {  # every effect there is, and the actions it is for; none named: for all
+EFFECTS: dict[str, tuple[str, ...]] = {  # every effect, and the actions it is for; (): for all
     REFUSE: _EVERY,
     CLOCK_SKEW: _EVERY,
     WRONG_KEYS: _EVERY,
@@ -77,21 +77,21 @@ EFFECTS: dict[str, tuple[str, ...]] = {  # every effect there is, and the action
     ODD_NAME: ("AttachNics",),
     NIC_GONE: ("CreateNics", "AttachNics", "DetachNics", "DeleteNics", "ModifyNicAttributes"),
 }
-LATENESS: dict[str, Range] = {  # seconds from which an effect draws, unless the fault says how late
-    LATE_REPLY: (5.0, 15.0),  # a client that waits for 20 s, as ours does, gets it
+DELAYS: dict[str, Range] = {  # seconds from which an effect draws, unless the fault has `by`
+    LATE_REPLY: (5.0, 15.0),  # less than the 20 s that the agent's client waits
     SLOW_JOB: (60.0, 180.0),  # hostnic#8 saw attaches of more than 180 s
     LATE_LINK: (5.0, 15.0),
     EARLY_LINK: (5.0, 15.0),
 }
-IN_STEAD = frozenset({SILENCE, RESET, BAD_GATEWAY})  # the call never reaches the cloud
-AFTERWARDS = frozenset({NOT_JSON, LOSE_REPLY, LATE_REPLY, OVERTAKEN_REPLY})  # what becomes of the cloud's answer
-DONE = frozenset({NOT_JSON, LOSE_REPLY})  # of those: the work is done, whatever becomes of the answer
-LISTS = frozenset({MISSING_PAGE, PARTIAL_LIST, EMPTY_LIST})
+NOT_CARRIED_OUT = frozenset({SILENCE, RESET, BAD_GATEWAY})  # the call never reaches the cloud
+REPLY_FAULTS = frozenset({NOT_JSON, LOSE_REPLY, LATE_REPLY, OVERTAKEN_REPLY})  # change or delay the answer
+CARRIED_OUT = frozenset({NOT_JSON, LOSE_REPLY})  # of those: the call is carried out, whatever the client gets
+LIST_FAULTS = frozenset({MISSING_PAGE, PARTIAL_LIST, EMPTY_LIST})
 
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """A fault that strikes a call. *seconds*: how late, where that is its effect."""
+    """A fault that strikes a call. *seconds*: its delay, if that is its effect."""
 
     spec: FaultSpec
     seconds: float = 0.0
@@ -103,7 +103,7 @@ class Strike:
 
 @dataclass(frozen=True, slots=True)
 class JobFault:
-    """How a job goes wrong; by default it does not. Times in seconds."""
+    """How a job goes wrong; by default it does not. Times are in seconds."""
 
     fails: bool = False
     is_half_done: bool = False
@@ -112,13 +112,13 @@ class JobFault:
     loses_links: bool = False
     links_late: float = 0.0  # after the job's end
     links_early: float = 0.0  # before it
-    link_name: str = ""  # what stands before the number of its links; "" as usual
-    loses_nics: bool = False  # they are detached and deleted when it ends
+    link_name: str = ""  # prefix of its links' names; "": the usual one
+    loses_nics: bool = False  # its NICs are deleted when it ends
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How far a fault has counted: calls that it looked at, and those that it struck."""
+    """Counts of a fault: calls of its action in its time, and those that it struck."""
 
     seen: int = 0
     struck: int = 0
@@ -130,7 +130,7 @@ class Faults:
     def __init__(
         self, specs: Iterable[FaultSpec], *, rng: random.Random, since: float = 0.0, tallies: Sequence[Tally] = ()
     ) -> None:
-        """*since* is when the list came in force; *tallies* are counts to go on with. ValueError as `check`."""
+        """*since* is when the list came in force; *tallies* are counts to continue from. ValueError as `check`."""
         self.specs = tuple(specs)
         for spec in self.specs:
             check(spec)
@@ -139,11 +139,11 @@ class Faults:
         self._rng = rng
 
     def strike(self, params: Mapping[str, str], now: float) -> tuple[Strike, ...]:
-        """Count a call and find the faults that strike it, in the order of the list."""
+        """Count a call and return the faults that strike it, in the order of the list."""
         action = params["action"].strip()
         struck = []
         for number, spec in enumerate(self.specs):
-            if not self._looks_at(spec, params, now):
+            if not self._covers(spec, params, now):
                 continue
             tally = self.tallies[number]
             hits = (
@@ -154,15 +154,15 @@ class Faults:
             )
             self.tallies[number] = Tally(tally.seen + 1, tally.struck + hits)
             if hits:
-                struck.append(Strike(spec, self.lateness(spec)))
+                struck.append(Strike(spec, self.draw_delay(spec)))
         return tuple(struck)
 
     def left(self, number: int) -> int | None:
-        """How many calls the fault of this number will still strike at the most; None where that has no limit."""
+        """Calls that the fault of this number will still strike at the most; None without limit."""
         most = self.specs[number].most
         return None if most is None else most - self.tallies[number].struck
 
-    def _looks_at(self, spec: FaultSpec, params: Mapping[str, str], now: float) -> bool:
+    def _covers(self, spec: FaultSpec, params: Mapping[str, str], now: float) -> bool:
         return (
             spec.action in {params["action"].strip(), "*"}
             and self.since + spec.after <= now < self.ends(spec)
@@ -170,35 +170,35 @@ class Faults:
         )
 
     def ends(self, spec: FaultSpec) -> float:
-        """When its time is over; infinity where it has none."""
+        """When the fault ends; infinity if it does not."""
         return float("inf") if spec.lasts is None else self.since + spec.after + spec.lasts
 
-    def lateness(self, spec: FaultSpec) -> float:
-        """How late what it does comes this time, in seconds."""
-        span = spec.by or LATENESS.get(spec.effect)
+    def draw_delay(self, spec: FaultSpec) -> float:
+        """Draw the fault's delay, in seconds."""
+        span = spec.by or DELAYS.get(spec.effect)
         return self._rng.uniform(*span) if span else 0.0
 
 
-def refusal_of(spec: FaultSpec, params: Mapping[str, str]) -> Refusal | None:
-    """How a call with *params* is refused for a fault's sake; None where its effect is another."""
+def error_of(spec: FaultSpec, params: Mapping[str, str]) -> ApiError | None:
+    """The error that a fault gives a call with *params*; None if its effect is another."""
     if spec.effect == REFUSE:
-        return Refusal(spec.code, spec.message)
+        return ApiError(spec.code, spec.message)
     if spec.effect == CLOCK_SKEW:
-        return refusals.expired(params.get("time_stamp", ""))
+        return errors.expired(params.get("time_stamp", ""))
     if spec.effect == WRONG_KEYS:
-        return refusals.unknown_key(params.get("access_key_id", ""))
+        return errors.unknown_key(params.get("access_key_id", ""))
     if spec.effect == CALL_QUOTA:
-        return refusals.quota("the API calls of this hour are used up")
+        return errors.quota("the API calls of this hour are used up")
     if spec.effect == NIC_QUOTA:
-        return refusals.quota("the nics of this account are used up")
+        return errors.quota("the nics of this account are used up")
     if spec.effect == ADDRESS_QUOTA:
-        return refusals.quota(f"vxnet [{params.get('vxnet', '').strip()}] has no free addresses")
+        return errors.quota(f"vxnet [{params.get('vxnet', '').strip()}] has no free addresses")
     return None
 
 
 def job_fault(strikes: Iterable[Strike]) -> JobFault:
-    """What several faults together do to the job of the call they strike."""
-    by_effect = {strike.effect: strike for strike in reversed(tuple(strikes))}  # the first in the list decides
+    """The combined effect of several faults on the job of the call they strike."""
+    by_effect = {strike.effect: strike for strike in reversed(tuple(strikes))}  # the first in the list wins
 
     def seconds(effect: str) -> float:
         return by_effect[effect].seconds if effect in by_effect else 0.0
@@ -217,7 +217,7 @@ def job_fault(strikes: Iterable[Strike]) -> JobFault:
 
 
 def check(spec: FaultSpec) -> None:
-    """Raise ValueError for a fault that could never strike, or not as it says."""
+    """Raise ValueError for a fault that could never strike, or not as specified."""
     if spec.effect not in EFFECTS:
         raise ValueError(f"fault on {spec.action}: effect {spec.effect!r} is none of {', '.join(EFFECTS)}")
     allowed = EFFECTS[spec.effect]
@@ -231,7 +231,7 @@ def check(spec: FaultSpec) -> None:
         raise ValueError(f"fault on {spec.action}: lasts 0 s leaves it no time")
     if spec.effect == REFUSE and spec.code == 0:
         raise ValueError(f"fault on {spec.action}: a refusal needs a code other than 0")
-    if spec.by is not None and spec.effect not in LATENESS:
-        raise ValueError(f"fault on {spec.action}: by is for {', '.join(LATENESS)}")
+    if spec.by is not None and spec.effect not in DELAYS:
+        raise ValueError(f"fault on {spec.action}: by is for {', '.join(DELAYS)}")
     if spec.vxnet and spec.action != "CreateNics":
         raise ValueError(f"fault on {spec.action}: vxnet is for CreateNics")

@@ -1,6 +1,6 @@
-"""What befalls whole instances: they are stopped, started, terminated and ceased, each by a job.
+"""The actions that stop, start, terminate and cease instances, each by a job.
 
-The guest knows nothing of it: its namespace and what runs in it go on, as far as its NICs let it.
+The guest does not notice: its namespace and processes continue, with the NICs it still has.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from qingcloud_cni.sim.cloud import refusals
+from qingcloud_cni.sim.cloud import errors
 from qingcloud_cni.sim.cloud.faults import JobFault
 from qingcloud_cni.sim.cloud.jobs import Jobs
 from qingcloud_cni.sim.cloud.params import Params
@@ -33,14 +33,14 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
 
 
 def change_instances(state: CloudState, jobs: Jobs, action: str, params: Params) -> dict[str, Any]:
-    """Queue one job for all instances, or for none if one of them may not be changed so."""
+    """Queue one job for all instances, or none if one of them is in the wrong state."""
     change = CHANGES[action]
-    hosts = [state.find_host(instance_id) for instance_id in params.needed_list("instances")]
+    hosts = [state.find_host(instance_id) for instance_id in params.required_list("instances")]
     for host in hosts:
         if host.transition:
-            raise refusals.denied(f"resource [{host.instance_id}] is [{host.transition}], please try later")
+            raise errors.denied(f"resource [{host.instance_id}] is [{host.transition}], please try later")
         if host.status not in change.allowed:
-            raise refusals.denied(f"instance [{host.instance_id}] is [{host.status}], so {action} is not allowed")
+            raise errors.denied(f"instance [{host.instance_id}] is [{host.status}], so {action} is not allowed")
     is_final = action == "TerminateInstances" and params.number("direct_cease", 0) == 1
     for host in hosts:
         host.transition = change.transition

@@ -1,15 +1,15 @@
-"""The flattened parameters of a call, read as the cloud reads them: empty values count as absent."""
+"""The flattened parameters of a call; the cloud treats empty values as absent."""
 
 from collections.abc import Mapping
 
-from qingcloud_cni.sim.cloud import refusals
+from qingcloud_cni.sim.cloud import errors
 
 DEFAULT_PAGE = 20
-MAX_PAGE = 100  # whatever is asked
+MAX_PAGE = 100  # for any larger limit too
 
 
 class Params:
-    """Typed reading of ``nics.2=b&nics.1=a&count=3``; raises Refusal 1100 where a value is malformed."""
+    """Typed reading of ``nics.2=b&nics.1=a&count=3``; ApiError 1100 if a value is malformed."""
 
     def __init__(self, wire: Mapping[str, str]) -> None:
         self._wire = wire
@@ -17,10 +17,10 @@ class Params:
     def text(self, name: str) -> str:
         return self._wire.get(name, "").strip()
 
-    def needed(self, name: str) -> str:
+    def required(self, name: str) -> str:
         value = self.text(name)
         if not value:
-            raise refusals.missing(name)
+            raise errors.missing(name)
         return value
 
     def number(self, name: str, default: int) -> int:
@@ -29,10 +29,10 @@ class Params:
 
     def has(self, name: str) -> bool:
         """Whether there is a value or a list item of this name."""
-        return bool(self.text(name) or self.listed(name))
+        return bool(self.text(name) or self.values(name))
 
-    def listed(self, name: str) -> tuple[str, ...]:
-        """The items of ``name.n`` by number, whatever the first number; empty items and repetitions are dropped."""
+    def values(self, name: str) -> tuple[str, ...]:
+        """The items of ``name.n`` by number, from any first number, without empty and repeated ones."""
         items: dict[int, str] = {}
         for key, value in self._wire.items():
             stem, dot, index = key.rpartition(".")
@@ -40,26 +40,26 @@ class Params:
                 items[int(index)] = value.strip()
         return tuple(dict.fromkeys(items[n] for n in sorted(items) if items[n]))
 
-    def needed_list(self, name: str) -> tuple[str, ...]:
-        items = self.listed(name)
+    def required_list(self, name: str) -> tuple[str, ...]:
+        items = self.values(name)
         if not items:
-            raise refusals.missing(f"{name}.1")
+            raise errors.missing(f"{name}.1")
         return items
 
     def choices(self, name: str) -> tuple[str, ...]:
-        """A filter that clients send as one value or as a list."""
+        """A filter, which clients send as one value or as a list."""
         value = self.text(name)
-        return self.listed(name) or ((value,) if value else ())
+        return self.values(name) or ((value,) if value else ())
 
     def numbers(self, name: str) -> tuple[int, ...]:
         return tuple(_integer(name, value) for value in self.choices(name))
 
     def page(self) -> slice:
-        """The part of a list that offset and limit ask for; beyond the end it is empty."""
+        """The part of a list for offset and limit; empty beyond the end."""
         offset = self.number("offset", 0)
         limit = self.number("limit", DEFAULT_PAGE)
         if offset < 0 or limit < 0:
-            raise refusals.malformed("offset" if offset < 0 else "limit", str(min(offset, limit)), "a natural number")
+            raise errors.malformed("offset" if offset < 0 else "limit", str(min(offset, limit)), "a natural number")
         return slice(offset, offset + min(limit, MAX_PAGE))
 
 
@@ -67,4 +67,4 @@ def _integer(name: str, value: str) -> int:
     try:
         return int(value)
     except ValueError:
-        raise refusals.malformed(name, value, "an integer") from None
+        raise errors.malformed(name, value, "an integer") from None

@@ -1,42 +1,46 @@
-"""What a simulator writes down so that another one, started later, can go on as the same cloud."""
+"""The records that a simulator saves, from which a later one continues as the same cloud."""
 
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address
 from itertools import islice
+from math import inf
 from pathlib import Path
 
 import msgspec
 
 from qingcloud_cni.core.errors import StartRefused
-from qingcloud_cni.sim.cloud.addresses import BookRecord
+from qingcloud_cni.sim.cloud.addresses import AddressPoolRecord
 from qingcloud_cni.sim.cloud.faults import Tally
-from qingcloud_cni.sim.cloud.state import JobRecord, LateLink, NicRecord
-from qingcloud_cni.sim.fabric.remains import read_record, replace_file
-from qingcloud_cni.sim.topology.topology import FaultSpec, Topology
+from qingcloud_cni.sim.cloud.state import CloudState, JobRecord, LateLink, NicRecord, build
+from qingcloud_cni.sim.fabric.leftovers import read_record, replace_file
+from qingcloud_cni.sim.topology import FaultSpec, Topology
 
-FORM = 3  # of what is written; another number is not understood
-PAST_JOBS = 200  # jobs that are over and still told of
+FORM = 3  # version of the file
+ENDED_JOBS = 200  # jobs that are over and still told of
 
 _CLOUD = "cloud.json"  # beside the record of what was made
 
 
 class Hour(msgspec.Struct, frozen=True):
-    """What an access key has used of its quota of calls."""
+    """The calls of an access key in its current hour."""
 
     began: float
     calls: int
 
 
 class Records(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole cloud at one moment; what can be computed from the rest is left out."""
+    """The whole cloud at one moment, without what follows from the rest."""
 
     topology: Topology
     began: float  # when the cloud began
     nics: tuple[NicRecord, ...]
     hosts: dict[str, tuple[str, str]]  # status and transition by instance id
     jobs: tuple[JobRecord, ...]
-    books: dict[str, BookRecord]  # by vxnet id
+    books: dict[str, AddressPoolRecord]  # by vxnet id
     late_links: tuple[LateLink, ...]
-    exhausted: dict[str, float | None]  # until when, by vxnet id; None: until a create there succeeds
+    exhausted: dict[str, float | None]  # end by vxnet id; None: when a create there succeeds
     calls: dict[str, int]
     hours: dict[str, Hour]  # by access key
     faults: tuple[FaultSpec, ...]
@@ -44,23 +48,43 @@ class Records(msgspec.Struct, frozen=True, kw_only=True):
     tallies: tuple[Tally, ...]
 
 
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """The file."""
+class SavedCloud(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of cloud.json."""
 
     form: int = FORM
     sim: str
-    runs: int  # simulators that kept this cloud before the one that wrote this
+    runs: int  # earlier simulators of this cloud
     records: Records
 
 
-def worth_keeping(jobs: Mapping[str, JobRecord]) -> Iterable[JobRecord]:
-    """All jobs under way and the latest of those that are over, in their order."""
-    over = [job.job_id for job in jobs.values() if job.end]
-    forgotten = set(islice(over, max(len(over) - PAST_JOBS, 0)))
-    return (job for job in jobs.values() if job.job_id not in forgotten)
+def jobs_to_save(jobs: Mapping[str, JobRecord]) -> Iterable[JobRecord]:
+    """All open jobs and the latest ended ones, in their order."""
+    ended = [job.job_id for job in jobs.values() if job.end]
+    dropped = set(islice(ended, max(len(ended) - ENDED_JOBS, 0)))
+    return (job for job in jobs.values() if job.job_id not in dropped)
 
 
-class Keeper:
+def restore(topology: Topology, rng: random.Random, now: Callable[[], float], records: Records) -> CloudState:
+    """Build the cloud of *records*, whose routers, vxnets and hosts are those of *topology*."""
+    state = build(topology, rng, now)
+    for host in state.hosts.values():
+        host.create_time = records.began
+        host.status, host.transition = records.hosts[host.instance_id]
+    for vxnet in state.vxnets.values():
+        vxnet.create_time = records.began
+        if vxnet.book:
+            here = (nic for nic in records.nics if nic.vxnet_id == vxnet.vxnet_id and nic.private_ip)
+            vxnet.book.restore(records.books[vxnet.vxnet_id], (IPv4Address(nic.private_ip) for nic in here))
+    return replace(
+        state,
+        nics={nic.nic_id: nic for nic in records.nics},
+        jobs={job.job_id: job for job in records.jobs},
+        late_links=list(records.late_links),
+        exhausted={vxnet: inf if until is None else until for vxnet, until in records.exhausted.items()},
+    )
+
+
+class CloudWriter:
     """Writes the records of one run into its state directory, whenever they have changed."""
 
     def __init__(self, state_dir: Path, sim: str, runs: int) -> None:
@@ -70,27 +94,27 @@ class Keeper:
         self._written = b""
 
     def save(self, records: Records) -> None:
-        content = msgspec.json.encode(Kept(sim=self._sim, runs=self._runs, records=records))
+        content = msgspec.json.encode(SavedCloud(sim=self._sim, runs=self._runs, records=records))
         if content == self._written:
             return
         replace_file(self._path, content)
         self._written = content
 
 
-def read_kept(state_dir: Path, sim: str) -> Kept | None:
-    """What a simulator of this name kept in *state_dir*, if there is any; StartRefused where it cannot be read."""
+def read_saved_cloud(state_dir: Path, sim: str) -> SavedCloud | None:
+    """The cloud that a simulator of this name saved in *state_dir*, if any; StartRefused if it cannot be read."""
     if not read_record(state_dir, sim):
         return None
     path = state_dir / _CLOUD
     way_out = f"`qingcloud-sim down --name {sim} --state-dir {state_dir}` removes it"
     try:
-        kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+        saved = msgspec.json.decode(path.read_bytes(), type=SavedCloud)
     except FileNotFoundError:
         return None
     except OSError as err:
-        raise StartRefused(f"{path}: {err.strerror}") from err
+        raise StartRefused(f"{path}: read failed: {err.strerror}") from err
     except (msgspec.DecodeError, ValueError) as err:
-        raise StartRefused(f"{path} is damaged ({err}): {way_out}") from err
-    if kept.form != FORM or kept.sim != sim:
-        raise StartRefused(f"{path} was written by another version of qingcloud-sim: {way_out}")
-    return kept
+        raise StartRefused(f"{path}: read failed: damaged ({err}); {way_out}") from err
+    if saved.form != FORM or saved.sim != sim:
+        raise StartRefused(f"{path}: read failed: written by another version of qingcloud-sim; {way_out}")
+    return saved

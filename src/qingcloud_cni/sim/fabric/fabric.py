@@ -1,6 +1,6 @@
 """The hardware of the simulated cloud: hosts, routers and vxnets as namespaces and bridges, NICs as veth pairs.
 
-It carries out the model's effects with iproute2 and nft, sharing no code with the agent's kernel work, so that each
+It carries out the model's effects with iproute2 and nft. It shares no code with qingcloud_cni.kernel, so that each
 proves the other.
 """
 
@@ -15,15 +15,13 @@ from pathlib import Path
 
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.sim.fabric.filter import RULESET, PortFilter, filter_script
-from qingcloud_cni.sim.fabric.layout import HOST_SYSCTLS, ROUTER_SYSCTLS, Layout, Port, lay_out, place
+from qingcloud_cni.sim.fabric.layout import HOST_SYSCTLS, ROUTER_SYSCTLS, Layout, Port, make_layout, port_of
 from qingcloud_cni.sim.fabric.names import LEAVING_GROUP, PORT_GROUP, Mark
-from qingcloud_cni.sim.fabric.reports import RTM_DELLINK, drain, open_reports
-from qingcloud_cni.sim.fabric.shell import inside, ip_batch, ip_json, nft
-from qingcloud_cni.sim.topology.effects import Effect, FilterNic, PlugNic, UnplugNic
-from qingcloud_cni.sim.topology.topology import Topology
+from qingcloud_cni.sim.fabric.shell import RTM_DELLINK, drain, inside, ip_batch, ip_json, nft, open_link_monitor
+from qingcloud_cni.sim.topology import Effect, FilterNic, PlugNic, Topology, UnplugNic
 
-LOOK_PERIOD = 2.0  # seconds after which the ports are looked over even if the kernel reported nothing
-ATTEMPTS = 3  # to make links whose names or indexes someone else on the host was quicker to take
+CHECK_PERIOD = 2.0  # seconds after which the fabric checks its ports even without a report of the kernel
+ATTEMPTS = 3  # to make links, since another program on the host may take their names or indexes first
 
 _GONE = ("Cannot find device", "No such device")
 
@@ -33,18 +31,18 @@ log = logging.getLogger(__name__)
 class Fabric:
     """The namespaces and links of one simulator.
 
-    `build` makes them, `apply` carries out effects, `watch` plugs NICs back in whose namespace died.
+    `build` makes them, `apply` carries out effects, `watch` replugs NICs whose namespace died.
     """
 
     def __init__(self, sim: str, topology: Topology, state_dir: Path, *, rng: random.Random) -> None:
-        self.layout: Layout = lay_out(sim, topology)
+        self.layout: Layout = make_layout(sim, topology)
         self._sim = sim
         self._state_dir = state_dir
         self._replug = topology.latencies.replug
         self._rng = rng
-        self.ports: dict[str, Port] = {}  # by NIC id: all that should have a link somewhere; ours to change
+        self.ports: dict[str, Port] = {}  # by NIC id: all plugged NICs; only the fabric changes it
         self._due: dict[str, float] = {}  # by NIC id, on the loop's clock: when a link that died comes back
-        self._busy = asyncio.Lock()  # held while links change, so that a look never sees half a change
+        self._busy = asyncio.Lock()  # held while links change, so that a check never sees half a change
 
     async def build(self, nics: Sequence[PlugNic]) -> None:
         """Make all namespaces, and *nics*; the first of each host is its primary. Raises KernelRefused."""
@@ -62,26 +60,26 @@ class Fabric:
             await ip_batch(host.namespace, host.lines(self._mark(instance_id), primary.private_ip))
 
     async def adopt(self, nics: Sequence[PlugNic]) -> None:
-        """Take over what an earlier simulator built: links of other NICs than *nics* go. Raises KernelRefused.
+        """Take over an earlier simulator's fabric, and delete links of NICs not in *nics*. Raises KernelRefused.
 
-        What is missing of *nics* is left to `apply` and, as links that died meanwhile, to `watch`.
+        Missing links of *nics* come by `apply` or, as links that died meanwhile, by `watch`.
         """
         async with self._busy:
-            self.ports |= {nic.nic_id: place(self.layout, nic) for nic in nics}
+            self.ports |= {nic.nic_id: port_of(self.layout, nic) for nic in nics}
             for router in self.layout.routers:
                 ports = {port.name: port for port in self.ports.values() if port.router == router.namespace}
                 present = await self._present([router.namespace])
-                # either end of a pair may have been all that was done with it
+                # an earlier simulator may have died after it made either end of a pair
                 lines = [f"link set {name} group {LEAVING_GROUP}" for name in present - ports.keys()]
                 lines += [f"link set {name} master {ports[name].bridge} up" for name in present & ports.keys()]
                 await ip_batch(router.namespace, [*lines, f"link delete group {LEAVING_GROUP}"], tolerate=_GONE)
             await self._write_filters(router.namespace for router in self.layout.routers)
 
     async def apply(self, *effects: Effect) -> None:
-        """Carry out *effects* in their order, neighbours of one kind and host together.
+        """Carry out *effects* in order, adjacent ones of one kind and host together.
 
-        A failure does not keep the others from being carried out; the first is raised at the end (KernelRefused). A
-        NIC that could not be plugged is tried again as one whose link died.
+        A failure does not stop the others; the first one is raised at the end (KernelRefused). `watch` retries a NIC
+        whose plug failed.
         """
         failures: list[KernelRefused] = []
         async with self._busy:
@@ -100,19 +98,19 @@ class Fabric:
             raise failures[0]
 
     async def watch(self) -> None:
-        """Plug NICs back in whose namespace died, until cancelled.
+        """Replug NICs whose namespace died, until cancelled.
 
-        The kernel's reports only wake it: what is missing is found by looking, so a lost report costs LOOK_PERIOD.
+        The kernel's reports only start a check of all links, so a lost report costs CHECK_PERIOD.
         """
         loop = asyncio.get_running_loop()
         wake = asyncio.Event()
-        sockets = [inside(router.namespace, open_reports) for router in self.layout.routers]
+        sockets = [inside(router.namespace, open_link_monitor) for router in self.layout.routers]
         try:
             for reports in sockets:
                 loop.add_reader(reports, drain, reports, wake, {RTM_DELLINK})
             while True:
-                await self._look()
-                pause = min([LOOK_PERIOD, *(due - loop.time() for due in self._due.values())])
+                await self._check_links()
+                pause = min([CHECK_PERIOD, *(due - loop.time() for due in self._due.values())])
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(pause, 0)):
                         await wake.wait()
@@ -123,7 +121,7 @@ class Fabric:
                 reports.close()
 
     def links(self) -> dict[str, bool]:
-        """The NICs plugged, and whether each has its link (False: its namespace died, it is about to come back)."""
+        """The plugged NICs, and whether each has its link (False: its namespace died, the link comes back)."""
         return {nic_id: nic_id not in self._due for nic_id in self.ports}
 
     def _mark(self, instance_id: str) -> Mark:
@@ -131,9 +129,9 @@ class Fabric:
 
     async def _plug(self, nics: list[PlugNic]) -> None:
         """Plug NICs of one host."""
-        ports = [place(self.layout, nic) for nic in nics]
+        ports = [port_of(self.layout, nic) for nic in nics]
         self.ports |= {port.nic.nic_id: port for port in ports}
-        await self._write_filters({port.router for port in ports})  # before the links: no frame passes unguarded
+        await self._write_filters({port.router for port in ports})  # before the links: no frame passes unfiltered
         await self._link(ports[0].host, ports, is_return=False)
         log.info("plugged %s into %s", ", ".join(port.nic.nic_id for port in ports), ports[0].host)
 
@@ -142,7 +140,7 @@ class Fabric:
         for nic_id in nic_ids:
             self._due.pop(nic_id, None)
         for router in {port.router for port in ports}:
-            # as a group: the kernel waits some 20 ms for each deletion, but once for all of one group
+            # as a group: the kernel waits some 20 ms for each deletion, once per group
             lines = [f"link set {port.name} group {LEAVING_GROUP}" for port in ports if port.router == router]
             await ip_batch(router, [*lines, f"link delete group {LEAVING_GROUP}"], tolerate=_GONE)
         await self._write_filters({port.router for port in ports})
@@ -158,16 +156,16 @@ class Fabric:
 
     async def _write_filters(self, routers: Iterable[str]) -> None:
         for router in routers:
-            guards = (
+            filters = (
                 PortFilter(port.name, port.nic.nic_id, port.nic.private_ip)
                 for port in self.ports.values()
                 if port.router == router and port.nic.enable_aspoof and port.nic.private_ip
             )
-            await nft(router, filter_script(guards))
+            await nft(router, filter_script(filters))
 
     async def _link(self, host: str, ports: Sequence[Port], *, is_return: bool) -> None:
         """Make the veth pairs of *ports*; raises KernelRefused."""
-        make = self._come_back if is_return else self._appear
+        make = self._replug_links if is_return else self._hotplug
         for attempt in range(1, ATTEMPTS + 1):
             present = await self._present({port.router for port in ports})
             missing = [port for port in ports if port.name not in present]
@@ -179,19 +177,19 @@ class Fabric:
             else:
                 return
 
-    async def _appear(self, host: str, ports: Sequence[Port]) -> None:
-        """As a new device: the next free `ethN`, or the name a fault wants, up, as stock images leave it."""
+    async def _hotplug(self, host: str, ports: Sequence[Port]) -> None:
+        """Make links as new devices: the next free `ethN`, or the name of a fault, up, as stock images leave them."""
         taken = {row["ifname"] for row in await ip_json(host, "link", "show")}
         named = [(port, _free_name(port.nic.link_name or "eth", taken)) for port in ports]
         try:
             for router in {port.router for port in ports}:
-                await ip_batch(router, [port.bridge_end_first(name) for port, name in named if port.router == router])
+                await ip_batch(router, [port.add_from_router(name) for port, name in named if port.router == router])
         finally:
-            # whoever manages the host may have taken or renamed the link already
+            # a program on the host may have moved or renamed the link already
             await ip_batch(host, [f"link set {name} up" for _, name in named], tolerate=_GONE)
 
-    async def _come_back(self, host: str, ports: Sequence[Port]) -> None:
-        """As the kernel hands a device back whose namespace died: down, `dev<ifindex>` or as a fault wants."""
+    async def _replug_links(self, host: str, ports: Sequence[Port]) -> None:
+        """Make links as the kernel returns devices of a dead namespace: down, `dev<ifindex>` or a fault's name."""
         links = await ip_json(host, "link", "show")
         first = max(row["ifindex"] for row in links) + 1
         taken = {row["ifname"] for row in links}
@@ -200,7 +198,7 @@ class Fabric:
             for ifindex, port in enumerate(ports, first)
         ]
         try:
-            await ip_batch(host, [port.host_end_first(ifindex, name) for port, ifindex, name in named])
+            await ip_batch(host, [port.add_from_host(ifindex, name) for port, ifindex, name in named])
         finally:
             for router in {port.router for port in ports}:
                 lines = [f"link set {port.name} master {port.bridge} up" for port in ports if port.router == router]
@@ -213,8 +211,8 @@ class Fabric:
             for row in await ip_json(router, "link", "show", "group", str(PORT_GROUP))
         }
 
-    async def _look(self) -> None:
-        """Find links that died, and bring those back whose time has come."""
+    async def _check_links(self) -> None:
+        """Find links that died, and replug those that are due."""
         now = asyncio.get_running_loop().time
         async with self._busy:
             present = await self._present({router.namespace for router in self.layout.routers})
@@ -227,13 +225,13 @@ class Fabric:
                 nic_ids = [port.nic.nic_id for port in group]
                 try:
                     await self._link(host, group, is_return=True)
-                except KernelRefused as err:  # the host's own namespace may be gone as well
-                    log.warning("cannot plug %s back in: %s", ", ".join(nic_ids), err)
-                    self._due |= dict.fromkeys(nic_ids, now() + LOOK_PERIOD)
+                except KernelRefused as err:  # the host's own namespace may be gone too
+                    log.warning("%s: replug failed: %s", ", ".join(nic_ids), err)
+                    self._due |= dict.fromkeys(nic_ids, now() + CHECK_PERIOD)
                 else:
                     for nic_id in nic_ids:
                         del self._due[nic_id]
-                    log.info("plugged %s back into %s", ", ".join(nic_ids), host)
+                    log.info("replugged %s into %s", ", ".join(nic_ids), host)
 
 
 def _batch_key(effect: Effect) -> tuple[type, str]:
@@ -246,7 +244,7 @@ def _by_host(ports: Iterable[Port]) -> list[tuple[str, list[Port]]]:
 
 
 def _free_name(prefix: str, taken: set[str]) -> str:
-    """The lowest numbered name that is not *taken*; it is from now on."""
+    """The lowest numbered name not in *taken*, to which it is added."""
     name = next(name for number in itertools.count() if (name := f"{prefix}{number}") not in taken)
     taken.add(name)
     return name

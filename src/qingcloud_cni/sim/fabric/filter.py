@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# At priority -300 a frame meets these rules before anything else the bridge does with it, whether it goes to another
-# port or to the router itself. IPv6 is held to the source MAC only: the cloud gives NICs no IPv6 address.
+# At priority -300 these rules come before all else that the bridge does with a frame, whether it goes to another port
+# or to the router itself. For IPv6 they check the source MAC only: the cloud gives NICs no IPv6 address.
 RULESET = """\
 table bridge aspoof {
   set guarded { typeof iifname; }
@@ -32,20 +32,20 @@ table bridge aspoof {
 
 @dataclass(frozen=True, slots=True)
 class PortFilter:
-    """What may come in at a bridge port."""
+    """The MAC and address that may come in at a bridge port."""
 
     port: str
     mac: str
     address: str
 
 
-def filter_script(guards: Iterable[PortFilter]) -> str:
-    """The one transaction after which exactly *guards* are in force; the sets are small, so they are written anew."""
+def filter_script(filters: Iterable[PortFilter]) -> str:
+    """One transaction after which exactly *filters* are in force; it rewrites the sets, which are small."""
     lines = [f"flush set bridge aspoof {name}\n" for name in ("guarded", "macs", "addresses")]
-    for guard in guards:
+    for each in filters:
         lines += (
-            f"add element bridge aspoof guarded {{ {guard.port} }}\n",
-            f"add element bridge aspoof macs {{ {guard.port} . {guard.mac} }}\n",
-            f"add element bridge aspoof addresses {{ {guard.port} . {guard.address} }}\n",
+            f"add element bridge aspoof guarded {{ {each.port} }}\n",
+            f"add element bridge aspoof macs {{ {each.port} . {each.mac} }}\n",
+            f"add element bridge aspoof addresses {{ {each.port} . {each.address} }}\n",
         )
     return "".join(lines)

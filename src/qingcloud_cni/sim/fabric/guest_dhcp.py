@@ -1,4 +1,4 @@
-"""The hosts' own DHCP clients, as on stock images: they configure every NIC they see, and race with the agent."""
+"""The hosts' own DHCP clients, as on stock images: they configure every NIC, and race with the agent."""
 
 import asyncio
 import logging
@@ -8,10 +8,17 @@ from collections.abc import Mapping
 
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.sim.fabric.layout import Layout, Port, manager_address
-from qingcloud_cni.sim.fabric.reports import RTM_DELLINK, RTM_NEWLINK, drain, open_reports
-from qingcloud_cni.sim.fabric.shell import inside, ip_batch, ip_json
+from qingcloud_cni.sim.fabric.shell import (
+    RTM_DELLINK,
+    RTM_NEWLINK,
+    drain,
+    inside,
+    ip_batch,
+    ip_json,
+    open_link_monitor,
+)
 
-_LEFT = (  # what the kernel says of a link that is no longer there
+_LEFT = (  # the kernel's errors for a link that left meanwhile
     "No such device",
     "Device not found",
     "Cannot find device",
@@ -20,13 +27,13 @@ _LEFT = (  # what the kernel says of a link that is no longer there
     "Network is down",
     "File exists",  # the address was given by hand
 )
-_Seen = tuple[str, int]  # MAC and index: a link that comes back has another index, or was missed in between
+_SeenLink = tuple[str, int]  # MAC and index: a link that comes back usually has another index
 
 log = logging.getLogger(__name__)
 
 
 class GuestDhcp:
-    """One DHCP client on each host. The primary NIC is configured already and left alone."""
+    """One DHCP client on each host; it ignores the primary NIC, which is configured already."""
 
     def __init__(
         self,
@@ -37,8 +44,8 @@ class GuestDhcp:
         delay: tuple[float, float],
         rng: random.Random,
     ) -> None:
-        """*ports* are those of the fabric, by NIC id, and change with it; a lease comes *delay* after its link."""
-        self.leases = 0  # given so far
+        """*ports* are the fabric's, by NIC id, which changes them; *delay* is the time from a link to its lease."""
+        self.leases = 0  # so far
         self._layout = layout
         self._ports = ports
         self._primaries = primaries
@@ -55,14 +62,14 @@ class GuestDhcp:
         loop = asyncio.get_running_loop()
         wake = asyncio.Event()
         wake.set()
-        seen: frozenset[_Seen] = frozenset()
-        reports = inside(namespace, open_reports)
+        seen: frozenset[_SeenLink] = frozenset()
+        reports = inside(namespace, open_link_monitor)
         loop.add_reader(reports, drain, reports, wake, {RTM_NEWLINK, RTM_DELLINK})
         try:
             while True:
                 await wake.wait()
                 wake.clear()
-                here = await self._look(namespace)
+                here = await self._secondary_nics(namespace)
                 for mac, ifindex in sorted(here - seen):
                     pause = self._rng.uniform(*self._delay)
                     tasks.create_task(self._lease(namespace, mac, ifindex, pause), name=f"dhcp for {mac}")
@@ -71,12 +78,12 @@ class GuestDhcp:
             loop.remove_reader(reports)
             reports.close()
 
-    async def _look(self, namespace: str) -> frozenset[_Seen]:
+    async def _secondary_nics(self, namespace: str) -> frozenset[_SeenLink]:
         """The secondary NICs of the cloud that are in a host's own namespace."""
         try:
             rows = await ip_json(namespace, "link", "show")
-        except KernelRefused as err:  # the namespace may have been deleted under us
-            log.warning("no DHCP: %s", err)
+        except KernelRefused as err:  # somebody may have deleted the namespace
+            log.warning("DHCP: list links failed: %s", err)
             return frozenset()
         nics = self._ports.keys() - self._primaries
         return frozenset((row["address"], row["ifindex"]) for row in rows if row.get("address") in nics)
@@ -84,11 +91,11 @@ class GuestDhcp:
     async def _lease(self, namespace: str, mac: str, ifindex: int, pause: float) -> None:
         """Bring a NIC up with its address, connected route and a default route, unless it has left by then.
 
-        The default route stands before the primary's: which of two wins on a real host is not defined, and this is
-        the worse case. The link is named by its index, since another one may have its name by now.
+        The default route comes before the primary's: on a real host either may win, and this is the worse case. The
+        commands use the link's index, since another link may have its name by now.
         """
         await asyncio.sleep(pause)
-        if (mac, ifindex) not in await self._look(namespace):
+        if (mac, ifindex) not in await self._secondary_nics(namespace):
             return
         port = self._ports[mac]
         vxnets = self._layout.router_of(port.nic.vxnet_id).vxnets
@@ -104,7 +111,7 @@ class GuestDhcp:
         try:
             await ip_batch(namespace, lines, tolerate=_LEFT)
         except KernelRefused as err:
-            log.warning("no lease for %s: %s", mac, err)
+            log.warning("%s: lease failed: %s", mac, err)
         else:
             self.leases += 1
             log.info("leased %s to %s in %s", port.nic.private_ip, mac, namespace)

@@ -1,4 +1,4 @@
-"""Which namespaces, bridges and addresses a topology becomes; pure."""
+"""The namespaces, bridges and addresses that a topology becomes; pure."""
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -13,11 +13,10 @@ from qingcloud_cni.sim.fabric.names import (
     port_name,
     router_namespace,
 )
-from qingcloud_cni.sim.topology.effects import PlugNic
-from qingcloud_cni.sim.topology.topology import HostSpec, RouterSpec, Topology, VxnetSpec
+from qingcloud_cni.sim.topology import HostSpec, PlugNic, RouterSpec, Topology, VxnetSpec
 
-# A new namespace starts with the settings of the machine's first one, whatever those are. Hosts get the kernel's own
-# defaults, as an image without a word in sysctl.conf; the router forwards, and drops nothing for its source's sake.
+# A new namespace inherits the settings of the machine's first one. Hosts get the kernel's defaults, as an image with
+# an empty sysctl.conf has; the router forwards, and drops no packet for its source address.
 HOST_SYSCTLS = {
     "net/ipv4/ip_forward": "0",
     **{
@@ -47,7 +46,7 @@ def manager_address(spec: VxnetSpec) -> IPv4Interface | None:
 
 
 @dataclass(frozen=True, slots=True)
-class RouterPlace:
+class RouterLayout:
     """A router's namespace, and the vxnets whose bridges are in it."""
 
     router_id: str  # "" for the one that holds the vxnets joined to no router
@@ -55,7 +54,7 @@ class RouterPlace:
     vxnets: tuple[VxnetSpec, ...]
 
     def lines(self, mark: Mark) -> list[str]:
-        """The batch that builds it in its fresh namespace; the mark first."""
+        """The batch that builds it in its new namespace; the mark comes first."""
         lines = [f'link set lo alias "{mark}"', "link set lo up"]
         for number, vxnet in enumerate(self.vxnets):
             bridge = bridge_name(number)
@@ -74,13 +73,13 @@ class RouterPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class HostPlace:
+class HostLayout:
     spec: HostSpec
     namespace: str
     vxnet: VxnetSpec
 
     def lines(self, mark: Mark, primary_ip: str) -> list[str]:
-        """The batch that configures it once its eth0 is there, as an image's boot would."""
+        """The batch that configures it once it has its eth0, as an image's boot does."""
         lines = [f'link set lo alias "{mark}"', "link set lo up"]
         gateway = manager_address(self.vxnet)
         if gateway and primary_ip:
@@ -93,25 +92,25 @@ class HostPlace:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    routers: tuple[RouterPlace, ...]
-    hosts: dict[str, HostPlace]  # by instance id
+    routers: tuple[RouterLayout, ...]
+    hosts: dict[str, HostLayout]  # by instance id
 
     @property
     def namespaces(self) -> tuple[str, ...]:
         return (*(r.namespace for r in self.routers), *(h.namespace for h in self.hosts.values()))
 
-    def router_of(self, vxnet_id: str) -> RouterPlace:
+    def router_of(self, vxnet_id: str) -> RouterLayout:
         return next(r for r in self.routers if any(vxnet.vxnet_id == vxnet_id for vxnet in r.vxnets))
 
 
-def lay_out(sim: str, topology: Topology) -> Layout:
-    """Give each router a namespace, so that VPCs stay apart and may use the same networks; each host another."""
+def make_layout(sim: str, topology: Topology) -> Layout:
+    """Give each router and each host a namespace, so that VPCs are separate and may use the same networks."""
     known = {vxnet.vxnet_id: vxnet for vxnet in topology.vxnets}
     routers = [*topology.routers]
     if not routers or any(not vxnet.router_id for vxnet in topology.vxnets):
         routers.append(RouterSpec("", ""))
     places = tuple(
-        RouterPlace(
+        RouterLayout(
             router.router_id,
             router_namespace(sim, number),
             tuple(vxnet for vxnet in topology.vxnets if vxnet.router_id == router.router_id),
@@ -119,7 +118,7 @@ def lay_out(sim: str, topology: Topology) -> Layout:
         for number, router in enumerate(routers)
     )
     hosts = {
-        host.instance_id: HostPlace(host, host_namespace(sim, host.name), known[host.vxnet_id])
+        host.instance_id: HostLayout(host, host_namespace(sim, host.name), known[host.vxnet_id])
         for host in topology.hosts
     }
     return Layout(places, hosts)
@@ -127,7 +126,7 @@ def lay_out(sim: str, topology: Topology) -> Layout:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A plugged NIC: where its two ends belong."""
+    """A plugged NIC, and the namespaces of its two ends."""
 
     nic: PlugNic
     router: str  # namespace of the bridge
@@ -138,17 +137,17 @@ class Port:
     def name(self) -> str:
         return port_name(self.nic.nic_id)
 
-    def bridge_end_first(self, ifname: str) -> str:
-        """The line, for the router's namespace, that makes the pair: port in place, NIC born on the host, down."""
+    def add_from_router(self, ifname: str) -> str:
+        """The line for the router's namespace that makes the pair: port on its bridge, NIC on the host, down."""
         return (
             f"link add {self.name} address {port_mac(self.nic.nic_id)} group {PORT_GROUP} master {self.bridge} up"
             f" type veth peer name {ifname} address {self.nic.nic_id} netns {self.host}"
         )
 
-    def host_end_first(self, ifindex: int, ifname: str) -> str:
-        """The line, for the host's namespace, that makes the pair with the NIC under this index and name.
+    def add_from_host(self, ifindex: int, ifname: str) -> str:
+        """The line for the host's namespace that makes the pair with the NIC under this index and name.
 
-        `ip link add` gives an ifindex only to the first end; the port must be put on its bridge afterwards.
+        `ip link add` gives an ifindex only to the first end; the caller then puts the port on its bridge.
         """
         return (
             f"link add {ifname} index {ifindex} address {self.nic.nic_id} type veth"
@@ -156,6 +155,6 @@ class Port:
         )
 
 
-def place(layout: Layout, nic: PlugNic) -> Port:
+def port_of(layout: Layout, nic: PlugNic) -> Port:
     router = layout.router_of(nic.vxnet_id)
     return Port(nic, router.namespace, router.bridge_of(nic.vxnet_id), layout.hosts[nic.instance_id].namespace)

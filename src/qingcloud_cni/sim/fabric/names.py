@@ -1,11 +1,11 @@
-"""What the fabric calls things: namespaces, ports, bridges, and the mark by which it knows its own."""
+"""Names of the fabric's namespaces, ports and bridges, and the mark that identifies its namespaces."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 SIM_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,11}")
-HOST_NAME = re.compile(r"(?!router)[a-z0-9][a-z0-9-]{0,11}")  # `<name>-router` is taken
+HOST_NAME = re.compile(r"(?!router)[a-z0-9][a-z0-9-]{0,11}")  # `<name>-router` is the router's namespace
 PORT_GROUP = 1  # link group of all bridge ports: they can be listed and deleted together
 LEAVING_GROUP = 2  # ports about to be deleted
 
@@ -22,7 +22,7 @@ def router_namespace(sim: str, number: int) -> str:
 
 
 def parking_namespace(instance_id: str) -> str:
-    """Where the agent of this instance keeps idle NICs (design section 3)."""
+    """The namespace in which this instance's agent parks idle NICs."""
     return f"qingcni-{instance_id}"
 
 
@@ -32,7 +32,7 @@ def port_name(nic_id: str) -> str:
 
 
 def port_mac(nic_id: str) -> str:
-    """A bridge port's own address: never that of the NIC it serves, or the bridge would keep the frames."""
+    """A bridge port's own address: with the NIC's address the bridge would take its frames."""
     return "02" + nic_id[2:]
 
 
@@ -46,7 +46,7 @@ def bridge_mac(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Written on the loopback link of every namespace a simulator makes (as its alias): whose it is."""
+    """The owner of a namespace: the alias of the loopback link in every namespace that a simulator makes."""
 
     sim: str
     instance_id: str  # "" in a router's namespace

@@ -7,7 +7,7 @@ from typing import Protocol
 from qingcloud_cni.core.errors import OutcomeUnknown
 from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.cloud.model import Model
-from qingcloud_cni.sim.topology.effects import Effect
+from qingcloud_cni.sim.topology import Effect
 
 
 class Sink(Protocol):
@@ -45,10 +45,10 @@ async def run_jobs(
 ) -> None:
     """Let jobs end when they are due and hand effects to *sink*, in order, until cancelled.
 
-    The links of a job are plugged before its end shows. Takes over *model.on_work*.
+    The links of a job are plugged before its end shows.
     """
     work = asyncio.Event()
-    model.on_work = work.set
+    model.subscribe(work.set)
     while True:
         work.clear()
         effects = model.take_effects()

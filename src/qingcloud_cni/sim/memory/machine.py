@@ -12,8 +12,7 @@ from typing import Any
 
 from qingcloud_cni.core.nics.model import Netns, Route
 from qingcloud_cni.core.seams.kernel import Link, ServicePath
-from qingcloud_cni.sim.topology.effects import Effect, FilterNic, PlugNic, UnplugNic
-from qingcloud_cni.sim.topology.topology import Latencies
+from qingcloud_cni.sim.topology import Effect, FilterNic, Latencies, PlugNic, UnplugNic
 
 MTU = 1500
 HOST_PATH = "/proc/1/ns/net"

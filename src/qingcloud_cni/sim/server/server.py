@@ -1,4 +1,4 @@
-"""The simulator as a running program: model, API and fabric put together, from the first namespace to the last."""
+"""The simulator as a running program: model, API and fabric, from building to removal."""
 
 import asyncio
 import logging
@@ -17,26 +17,25 @@ import yaml
 from aiohttp import web
 
 from qingcloud_cni.core.errors import AbilityMissing, KernelRefused, StartRefused
-from qingcloud_cni.sim.api.admin import add_admin
 from qingcloud_cni.sim.api.api import Api
-from qingcloud_cni.sim.api.http import make_app
+from qingcloud_cni.sim.api.http import add_admin, make_app
 from qingcloud_cni.sim.cloud.model import Model
-from qingcloud_cni.sim.cloud.records import Keeper
+from qingcloud_cni.sim.cloud.records import CloudWriter
 from qingcloud_cni.sim.fabric.fabric import Fabric
 from qingcloud_cni.sim.fabric.guest_dhcp import GuestDhcp
-from qingcloud_cni.sim.fabric.remains import (
+from qingcloud_cni.sim.fabric.leftovers import (
     Record,
-    find_remains,
-    is_standing,
-    refuse_taken,
+    check_namespaces_free,
+    find_leftovers,
+    is_fabric_present,
     remove,
     replace_file,
     write_record,
 )
 from qingcloud_cni.sim.fabric.shell import inside
 from qingcloud_cni.sim.server.control import API_SOCKET, check_root, take_lock
-from qingcloud_cni.sim.server.status import API_HOST, Options, describe, host_files, tell
-from qingcloud_cni.sim.topology.topology import Topology
+from qingcloud_cni.sim.server.status import API_HOST, Options, cloud_status, host_files, startup_info
+from qingcloud_cni.sim.topology import Topology
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -44,21 +43,20 @@ log = logging.getLogger(__name__)
 
 
 class Simulator:
-    """One simulated cloud that is up, or about to be."""
+    """One simulated cloud."""
 
     def __init__(self, options: Options) -> None:
-        """StartRefused where the topology contradicts itself, or the cloud that is kept."""
+        """StartRefused if the topology contradicts itself or the saved cloud."""
         self.options = options
         topology = options.topology
-        runs = options.kept.runs + 1 if options.kept else 0
-        seed = f"{options.seed} {runs}" if runs else options.seed  # or the ids of before were drawn again
+        runs, records = (options.saved.runs + 1, options.saved.records) if options.saved else (0, None)
+        seed = f"{options.seed} {runs}" if runs else options.seed  # a later run must not draw the same ids
+        if records:
+            _check_same_shape(records.topology, topology, options.state_dir)
         try:
-            self.model = Model(topology, rng=random.Random(seed), now=time.time)
+            self.model = Model(topology, rng=random.Random(seed), now=time.time, saved=records)
         except ValueError as err:
             raise StartRefused(f"topology: {err}") from err
-        if options.kept:
-            _check_same_shape(options.kept.records.topology, topology, options.state_dir)
-            self.model.restore(options.kept.records)
         self.api = Api(self.model, now=time.time, sleep=asyncio.sleep, rng=random.Random(f"{seed} api"))
         self.fabric = Fabric(options.sim, topology, options.state_dir, rng=random.Random(f"{seed} fabric"))
         self._dhcp = GuestDhcp(
@@ -68,17 +66,16 @@ class Simulator:
             delay=topology.latencies.dhcp,
             rng=random.Random(f"{seed} dhcp"),
         )
-        self._keeper = Keeper(options.state_dir, options.sim, runs)
-        self._is_standing = False  # the fabric of an earlier simulator is there
+        self._writer = CloudWriter(options.state_dir, options.sim, runs)
         self._work = asyncio.Event()  # a job was queued, or an effect is waiting
         self._settled = asyncio.Event()  # all effects so far are carried out
-        self.model.on_work = self._begin_work
+        self.model.subscribe(self._begin_work)
 
     async def run(self, ready: Callable[[dict[str, Any]], None]) -> None:
-        """Build everything, call *ready* with its description, serve until SIGINT or SIGTERM, take everything down.
+        """Build everything, call *ready* with the startup info, serve until SIGINT or SIGTERM, remove everything.
 
-        Where an earlier simulator left its fabric and its cloud, they are taken over instead; if that cannot be, they
-        stay. AlreadyRunning, StartRefused or AbilityMissing if it cannot begin; nothing new is left then.
+        The fabric and cloud that an earlier simulator left are adopted instead; if that fails, they stay.
+        AlreadyRunning, StartRefused or AbilityMissing if it cannot begin; it leaves nothing new then.
         """
         options = self.options
         check_root()
@@ -86,42 +83,42 @@ class Simulator:
             sim=options.sim, namespaces=self.fabric.layout.namespaces, instance_ids=tuple(self.fabric.layout.hosts)
         )
         with take_lock(options.sim):
-            self._is_standing = options.kept is not None and await is_standing(options.sim, record)
-            if not self._is_standing:
-                refuse_taken(options.sim, record)
+            has_fabric = options.saved is not None and await is_fabric_present(options.sim, record)
+            if not has_fabric:
+                check_namespaces_free(options.sim, record)
             stop = _Stop()
-            if not options.kept:
+            if not options.saved:
                 write_record(options.state_dir, record)
             is_up = False
 
-            def up(description: dict[str, Any]) -> None:
+            def up(info: dict[str, Any]) -> None:
                 nonlocal is_up
                 is_up = True
-                ready(description)
+                ready(info)
 
             try:
-                await self._serve(up)
+                await self._serve(up, has_fabric=has_fabric)
             except asyncio.CancelledError:
                 if not stop.is_wanted:
                     raise
             finally:
-                if not (options.is_left if is_up else self._is_standing):
-                    remains = await find_remains(options.sim, options.state_dir)
-                    if options.kept and not is_up:  # the cloud is older than what failed now
-                        remains = replace(remains, state_dir=None)
-                    await remove(remains)
-                stop.forget()
+                if not (options.is_left if is_up else has_fabric):
+                    leftovers = await find_leftovers(options.sim, options.state_dir)
+                    if options.saved and not is_up:  # the saved cloud is older than what failed now
+                        leftovers = replace(leftovers, state_dir=None)
+                    await remove(leftovers)
+                stop.remove_handlers()
 
-    async def _serve(self, ready: Callable[[dict[str, Any]], None]) -> None:
+    async def _serve(self, ready: Callable[[dict[str, Any]], None], *, has_fabric: bool) -> None:
         nics = self.model.plugged()
         try:
-            if self._is_standing:
+            if has_fabric:
                 await self.fabric.adopt(nics)
                 await self.fabric.apply(*self.model.arriving())
             else:
                 await self.fabric.build(nics)
         except KernelRefused as err:
-            raise AbilityMissing(f"this machine refuses a part of the simulated network: {err}") from err
+            raise AbilityMissing(f"simulated network: build failed: {err}") from err
         self._write_host_files()
         self._save()
         async with AsyncExitStack() as stack:
@@ -131,10 +128,10 @@ class Simulator:
                 tasks.create_task(self.fabric.watch(), name="watch links")
                 if self.options.guest_dhcp:
                     tasks.create_task(self._dhcp.run(), name="guest DHCP")
-                ready(self._describe())
+                ready(self._startup_info())
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        """Serve the API at the same address in every host's namespace, and with the status on a unix socket."""
+        """Serve the API at one address in every host's namespace, and with the admin paths on a unix socket."""
         inner = web.AppRunner(self._make_app(), access_log=None, shutdown_timeout=1.0)
         await inner.setup()
         stack.push_async_callback(inner.cleanup)
@@ -152,7 +149,7 @@ class Simulator:
     def _make_app(self) -> web.Application:
         @web.middleware
         async def settle(request: web.Request, handler: Handler) -> web.StreamResponse:
-            """Answer when disk and hardware are as the answer says: ModifyNicAttributes is no job."""
+            """Answer once disk and hardware agree with the answer: ModifyNicAttributes has no job to wait for."""
             response = await handler(request)
             self._save()
             await self._settled.wait()
@@ -173,23 +170,22 @@ class Simulator:
         return listener
 
     async def _carry_out(self) -> None:
-        """Let jobs end when they are due, and have the fabric show what they did before their end shows.
+        """End due jobs, and have the fabric carry out their effects before DescribeJobs shows their end.
 
-        Unlike sim.local.run_jobs it hands over all effects of a moment at once: fifty links then cost about as many
-        processes as one.
+        The fabric gets all effects of a moment at once: fifty links then cost about as many processes as one.
         """
         while True:
             self._work.clear()
             try:
                 await self.fabric.apply(*self.model.take_effects())
-            except KernelRefused as err:  # a host's namespace may have been deleted under us
-                log.error("%s", err)  # noqa: TRY400 - the kernel's words say it all
+            except KernelRefused as err:  # somebody may have deleted a host's namespace
+                log.error("%s", err)  # noqa: TRY400 - the message has the kernel's own text
             if not self._work.is_set():
                 self._settled.set()
             due = self.model.next_due()
             if due is not None and due <= time.time():
                 self.model.advance()
-                self._save()  # before the links change: what is planned and not done can be done later
+                self._save()  # before the links change: a later simulator carries out the rest
                 continue
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if due is None else due - time.time()):
@@ -215,29 +211,29 @@ class Simulator:
 
     def _save(self) -> None:
         try:
-            self._keeper.save(self.model.records())
-        except OSError as err:  # the cloud goes on; only its next run would not know of this
-            log.error("cannot keep the cloud in %s: %s", self.options.state_dir, err.strerror)  # noqa: TRY400
+            self._writer.save(self.model.records())
+        except OSError as err:  # the cloud continues; a later simulator would start from an older state
+            log.error("state directory %s: save failed: %s", self.options.state_dir, err.strerror)  # noqa: TRY400
 
-    def _describe(self) -> dict[str, Any]:
-        return describe(self.options, self.fabric.layout, self.model.state)
+    def _startup_info(self) -> dict[str, Any]:
+        return startup_info(self.options, self.fabric.layout, self.model.state)
 
     def _tell_status(self) -> dict[str, Any]:
-        found = tell(self.model.state, self.fabric.links(), dict(self.model.calls))
-        return self._describe() | found | {"leases": self._dhcp.leases}
+        found = cloud_status(self.model.state, self.fabric.links(), dict(self.model.calls))
+        return self._startup_info() | found | {"leases": self._dhcp.leases}
 
 
 def _check_same_shape(kept: Topology, topology: Topology, state_dir: Path) -> None:
     for key in ("zone", "routers", "vxnets", "hosts"):
         if getattr(kept, key) != getattr(topology, key):
             raise StartRefused(
-                f"state directory {state_dir}: holds a cloud with other {key}: give the topology it had, or none,"
-                " or take it down first"
+                f"state directory {state_dir}: load failed: the saved cloud has other {key}; start with its topology"
+                " or without one, or run `qingcloud-sim down` first"
             )
 
 
 class _Stop:
-    """The first SIGINT or SIGTERM cancels the task that made this; later ones are ignored: what is made must go."""
+    """The first SIGINT or SIGTERM cancels the task that made this; later ones must not interrupt the removal."""
 
     def __init__(self) -> None:
         self.is_wanted = False
@@ -250,6 +246,6 @@ class _Stop:
             self.is_wanted = True
             self._task.cancel()
 
-    def forget(self) -> None:
+    def remove_handlers(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().remove_signal_handler(number)

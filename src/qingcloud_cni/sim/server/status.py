@@ -1,4 +1,4 @@
-"""What a simulator tells about itself: the line it prints when it is ready, and its status."""
+"""A simulator's reports: the line it prints when it is ready, and its status."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from qingcloud_cni.sim.cloud import jobs
-from qingcloud_cni.sim.cloud.records import Kept
+from qingcloud_cni.sim.cloud.records import SavedCloud
 from qingcloud_cni.sim.cloud.state import CloudState
 from qingcloud_cni.sim.fabric.layout import Layout, manager_address
 from qingcloud_cni.sim.fabric.shell import NETNS_DIR
 from qingcloud_cni.sim.server.control import API_SOCKET
-from qingcloud_cni.sim.topology.topology import HostSpec, Topology
+from qingcloud_cni.sim.topology import HostSpec, Topology
 
 API_HOST = "127.0.0.1"
 
@@ -25,18 +25,18 @@ class Options:
     state_dir: Path
     seed: int
     port: int
-    kept: Kept | None = None  # the cloud to go on with, found in the state directory
-    guest_dhcp: bool = False  # hosts configure each NIC they see, as stock images do
-    is_left: bool = False  # when it ends, what it made stays, for a later one to take over
+    saved: SavedCloud | None = None  # the cloud to go on with, found in the state directory
+    guest_dhcp: bool = False  # hosts configure every NIC on them, as stock images do
+    is_left: bool = False  # at its end all it made stays, for a later simulator to adopt
 
 
 def host_files(state_dir: Path, host: HostSpec) -> tuple[Path, Path]:
-    """Where a host's client.yaml and instance-id are."""
+    """The paths of a host's client.yaml and instance-id."""
     return state_dir / host.name / "client.yaml", state_dir / host.name / "instance-id"
 
 
-def describe(options: Options, layout: Layout, state: CloudState) -> dict[str, Any]:
-    """What whoever starts a simulator needs to know; docs/simulator.md lists the keys."""
+def startup_info(options: Options, layout: Layout, state: CloudState) -> dict[str, Any]:
+    """The line that a simulator prints when it is ready; docs/simulator.md lists its keys."""
     routers = {router.router_id: str(NETNS_DIR / router.namespace) for router in layout.routers}
     return {
         "name": options.sim,
@@ -78,8 +78,8 @@ def _host(options: Options, layout: Layout, state: CloudState, host: HostSpec) -
     }
 
 
-def tell(state: CloudState, links: dict[str, bool], calls: dict[str, int]) -> dict[str, Any]:
-    """What the cloud holds now: instances, NICs with their links, jobs, and how often each action was called."""
+def cloud_status(state: CloudState, links: dict[str, bool], calls: dict[str, int]) -> dict[str, Any]:
+    """Instances, NICs with their links, jobs, and the number of calls per action."""
     now = state.now()
     return {
         "calls": calls,

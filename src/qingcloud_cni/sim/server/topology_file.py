@@ -1,4 +1,4 @@
-"""The topology file of `qingcloud-sim up --topology`: YAML in, Topology out, every mistake named with file and key.
+"""The topology file of `qingcloud-sim up --topology`: YAML in, Topology out, errors with file and key.
 
 Its keys are those of sim.topology; docs/simulator.md describes them for users.
 """
@@ -14,10 +14,9 @@ import yaml
 
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.core.nics.names import INSTANCE_ID
-from qingcloud_cni.sim.api.fault_list import FaultEntry, make_faults, plainly
+from qingcloud_cni.sim.api.fault_list import FaultEntry, make_faults, readable
 from qingcloud_cni.sim.fabric.names import HOST_NAME
-from qingcloud_cni.sim.topology.durations import parse_range
-from qingcloud_cni.sim.topology.topology import (
+from qingcloud_cni.sim.topology import (
     HostSpec,
     KeySpec,
     Latencies,
@@ -27,6 +26,7 @@ from qingcloud_cni.sim.topology.topology import (
     Topology,
     VxnetSpec,
     default_topology,
+    parse_range,
 )
 
 
@@ -87,24 +87,26 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def load_topology(path: Path, sim: str, hosts: int | None = None) -> Topology:
-    """Read a topology file; StartRefused names the file and the key that is wrong.
+    """Read a topology file; StartRefused names the file and the wrong key.
 
-    A file that names no routers, vxnets and hosts changes the rest of the default topology, of *hosts* hosts.
+    A file without routers, vxnets and hosts changes the rest of the default topology of *hosts* hosts.
     """
     try:
         raw = yaml.safe_load(path.read_bytes())
     except OSError as err:
         raise StartRefused(f"topology file {path}: {err.strerror}") from err
-    except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a date that is none as well
+    except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: an impossible date
         where = getattr(err, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise StartRefused(f"topology file {path}{line}: {getattr(err, 'problem', None) or 'no YAML'}") from err
+        raise StartRefused(
+            f"topology file {path}{line}: {getattr(err, 'problem', None) or 'not valid YAML'}"
+        ) from err
     try:
         file = msgspec.convert({} if raw is None else raw, _File)
         topology = _topology(file, sim, hosts)
         _check(topology)
     except msgspec.ValidationError as err:
-        raise StartRefused(f"topology file {path}: {plainly(str(err))}") from err
+        raise StartRefused(f"topology file {path}: {readable(str(err))}") from err
     except ValueError as err:
         raise StartRefused(f"topology file {path}: {err}") from err
     return topology
@@ -156,7 +158,7 @@ def _latency(name: str, value: str | float) -> Range:
 
 
 def _check(topology: Topology) -> None:
-    """Raise ValueError, naming the key, for what no cloud could be."""
+    """Raise ValueError, naming the key, for a topology that no cloud could have."""
     _check_texts(topology)
     for name, value in ((name, getattr(topology.limits, name)) for name in Limits.__slots__):
         if value < 0:
@@ -175,7 +177,7 @@ def _check(topology: Topology) -> None:
     vxnets = {vxnet.vxnet_id for vxnet in topology.vxnets}
     for number, fault in enumerate(topology.faults):
         if fault.vxnet and fault.vxnet not in vxnets:
-            raise ValueError(f"faults[{number}].vxnet: there is no vxnet {fault.vxnet!r}")
+            raise ValueError(f"faults[{number}].vxnet: vxnet {fault.vxnet!r} does not exist")
     for number, host in enumerate(topology.hosts):
         _check_host(f"hosts[{number}]", host, topology)
 
@@ -199,16 +201,16 @@ def _check_host(key: str, host: HostSpec, topology: Topology) -> None:
     if not INSTANCE_ID.fullmatch(host.instance_id):
         raise ValueError(f"{key}.instance_id: {host.instance_id!r} is not of the form i-abc123")
     if host.vxnet_id not in {vxnet.vxnet_id for vxnet in topology.vxnets}:
-        raise ValueError(f"{key}.vxnet_id: there is no vxnet {host.vxnet_id!r}")
+        raise ValueError(f"{key}.vxnet_id: vxnet {host.vxnet_id!r} does not exist")
     if host.access_key_id and host.access_key_id not in topology.keys:
-        raise ValueError(f"{key}.access_key_id: there is no access key {host.access_key_id!r}")
+        raise ValueError(f"{key}.access_key_id: access key {host.access_key_id!r} does not exist")
 
 
 def _check_vxnet(key: str, vxnet: VxnetSpec, routers: dict[str, IPv4Network], others: list[IPv4Network]) -> None:
     if vxnet.vxnet_type not in {0, 1, 2}:
         raise ValueError(f"{key}.vxnet_type: {vxnet.vxnet_type} is not 0, 1 or 2")
     if vxnet.router_id and vxnet.router_id not in routers:
-        raise ValueError(f"{key}.router_id: there is no router {vxnet.router_id!r}")
+        raise ValueError(f"{key}.router_id: router {vxnet.router_id!r} does not exist")
     if not vxnet.network:
         if vxnet.router_id or vxnet.manager_ip:
             raise ValueError(f"{key}.network: needed where router_id or manager_ip is given")
@@ -226,7 +228,7 @@ def _check_vxnet(key: str, vxnet: VxnetSpec, routers: dict[str, IPv4Network], ot
         except ValueError:
             address = network.network_address
         if not network.network_address < address < network.broadcast_address:
-            raise ValueError(f"{key}.manager_ip: {vxnet.manager_ip!r} is no host address of {network}")
+            raise ValueError(f"{key}.manager_ip: {vxnet.manager_ip!r} is not a host address of {network}")
 
 
 def _network(key: str, text: str) -> IPv4Network:

@@ -1,5 +1,6 @@
-"""What a simulated cloud consists of: its VPC routers, vxnets, hosts, limits, latencies and faults."""
+"""The hardware of a simulated cloud as data: routers, vxnets, hosts, limits, latencies, faults, and its changes."""
 
+import re
 from dataclasses import dataclass, field
 
 Range = tuple[float, float]  # seconds from which the seeded generator draws
@@ -27,7 +28,7 @@ class HostSpec:
     instance_id: str
     vxnet_id: str  # of its primary NIC
     is_cluster_node: bool = False  # DescribeInstances returns it only when asked with is_cluster_node=1
-    access_key_id: str = ""  # of which its client.yaml has; "": the topology's own
+    access_key_id: str = ""  # in its client.yaml; "": the topology's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class KeySpec:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Quotas, as qingcloud-api.md section 3.15 gives them."""
+    """Quotas: docs/reference/qingcloud-api.md, "Limits"."""
 
     nics_per_instance: int = 64  # the primary included
     nics_per_vxnet: int = 252
@@ -60,25 +61,25 @@ class Latencies:
 
 @dataclass(frozen=True, slots=True)
 class FaultSpec:
-    """What happens to calls of *action* ("*": of every action); the effects are those of sim.faults.
+    """A fault of calls of *action* ("*": of every action); the effects are those of sim.cloud.faults.
 
     Its time begins *after* seconds from when the list came in force and *lasts* so many (None: for ever). In that
-    time it strikes from the *nth* call on, counted from 1, each with probability *chance*, until it has struck
+    time it strikes each call from the *nth* on, counted from 1, with probability *chance*, until it has struck
     *times* of them.
     """
 
     action: str
     effect: str
     nth: int = 1
-    times: int | None = None  # None: once, and without limit where `lasts` or `chance` is given
+    times: int | None = None  # None: once, or without limit if `lasts` or `chance` is given
     after: float = 0.0
     lasts: float | None = None
     chance: float = 1.0
     vxnet: str = ""  # strikes only creates in this one
-    by: Range | None = None  # how late, for the effects of which that is asked
+    by: Range | None = None  # seconds, for the effects that delay something
     code: int = 5100  # this and the next for "refuse"
     message: str = "ServerBusy"
-    name: str = "ens"  # for "odd-name": what stands before the number
+    name: str = "ens"  # for "odd-name": the prefix
 
     @property
     def most(self) -> int | None:
@@ -95,7 +96,7 @@ class Topology:
     zone: str = "pek3a"
     access_key_id: str = "SIMULATEDACCESSKEYID"
     secret_access_key: str = field(default="simulated-secret-access-key", repr=False)
-    more_keys: tuple[KeySpec, ...] = ()  # accepted as well; each has a quota of calls of its own
+    more_keys: tuple[KeySpec, ...] = ()  # each has its own quota of calls
     limits: Limits = field(default_factory=Limits)
     latencies: Latencies = field(default_factory=Latencies)
     faults: tuple[FaultSpec, ...] = ()
@@ -120,3 +121,64 @@ def default_topology(name: str, hosts: int = 2) -> Topology:
         vxnets=vxnets,
         hosts=tuple(HostSpec(f"host{n}", f"i-{tag}host{n}", vxnets[0].vxnet_id) for n in range(1, hosts + 1)),
     )
+
+
+# --- changes of the hardware, carried out by the fabric or by a fake kernel ---------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlugNic:
+    """A NIC's link appears in the namespace of its host, up."""
+
+    nic_id: str
+    instance_id: str
+    vxnet_id: str
+    private_ip: str
+    enable_aspoof: bool
+    link_name: str = ""  # prefix of its name, now and whenever it comes back; "": the usual one
+
+
+@dataclass(frozen=True, slots=True)
+class UnplugNic:
+    """A NIC's link vanishes from any namespace."""
+
+    nic_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilterNic:
+    """The address or the anti-spoofing of a plugged NIC has changed."""
+
+    nic_id: str
+    private_ip: str
+    enable_aspoof: bool
+
+
+Effect = PlugNic | UnplugNic | FilterNic
+
+
+# --- durations ---------------------------------------------------------------------------------------
+
+_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|)")
+
+
+def parse_range(text: str | float) -> Range:
+    """Read `2s..4s`, `200ms..1.5s`, `3s` or plain seconds; ValueError names the mistake."""
+    parts = str(text).strip().split("..")
+    matches = [_DURATION.fullmatch(part.strip()) for part in parts]
+    if len(parts) > 2 or not all(matches):
+        raise ValueError(f"{text!r} is not a duration; write 3s, 500ms or a range such as 2s..4s")
+    seconds = [float(match[1]) * _UNIT[match[2]] for match in matches if match]
+    low, high = seconds[0], seconds[-1]
+    if low > high:
+        raise ValueError(f"{text!r} ends before it begins")
+    return low, high
+
+
+def parse_duration(text: str | float) -> float:
+    """Read `5m`, `500ms` or plain seconds; ValueError for anything else, ranges included."""
+    low, high = parse_range(text)
+    if low != high:
+        raise ValueError(f"{text!r} is a range; write one duration, such as 5m")
+    return low

@@ -1,4 +1,4 @@
-"""What a simulator leaves in the kernel and on disk, found again by record or by mark, and taken away."""
+"""The namespaces and files of a simulator: recorded on disk, found again by record or mark, and removed."""
 
 import shutil
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ _RECORD = "record.json"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Written before anything is made, so that whatever is made can be found again."""
+    """Written before a simulator makes anything, so that a later command finds all of it."""
 
     sim: str
     namespaces: tuple[str, ...]
@@ -26,12 +26,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class Leftovers:
     """Everything that belongs to one simulator."""
 
     namespaces: tuple[str, ...]  # routers and hosts
     parking: tuple[str, ...]
-    state_dir: Path | None  # None: there is none of this simulator's
+    state_dir: Path | None  # None: this simulator has none
 
     def __bool__(self) -> bool:
         return bool(self.namespaces or self.parking or self.state_dir)
@@ -42,16 +42,16 @@ def default_state_dir(sim: str) -> Path:
 
 
 def write_record(state_dir: Path, record: Record) -> None:
-    """Claim *state_dir*; StartRefused if it holds anything but the state of a dead simulator of this name."""
+    """Claim *state_dir*; StartRefused if it has any content but the state of a dead simulator of this name."""
     if read_record(state_dir, record.sim):
         shutil.rmtree(state_dir, ignore_errors=True)
     try:
         state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         if any(state_dir.iterdir()):
-            raise StartRefused(f"state directory {state_dir} is not empty")
+            raise StartRefused(f"state directory {state_dir}: claim failed: it is not empty")
         replace_file(state_dir / _RECORD, msgspec.json.encode(record), mode=0o644)
     except OSError as err:
-        raise StartRefused(f"state directory {state_dir}: {err.strerror}") from err
+        raise StartRefused(f"state directory {state_dir}: claim failed: {err.strerror}") from err
 
 
 def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
@@ -71,21 +71,21 @@ def read_record(state_dir: Path, sim: str) -> Record | None:
     return record if record.sim == sim else None
 
 
-def refuse_taken(sim: str, record: Record) -> None:
-    """Raise AlreadyRunning where a namespace exists that this simulator, or an agent of its hosts, would make."""
+def check_namespaces_free(sim: str, record: Record) -> None:
+    """Raise AlreadyRunning if a namespace exists that this simulator, or an agent on its hosts, would make."""
     for namespace in (*record.namespaces, *map(parking_namespace, record.instance_ids)):
         if (NETNS_DIR / namespace).exists():
             raise AlreadyRunning(
-                f"namespace {namespace} exists already: if an earlier simulator left it,"
-                f" `qingcloud-sim down --name {sim}` removes it, and `up` with its --state-dir takes it over;"
-                " else choose another --name"
+                f"namespace {namespace}: create failed: it exists; if an earlier simulator left it, remove it with"
+                f" `qingcloud-sim down --name {sim}` or continue with `up` and its --state-dir; else choose another"
+                " --name"
             )
 
 
-async def is_standing(sim: str, record: Record) -> bool:
-    """Whether all namespaces of *record* are there, made by the simulator of this name, and none is not.
+async def is_fabric_present(sim: str, record: Record) -> bool:
+    """Whether all namespaces of *record* exist, made by the simulator of this name.
 
-    StartRefused where only some are: nothing could go on with those.
+    StartRefused if only some do.
     """
     missing = [namespace for namespace in record.namespaces if not await _is_own(namespace, sim)]
     if not missing:
@@ -93,8 +93,8 @@ async def is_standing(sim: str, record: Record) -> bool:
     if len(missing) == len(record.namespaces):
         return False
     raise StartRefused(
-        f"namespace {missing[0]} of the simulator {sim} is gone: what is left cannot be taken over,"
-        f" `qingcloud-sim down --name {sim}` removes it"
+        f"simulator {sim}: restart failed: namespace {missing[0]} is gone; remove the others with"
+        f" `qingcloud-sim down --name {sim}`"
     )
 
 
@@ -103,10 +103,10 @@ async def _is_own(namespace: str, sim: str) -> bool:
     return mark is not None and mark.sim == sim
 
 
-async def find_remains(sim: str, state_dir: Path | None) -> Remains:
-    """Look for what belongs to the simulator of this name, by the marks in namespaces and by the record on disk.
+async def find_leftovers(sim: str, state_dir: Path | None) -> Leftovers:
+    """Find all that belongs to the simulator of this name, by the marks in namespaces and by the record on disk.
 
-    A namespace that only the record names counts if it bears no mark at all: it was left half made.
+    A namespace that only the record names counts if it has no mark: its simulator died while it made it.
     """
     marks = {namespace: await _mark_of(namespace) for namespace in _existing() if namespace.startswith(f"{sim}-")}
     own = {namespace: mark for namespace, mark in marks.items() if mark and mark.sim == sim}
@@ -118,36 +118,36 @@ async def find_remains(sim: str, state_dir: Path | None) -> Remains:
         namespaces |= {name for name in record.namespaces if name in marks and marks[name] is None}
         instance_ids |= set(record.instance_ids)
     is_ours = record is not None or (directory == default_state_dir(sim) and directory.is_dir())
-    return Remains(
+    return Leftovers(
         namespaces=tuple(sorted(namespaces)),
         parking=tuple(sorted(name for name in map(parking_namespace, instance_ids) if (NETNS_DIR / name).exists())),
         state_dir=directory if is_ours else None,
     )
 
 
-async def remove(remains: Remains) -> None:
-    """Take *remains* away; what vanishes meanwhile is no failure.
+async def remove(leftovers: Leftovers) -> None:
+    """Remove *leftovers*, the state directory last because it leads to the rest.
 
-    The state directory goes last, as it leads to the rest.
+    A namespace that vanishes meanwhile is not a failure.
     """
-    for namespace in remains.namespaces:
-        # The ports go first: with them every NIC is gone when we return, wherever it is, while the kernel takes a
-        # namespace apart some time later.
+    for namespace in leftovers.namespaces:
+        # The ports go first: every NIC goes with them at once, while the kernel dismantles a namespace some time
+        # after its deletion.
         gone = ("No such device", "Cannot open network namespace", "Invalid argument")
         await ip_batch(namespace, [f"link delete group {PORT_GROUP}"], tolerate=gone)
     await ip_batch(
         "",
-        [f"netns delete {name}" for name in (*remains.parking, *remains.namespaces)],
+        [f"netns delete {name}" for name in (*leftovers.parking, *leftovers.namespaces)],
         tolerate=("No such file or directory",),
     )
-    if remains.state_dir:
-        _remove_state(remains.state_dir)
+    if leftovers.state_dir:
+        _remove_state(leftovers.state_dir)
 
 
 def _remove_state(state_dir: Path) -> None:
     shutil.rmtree(state_dir, ignore_errors=True)
     if state_dir.parent == STATE_ROOT:
-        with suppress(OSError):  # another simulator's is in it
+        with suppress(OSError):  # it has another simulator's directory
             STATE_ROOT.rmdir()
 
 

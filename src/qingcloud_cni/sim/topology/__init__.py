@@ -1,1 +1,0 @@
-"""The hardware of a simulated cloud as data."""
