@@ -21,7 +21,7 @@ PIP := $(SET_UP) $(BIN)/python -m pip -qq --no-cache-dir --disable-pip-version-c
 SCRATCH := $(PYTHON) tools/scratch.py
 
 .NOTPARALLEL:
-.PHONY: help demo test test-runtimes sim chaos bench scale lint format lock clean base machine peers runtimes
+.PHONY: help demo test test-runtimes sim chaos bench scale lint docs format lock clean base machine peers runtimes
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -60,6 +60,9 @@ lint: base $(INSTALLED)  ## formatting, rules, types and layers
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(CHECKED)
 	$(BIN)/lint-imports
+
+docs: base $(INSTALLED)  ## rewrite the generated tables and pages of the documentation
+	for tool in reference_tables cni_conformance defects_page; do $(BIN)/python -m tools.$$tool || exit 1; done
 
 format: base $(LOCKED)  ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff check --fix
