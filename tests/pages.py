@@ -1,4 +1,4 @@
-"""The Markdown pages of this checkout, as tests read them, and the source they speak of."""
+"""The Markdown pages and the source of this checkout, as tests read them."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block, without the indentation of the list it may stand in."""
+    """A fenced block, dedented."""
 
     page: Path
     language: str
@@ -56,13 +56,13 @@ def blocks(path: Path) -> Iterator[Block]:
 
 
 def links(path: Path) -> Iterator[str]:
-    """Targets of the links of a page, those in code left out."""
+    """Targets of the links of a page, except in code."""
     prose = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", path.read_text(encoding="utf-8")))
     yield from _LINK.findall(prose)
 
 
 def anchors(path: Path) -> set[str]:
-    """What `#…` may name on a page: its headings as GitHub spells them."""
+    """Anchors of a page: its headings as GitHub spells them."""
     prose = _FENCE.sub("", path.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

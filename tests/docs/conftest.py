@@ -1,4 +1,4 @@
-"""What the tests of pages share: a host with an agent, where what a page shows is tried."""
+"""A host with an agent, shared by the tests of a page."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The page on lists of plugins: its list works, and it says what the plugins speak."""
+"""docs/chaining.md: its list works, and its versions are those of the plugins."""
 
 import json
 
@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "chaining.md"
 
 @needs_root
 def test_the_list_works_as_it_is_shown(host: Host) -> None:
-    """But for the place of the token: agents of tests have places of their own."""
+    """With this agent's token file."""
     (document,) = [json.loads(block.text) for block in blocks(PAGE) if block.language == "json"]
     document["plugins"][0]["args"]["TokenFile"] = str(host.token_file)
     network, container, library = parse(json.dumps(document).encode()), host.container(), libcni_of(host)
@@ -26,10 +26,10 @@ def test_the_list_works_as_it_is_shown(host: Host) -> None:
 
 
 @needs_root
-def test_plugins_speak_the_versions_that_are_told(host: Host) -> None:
+def test_plugins_support_the_versions_on_the_page(host: Host) -> None:
     library = libcni_of(host)
-    for names, told, *_ in table(page("docs/chaining.md"), "Plugin", "Versions"):
-        oldest, newest = told.split(" to ")
+    for names, versions, *_ in table(page("docs/chaining.md"), "Plugin", "Versions"):
+        oldest, newest = versions.split(" to ")
         between = {v for v in VERSIONS if number(oldest) <= number(v) <= number(newest)}
         for name in names.replace("`", "").split(", "):
             spoken = set(library.versions(name))

@@ -1,4 +1,4 @@
-"""Examples in the pages are what they say: parsed, and taken by the program's own readers."""
+"""Examples in the pages parse, and the program's own readers accept them."""
 
 import configparser
 import json
@@ -115,7 +115,7 @@ def test_queries_of_the_database_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_have_targets(path: Path) -> None:
     broken = []
     for link in links(path):
         if link.startswith(("https://", "http://")):
@@ -140,6 +140,6 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     assert set(PAGES) - seen <= {ROOT / "CHANGELOG.md"}
 
 
-def test_no_page_names_places_of_one_machine() -> None:
+def test_no_page_names_paths_of_one_machine() -> None:
     assert not [p for p in PAGES if re.search(r"/(home|Users|work)/\w", p.read_text())]
     assert "/etc/qingcloud/client.yaml" in page("README.md")

@@ -1,4 +1,4 @@
-"""The examples for NetworkManager and networkd do what they say: pool NICs are left alone, the host's own is not."""
+"""The examples for NetworkManager and networkd exclude pool NICs and no others."""
 
 import configparser
 from fnmatch import fnmatchcase

@@ -1,4 +1,4 @@
-"""The pages name all that can be set, asked, measured and read, and nothing that is not there."""
+"""The pages list every setting, command, endpoint, metric, event and state, and no other."""
 
 import ast
 import re
@@ -35,7 +35,7 @@ from qingcloud_cni.core.nics.table import FOLLOWS, Table
 CONFIGURATION = page("docs/configuration.md")
 OPERATIONS = page("docs/operations.md")
 ARCHITECTURE = page("docs/architecture.md")
-NONE = "\u2013"  # the dash in a cell that has nothing to say
+NONE = "\u2013"  # an empty cell
 NO_EVENTS = {"joinpath"}  # takes file names
 EVENT_NAME = re.compile(r"[a-z][a-z-]*\.[a-z][a-z-]*")
 
@@ -46,12 +46,12 @@ def test_tables_of_what_the_program_knows_are_the_generated_ones() -> None:
 
 
 def test_conformance_page_is_the_generated_one_and_has_no_gap() -> None:
-    """Also fails where a claim has neither a test nor a reason, or a test has a number that is nobody's."""
+    """Also fails if a claim has neither test nor reason, or a test an unknown number."""
     assert_generated("tools.cni_conformance")
 
 
 def test_list_of_earlier_defects_is_the_generated_one_and_has_no_gap() -> None:
-    """Also fails where a defect has neither a test nor a reason, or a test has a key that is nobody's."""
+    """Also fails if a defect has neither test nor reason, or a test an unknown key."""
     assert_generated("tools.defects_page")
 
 
@@ -63,7 +63,7 @@ def assert_generated(module: str) -> None:
 
 
 def commands(group: click.Group = main, before: str = "") -> dict[str, click.Command]:
-    """Those that do something, by their name after `qingagent`."""
+    """Commands without groups, by their name after `qingagent`."""
     found: dict[str, click.Command] = {}
     for name, command in group.commands.items():
         found |= commands(command, f"{name} ") if isinstance(command, click.Group) else {before + name: command}
@@ -74,7 +74,7 @@ def test_every_command_is_described() -> None:
     assert column(CONFIGURATION, "Command", "What it does", "Flags") == [f"qingagent {name}" for name in commands()]
 
 
-def test_no_command_is_described_that_is_not_there() -> None:
+def test_no_other_command_is_described() -> None:
     named = {text for name in ("README.md", "docs/configuration.md", "docs/operations.md")
              for text in re.findall(r"`(?:# )?qingagent ([a-z-]+)", page(name))}  # fmt: skip
     assert named <= set(main.commands)
@@ -173,8 +173,8 @@ def test_states_and_what_follows_them_are_described() -> None:
 def test_every_kind_of_difference_is_described() -> None:
     described = [cells[0].strip("`") for cells in table(OPERATIONS, "Kind", "What was seen", "Remedy")]
     assert sorted(described) == sorted(DifferenceKind)
-    told = " ".join(cells[0] for cells in table(OPERATIONS, "Kind", "What to do"))
-    assert set(re.findall(r"`([\w-]+)`", told)) <= set(DifferenceKind)
+    advised = " ".join(cells[0] for cells in table(OPERATIONS, "Kind", "What to do"))
+    assert set(re.findall(r"`([\w-]+)`", advised)) <= set(DifferenceKind)
 
 
 def test_every_periodic_task_is_described() -> None:

@@ -1,4 +1,4 @@
-"""The examples of runtimes: each file can be read, its README names it and where it goes."""
+"""The examples of runtimes: each file parses, and its README names it and its target."""
 
 import tomllib
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_the_readme_names_every_file_where_it_goes_and_how_to_verify(folder: Pat
 
 
 @pytest.mark.parametrize("file", NETWORKS, ids=lambda file: file.parent.name)
-def test_the_network_is_taken_by_libcni_and_by_the_agent(file: Path) -> None:
+def test_libcni_and_the_agent_accept_the_network(file: Path) -> None:
     network = load(file)
     assert network.name == "mynet"
     for plugin in network.plugins:
@@ -38,7 +38,7 @@ def test_the_network_is_taken_by_libcni_and_by_the_agent(file: Path) -> None:
         assert config.name == "mynet"
 
 
-def test_cri_o_is_told_the_network_and_where_plugins_are() -> None:
+def test_cri_o_gets_the_network_and_the_plugin_directory() -> None:
     settings = tomllib.loads((ROOT / "examples" / "crio" / "10-qingcloud-cni.conf").read_text())
     assert settings == {
         "crio": {

@@ -1,4 +1,4 @@
-"""The pages for Kubernetes and Mesos: their network configurations work, and their numbers are the program's."""
+"""The pages for Kubernetes and Mesos: their network configurations work, and their values are the program's."""
 
 import ipaddress
 import json
@@ -31,7 +31,7 @@ def network(path: Path) -> dict[str, Any]:
 
 
 def with_token(host: Host, document: Mapping[str, Any], **args: object) -> dict[str, Any]:
-    """As it stands, but for the place of the token: agents of tests have places of their own."""
+    """*document* with this agent's token file."""
     return {**document, "args": {**document["args"], "TokenFile": str(host.token_file), **args}}
 
 
@@ -48,7 +48,7 @@ def test_a_pod_of_the_kubernetes_page_has_its_route_to_services(host: Host) -> N
 
 @needs_root
 def test_a_container_of_the_mesos_page_gets_an_answer_of_the_shown_shape(host: Host) -> None:
-    """Started as Mesos does: no CNI_ARGS, no version, and a key of its own in `args`."""
+    """As Mesos starts it: no CNI_ARGS, no version, and its own key in `args`."""
     (shown,) = [document for document in documents(MESOS) if "ip4" in document]
     labels = {"org.apache.mesos": {"network_info": {"name": "mynet"}}}
     container = host.container()
@@ -68,7 +68,7 @@ def test_the_network_of_the_mesos_page_is_the_example() -> None:
     assert network(MESOS) == json.loads((ROOT / "examples" / "mesos" / "mynet.conf").read_text())
 
 
-def test_what_follows_from_a_gateways_index_is_as_described() -> None:
+def test_values_of_a_gateways_index_are_as_described() -> None:
     rows = {cells[0]: cells[1] for cells in table(page("docs/kubernetes.md"), "What", "Value", "For")}
     mark, source, link = kernel_gateway._rules(FIRST)
     number = str(kernel_gateway.TABLES[0])

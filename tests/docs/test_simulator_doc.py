@@ -1,4 +1,4 @@
-"""docs/simulator.md says what is so."""
+"""docs/simulator.md describes every option, key, effect and exit status."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The unit for systemd: understood by systemd, true to the program, and with rights enough for an agent to work."""
+"""The unit for systemd: valid, in line with the program, and with enough rights for an agent."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ ISOLATING = {
 
 
 def settings(section: str) -> dict[str, str]:
-    """Of one section of the unit; each key stands there once."""
+    """Keys and values of one section of the unit; no key repeats."""
     (text,) = re.findall(rf"^\[{section}\]$(.*?)(?=^\[|\Z)", UNIT.read_text(), re.DOTALL | re.MULTILINE)
     pairs = [line.partition("=")[::2] for line in text.splitlines() if line and not line.startswith("#")]
     assert len(dict(pairs)) == len(pairs)
@@ -59,7 +59,7 @@ def test_it_restarts_the_agent_unless_something_must_be_corrected() -> None:
 
 
 def test_it_shares_the_hosts_mounts_and_network() -> None:
-    """Not a word of it gives the agent its own; the comment that says why names what must not be added."""
+    """No key isolates the agent, and the comment names keys that must not be added."""
     assert not ISOLATING & settings("Service").keys()
     warning = UNIT.read_text().split("No setting that")[1].split("works without")[0]
     assert {"PrivateMounts", "PrivateTmp", "ProtectSystem", "ProtectHome", "PrivateNetwork"} <= (
@@ -69,7 +69,7 @@ def test_it_shares_the_hosts_mounts_and_network() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_has_nothing_to_say_against_it(tmp_path: Path) -> None:
+def test_systemd_accepts_it_without_a_warning(tmp_path: Path) -> None:
     program = str(Path(sys.executable).with_name("qingagent"))
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace(settings("Service")["ExecStart"].split()[0], program))
@@ -86,7 +86,7 @@ def test_it_allows_every_kind_of_socket_that_the_agent_opens() -> None:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    """One whose agent runs with the capabilities of the unit, and can get no others."""
+    """A host whose agent is limited to the capabilities of the unit."""
     program = tmp_path / "qingagent"
     bounds = ",".join(["-all", *(f"+{name}" for name in capabilities())])
     program.write_text(f'#!/bin/sh\nexec setpriv --no-new-privs --bounding-set={bounds} {hosts.QINGAGENT} "$@"\n')
@@ -104,7 +104,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
 @needs_root
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
 def test_an_agent_works_with_the_capabilities_of_the_unit(host: Host) -> None:
-    """Through a whole life: parked NICs, a container by a path in /proc too, a gateway, and its end."""
+    """From the start to the clean-up: parked NICs, a container by a path in /proc, and a gateway."""
     few: dict[str, Any] = {"min_idle": 1, "max_idle": 1, "idle_ttl": "0s"}
     host.start(**few)
     status = Path(f"/proc/{host.agent.pid}/status").read_text()

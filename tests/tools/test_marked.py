@@ -70,7 +70,7 @@ def test_the_page_names_each_test_once_and_the_reason_with_it() -> None:
     here = Path(__file__)
     claims = (Line(1, "One."), Line(2, "Two.", "It cannot be."))
     found = [Proof(1, here, "test_x"), Proof(1, here, "test_x"), Proof(2, here, "test_x")]
-    proved_by = ProvedBy(ROOT / "docs" / "decisions" / "page.md", claims, found)
+    proved_by = ProvedBy(ROOT / "docs" / "decisions" / "0003-sqlite-with-one-connection.md", claims, found)
     link = "[`test_x`](../../tests/tools/test_marked.py)"
     assert [proved_by(claim) for claim in claims] == [link, f"It cannot be.<br>{link}"]
 

@@ -1,4 +1,4 @@
-"""The contract, word for word: help text, config file and network configuration, and what they mean."""
+"""Help text, config file and network configuration are those that users rely on, word for word."""
 
 import json
 import os
@@ -44,8 +44,8 @@ SERVICES = "10.96.0.0/12"
 FLAG = re.compile(r"(?:-\w, )?--(\w+)(?: (string|stringSlice))? (.+?)(?: \(default (?:is )?(.+?)\))?$")
 
 
-def seed_flags(section: str) -> dict[str, tuple[str, str]]:
-    """Type and default of each flag of a section, as the contract writes them."""
+def contract_flags(section: str) -> dict[str, tuple[str, str]]:
+    """Type and default of each flag of a section."""
     text = HELP.split(f" {section}: ", maxsplit=1)[1].split(" Global Flags: ", maxsplit=1)[0]
     words = re.split(r" (?=-h, --|(?<!-h, )--)", text)
     matches = [FLAG.fullmatch(word) for word in words]
@@ -57,7 +57,7 @@ def shown_help() -> str:
 
 
 def config_file(directory: Path) -> Path:
-    """The contract's file, each key in a line of its own."""
+    """The contract's file, one key per line."""
     path = directory / "QingAgent.yaml"
     path.write_text(re.sub(r" (?=\w+: )", "\n", CONFIG) + "\n")
     return path
@@ -73,7 +73,7 @@ def filled(dst: str = SERVICES, gw: str = "0.0.0.0") -> dict[str, Any]:
 
 def test_the_help_is_the_contracts_word_for_word_but_for_flags_that_were_added() -> None:
     added = {f"--{s.name}" for s in SETTINGS} - {
-        f"--{name}" for s in ("Flags", "Global Flags") for name in seed_flags(s)
+        f"--{name}" for s in ("Flags", "Global Flags") for name in contract_flags(s)
     }
     lines = [line for line in shown_help().splitlines() if not line.split() or line.split()[0] not in added]
     assert " ".join(" ".join(lines).split()) == HELP
@@ -82,7 +82,7 @@ def test_the_help_is_the_contracts_word_for_word_but_for_flags_that_were_added()
 
 
 def test_sections_names_types_and_defaults_are_the_contracts() -> None:
-    flags, global_flags = seed_flags("Flags"), seed_flags("Global Flags")
+    flags, global_flags = contract_flags("Flags"), contract_flags("Global Flags")
     assert list(flags) == ["QYAccessFilePath", "bindaddr", "gatewayns", "help", "iface", "policy", "vxnet", "zone"]
     assert list(global_flags) == ["config", "loglevel"]
     assert global_flags["config"] == ("string", "./QingAgent.yaml")
@@ -104,8 +104,8 @@ def test_the_defaults_are_those_that_hold() -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with an access file; the settings that lead there come from the environment."""
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with an access file, which the environment names."""
     access = tmp_path / "client.yaml"
     access.touch(mode=0o600)
     access.write_text("qy_access_key_id: a\nqy_secret_access_key: b\n")
@@ -116,7 +116,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def checked(*words: str) -> dict[str, tuple[Any, str]]:
-    """Value and source of every setting under this command line; the words `config check` stand for `start`."""
+    """Value and source of every setting for this command line; `config check` replaces `start`."""
     result = CliRunner().invoke(main, [*words, "-o", "json"])
     assert result.exit_code == 0, result.output
     return {row["name"]: (row["value"], row["source"]) for row in json.loads(result.stdout)["settings"]}
@@ -127,18 +127,18 @@ def checked(*words: str) -> dict[str, tuple[Any, str]]:
     [("--vxnet", "vxnet-1,vxnet-2", "--vxnet", "vxnet-3"), ("--vxnet=vxnet-1", "--vxnet=vxnet-2,vxnet-3"),
      ("--vxnet", "vxnet-1, vxnet-2 ,vxnet-3")],
 )  # fmt: skip
-@pytest.mark.usefixtures("place")
+@pytest.mark.usefixtures("directory")
 def test_vxnet_repeats_and_splits_on_commas(flags: tuple[str, ...]) -> None:
     assert checked("config", "check", *flags)["vxnet"] == (["vxnet-1", "vxnet-2", "vxnet-3"], "--vxnet")
 
 
-def test_global_flags_stand_before_or_after_the_command_and_the_later_one_counts(place: Path) -> None:
-    (place / "a.json").write_text('{"vxnet": "vxnet-a"}')
-    (place / "b.ini").write_text("vxnet = vxnet-b")
+def test_global_flags_may_precede_or_follow_the_command_and_the_last_one_wins(directory: Path) -> None:
+    (directory / "a.json").write_text('{"vxnet": "vxnet-a"}')
+    (directory / "b.ini").write_text("vxnet = vxnet-b")
     given = ("--config", "a.json", "--loglevel", "debug")
     for words in ((*given, "config", "check"), ("config", *given, "check"), ("config", "check", *given)):
         found = checked(*words)
-        assert found["vxnet"] == (["vxnet-a"], str(place / "a.json"))
+        assert found["vxnet"] == (["vxnet-a"], str(directory / "a.json"))
         assert found["loglevel"] == ("debug", "--loglevel")
     found = checked(*given, "config", "check", "--config", "b.ini", "--loglevel", "warn")
     assert (found["vxnet"][0], found["loglevel"][0]) == (["vxnet-b"], "warn")
@@ -147,8 +147,8 @@ def test_global_flags_stand_before_or_after_the_command_and_the_later_one_counts
 # --- the config file -----------------------------------------------------------------------------------
 
 
-def test_the_contracts_config_file_is_found_and_read(place: Path) -> None:
-    path = config_file(place)
+def test_the_contracts_config_file_is_found_and_read(directory: Path) -> None:
+    path = config_file(directory)
     assert find_config() == Path("QingAgent.yaml")
     resolved = resolve({}, {}, read_config(path), str(path))
     given = {name for name, source in resolved.sources.items() if source == str(path)}
@@ -159,8 +159,8 @@ def test_the_contracts_config_file_is_found_and_read(place: Path) -> None:
         check_vxnets(resolved)
 
 
-def test_with_its_placeholder_filled_the_config_file_is_accepted(place: Path) -> None:
-    path = config_file(place)
+def test_with_its_placeholder_filled_the_config_file_is_accepted(directory: Path) -> None:
+    path = config_file(directory)
     path.write_text(path.read_text().replace("vxnet-xxxxxxx", "vxnet-1234abc"))
     found = checked("config", "check")
     assert found["vxnet"] == (["vxnet-1234abc"], str(path))
@@ -183,11 +183,11 @@ def test_the_contracts_network_configuration_is_refused_by_key_and_value_until_i
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """One whose agent has nothing set but what a test must: its places, and a vxnet."""
+    """A host whose agent has only directories and a vxnet set."""
     plugin = install(tmp_path_factory.mktemp("bin"))
     with (
         running_sim("--hosts", "1") as sim,
-        hosts_of(sim, iter(["host1"]), tmp_path_factory.mktemp("seed"), plugin) as take,
+        hosts_of(sim, iter(["host1"]), tmp_path_factory.mktemp("contract"), plugin) as take,
     ):
         host = take()
         host.start(min_idle=2, max_idle=2)
@@ -195,13 +195,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 
 def cni(host: Host, verb: str, container: Container, document: Mapping[str, Any]) -> Answer:
-    """The plugin with exactly this configuration: what it takes for /run/qingcloud-cni is this agent's."""
-    default_place = (  # the tests' own directories may lie below /run
+    """The plugin with exactly this configuration; its /run/qingcloud-cni is this agent's."""
+    bind_run_dir = (  # the tests' own directories may lie below /run
         'mount --bind "$1" /mnt && mount --bind "$2" /media && mount -t tmpfs none /run'
         ' && ln -s /mnt /run/qingcloud-cni && exec /media/"$3"'
     )
-    places = [str(host.run_dir), str(host.plugin.parent), host.plugin.name]
-    argv = ["unshare", "--mount", "sh", "-c", default_place, "sh", *places]
+    paths = [str(host.run_dir), str(host.plugin.parent), host.plugin.name]
+    argv = ["unshare", "--mount", "sh", "-c", bind_run_dir, "sh", *paths]
     environment = {
         "PATH": os.environ["PATH"],
         "CNI_COMMAND": verb,
@@ -215,7 +215,7 @@ def cni(host: Host, verb: str, container: Container, document: Mapping[str, Any]
 
 @needs_root
 def test_with_both_placeholders_filled_the_network_configuration_works(host: Host) -> None:
-    """By 0.0.0.0, which is replaced by the address of a gateway NIC, and then by that address itself."""
+    """With 0.0.0.0, and then with the gateway NIC's own address."""
     first, second = host.container(), host.container()
     result = cni(host, "ADD", first, filled()).result
     (gateway,) = [route["gw"] for route in result["routes"] if route["dst"] == SERVICES]
