@@ -194,7 +194,7 @@ def test_the_short_rest_is_for_an_add_that_waits_and_ends_with_its_patience(tmp_
             return await flush(addresses)
 
         host.kernel.flush = slow  # type: ignore[method-assign]
-        with pytest.raises(PoolEmpty, match="the next one has rested in 0 s"):
+        with pytest.raises(PoolEmpty, match="the next one has cooled down in 0 s"):
             await host.add("c2", seconds=31.0)  # 30 s of rest, and 2 s until its flows are forgotten
         await host.clock.sleep(5.0)
         assert host.states() == ["cooling"]

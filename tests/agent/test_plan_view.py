@@ -30,7 +30,7 @@ def test_a_pool_between_its_marks_says_that_nothing_is_needed(tmp_path: Path) ->
         async with simulated(tmp_path, vxnet=PODS) as host:
             view = seen(host)
             assert (view.mode, view.actions, view.holds) == ("serving", [], [])
-            assert view.reason == "enough is there: 0 ADDs wait, min-idle 3; 3 idle, 0 on their way, max-idle 8"
+            assert view.reason == "enough NICs: 0 ADDs wait, min-idle 3; 3 idle, 0 on their way, max-idle 8"
             assert (view.idle, view.coming, view.short, view.held, view.limit) == (3, 0, 0, 3, 60)
             assert 2.0 <= view.attach_seconds <= 4.5
             assert [(v.vxnet_id, v.is_next, v.rests_until) for v in view.vxnets] == [
@@ -47,7 +47,7 @@ def test_before_the_comparison_nothing_is_asked_of_the_cloud(tmp_path: Path) -> 
         async with simulated(tmp_path, topology, is_warm=False) as host:
             view = seen(host)
             assert (view.mode, view.actions) == ("starting", [])
-            assert "not been compared with the cloud" in view.reason
+            assert "not compared its table with the cloud" in view.reason
 
     virtual_time.run(main())
 
@@ -61,10 +61,10 @@ def test_a_refused_create_is_told_with_the_clouds_words_and_when_it_is_tried_aga
             view = seen(host)
             assert (view.actions, view.short) == ([], 1)
             assert (
-                view.reason == "1 more wanted, and they have to wait: 0 ADDs wait, min-idle 3; 2 idle, 0 on their way"
+                view.reason == "1 more wanted, but not possible yet: 0 ADDs wait, min-idle 3; 2 idle, 0 on their way"
             )
             (hold,) = view.holds
-            assert hold.what.startswith("creating or attaching has failed, and is tried again (CreateNics ")
+            assert hold.what.startswith("a create or attach failed and will be retried (CreateNics ")
             assert "NoMoney" in hold.what
             assert hold.until is not None
             assert hold.until > host.clock.now()
@@ -99,7 +99,7 @@ def test_a_full_host_names_its_limit_and_the_next_address_that_has_rested(tmp_pa
             assert (view.held, view.limit, view.limited_by) == (3, 3, "max-nics 3")
             assert (
                 words(view)
-                == "3 NICs are held (max-nics 3): 0 more fit | 1 addresses rest; until the next one is idle"
+                == "3 NICs are held (max-nics 3): 0 more fit | 1 addresses cool down; until the next NIC is idle"
             )
             assert view.holds[1].until == host.agent.context.table.in_state(NicState.COOLING)[0].released + 130
 

@@ -94,7 +94,7 @@ class Agent:
 
     def __init__(self, settings: Settings, context: Context) -> None:
         chooser = VxnetChooser(VxnetPolicy(settings.policy), settings.vxnet, context.rng)
-        vxnets = VxnetCache(context.cloud, lambda vxnet_id, left: chooser.has_room(vxnet_id, left, context.now()))
+        vxnets = VxnetCache(context.cloud, lambda vxnet_id, left: chooser.set_room(vxnet_id, left, context.now()))
         self.context = context
         self.jobs = Jobs(context)
         self.operations = Operations(context, self.jobs, chooser, vxnets)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qingcloud_cni.core.nics.model import Nic, NicState
-from qingcloud_cni.core.pool.duplicates import FIRST_PAUSE, LONGEST_PAUSE, is_proxy, probe_due
+from qingcloud_cni.core.pool.plan import FIRST_PAUSE, LONGEST_PAUSE, is_proxy, probe_due
 
 NOW = 1_700_000_000.0
 ROBBER, OTHER = "02:00:00:00:00:99", "02:00:00:00:00:98"

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qingcloud_cni.core.nics.model import Nic, NicState
-from qingcloud_cni.core.pool.explain import Troubles, explain_none, explain_wait, holds
+from qingcloud_cni.core.pool.explain import Causes, explain_no_action, explain_wait, wait_reasons
 from qingcloud_cni.core.pool.plan import (
     OVERDUE,
     above_limit,
@@ -130,7 +130,7 @@ def test_nics_that_the_instance_cannot_carry_are_deleted() -> None:
     state = PoolState(held, waiting=1, instance_room=5)
     assert plan(state, POLICY, NOW) == (AttachNics(ids(*held[3:5])), DeleteNics(ids(held[5])))
     *_, deleted = steps(state, POLICY, NOW)
-    assert deleted.why == "attached nowhere, and the instance can carry no more"
+    assert deleted.why == "attached nowhere, and the instance has no room"
 
 
 def test_a_nic_of_an_operation_under_way_is_left_to_it() -> None:
@@ -385,17 +385,17 @@ def test_a_drain_leaves_nics_to_their_operations() -> None:
         ),
         pytest.param(
             PoolState((*nics(*[S.ASSIGNED] * 58), *cooling(10.0, 12.0)), waiting=1),
-            "all 60 NICs are taken (max-nics 60); the next one has rested in 18 s",
+            "all 60 NICs are taken (max-nics 60); the next one has cooled down in 18 s",
             id="the earliest rested is named",
         ),
         pytest.param(
             PoolState((*nics(*[S.ASSIGNED] * 59), *cooling(27.0)), waiting=1),
-            "all 60 NICs are taken (max-nics 60); the next one has rested in 3 s",
+            "all 60 NICs are taken (max-nics 60); the next one has cooled down in 3 s",
             id="also one that is nearly rested",
         ),
         pytest.param(
             PoolState((*nics(*[S.ASSIGNED] * 58), *quarantined(1.0, 2.0)), waiting=1),
-            "all 60 NICs are taken (max-nics 60), 2 of them quarantined, since somebody else uses their addresses",
+            "all 60 NICs are taken (max-nics 60), 2 of them quarantined, as others use their addresses",
             id="some are quarantined",
         ),
     ],
@@ -449,18 +449,18 @@ def test_why_an_add_waits(state: PoolState, says: str) -> None:
         ),
         pytest.param(
             PoolState((*nics(*[S.ASSIGNED] * 59), *quarantined(70)), waiting=1),
-            "1 quarantined, in whose place NICs can be created that ADDs wait for",
+            "1 quarantined, to make room for NICs that ADDs wait for",
             id="quarantined, and an ADD waits",
         ),
         pytest.param(
-            PoolState((*idle(1, 1, 1), *nics(S.CREATING))), "attached nowhere, and nobody needs them", id="spare"
+            PoolState((*idle(1, 1, 1), *nics(S.CREATING))), "attached nowhere, and not needed", id="spare"
         ),
         pytest.param(
-            PoolState(cooling(140.0)), "its address has rested for 140 s (cooldown 130 s)", id="rested"
+            PoolState(cooling(140.0)), "its address has cooled down for 140 s (cooldown 130 s)", id="rested"
         ),
         pytest.param(
             PoolState(cooling(31.0), waiting=1),
-            "its address has rested for 31 s, which is enough while an ADD waits (cooldown-min 30 s)",
+            "its address has cooled down for 31 s, which is enough while an ADD waits (cooldown-min 30 s)",
             id="rested for an ADD",
         ),
         pytest.param(
@@ -469,7 +469,7 @@ def test_why_an_add_waits(state: PoolState, says: str) -> None:
             id="leaving",
         ),
         pytest.param(
-            PoolState(idle(1), mode=Mode.DRAINING), "this host is being drained; they serve nothing", id="draining"
+            PoolState(idle(1), mode=Mode.DRAINING), "this host is being drained; they are unused", id="draining"
         ),
     ],
 )  # fmt: skip
@@ -482,76 +482,73 @@ def test_why_a_step_is_planned(state: PoolState, why: str) -> None:
     [
         pytest.param(
             PoolState(idle(*[1] * 5)),
-            "enough is there: 0 ADDs wait, min-idle 3; 5 idle, 0 on their way, max-idle 8",
+            "enough NICs: 0 ADDs wait, min-idle 3; 5 idle, 0 on their way, max-idle 8",
             [],
             id="all is well",
         ),
         pytest.param(
             PoolState(idle(*[1] * 2), creating=1, attach_seconds=3.4),
-            "enough is there: 0 ADDs wait, min-idle 3; 2 idle, 1 on their way, max-idle 8",
+            "enough NICs: 0 ADDs wait, min-idle 3; 2 idle, 1 on their way, max-idle 8",
             [("1 NICs are on their way; an attach takes about 3 s", None)],
             id="coming",
         ),
         pytest.param(
             PoolState(idle(400, *[1] * 8)),
-            "enough is there, and nothing is given back yet: 0 ADDs wait, min-idle 3; 9 idle, 0 on their way,"
-            " max-idle 8",
-            [("1 idle NICs above max-idle are kept for idle-ttl", NOW + 200)],
+            "enough NICs, none to release yet: 0 ADDs wait, min-idle 3; 9 idle, 0 on their way, max-idle 8",
+            [("1 idle NICs above max-idle stay for idle-ttl", NOW + 200)],
             id="surplus",
         ),
         pytest.param(
             PoolState((*idle(*[900] * 9), *nics(S.ATTACHING)), attach_seconds=3.0),
-            "enough is there, and nothing is given back yet: 0 ADDs wait, min-idle 3; 9 idle, 1 on their way,"
-            " max-idle 8",
+            "enough NICs, none to release yet: 0 ADDs wait, min-idle 3; 9 idle, 1 on their way, max-idle 8",
             [
                 ("1 NICs are on their way; an attach takes about 3 s", None),
-                ("1 idle NICs above max-idle are kept while NICs are created or ADDs wait", None),
+                ("1 idle NICs above max-idle stay while NICs are created or ADDs wait", None),
             ],
             id="surplus while growing",
         ),
         pytest.param(
             PoolState(idle(*[900] * 9), shrinks_at=NOW + 4),
-            "enough is there, and nothing is given back yet: 0 ADDs wait, min-idle 3; 9 idle, 0 on their way,"
-            " max-idle 8",
+            "enough NICs, none to release yet: 0 ADDs wait, min-idle 3; 9 idle, 0 on their way, max-idle 8",
             [
-                ("1 idle NICs above max-idle are kept for idle-ttl", NOW - 300),
-                ("detaching has failed, and is tried again", NOW + 4),
+                ("1 idle NICs above max-idle stay for idle-ttl", NOW - 300),
+                ("a detach failed and will be retried", NOW + 4),
             ],
             id="detaching failed",
         ),
         pytest.param(
             PoolState((), grows_at=NOW + 9),
-            "3 more wanted, and they have to wait: 0 ADDs wait, min-idle 3; 0 idle, 0 on their way",
-            [("creating or attaching has failed, and is tried again", NOW + 9)],
+            "3 more wanted, but not possible yet: 0 ADDs wait, min-idle 3; 0 idle, 0 on their way",
+            [("a create or attach failed and will be retried", NOW + 9)],
             id="backing off",
         ),
         pytest.param(
             PoolState((), vxnet_room=0),
-            "3 more wanted, and they have to wait: 0 ADDs wait, min-idle 3; 0 idle, 0 on their way",
+            "3 more wanted, but not possible yet: 0 ADDs wait, min-idle 3; 0 idle, 0 on their way",
             [("the vxnets have no room for more than 0", None)],
             id="vxnets full",
         ),
         pytest.param(
             PoolState((*nics(*[S.ASSIGNED] * 58), *cooling(10.0, 12.0)), waiting=1),
-            "4 more wanted, and they have to wait: 1 ADD waits, min-idle 3; 0 idle, 0 on their way",
+            "4 more wanted, but not possible yet: 1 ADD waits, min-idle 3; 0 idle, 0 on their way",
             [
                 ("60 NICs are held (max-nics 60): 0 more fit", None),
-                ("2 addresses rest; until the next one is idle", NOW + 18),
+                ("2 addresses cool down; until the next NIC is idle", NOW + 18),
             ],
             id="full",
         ),
         pytest.param(
             PoolState((), mode=Mode.STARTING),
-            "the agent has not been compared with the cloud yet: nothing is asked of it before",
-            [("the agent has not been compared with the cloud yet: nothing is asked of it before", None)],
+            "the agent has not compared its table with the cloud yet; it changes nothing there before",
+            [("the agent has not compared its table with the cloud yet; it changes nothing there before", None)],
             id="starting",
         ),
         pytest.param(
             PoolState((*idle(1, 1, 1), *quarantined(100, 400))),
-            "enough is there: 0 ADDs wait, min-idle 3; 3 idle, 0 on their way, max-idle 8",
+            "enough NICs: 0 ADDs wait, min-idle 3; 3 idle, 0 on their way, max-idle 8",
             [
                 (
-                    "2 NICs are quarantined, since others use their addresses; they are given back after 3600 s",
+                    "2 NICs are quarantined, as others use their addresses; they are released after 3600 s",
                     NOW + 3200,
                 )
             ],
@@ -561,22 +558,22 @@ def test_why_a_step_is_planned(state: PoolState, why: str) -> None:
 )
 def test_what_is_waited_for(state: PoolState, none: str, waits: list[tuple[str, float | None]]) -> None:
     assert plan(state, POLICY, NOW) == ()
-    assert explain_none(state, POLICY, NOW) == none
-    assert [(hold.what, hold.until) for hold in holds(state, POLICY, NOW)] == waits
+    assert explain_no_action(state, POLICY, NOW) == none
+    assert [(wait.text, wait.until) for wait in wait_reasons(state, POLICY, NOW)] == waits
 
 
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        (PoolState((), grows_at=NOW + 9), "creating or attaching has failed, and is tried again (no money)"),
-        (PoolState((), shrinks_at=NOW + 9), "detaching has failed, and is tried again (not now)"),
+        (PoolState((), grows_at=NOW + 9), "a create or attach failed and will be retried (no money)"),
+        (PoolState((), shrinks_at=NOW + 9), "a detach failed and will be retried (not now)"),
         (PoolState((), mode=Mode.LEAVING), "nothing is created, attached or detached (it is stopping)"),
-        (PoolState((), mode=Mode.UNRECORDED), "nothing that needs one is begun (no space left)"),
+        (PoolState((), mode=Mode.UNRECORDED), "no operation that needs a record is started (no space left)"),
     ],
 )
 def test_what_is_waited_for_is_told_with_its_cause(state: PoolState, says: str) -> None:
-    troubles = Troubles("no money", "not now", "it is stopping", "no space left")
-    assert any(hold.what.endswith(says) for hold in holds(state, POLICY, NOW, troubles))
+    troubles = Causes("no money", "not now", "it is stopping", "no space left")
+    assert any(wait.text.endswith(says) for wait in wait_reasons(state, POLICY, NOW, troubles))
 
 
 # --- laws --------------------------------------------------------------------------------------------
@@ -714,7 +711,7 @@ def test_what_is_neither_there_nor_coming_is_asked_for_or_there_is_a_reason(
         if isinstance(a, CreateNics | AttachNics)
     )
     if grown < have.short:
-        assert holds(state, policy, NOW)
+        assert wait_reasons(state, policy, NOW)
     assert grown <= have.short
 
 
@@ -735,10 +732,10 @@ def test_each_mode_has_its_bounds(state: PoolState, policy: PoolPolicy, mode: Mo
 @given(states(), policies())
 def test_every_step_and_every_wait_is_told_in_words(state: PoolState, policy: PoolPolicy) -> None:
     assert all(step.why for step in steps(state, policy, NOW))
-    assert explain_none(state, policy, NOW)
-    for hold in holds(state, policy, NOW):
-        assert hold.what
-        assert hold.until is None or hold.until > NOW - 40  # of the ages drawn here
+    assert explain_no_action(state, policy, NOW)
+    for wait in wait_reasons(state, policy, NOW):
+        assert wait.text
+        assert wait.until is None or wait.until > NOW - 40  # of the ages drawn here
 
 
 @given(states(), policies())

@@ -11,10 +11,10 @@ from qingcloud_cni.core.pool.vxnets import (
     REST_FIRST,
     REST_LONGEST,
     ROOM_BELIEVED,
-    Standing,
     VxnetChooser,
     VxnetPolicy,
-    explain_rest,
+    VxnetStatus,
+    explain_skipped,
 )
 
 VXNETS = ("vxnet-a", "vxnet-b", "vxnet-c")
@@ -33,7 +33,7 @@ def chooser(policy: VxnetPolicy, vxnets: tuple[str, ...] = VXNETS) -> VxnetChoos
 
 
 def resting(vxnets: VxnetChooser, now: float) -> set[str]:
-    return {s.vxnet_id for s in vxnets.standings(now) if s.rests_until}
+    return {s.vxnet_id for s in vxnets.statuses(now) if s.rests_until}
 
 
 def order(chosen: tuple[str, ...]) -> str:
@@ -68,7 +68,7 @@ def test_after_the_last_one_comes_the_first(policy: VxnetPolicy) -> None:
     for vxnet_id in ("vxnet-a", "vxnet-b"):
         vxnets.choose(1, NOW)
         vxnets.failed(vxnet_id)
-    vxnets.has_room("vxnet-c", 0, NOW)
+    vxnets.set_room("vxnet-c", 0, NOW)
     assert order(vxnets.choose(1, NOW)) == "a"
 
 
@@ -93,14 +93,14 @@ def test_random_uses_all_about_equally_and_the_same_for_the_same_seed() -> None:
 )
 def test_a_full_vxnet_is_skipped(policy: VxnetPolicy, expected: str) -> None:
     vxnets = chooser(policy)
-    vxnets.has_room("vxnet-a", 0, NOW)
+    vxnets.set_room("vxnet-a", 0, NOW)
     assert resting(vxnets, NOW) == {"vxnet-a"}
     assert order(vxnets.choose(4, NOW)) == expected
 
 
 def test_random_skips_a_full_vxnet() -> None:
     vxnets = chooser(VxnetPolicy.RANDOM)
-    vxnets.has_room("vxnet-b", 0, NOW)
+    vxnets.set_room("vxnet-b", 0, NOW)
     assert set(vxnets.choose(60, NOW)) == {"vxnet-a", "vxnet-c"}
 
 
@@ -108,7 +108,7 @@ def test_random_skips_a_full_vxnet() -> None:
 def test_where_all_rest_none_is_chosen_until_the_shortest_rest_ends(policy: VxnetPolicy) -> None:
     vxnets = chooser(policy)
     for delay, vxnet_id in enumerate(VXNETS):
-        vxnets.has_room(vxnet_id, 0, NOW + delay)
+        vxnets.set_room(vxnet_id, 0, NOW + delay)
     assert vxnets.choose(2, NOW + 2) == ()
     assert vxnets.next_choice_at(NOW + 2) == NOW + REST_FIRST
     assert order(vxnets.choose(2, NOW + REST_FIRST)) == "aa"
@@ -118,36 +118,36 @@ def test_each_rest_is_longer_up_to_a_bound_until_a_create_works() -> None:
     vxnets = chooser(VxnetPolicy.FAIL_ROTATE, ("vxnet-a",))
     now, lengths = NOW, []
     for _ in range(8):
-        vxnets.has_room("vxnet-a", 0, now)
+        vxnets.set_room("vxnet-a", 0, now)
         lengths.append(vxnets.next_choice_at(now) - now)
         now += lengths[-1]
     assert lengths == [60, 120, 240, 480, 960, 1800, 1800, REST_LONGEST]
     assert vxnets.next_choice_at(now) == now
-    vxnets.worked("vxnet-a", 1, now)
-    vxnets.has_room("vxnet-a", 0, now)
+    vxnets.created("vxnet-a", 1, now)
+    vxnets.set_room("vxnet-a", 0, now)
     assert vxnets.next_choice_at(now) == now + REST_FIRST
 
 
 def test_no_more_nics_than_the_cloud_said_there_is_room_for() -> None:
     vxnets = chooser(VxnetPolicy.FAIL_ROTATE)
-    vxnets.has_room("vxnet-a", 2, NOW)
+    vxnets.set_room("vxnet-a", 2, NOW)
     assert order(vxnets.choose(5, NOW)) == "aabbb"
 
 
 def test_a_vxnet_whose_last_addresses_were_taken_rests_without_being_asked() -> None:
     vxnets = chooser(VxnetPolicy.FAIL_ROTATE, ("vxnet-a",))
-    vxnets.has_room("vxnet-a", 3, NOW)
-    vxnets.worked("vxnet-a", 2, NOW)
+    vxnets.set_room("vxnet-a", 3, NOW)
+    vxnets.created("vxnet-a", 2, NOW)
     assert len(vxnets.choose(5, NOW)) == 1
-    vxnets.worked("vxnet-a", 1, NOW)
+    vxnets.created("vxnet-a", 1, NOW)
     assert vxnets.choose(5, NOW) == ()
     assert len(vxnets.choose(5, NOW + REST_FIRST)) == 5
 
 
 def test_what_is_believed_no_more_is_not_counted_down() -> None:
     vxnets = chooser(VxnetPolicy.FAIL_ROTATE, ("vxnet-a",))
-    vxnets.has_room("vxnet-a", 3, NOW)
-    vxnets.worked("vxnet-a", 3, NOW + ROOM_BELIEVED)
+    vxnets.set_room("vxnet-a", 3, NOW)
+    vxnets.created("vxnet-a", 3, NOW + ROOM_BELIEVED)
     assert len(vxnets.choose(5, NOW + ROOM_BELIEVED)) == 5
 
 
@@ -167,12 +167,12 @@ def test_a_choice_never_names_a_resting_vxnet_nor_exceeds_its_room(
 ) -> None:
     vxnets, now, room = chooser(policy), NOW, dict[str, int]()
     for vxnet_id, addresses, seconds in told:
-        vxnets.has_room(vxnet_id, addresses, now)
+        vxnets.set_room(vxnet_id, addresses, now)
         room[vxnet_id] = addresses
         now += seconds
     chosen = Counter(vxnets.choose(count, now))
     assert not set(chosen) & resting(vxnets, now)
-    rooms = {s.vxnet_id: s.room for s in vxnets.standings(now)}
+    rooms = {s.vxnet_id: s.room for s in vxnets.statuses(now)}
     assert all(n <= room_ for v, n in chosen.items() if (room_ := rooms[v]) is not None)
     assert {v: r for v, r in rooms.items() if r}.items() <= room.items()
     total = vxnets.room(now)
@@ -184,7 +184,7 @@ def test_the_rest_is_spread_lest_all_hosts_ask_at_once() -> None:
     ends = set()
     for seed in range(20):
         vxnets = VxnetChooser(VxnetPolicy.FAIL_ROTATE, ("vxnet-a",), random.Random(seed))
-        vxnets.has_room("vxnet-a", 0, NOW)
+        vxnets.set_room("vxnet-a", 0, NOW)
         ends.add(vxnets.next_choice_at(NOW) - NOW)
     assert len(ends) == 20
     assert all(0.75 * REST_FIRST <= end <= 1.25 * REST_FIRST for end in ends)
@@ -192,8 +192,8 @@ def test_the_rest_is_spread_lest_all_hosts_ask_at_once() -> None:
 
 def test_what_was_asked_for_and_is_not_answered_takes_room() -> None:
     vxnets = chooser(VxnetPolicy.ROUND_ROTATE, VXNETS[:2])
-    vxnets.has_room("vxnet-a", 3, NOW)
-    vxnets.has_room("vxnet-b", 1, NOW)
+    vxnets.set_room("vxnet-a", 3, NOW)
+    vxnets.set_room("vxnet-b", 1, NOW)
     assert vxnets.room(NOW, {"vxnet-a": 2}) == 2
     assert order(vxnets.choose(5, NOW, {"vxnet-a": 2})) == "ab"
     assert vxnets.room(NOW, {"vxnet-a": 3, "vxnet-b": 9}) == 0
@@ -203,7 +203,7 @@ def test_what_was_asked_for_and_is_not_answered_takes_room() -> None:
 def test_what_the_cloud_said_of_room_is_believed_for_a_while() -> None:
     """Other hosts take addresses from the same vxnet, and give them back."""
     vxnets = chooser(VxnetPolicy.FAIL_ROTATE, ("vxnet-a",))
-    vxnets.has_room("vxnet-a", 2, NOW)
+    vxnets.set_room("vxnet-a", 2, NOW)
     assert vxnets.next_change_at(NOW) == NOW + ROOM_BELIEVED
     assert vxnets.room(NOW + ROOM_BELIEVED - 1) == 2
     assert vxnets.room(NOW + ROOM_BELIEVED) is None
@@ -212,10 +212,10 @@ def test_what_the_cloud_said_of_room_is_believed_for_a_while() -> None:
 
 def test_a_vxnet_that_has_room_again_rests_no_longer() -> None:
     vxnets = chooser(VxnetPolicy.FAIL_ROTATE)
-    vxnets.has_room("vxnet-a", 0, NOW)
+    vxnets.set_room("vxnet-a", 0, NOW)
     assert vxnets.next_change_at(NOW) == NOW + REST_FIRST
-    vxnets.has_room("vxnet-a", 7, NOW + 1)
-    assert vxnets.standings(NOW + 1)[0] == Standing("vxnet-a", room=7, is_next=True)
+    vxnets.set_room("vxnet-a", 7, NOW + 1)
+    assert vxnets.statuses(NOW + 1)[0] == VxnetStatus("vxnet-a", room=7, is_next=True)
 
 
 def test_a_preview_changes_nothing_and_knows_no_chance() -> None:
@@ -226,7 +226,7 @@ def test_a_preview_changes_nothing_and_knows_no_chance() -> None:
         assert vxnets.preview(3, NOW) == vxnets.preview(3, NOW) == vxnets.choose(3, NOW)
     vxnets = chooser(VxnetPolicy.RANDOM)
     assert vxnets.preview(3, NOW) == ()
-    assert not any(s.is_next for s in vxnets.standings(NOW))
+    assert not any(s.is_next for s in vxnets.statuses(NOW))
 
 
 @pytest.mark.parametrize("policy", VxnetPolicy)
@@ -238,7 +238,7 @@ def test_no_policy_minds_how_many_vxnets_there_are_nor_that_all_of_them_rest(pol
         vxnets.failed(vxnet_id)
         assert f"VxnetChooser({policy}, next=vxnet-" in repr(vxnets)
     for vxnet_id in VXNETS[:size]:
-        vxnets.has_room(vxnet_id, 0, NOW)
+        vxnets.set_room(vxnet_id, 0, NOW)
         vxnets.failed(vxnet_id)
     assert vxnets.choose(3, NOW) == vxnets.preview(3, NOW) == ()
     assert vxnets.room(NOW) == 0
@@ -248,17 +248,17 @@ def test_no_policy_minds_how_many_vxnets_there_are_nor_that_all_of_them_rest(pol
 def test_a_vxnet_that_is_not_configured_is_no_concern() -> None:
     """Of a gateway NIC from before the setting was changed."""
     vxnets = chooser(VxnetPolicy.FAIL_ROTATE, ("vxnet-a",))
-    before = vxnets.standings(NOW)
-    vxnets.worked("vxnet-old", 1, NOW)
-    vxnets.has_room("vxnet-old", 0, NOW)
+    before = vxnets.statuses(NOW)
+    vxnets.created("vxnet-old", 1, NOW)
+    vxnets.set_room("vxnet-old", 0, NOW)
     vxnets.failed("vxnet-old")
-    assert vxnets.standings(NOW) == before
+    assert vxnets.statuses(NOW) == before
 
 
 def test_which_rest_and_for_how_long_is_told() -> None:
     vxnets = chooser(VxnetPolicy.FAIL_ROTATE)
-    assert explain_rest(vxnets.standings(NOW), NOW) == ""
-    vxnets.has_room("vxnet-a", 0, NOW)
-    vxnets.has_room("vxnet-c", 0, NOW + 10)
-    told = explain_rest(vxnets.standings(NOW + 15), NOW + 15)
-    assert told == "no addresses left, so not asked again: vxnet-a for 45 s more, vxnet-c for 55 s more"
+    assert explain_skipped(vxnets.statuses(NOW), NOW) == ""
+    vxnets.set_room("vxnet-a", 0, NOW)
+    vxnets.set_room("vxnet-c", 0, NOW + 10)
+    told = explain_skipped(vxnets.statuses(NOW + 15), NOW + 15)
+    assert told == "no free addresses, so skipped: vxnet-a for 45 s more, vxnet-c for 55 s more"

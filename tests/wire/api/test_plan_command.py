@@ -44,7 +44,7 @@ def test_a_calm_pool_needs_nothing_and_says_so(new_host: NewHost) -> None:
     assert "mode: serving" in text
     assert "pool: 2 idle, 0 on their way, 0 ADDs wait; min-idle 2, max-idle 4" in text
     assert "held: 2 of 60 NICs (max-nics 60)" in text
-    assert "nothing to do: enough is there: 0 ADDs wait, min-idle 2; 2 idle" in text
+    assert "nothing to do: enough NICs: 0 ADDs wait, min-idle 2; 2 idle" in text
     assert "vxnets: chosen by FailRotate" in text
     assert f"{PODS[0]} yes" in text
     found = plan(host)
@@ -56,7 +56,7 @@ def test_a_full_host_names_the_limit(new_host: NewHost) -> None:
     host.start(min_idle=1, max_idle=1, max_nics=2)
     for _ in range(2):
         host.add(host.container())
-    assert "nothing to do: 1 more wanted, and they have to wait: 0 ADDs wait, min-idle 1; 0 idle" in shown(host)
+    assert "nothing to do: 1 more wanted, but not possible yet: 0 ADDs wait, min-idle 1; 0 idle" in shown(host)
     assert "- 2 NICs are held (max-nics 2): 0 more fit" in shown(host)
 
 
@@ -65,7 +65,7 @@ def test_a_refusal_of_the_cloud_is_told_and_when_it_is_tried_again(new_host: New
     host.start(min_idle=1, max_idle=1)
     with sim.fault("CreateNics", "nic-quota"):
         host.add(host.container())
-        (until,) = eventually(lambda: holds(host, "creating or attaching has failed"), "the refusal")
+        (until,) = eventually(lambda: holds(host, "a create or attach failed"), "the refusal")
         assert until is not None
         assert until > time.time() - 5
         assert "the nics of this account are used up (2500)" in shown(host)
@@ -92,7 +92,7 @@ def test_an_agent_that_was_not_compared_with_the_cloud_plans_nothing(new_host: N
         host.launch()
         eventually(lambda: host.qingagent("plan", check=False).returncode == 0, "an answer")
         assert "mode: starting" in shown(host)
-        assert "nothing to do: the agent has not been compared with the cloud yet" in shown(host)
+        assert "nothing to do: the agent has not compared its table with the cloud yet" in shown(host)
 
 
 def test_without_an_agent_there_is_no_plan(new_host: NewHost) -> None:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.agent.api.views import Count
-from qingcloud_cni.core.pool.explain import explain_none, holds
+from qingcloud_cni.core.pool.explain import explain_no_action, wait_reasons
 from qingcloud_cni.core.pool.plan import balance, explain_limit, held, limit, steps
 from qingcloud_cni.core.pool.pool_state import (
     Action,
@@ -88,8 +88,8 @@ def plan_view(agent: Agent) -> PlanView:
     return PlanView(
         mode=state.mode,
         actions=[_action_view(s, pool.chooser.preview(_created(s.action), now, asked)) for s in planned],
-        reason="" if planned else explain_none(state, policy, now),
-        holds=[HoldView(hold.what, hold.until) for hold in holds(state, policy, now, pool.troubles())],
+        reason="" if planned else explain_no_action(state, policy, now),
+        holds=[HoldView(wait.text, wait.until) for wait in wait_reasons(state, policy, now, pool.troubles())],
         waiting=state.waiting,
         idle=have.idle,
         coming=have.coming,
@@ -101,7 +101,7 @@ def plan_view(agent: Agent) -> PlanView:
         limited_by=explain_limit(state, policy),
         attach_seconds=round(state.attach_seconds, 1),
         policy=pool.chooser.policy,
-        vxnets=[VxnetView(s.vxnet_id, s.is_next, s.room, s.rests_until) for s in pool.chooser.standings(now, asked)],
+        vxnets=[VxnetView(s.vxnet_id, s.is_next, s.room, s.rests_until) for s in pool.chooser.statuses(now, asked)],
     )
 
 

@@ -130,7 +130,7 @@ class Provisioner(CloudWrites):
                 self._context.enter(nic, "nic.created", subject=intent.op_id)
         self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
         if created:
-            self._chooser.worked(intent.vxnet_id, len(created), now)
+            self._chooser.created(intent.vxnet_id, len(created), now)
         self._changed()
 
     async def _create_refused(self, intent: Intent, err: CloudError) -> None:
@@ -144,7 +144,7 @@ class Provisioner(CloudWrites):
             self._context.cloud.slow_down()
         now = self._context.now()
         if left is not None and is_vxnets:
-            self._chooser.has_room(intent.vxnet_id, left, now)
+            self._chooser.set_room(intent.vxnet_id, left, now)
             cause = f"{intent.vxnet_id}: {left} addresses left; {err}"
         if is_vxnets or not isinstance(err, CloudUnreachable | CloudQuota | CredentialsRefused | ClockSkewed):
             self._chooser.failed(intent.vxnet_id)

@@ -4,7 +4,7 @@ from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Nic, NicState
-from qingcloud_cni.core.pool.duplicates import is_proxy, probe_due
+from qingcloud_cni.core.pool.plan import is_proxy, probe_due
 
 
 class Duplicates:

@@ -19,7 +19,7 @@ from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty, Unavai
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.metrics import gauge
 from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
-from qingcloud_cni.core.pool.explain import Troubles, explain_wait
+from qingcloud_cni.core.pool.explain import Causes, explain_wait
 from qingcloud_cni.core.pool.plan import due_at, next_due, plan, serving_order, steps
 from qingcloud_cni.core.pool.pool_state import (
     Action,
@@ -31,7 +31,7 @@ from qingcloud_cni.core.pool.pool_state import (
     PoolState,
     Rest,
 )
-from qingcloud_cni.core.pool.vxnets import VxnetChooser, explain_rest
+from qingcloud_cni.core.pool.vxnets import VxnetChooser, explain_skipped
 
 TICK = 1e-6  # seconds between NICs that become idle together, lest it be forgotten which has rested longest
 PERIOD = 30.0  # seconds between plans at the most
@@ -238,12 +238,10 @@ class Pool:
         self._context.plan_due.notify()
         self._context.doubt_due.notify()
 
-    def troubles(self) -> Troubles:
+    def troubles(self) -> Causes:
         provisioning, release = self._provisioner.backoff, self._releaser.backoff
         calls = explain_budget(self._context.cloud, self._context.clock)
-        return Troubles(
-            provisioning.cause, release.cause, self._context.leaving, self._context.journal.trouble, calls
-        )
+        return Causes(provisioning.cause, release.cause, self._context.leaving, self._context.journal.trouble, calls)
 
     def _cause(self) -> str:
         """What an ADD waits for."""
@@ -257,7 +255,7 @@ class Pool:
             return f"{self._context.leaving}: nothing is created or attached"
         if wait := explain_wait(state, self._context.policy, now):
             return wait
-        rest = explain_rest(self.chooser.standings(now), now) if state.vxnet_room == 0 else ""
+        rest = explain_skipped(self.chooser.statuses(now), now) if state.vxnet_room == 0 else ""
         causes = (self._provisioner.backoff.cause, rest, budget)
         return "; ".join(filter(None, causes)) or "the cloud has not attached one yet"
 

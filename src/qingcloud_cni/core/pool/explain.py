@@ -1,4 +1,4 @@
-"""What the pool waits for, in words: beside a plan, in place of one, and for an ADD that waited in vain. Pure."""
+"""Explanations of the pool: what it waits for, why there is no action, why an ADD waits. Pure."""
 
 from dataclasses import dataclass
 
@@ -17,72 +17,74 @@ from qingcloud_cni.core.pool.plan import (
 from qingcloud_cni.core.pool.pool_state import Balance, Mode, PoolPolicy, PoolState
 
 _MODES = {
-    Mode.STARTING: "the agent has not been compared with the cloud yet: nothing is asked of it before",
-    Mode.UNRECORDED: "the disk takes no intents: nothing that needs one is begun",
+    Mode.STARTING: "the agent has not compared its table with the cloud yet; it changes nothing there before",
+    Mode.UNRECORDED: "the state file cannot be written: no operation that needs a record is started",
     Mode.LEAVING: "the instance is going away: nothing is created, attached or detached",
-    Mode.DRAINING: "this host is being drained: nothing is created, and all that serves nothing is given back",
-    Mode.STOPPING: "the agent is stopping: nothing is begun",
+    Mode.DRAINING: "this host is being drained: no NIC is created, and unused ones are released",
+    Mode.STOPPING: "the agent is stopping: no operation is started",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
-    """Something that is waited for."""
-
-    what: str
-    until: float | None = None  # seconds since the epoch; None where there is no telling
+class WaitReason:
+    text: str
+    until: float | None = None  # seconds since the epoch; None if unknown
 
 
 @dataclass(frozen=True, slots=True)
-class Troubles:
-    """What stands in the way, of the failures the last one, in the cloud's words; each empty where nothing does."""
+class Causes:
+    """Causes that the agent knows, "" if none; of failures the last one, in the cloud's words."""
 
     provisioning: str = ""
     release: str = ""
     leaving: str = ""  # why the instance is going away
-    disk: str = ""  # why it takes nothing
-    calls: str = ""  # why calls of the cloud wait
+    disk: str = ""  # why the state file cannot be written
+    calls: str = ""  # why cloud calls wait
 
 
-NO_TROUBLES = Troubles()
+NO_CAUSES = Causes()
 
 
-def explain_none(state: PoolState, policy: PoolPolicy, now: float) -> str:
-    """Why there is nothing to be done."""
+def explain_no_action(state: PoolState, policy: PoolPolicy, now: float) -> str:
+    """Explain why nothing is planned."""
     have = balance(state, policy, now)
     need = explain_need(state, policy, have)
     if state.mode is not Mode.SERVING:
         return _MODES[state.mode]
     if have.short:
-        return f"{have.short} more wanted, and they have to wait: {need}"
+        return f"{have.short} more wanted, but not possible yet: {need}"
     if above_max_idle(have, policy):
-        return f"enough is there, and nothing is given back yet: {need}, max-idle {policy.max_idle}"
-    return f"enough is there: {need}, max-idle {policy.max_idle}"
+        return f"enough NICs, none to release yet: {need}, max-idle {policy.max_idle}"
+    return f"enough NICs: {need}, max-idle {policy.max_idle}"
 
 
-def holds(state: PoolState, policy: PoolPolicy, now: float, troubles: Troubles = NO_TROUBLES) -> tuple[Hold, ...]:
-    """All that the pool waits for, whether or not something is planned besides."""
+def wait_reasons(
+    state: PoolState, policy: PoolPolicy, now: float, causes: Causes = NO_CAUSES
+) -> tuple[WaitReason, ...]:
+    """Return all that the pool waits for, with or without a plan."""
     have = balance(state, policy, now)
     if state.mode is Mode.SERVING:
-        found = _of_growth(state, policy, now, have, troubles.provisioning)
+        found = _of_growth(state, policy, now, have, causes.provisioning)
     else:
-        causes = {Mode.LEAVING: troubles.leaving, Mode.UNRECORDED: troubles.disk}
-        found = [Hold(_and(_MODES[state.mode], causes.get(state.mode, "")))]
-    if troubles.calls:
-        found.append(Hold(troubles.calls))
+        by_mode = {Mode.LEAVING: causes.leaving, Mode.UNRECORDED: causes.disk}
+        found = [WaitReason(_and(_MODES[state.mode], by_mode.get(state.mode, "")))]
+    if causes.calls:
+        found.append(WaitReason(causes.calls))
     if have.coming:
-        found.append(Hold(f"{have.coming} NICs are on their way; an attach takes about {state.attach_seconds:.0f} s"))
+        found.append(
+            WaitReason(f"{have.coming} NICs are on their way; an attach takes about {state.attach_seconds:.0f} s")
+        )
     rested = {n.nic_id for n in have.rested}
     if resting := [n for n in cooling(state) if n.nic_id not in rested]:
-        text = f"{len(resting)} addresses rest; until the next one is idle"
-        found.append(Hold(text, due_at(resting[0], policy, state.waiting > have.idle)))
+        text = f"{len(resting)} addresses cool down; until the next NIC is idle"
+        found.append(WaitReason(text, due_at(resting[0], policy, state.waiting > have.idle)))
     if quarantined := [n.since for n in state.nics if n.state is NicState.QUARANTINED]:
-        text = f"{len(quarantined)} NICs are quarantined, since others use their addresses; they are given back after"
-        found.append(Hold(f"{text} {policy.quarantine:g} s", min(quarantined) + policy.quarantine))
+        text = f"{len(quarantined)} NICs are quarantined, as others use their addresses; they are released after"
+        found.append(WaitReason(f"{text} {policy.quarantine:g} s", min(quarantined) + policy.quarantine))
     if above := above_max_idle(have, policy):
         found.append(_of_surplus(state, policy, now, above))
     if state.shrinks_at > now:
-        found.append(Hold(_and("detaching has failed, and is tried again", troubles.release), state.shrinks_at))
+        found.append(WaitReason(_and("a detach failed and will be retried", causes.release), state.shrinks_at))
     return tuple(found)
 
 
@@ -90,42 +92,42 @@ def _and(text: str, cause: str) -> str:
     return f"{text} ({cause})" if cause else text
 
 
-def _of_growth(state: PoolState, policy: PoolPolicy, now: float, have: Balance, trouble: str) -> list[Hold]:
-    """What keeps wanted NICs from being created or attached."""
+def _of_growth(state: PoolState, policy: PoolPolicy, now: float, have: Balance, cause: str) -> list[WaitReason]:
+    """Return what blocks the creates and attaches that are wanted."""
     if not have.short:
         return []
     found = []
     if state.grows_at > now:
-        found.append(Hold(_and("creating or attaching has failed, and is tried again", trouble), state.grows_at))
+        found.append(WaitReason(_and("a create or attach failed and will be retried", cause), state.grows_at))
     missing = max(have.short - len(have.spare), 0)
     if have.room < missing or have.seats < have.short - missing:
         fit = min(have.room, have.seats)
-        found.append(Hold(f"{held(state)} NICs are held ({explain_limit(state, policy)}): {fit} more fit"))
+        found.append(WaitReason(f"{held(state)} NICs are held ({explain_limit(state, policy)}): {fit} more fit"))
     if state.vxnet_room is not None and state.vxnet_room < min(missing, have.room):
-        found.append(Hold(f"the vxnets have no room for more than {state.vxnet_room}"))
+        found.append(WaitReason(f"the vxnets have no room for more than {state.vxnet_room}"))
     return found
 
 
-def _of_surplus(state: PoolState, policy: PoolPolicy, now: float, above: int) -> Hold:
-    text = f"{above} idle NICs above max-idle are kept"
+def _of_surplus(state: PoolState, policy: PoolPolicy, now: float, above: int) -> WaitReason:
+    text = f"{above} idle NICs above max-idle stay"
     if is_growing(state, now) or state.waiting:
-        return Hold(f"{text} while NICs are created or ADDs wait")
+        return WaitReason(f"{text} while NICs are created or ADDs wait")
     idle = sorted(n.since for n in state.nics if n.state is NicState.IDLE and n.nic_id not in state.busy)
-    return Hold(f"{text} for idle-ttl", idle[0] + policy.idle_ttl if idle else None)
+    return WaitReason(f"{text} for idle-ttl", idle[0] + policy.idle_ttl if idle else None)
 
 
 def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
-    """Why an ADD waits, for its error message; "" where nothing is amiss but the cloud's own schedule."""
+    """Explain why an ADD waits; "" if it only waits for the cloud."""
     if state.creating or any(_comes_from_cloud(n) for n in state.nics) or room(state, policy) > 0:
         return ""
     text = f"all {held(state)} NICs are taken ({explain_limit(state, policy)})"
     if quarantined := sum(n.state is NicState.QUARANTINED for n in state.nics):
-        text += f", {quarantined} of them quarantined, since somebody else uses their addresses"
+        text += f", {quarantined} of them quarantined, as others use their addresses"
     if resting := cooling(state):
-        text += f"; the next one has rested in {max(due_at(resting[0], policy, True) - now, 0.0):.0f} s"
+        text += f"; the next one has cooled down in {max(due_at(resting[0], policy, True) - now, 0.0):.0f} s"
     return text
 
 
 def _comes_from_cloud(nic: Nic) -> bool:
-    """Whether it has never served; one that comes back from a container has to rest first."""
+    """Whether it is on its way and has not served; one from a container has to cool down first."""
     return nic.state in {NicState.CREATING, NicState.ATTACHING, NicState.ARRIVING} and nic.released == 0.0

@@ -1,4 +1,4 @@
-"""The pool planner: what should happen to the pool now, and why? Pure functions on frozen data (design section 5)."""
+"""The pool planner: what should happen to the pool now, and why? Pure functions on frozen data."""
 
 from collections.abc import Iterable
 
@@ -17,16 +17,19 @@ from qingcloud_cni.core.pool.pool_state import (
     Rest,
 )
 
-OVERDUE = 300.0  # seconds after which a NIC that is still being attached is not counted on any more; 180 s were seen
+OVERDUE = 300.0  # seconds from which on an attaching NIC no longer counts as coming; the cloud has taken 180
+FIRST_PAUSE = 60.0  # seconds from the quarantine to the next probe; pauses double …
+LONGEST_PAUSE = 1800.0  # … up to this
+PROXY_CLAIMS = 3  # addresses claimed by one MAC from which on it is a proxy
 
 
 def plan(state: PoolState, policy: PoolPolicy, now: float) -> tuple[Action, ...]:
-    """Decide what brings the pool back between its marks. Carrying it out leaves nothing to plan."""
+    """Decide what brings the pool back between its marks; carrying it out leaves nothing to plan."""
     return tuple(step.action for step in steps(state, policy, now))
 
 
 def steps(state: PoolState, policy: PoolPolicy, now: float) -> tuple[PlannedAction, ...]:
-    """The plan with its reasons."""
+    """Return the plan with its reasons."""
     match state.mode:
         case Mode.STOPPING:
             return ()
@@ -35,10 +38,10 @@ def steps(state: PoolState, policy: PoolPolicy, now: float) -> tuple[PlannedActi
         case _:
             have = balance(state, policy, now)
             return (
-                *_rest(have, policy, now),
+                *_end_cooldown(have, policy, now),
                 *_grow(state, policy, now, have),
                 *_delete(state, have),
-                *_give_back(state, policy, now, have),
+                *_release(state, policy, now, have),
             )
 
 
@@ -59,34 +62,34 @@ def balance(state: PoolState, policy: PoolPolicy, now: float) -> Balance:
 
 
 def held(state: PoolState) -> int:
-    """NICs held or asked for, gateways included."""
+    """Count the NICs that exist or are being created, gateways included."""
     return len(state.nics) + state.creating + state.gateways
 
 
 def limit(state: PoolState, policy: PoolPolicy) -> int:
-    """NICs that may be held."""
+    """Return how many NICs may be held."""
     return min(policy.max_nics, state.instance_room)
 
 
 def room(state: PoolState, policy: PoolPolicy) -> int:
-    """NICs that may still be created; never below 0."""
+    """Return how many NICs may still be created."""
     return max(limit(state, policy) - held(state), 0)
 
 
 def due_at(nic: Nic, policy: PoolPolicy, is_awaited: bool) -> float:
-    """When a cooling NIC's address has rested, in seconds since the epoch.
+    """Return when a cooling NIC's address has cooled down, in seconds since the epoch.
 
-    A client's half-open conntrack entry lives 120 s (nf_conntrack_tcp_timeout_syn_sent). `cooldown` outlives it;
-    `cooldown_min` does not, and is taken only while an ADD waits.
+    A client's half-open conntrack entry lives 120 s (nf_conntrack_tcp_timeout_syn_sent). `cooldown` outlives it.
+    `cooldown_min` does not, so it counts only while an ADD waits.
     """
     return nic.released + (min(policy.cooldown_min, policy.cooldown) if is_awaited else policy.cooldown)
 
 
 def serving_order(idle: Iterable[Nic], policy: PoolPolicy) -> list[Nic]:
-    """In which order idle NICs are handed out: the longest idle first, but those above `max-idle` last.
+    """Sort idle NICs as ADDs get them: the longest idle first, but those above `max-idle` last.
 
-    The surplus are the longest idle of all. Were they handed out in turn, a host where containers come and go would
-    never have one that is idle for `idle-ttl`, and never give any back.
+    The surplus are the longest idle of all. If ADDs got them first, no NIC of a busy host would be idle for
+    `idle-ttl`, and the surplus would never be released.
     """
     ordered = sorted(idle, key=lambda n: (n.since, n.nic_id))
     surplus = max(len(ordered) - policy.max_idle, 0)
@@ -94,22 +97,36 @@ def serving_order(idle: Iterable[Nic], policy: PoolPolicy) -> list[Nic]:
 
 
 def next_due(state: PoolState, policy: PoolPolicy, now: float) -> float | None:
-    """The next time at which the passing of time alone may change the plan; None if it cannot."""
+    """Return the next time at which time alone may change the plan; None if it cannot."""
     rests = [due_at(n, policy, is_awaited) for n in cooling(state) for is_awaited in (state.waiting > 0, False)]
-    times = rests + [t - state.attach_seconds for t in rests]  # from then on it is on its way
+    times = rests + [t - state.attach_seconds for t in rests]  # from then on it counts as coming
     times += [n.since + OVERDUE for n in state.nics if n.state is NicState.ATTACHING]
     idle = [n for n in state.nics if n.state is NicState.IDLE]
     if len(idle) + len(_rested(state, policy, now)) > policy.max_idle:
         times += [n.since + policy.idle_ttl for n in idle]
-    kept = (policy.quarantine, policy.quarantine_min)
-    times += [n.since + seconds for n in state.nics if n.state is NicState.QUARANTINED for seconds in kept]
+    ends = (policy.quarantine, policy.quarantine_min)
+    times += [n.since + seconds for n in state.nics if n.state is NicState.QUARANTINED for seconds in ends]
     times += [state.grows_at, state.shrinks_at]
     return min((t for t in times if t > now), default=None)
 
 
 def cooling(state: PoolState) -> list[Nic]:
-    """The longest rested first."""
+    """Return the cooling NICs, the longest released first."""
     return sorted((n for n in state.nics if n.state is NicState.COOLING), key=lambda n: (n.released, n.nic_id))
+
+
+def probe_due(nic: Nic, probed: float) -> float:
+    """Return when to probe a quarantined NIC again after the probe at *probed*, in seconds since the epoch."""
+    return probed + min(max(probed - nic.since, FIRST_PAUSE), LONGEST_PAUSE)
+
+
+def is_proxy(nics: Iterable[Nic], claimant: str) -> bool:
+    """Whether *claimant*, which has just answered again, is a proxy of the vxnet.
+
+    A proxy that answers for every address would otherwise empty the pool.
+    """
+    claims = sum(n.state is NicState.QUARANTINED and n.claimant == claimant for n in nics)
+    return claims + 1 >= PROXY_CLAIMS
 
 
 def above_max_idle(have: Balance, policy: PoolPolicy) -> int:
@@ -117,7 +134,7 @@ def above_max_idle(have: Balance, policy: PoolPolicy) -> int:
 
 
 def above_limit(state: PoolState, policy: PoolPolicy, have: Balance) -> int:
-    """NICs more than may be held; the limits are settings, and may have been lowered."""
+    """Return how many NICs are held above the limit, which may have been lowered."""
     return max(held(state) - _leaving(state) - len(have.spare) - limit(state, policy), 0)
 
 
@@ -129,7 +146,7 @@ def is_growing(state: PoolState, now: float) -> bool:
 
 
 def explain_need(state: PoolState, policy: PoolPolicy, have: Balance) -> str:
-    """What is wanted of the pool and what it has, in words."""
+    """Describe what the pool needs and has."""
     adds = "1 ADD waits" if state.waiting == 1 else f"{state.waiting} ADDs wait"
     mark = f"min-idle {policy.min_idle}"
     if have.short and state.is_thrifty:
@@ -138,7 +155,7 @@ def explain_need(state: PoolState, policy: PoolPolicy, have: Balance) -> str:
 
 
 def explain_limit(state: PoolState, policy: PoolPolicy) -> str:
-    """Which limit it is that is met first."""
+    """Describe the lowest limit."""
     if state.instance_room < policy.max_nics:
         return f"{state.instance_room} left by the instance's own limit"
     return f"max-nics {policy.max_nics}"
@@ -147,9 +164,9 @@ def explain_limit(state: PoolState, policy: PoolPolicy) -> str:
 # --- the steps ---------------------------------------------------------------------------------------
 
 
-def _rest(have: Balance, policy: PoolPolicy, now: float) -> list[PlannedAction]:
+def _end_cooldown(have: Balance, policy: PoolPolicy, now: float) -> list[PlannedAction]:
     def why(nic: Nic) -> str:
-        rested = f"its address has rested for {now - nic.released:.0f} s"
+        rested = f"its address has cooled down for {now - nic.released:.0f} s"
         if due_at(nic, policy, False) <= now:
             return f"{rested} (cooldown {policy.cooldown:g} s)"
         return f"{rested}, which is enough while an ADD waits (cooldown-min {policy.cooldown_min:g} s)"
@@ -175,17 +192,17 @@ def _grow(state: PoolState, policy: PoolPolicy, now: float, have: Balance) -> li
 
 
 def _wanted(have: Balance) -> tuple[str, ...]:
-    """The NICs attached nowhere that are needed, and that the instance can carry."""
+    """Return the unattached NICs that are needed and fit on the instance."""
     return have.spare[: min(have.short, have.seats)]
 
 
 def _delete(state: PoolState, have: Balance) -> list[PlannedAction]:
-    """NICs attached nowhere that will not be used: those that stayed would be left over one day."""
+    """Delete unattached NICs that are not needed, as they would become orphans."""
     match state.mode:
         case Mode.SERVING:
             unwanted = have.spare[len(_wanted(have)) :]
             is_full = len(unwanted) > max(len(have.spare) - have.short, 0)
-            why = "the instance can carry no more" if is_full else "nobody needs them"
+            why = "the instance has no room" if is_full else "not needed"
         case Mode.LEAVING:
             unwanted, why = have.spare, "the instance is going away"
         case _:
@@ -193,20 +210,20 @@ def _delete(state: PoolState, have: Balance) -> list[PlannedAction]:
     return [PlannedAction(DeleteNics(unwanted), f"attached nowhere, and {why}")] if unwanted else []
 
 
-def _give_back(state: PoolState, policy: PoolPolicy, now: float, have: Balance) -> list[PlannedAction]:
-    """Quarantined NICs whose address is not to be had, and idle ones that are too many, all in one detach."""
+def _release(state: PoolState, policy: PoolPolicy, now: float, have: Balance) -> list[PlannedAction]:
+    """Release quarantined and surplus idle NICs, all in one detach."""
     if state.mode is not Mode.SERVING or state.shrinks_at > now:
         return []
-    given_back, reasons = _hopeless(state, policy, now, have)
-    surplus, why = _surplus(state, policy, now, have, len(given_back))
-    given_back += surplus
-    return [PlannedAction(DetachNics(given_back), "; ".join(filter(None, (*reasons, why))))] if given_back else []
+    released, reasons = _quarantined(state, policy, now, have)
+    surplus, why = _surplus(state, policy, now, have, len(released))
+    released += surplus
+    return [PlannedAction(DetachNics(released), "; ".join(filter(None, (*reasons, why))))] if released else []
 
 
-def _hopeless(
+def _quarantined(
     state: PoolState, policy: PoolPolicy, now: float, have: Balance
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Quarantined NICs to give back, the longest quarantined first: after a while, sooner to make room; and why."""
+    """Choose quarantined NICs to release, the longest quarantined first: after a time, or to make room."""
     quarantined = sorted(
         (n.since, n.nic_id) for n in state.nics if n.state is NicState.QUARANTINED and n.nic_id not in state.busy
     )
@@ -219,16 +236,16 @@ def _hopeless(
     if old:
         reasons.append(f"{len(old)} quarantined for {policy.quarantine:g} s: others still use their addresses")
     if displaced:
-        reasons.append(f"{len(displaced)} quarantined, in whose place NICs can be created that ADDs wait for")
+        reasons.append(f"{len(displaced)} quarantined, to make room for NICs that ADDs wait for")
     return old + displaced, tuple(reasons)
 
 
 def _surplus(
-    state: PoolState, policy: PoolPolicy, now: float, have: Balance, given_back: int
+    state: PoolState, policy: PoolPolicy, now: float, have: Balance, released: int
 ) -> tuple[tuple[str, ...], str]:
-    """Idle NICs to give back, the longest idle first, besides *given_back* others; and why.
+    """Choose idle NICs to release, the longest idle first, besides *released* others.
 
-    None while the pool grows or an ADD waits, lest it swing.
+    While the pool grows or an ADD waits it releases none: otherwise it would swing.
     """
     if is_growing(state, now) or have.short or state.waiting:
         return (), ""
@@ -236,7 +253,7 @@ def _surplus(
     idle_since += [(now, n.nic_id) for n in have.rested]
     free = [(since, nic_id) for since, nic_id in idle_since if nic_id not in state.busy]
     old = sum(since + policy.idle_ttl <= now for since, _ in free)
-    unused, excess = min(old, above_max_idle(have, policy)), above_limit(state, policy, have) - given_back
+    unused, excess = min(old, above_max_idle(have, policy)), above_limit(state, policy, have) - released
     surplus = tuple(nic_id for _, nic_id in free[: max(unused, excess, 0)])
     if not surplus:
         return (), ""
@@ -250,14 +267,14 @@ def _drain(state: PoolState, now: float) -> tuple[PlannedAction, ...]:
     free = [n for n in state.nics if n.nic_id not in state.busy]
     spare = tuple(n.nic_id for n in free if n.state is NicState.CREATING)
     unused = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.GATEWAY)
-    given_back = tuple(
+    released = tuple(
         n.nic_id for n in free if n.state in unused or (n.state is NicState.MISSING and n.nic_id in state.nowhere)
     )
     found: list[PlannedAction] = []
     if spare:
         found.append(PlannedAction(DeleteNics(spare), "this host is being drained; attached nowhere"))
-    if given_back and state.shrinks_at <= now:
-        found.append(PlannedAction(DetachNics(given_back), "this host is being drained; they serve nothing"))
+    if released and state.shrinks_at <= now:
+        found.append(PlannedAction(DetachNics(released), "this host is being drained; they are unused"))
     return tuple(found)
 
 
@@ -265,9 +282,9 @@ def _drain(state: PoolState, now: float) -> tuple[PlannedAction, ...]:
 
 
 def _short(state: PoolState, policy: PoolPolicy, ready: int, spare: int) -> int:
-    """NICs to be got, where *ready* are here or coming, and *spare* only have to be attached.
+    """Return how many NICs are missing, with *ready* ones idle or coming and *spare* ones to attach.
 
-    A call takes few or many; but where none has to be created, none is created for thrift.
+    A create takes one call for any number. So while calls are scarce, a pool that needs one is filled to max-idle.
     """
     least = state.waiting + policy.min_idle - ready
     if least <= 0:
@@ -281,7 +298,7 @@ def _leaving(state: PoolState) -> int:
 
 
 def _seated(state: PoolState) -> int:
-    """NICs that are on the instance, or about to be asked onto it, gateways included."""
+    """Count the NICs that are on the instance, or about to be, gateways included."""
     on_it = sum(
         n.nic_id in state.busy if n.state is NicState.CREATING else n.state is not NicState.DELETING
         for n in state.nics
@@ -290,36 +307,36 @@ def _seated(state: PoolState) -> int:
 
 
 def _rested(state: PoolState, policy: PoolPolicy, now: float) -> list[Nic]:
-    """Cooling NICs that become idle now, the longest rested first."""
-    resting = cooling(state)
+    """Return the cooling NICs that become idle now, the longest released first."""
+    cooling_nics = cooling(state)
     idle = sum(n.state is NicState.IDLE for n in state.nics)
-    return resting[: _done_by(resting, state.waiting - idle, policy, now)]
+    return cooling_nics[: _done_by(cooling_nics, state.waiting - idle, policy, now)]
 
 
-def _done_by(resting: list[Nic], awaited: int, policy: PoolPolicy, then: float) -> int:
-    """How many of *resting*, the longest rested first, will be idle at *then*.
+def _done_by(cooling_nics: list[Nic], awaited: int, policy: PoolPolicy, then: float) -> int:
+    """Count those of *cooling_nics*, the longest released first, that will be idle at *then*.
 
-    The shorter rest is for as many as ADDs wait for, those with the full one counted.
+    *awaited* of them need `cooldown_min` only, including those that have the full `cooldown` behind them.
     """
-    full = sum(due_at(n, policy, False) <= then for n in resting)
-    short = sum(due_at(n, policy, True) <= then for n in resting)
+    full = sum(due_at(n, policy, False) <= then for n in cooling_nics)
+    short = sum(due_at(n, policy, True) <= then for n in cooling_nics)
     return max(full, min(short, awaited))
 
 
 def _is_attaching(nic: Nic, now: float) -> bool:
-    """Whether its link may be expected soon."""
+    """Whether its link is expected soon."""
     return nic.state is NicState.ATTACHING and now < nic.since + OVERDUE
 
 
 def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: tuple[Nic, ...]) -> int:
-    """NICs on their way: sooner there than one that were created now."""
+    """Count NICs on their way, which will be idle sooner than one created now."""
     count = state.creating
     for nic in state.nics:
         match nic.state:
             case NicState.ATTACHING:
                 count += _is_attaching(nic, now)
             case NicState.ARRIVING:
-                count += nic.released == 0.0  # one that comes back from a container has to rest first
+                count += nic.released == 0.0  # one that returns from a container has to cool down first
             case NicState.CREATING:
                 count += nic.nic_id in state.busy
             case _:

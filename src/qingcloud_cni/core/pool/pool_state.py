@@ -1,4 +1,4 @@
-"""What the planner knows of the pool, what is wanted of it, and what may be done: plain data."""
+"""The planner's data: policy, facts, actions."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,56 +8,53 @@ from qingcloud_cni.core.nics.model import Nic
 
 @dataclass(frozen=True, slots=True)
 class PoolPolicy:
-    """The operator's wishes; times in seconds."""
+    """The operator's settings; times in seconds."""
 
     min_idle: int = 3  # NICs to hold ready
-    max_idle: int = 8  # idle NICs above which the longest idle are given back; not below min_idle
+    max_idle: int = 8  # idle NICs above which the longest idle are released; not below min_idle
     max_nics: int = 60  # NICs this instance may hold for containers, in all states together
-    idle_ttl: float = 600.0  # a surplus NIC that has been idle for less is kept
-    cooldown: float = 130.0  # rest of an address: outlives a client's SYN_SENT conntrack entry of 120 s
-    cooldown_min: float = 30.0  # rest that is enough while an ADD waits
-    # Time that a NIC whose address somebody else uses is kept. It may become free again, and a NIC that were created
-    # in its place would soon get the same address.
+    idle_ttl: float = 600.0  # time that a surplus NIC stays idle before its release
+    cooldown: float = 130.0  # of an address: outlives a client's SYN_SENT conntrack entry of 120 s
+    cooldown_min: float = 30.0  # enough while an ADD waits
+    # Time until the release of a NIC whose address another machine uses. The address may become free, and a new NIC
+    # would soon get the same one.
     quarantine: float = 3600.0
-    quarantine_min: float = 60.0  # the same where it takes the room of one that an ADD waits for
+    quarantine_min: float = 60.0  # the same where an ADD waits for its room
 
 
 class Mode(StrEnum):
-    """What the agent is about: it decides what may be planned at all."""
+    """What the agent is doing, which decides what may be planned."""
 
-    STARTING = "starting"  # not compared with the cloud yet: nothing is asked of it
-    UNRECORDED = "unrecorded"  # the disk takes no intents: nothing that needs one is begun
+    STARTING = "starting"  # not compared with the cloud yet: no cloud changes
+    UNRECORDED = "unrecorded"  # the state file cannot be written: no intents
     SERVING = "serving"
     LEAVING = "leaving"  # the instance is going away: nothing is created, attached or detached
-    DRAINING = "draining"  # all that serves nothing is given back
-    STOPPING = "stopping"  # nothing is begun
+    DRAINING = "draining"  # unused NICs are released
+    STOPPING = "stopping"  # no operation is started
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """The facts. *creating* are NICs asked of the cloud and not answered yet; *busy* NICs belong to an operation.
-
-    While draining *nics* holds the gateways that nobody uses as well. Times are in seconds since the epoch.
-    """
+    """The facts. While draining, *nics* includes unused gateways. Times are in seconds since the epoch."""
 
     nics: tuple[Nic, ...]
     mode: Mode = Mode.SERVING
-    creating: int = 0
-    gateways: int = 0  # NICs held or asked for as gateways: they take room, and are none of the pool's
+    creating: int = 0  # NICs requested from the cloud, without an answer yet
+    gateways: int = 0  # NICs held or requested as gateways: they take room
     waiting: int = 0  # ADDs in the queue
-    instance_room: int = 63  # NICs the instance can carry beside those of others
-    vxnet_room: int | None = None  # NICs that vxnets still take, besides those asked for; None: no bound is known
-    grows_at: float = 0.0  # creating and attaching back off until then
-    shrinks_at: float = 0.0  # the same for detaching
-    is_thrifty: bool = False  # calls are scarce: a pool that must be filled is filled to the brim
-    attach_seconds: float = 5.0  # how long an attach takes, as seen lately
-    busy: frozenset[str] = frozenset()
-    nowhere: frozenset[str] = frozenset()  # missing NICs whose link no reachable namespace holds
+    instance_room: int = 63  # NICs that fit on the instance beside those of others
+    vxnet_room: int | None = None  # NICs that the vxnets have room for; None: unknown
+    grows_at: float = 0.0  # creates and attaches back off until then
+    shrinks_at: float = 0.0  # the same for detaches
+    is_thrifty: bool = False  # calls are scarce: a create fills the pool to max_idle
+    attach_seconds: float = 5.0  # recent duration of an attach
+    busy: frozenset[str] = frozenset()  # NICs of an operation under way
+    nowhere: frozenset[str] = frozenset()  # missing NICs without a link in any reachable namespace
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """The NIC has rested: it is idle again."""
+    """The NIC has cooled down: it is idle."""
 
     nic_id: str
 
@@ -69,7 +66,7 @@ class CreateNics:
 
 @dataclass(frozen=True, slots=True)
 class AttachNics:
-    """NICs of ours that exist and are attached nowhere."""
+    """Attach NICs that exist and are attached nowhere."""
 
     nic_ids: tuple[str, ...]
 
@@ -89,7 +86,7 @@ Action = Rest | CreateNics | AttachNics | DetachNics | DeleteNics
 
 @dataclass(frozen=True, slots=True)
 class PlannedAction:
-    """An action, and why it is planned, in words."""
+    """An action and its reason."""
 
     action: Action
     why: str
@@ -97,12 +94,12 @@ class PlannedAction:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """What the pool has and what it lacks."""
+    """What the pool has and lacks."""
 
-    rested: tuple[Nic, ...]  # cooling NICs that become idle now, the longest rested first
-    idle: int  # with those
-    coming: int  # NICs on their way: sooner there than one that were created now
-    short: int  # NICs wanted that are neither there nor coming, whatever the limits
-    spare: tuple[str, ...]  # NICs that exist, are attached nowhere and belong to no operation
-    seats: int  # NICs that the instance can still carry
-    room: int  # NICs that may still be created, whatever vxnets take
+    rested: tuple[Nic, ...]  # cooling NICs that become idle now, the longest released first
+    idle: int  # including those
+    coming: int  # NICs on their way, idle sooner than one created now
+    short: int  # NICs wanted that are neither idle nor coming, without limits
+    spare: tuple[str, ...]  # NICs attached nowhere, without an operation
+    seats: int  # NICs that still fit on the instance
+    room: int  # NICs that may still be created, without the bound of vxnets

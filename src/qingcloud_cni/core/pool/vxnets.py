@@ -1,4 +1,4 @@
-"""Which vxnet the next NIC is created in: the three policies of `--policy`, and rest for vxnets without addresses."""
+"""Which vxnet the next NIC is created in: the policies of `--policy`, without vxnets that are full."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-REST_FIRST = 60.0  # seconds a vxnet without addresses is skipped at first; doubled each time
+REST_FIRST = 60.0  # seconds for which a full vxnet is skipped at first; doubled each time
 REST_LONGEST = 1800.0
-ROOM_BELIEVED = 300.0  # seconds for which a number of free addresses is believed: all hosts take from the same ones
+ROOM_BELIEVED = 300.0  # seconds for which a count of free addresses is used: other hosts take them as well
 
 _NONE_ASKED: Mapping[str, int] = MappingProxyType({})
 
@@ -20,27 +20,25 @@ class VxnetPolicy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How it stands with one vxnet."""
-
+class VxnetStatus:
     vxnet_id: str
-    room: int | None = None  # NICs that still fit, those asked for counted; None where the cloud has not told lately
-    rests_until: float = 0.0  # seconds since the epoch; 0 where it does not rest
-    is_next: bool = False  # the policy's first choice; for Random none is
+    room: int | None = None  # NICs that still fit; None if unknown
+    rests_until: float = 0.0  # skipped until then, in seconds since the epoch; 0 if it is not
+    is_next: bool = False  # the policy's next choice; none with Random
 
 
 @dataclass(slots=True)
 class _Record:
     room: int | None = None
-    told: float = 0.0  # when the cloud told of *room*
+    room_at: float = 0.0  # the time of *room*
     rests_until: float = 0.0
     next_rest: float = REST_FIRST
 
 
 class VxnetChooser:
-    """Chooses a vxnet per NIC and remembers which ones failed or are full. Its memory does not outlive the agent.
+    """Chooses a vxnet per NIC, from what earlier creates showed. Nothing of it is persisted.
 
-    *asked*, where it is an argument, are NICs by vxnet that were asked of the cloud and are not answered yet.
+    Arguments *asked* are the NICs being created, by vxnet.
     """
 
     def __init__(self, policy: VxnetPolicy, vxnet_ids: Sequence[str], rng: random.Random) -> None:
@@ -49,7 +47,7 @@ class VxnetChooser:
         self.policy = policy
         self._vxnet_ids = tuple(dict.fromkeys(vxnet_ids))
         self._rng = rng
-        self._next = 0  # index of the vxnet that FailRotate stays on and RoundRotate takes next
+        self._next = 0  # index of the vxnet that FailRotate stays on, and RoundRotate uses next
         self._records = {vxnet_id: _Record() for vxnet_id in self._vxnet_ids}
 
     def __repr__(self) -> str:
@@ -59,7 +57,7 @@ class VxnetChooser:
     # --- choosing ------------------------------------------------------------------------------------
 
     def choose(self, count: int, now: float, asked: Mapping[str, int] = _NONE_ASKED) -> tuple[str, ...]:
-        """A vxnet for each of *count* NICs, in order; fewer, or none, where all others rest or are full."""
+        """Return a vxnet for each of *count* NICs; fewer if all vxnets are full."""
         rooms = self._rooms(now, asked)
         chosen: list[str] = []
         for _ in range(count):
@@ -74,7 +72,7 @@ class VxnetChooser:
         return tuple(chosen)
 
     def preview(self, count: int, now: float, asked: Mapping[str, int] = _NONE_ASKED) -> tuple[str, ...]:
-        """What `choose` would answer now; nothing where chance decides."""
+        """Return what `choose` would return now; nothing with Random."""
         if self.policy is VxnetPolicy.RANDOM:
             return ()
         before = self._next
@@ -83,50 +81,50 @@ class VxnetChooser:
         return chosen
 
     def _pick(self, free: Sequence[int]) -> int:
-        """One of the indexes *free*, as the policy has it."""
+        """Return one of the indexes *free* by the policy."""
         if self.policy is VxnetPolicy.RANDOM:
             return self._rng.choice(free)
         index = next((n for n in free if n >= self._next), free[0])
         self._next = index if self.policy is VxnetPolicy.FAIL_ROTATE else (index + 1) % len(self._vxnet_ids)
         return index
 
-    # --- what the cloud says -------------------------------------------------------------------------
+    # --- outcomes ------------------------------------------------------------------------------------
 
-    def worked(self, vxnet_id: str, count: int, now: float) -> None:
-        """*count* NICs were created there; with them the last addresses may be gone."""
+    def created(self, vxnet_id: str, count: int, now: float) -> None:
+        """*count* NICs were created there."""
         if (record := self._records.get(vxnet_id)) is None:
-            return  # a gateway's, in a vxnet that is configured no more
+            return  # of a gateway, in a vxnet that is no longer configured
         record.next_rest = REST_FIRST
-        if record.room is not None and record.told + ROOM_BELIEVED > now:
+        if record.room is not None and record.room_at + ROOM_BELIEVED > now:
             left = record.room - count
             if left > 0:
                 record.room = left
             else:
-                self.has_room(vxnet_id, 0, now)
+                self.set_room(vxnet_id, 0, now)
 
     def failed(self, vxnet_id: str) -> None:
-        """A create there was refused: FailRotate moves on, unless it has done so already."""
+        """A create there was refused: FailRotate moves on, unless it already did."""
         if self.policy is VxnetPolicy.FAIL_ROTATE and self._vxnet_ids[self._next] == vxnet_id:
             self._next = (self._next + 1) % len(self._vxnet_ids)
 
-    def has_room(self, vxnet_id: str, addresses: int, now: float) -> None:
-        """The cloud says how many addresses are left; with none the vxnet rests, each time for longer.
+    def set_room(self, vxnet_id: str, addresses: int, now: float) -> None:
+        """Record the number of free addresses. A full vxnet is skipped, each time for longer.
 
-        The length is spread: all hosts of a cluster find the same vxnet full.
+        Jitter spreads the hosts of a cluster, which find the same vxnet full.
         """
         if (record := self._records.get(vxnet_id)) is None:
             return
         if addresses > 0:
-            record.room, record.told, record.rests_until = addresses, now, 0.0
+            record.room, record.room_at, record.rests_until = addresses, now, 0.0
             return
         record.room = None
         record.rests_until = now + record.next_rest * self._rng.uniform(0.75, 1.25)
         record.next_rest = min(record.next_rest * 2, REST_LONGEST)
 
-    # --- how it stands -------------------------------------------------------------------------------
+    # --- status --------------------------------------------------------------------------------------
 
     def room(self, now: float, asked: Mapping[str, int] = _NONE_ASKED) -> int | None:
-        """NICs that fit into all of them together; None where for one of them there is no telling."""
+        """Return how many NICs fit into all vxnets; None if unknown for one."""
         total = 0
         for room in self._rooms(now, asked).values():
             if room is None:
@@ -134,38 +132,38 @@ class VxnetChooser:
             total += room
         return total
 
-    def standings(self, now: float, asked: Mapping[str, int] = _NONE_ASKED) -> tuple[Standing, ...]:
+    def statuses(self, now: float, asked: Mapping[str, int] = _NONE_ASKED) -> tuple[VxnetStatus, ...]:
         rooms = self._rooms(now, asked)
         (first,) = self.preview(1, now, asked) or ("",)
         return tuple(
-            Standing(v, rooms[v], r.rests_until if r.rests_until > now else 0.0, v == first)
+            VxnetStatus(v, rooms[v], r.rests_until if r.rests_until > now else 0.0, v == first)
             for v, r in self._records.items()
         )
 
     def next_choice_at(self, now: float) -> float:
-        """When one of them does not rest: *now*, or the end of the shortest rest."""
+        """Return when the first vxnet may be chosen again; *now* if one may be already."""
         return min(max(now, record.rests_until) for record in self._records.values())
 
     def next_change_at(self, now: float) -> float | None:
-        """When `room` may grow by the passing of time alone; None if it cannot."""
+        """Return when time alone may raise `room`; None if it cannot."""
         times = [r.rests_until for r in self._records.values()]
-        times += [r.told + ROOM_BELIEVED for r in self._records.values() if r.room is not None]
+        times += [r.room_at + ROOM_BELIEVED for r in self._records.values() if r.room is not None]
         return min((t for t in times if t > now), default=None)
 
     def _rooms(self, now: float, asked: Mapping[str, int]) -> dict[str, int | None]:
-        """What fits into each; None where nothing is known."""
+        """Return what fits into each; None if unknown."""
         rooms: dict[str, int | None] = {}
         for vxnet_id, record in self._records.items():
             if now < record.rests_until:
                 rooms[vxnet_id] = 0
-            elif record.room is None or record.told + ROOM_BELIEVED <= now:
+            elif record.room is None or record.room_at + ROOM_BELIEVED <= now:
                 rooms[vxnet_id] = None
             else:
                 rooms[vxnet_id] = max(record.room - asked.get(vxnet_id, 0), 0)
         return rooms
 
 
-def explain_rest(standings: Sequence[Standing], now: float) -> str:
-    """Which vxnets are skipped and for how long; "" where none is."""
-    resting = [f"{s.vxnet_id} for {s.rests_until - now:.0f} s more" for s in standings if s.rests_until > now]
-    return f"no addresses left, so not asked again: {', '.join(resting)}" if resting else ""
+def explain_skipped(statuses: Sequence[VxnetStatus], now: float) -> str:
+    """Name the vxnets that are skipped, and for how long; "" if none is."""
+    resting = [f"{s.vxnet_id} for {s.rests_until - now:.0f} s more" for s in statuses if s.rests_until > now]
+    return f"no free addresses, so skipped: {', '.join(resting)}" if resting else ""
