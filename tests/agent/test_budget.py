@@ -227,7 +227,7 @@ def test_a_drain_finds_them_at_once(tmp_path: Path, min_idle: int) -> None:
         async with served(host, is_warm=False):
             await host.until(lambda: host.agent.is_cloud_compared, "begun")
             await host.until(lambda: host.states().count("idle") >= min_idle, "warm")
-            assert host.agent.reconciler.is_owed
+            assert host.agent.reconciler.is_postponed
             host.agent.pool.drain()
             assert not host.agent.is_drained()
             asked = host.model.calls["DescribeNics"]
@@ -244,7 +244,7 @@ def test_one_of_which_it_cannot_tell_yet_whose_it_is_keeps_a_drain_going(tmp_pat
             left_behind(host)
             await host.until(lambda: host.agent.is_cloud_compared, "begun")
             host.agent.pool.drain()
-            await host.until(lambda: not host.agent.reconciler.is_owed, "looked for", 600.0)
+            await host.until(lambda: not host.agent.reconciler.is_postponed, "looked for", 600.0)
             assert not host.agent.is_drained()
             assert "earlier life" in _progress(cast("OpenAgent", SimpleNamespace(agent=host.agent)))
             await host.until(host.agent.is_drained, "drained", 4 * HOUR)
@@ -259,7 +259,7 @@ def test_a_host_that_has_not_looked_for_them_yet_makes_gateways(tmp_path: Path) 
             await host.until(lambda: host.agent.is_cloud_compared, "begun")
             routes = {"routes": [{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}]}
             await host.ask("ADD", "c0", ipam=routes, timeout=110.0)
-            assert host.agent.reconciler.is_owed
+            assert host.agent.reconciler.is_postponed
             assert host.states().count("gateway") == 1
 
     virtual_time.run(main())
@@ -274,7 +274,7 @@ def test_a_host_whose_instance_has_nics_is_compared_at_once(tmp_path: Path) -> N
             await host.clock.sleep(20.0)
             await host.start()
             await host.until(lambda: host.agent.is_cloud_compared, "compared", 12 * HOUR)
-            assert not host.agent.reconciler.is_owed
+            assert not host.agent.reconciler.is_postponed
 
     virtual_time.run(main())
 
@@ -314,11 +314,11 @@ def test_a_host_whose_nics_are_attached_nowhere_is_no_new_one(tmp_path: Path) ->
     async def main() -> None:
         async with simulated(tmp_path, api_budget=9, is_warm=False) as host:
             set_faults(host, FaultSpec("AttachNics", "refuse", times=1000, code=1400, message="NotNow"))
-            await host.until(lambda: host.agent.operations.provisioner.backoff.failures > 0, "refused")
+            await host.until(lambda: host.agent.provisioner.backoff.failures > 0, "refused")
             await host.kill()
             await host.start()
             await host.until(lambda: host.agent.is_cloud_compared, "compared", 12 * HOUR)
-            assert not host.agent.reconciler.is_owed
+            assert not host.agent.reconciler.is_postponed
             assert host.model.calls["DescribeNics"] >= 2
 
     virtual_time.run(main())
@@ -350,7 +350,7 @@ def test_a_repair_that_waits_for_its_call_is_not_made_once_the_instance_goes_awa
             repair = asyncio.create_task(host.agent.reconciler._remedies._repair([nic_id]))
             await host.clock.sleep(1.0)
             host.console("StopInstances", **{"instances.1": host.instance_id})
-            await host.agent.operations.instance_status.ask(waiting)
+            await host.agent.instance_status.ask(waiting)
             assert not repair.done()
             await repair
             assert host.model.calls["DetachNics"] == 0

@@ -143,7 +143,7 @@ def test_an_add_whose_record_is_refused_leaves_its_nic_as_it_was(tmp_path: Path)
             await host.add("c0")
         assert {n: nic.state for n, nic in host.nics.items()} == {n: nic.state for n, nic in before.items()}
         assert host.kernel.links_in(netns_of("c0")) == ()
-        assert not host.agent.context.moving
+        assert not host.agent.context.moves
         await empty(host)
         await host.add("c0")
 

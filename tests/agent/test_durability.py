@@ -182,7 +182,7 @@ def test_locks_and_marks_of_requests_go_with_them(tmp_path: Path) -> None:
                 await asyncio.gather(host.delete(f"c{n}"), host.delete(f"c{n}"))
             await host.clock.sleep(60)
             assert all(key_of(f"c{n}") not in host.agent.attachments._lock for n in range(20))
-            assert not host.agent.context.moving
+            assert not host.agent.context.moves
             assert key_of("c0") not in host.agent.context.table.attachments
 
     virtual_time.run(main())

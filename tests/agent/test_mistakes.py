@@ -9,7 +9,7 @@ import pytest
 from lives import scenario
 from lives.life import live
 from qingcloud_cni.agent.attachments.attachments import Attachments
-from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.context import Identity
 from qingcloud_cni.agent.base.journal import Journal
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.agent.cloudops.cloud_writes import CloudWrites
@@ -46,7 +46,7 @@ def asked_before_it_is_announced(patch: Patch) -> None:
         self._context.journal.push()
         return intent
 
-    patch(CloudWrites, "_announced", announced)
+    patch(CloudWrites, "_persisted", announced)
 
 
 def addresses_get_no_rest(patch: Patch) -> None:
@@ -116,7 +116,7 @@ def what_is_being_created_does_not_count(patch: Patch) -> None:
 
 
 def every_nic_is_ours(patch: Patch) -> None:
-    patch(Context, "is_ours", lambda _self, _name: True)
+    patch(Identity, "is_ours", lambda _self, _name: True)
 
 
 def flows_of_former_owners_stay(patch: Patch) -> None:

@@ -264,7 +264,7 @@ def test_an_instance_that_goes_away_gets_nothing_repaired(tmp_path: Path, *, is_
         async with simulated(tmp_path, replace(default_topology("sim", 1), latencies=SLOW)) as host:
             await host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0)
             host.console("StopInstances", **{"instances.1": host.instance_id})
-            await host.agent.operations.instance_status.ask(host.agent.context.urgency.provisioning)
+            await host.agent.instance_status.ask(host.agent.context.urgency.provisioning)
             state = NicState.GATEWAY if is_gateway else NicState.IDLE
             nic = host.agent.context.table.in_state(state)[0]
             host.kernel._unplug(nic.nic_id)
@@ -299,7 +299,7 @@ def test_a_gateway_nic_that_an_instance_that_goes_away_has_lost_is_not_attached_
             if not keeps_link:
                 await host.until(lambda: host.model.calls["ModifyNicAttributes"] > modified, "it is to be attached")
             host.console("StopInstances", **{"instances.1": host.instance_id})
-            await host.agent.operations.instance_status.ask(host.agent.context.urgency.provisioning)
+            await host.agent.instance_status.ask(host.agent.context.urgency.provisioning)
             await host.clock.sleep(600)
             assert host.model.calls["AttachNics"] == attaches
             assert gateway.nic_id in host.nics
@@ -312,7 +312,7 @@ def test_an_instance_that_goes_away_gets_no_gateway(tmp_path: Path) -> None:
         topology = replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0)))
         async with simulated(tmp_path, topology) as host:
             host.console("StopInstances", **{"instances.1": host.instance_id})
-            await host.agent.operations.instance_status.ask(host.agent.context.urgency.provisioning)
+            await host.agent.instance_status.ask(host.agent.context.urgency.provisioning)
             creates = host.model.calls["CreateNics"]
             with pytest.raises(Unavailable, match=r"no gateway NIC.*instance i-simhost1 is stopping in the cloud"):
                 await host.ask("ADD", "c0", ipam=TO_HOST, timeout=20.0)
@@ -364,9 +364,9 @@ def test_a_refused_detach_of_many_nics_is_one_failure(tmp_path: Path, fault: Fau
         async with simulated(tmp_path, min_idle=6) as host:
             set_faults(host, fault)
             host.agent.pool.drain()
-            await host.until(lambda: host.agent.operations.releaser.backoff.cause, "the refusal")
+            await host.until(lambda: host.agent.releaser.backoff.cause, "the refusal")
             await host.until(lambda: host.states() == ["idle"] * 6, "all are parked again")
-            assert host.agent.operations.releaser.backoff.failures == 1
+            assert host.agent.releaser.backoff.failures == 1
             await host.until(lambda: not host.nics, "drained", seconds=20)
 
     virtual_time.run(main())

@@ -72,7 +72,7 @@ def test_a_del_at_any_moment_of_an_add_leaves_nothing(tmp_path: Path, looks: int
         assert isinstance(answer, dict | Unavailable), answer
         assert containers_of(host) == set()
         assert not host.kernel.links_in(netns_of("c0"))
-        assert not host.agent.context.moving
+        assert not host.agent.context.moves
         await host.until(lambda: host.states().count("idle") >= 3, "all at rest")
 
     lived(test, tmp_path, disk_seconds=0.01, cooldown=0)
@@ -99,7 +99,7 @@ def test_an_add_that_waits_for_a_gateway_ends_too_and_its_nic_is_free_again(tmp_
             await add
         assert host.clock.now() - begun <= 1.0
         assert containers_of(host) == set()
-        assert not host.agent.context.moving
+        assert not host.agent.context.moves
         assert host.states().count("idle") >= 3
 
     lived(test, tmp_path)
@@ -119,7 +119,7 @@ def test_a_nic_that_comes_at_the_moment_the_add_is_called_off_is_not_lost(tmp_pa
             await add
         assert first
         assert host.nics[nic_id].state is NicState.IDLE
-        assert not host.agent.context.moving
+        assert not host.agent.context.moves
         assert containers_of(host) == set()
 
     lived(test, tmp_path, max_nics=1, min_idle=1)

@@ -182,9 +182,7 @@ def test_where_links_never_come_the_pool_slows_down_instead_of_using_up_its_nics
             await host.until(lambda: host.states().count("missing") >= 3, "the first ones are given up")
             with pytest.raises(PoolEmpty, match="no link within"):
                 await host.add("c0", seconds=20.0)
-            await host.until(
-                lambda: host.agent.operations.provisioner.backoff.failures >= 5, "each failure is counted"
-            )
+            await host.until(lambda: host.agent.provisioner.backoff.failures >= 5, "each failure is counted")
             host.check_invariants()
 
     virtual_time.run(main())

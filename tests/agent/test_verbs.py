@@ -181,7 +181,7 @@ def test_gc_goes_on_after_one_that_fails_and_tells_it_at_the_end(
             return await is_gone(mac, netns, alias)
 
         monkeypatch.setattr(host.kernel, "is_gone", fail_for_c1)
-        with pytest.raises(KernelRefused, match="GC of net: 1 of 3 unlisted attachments not freed: ") as failure:
+        with pytest.raises(KernelRefused, match="GC of net: 1 of 3 unlisted attachments not released: ") as failure:
             await host.ask(Verb.GC, "", {LIST: []})
         assert "net/c1/eth0: netns /run/netns/c1: open: too many open files" in str(failure.value)
         assert containers_of(host) == {"c1"}
@@ -200,7 +200,7 @@ def test_gc_stops_when_its_time_is_up_and_says_what_is_left(tmp_path: Path, monk
             return await is_gone(mac, netns, alias)
 
         monkeypatch.setattr(host.kernel, "is_gone", slow)
-        with pytest.raises(Unavailable, match="GC of net: 1 of 3 unlisted attachments not looked at within 9 s"):
+        with pytest.raises(Unavailable, match="GC of net: 1 of 3 unlisted attachments not checked within 9 s"):
             await host.ask(Verb.GC, "", {LIST: []}, timeout=10.0)
         assert containers_of(host) == {"c0", "c1", "c2"}
 

@@ -123,7 +123,7 @@ async def _rest(steps: Steps) -> None:
 def _is_content(agent: Agent) -> bool:
     """Whether nothing is under way, and nothing wanted that may not be had, as where all vxnets are full."""
     pool, context = agent.pool, agent.context
-    short = balance(pool.state(), context.policy, context.now()).short
+    short = balance(pool.state(), agent.policy, context.now()).short
     return not (short or pool.plan() or context.table.intents)
 
 

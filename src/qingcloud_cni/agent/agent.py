@@ -1,4 +1,4 @@
-"""The agent without its interfaces: the parts wired together, and the order in which they begin."""
+"""The agent without its interfaces: wires its parts together and starts them in order."""
 
 import asyncio
 import random
@@ -11,19 +11,22 @@ from qingcloud_cni.agent.attachments.attachments import Attachments
 from qingcloud_cni.agent.attachments.spool import Spool, SpoolStatistics
 from qingcloud_cni.agent.attachments.spool_files import SpoolFiles
 from qingcloud_cni.agent.base.clock import delay_after
-from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.context import Context, Identity
 from qingcloud_cni.agent.base.journal import Journal, JournalStatistics, Listener
+from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.agent.base.urgency import CallUrgency
+from qingcloud_cni.agent.cloudops.instance_status import InstanceStatus
 from qingcloud_cni.agent.cloudops.jobs import Jobs
-from qingcloud_cni.agent.cloudops.operations import Operations
-from qingcloud_cni.agent.cloudops.vxnet_cache import VxnetCache
+from qingcloud_cni.agent.cloudops.lookups import VxnetCache
+from qingcloud_cni.agent.cloudops.provisioning import Provisioner
+from qingcloud_cni.agent.cloudops.release import Releaser
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.duplicates import Duplicates
 from qingcloud_cni.agent.pool.pool import Pool, PoolStatistics
 from qingcloud_cni.agent.reconcile.links import Links
 from qingcloud_cni.agent.reconcile.preflight import Preflight
-from qingcloud_cni.agent.reconcile.reconcile import LOOK_PERIOD, DriftStatistics, Reconciler
+from qingcloud_cni.agent.reconcile.reconcile import SURVEY_PERIOD, DriftStatistics, Reconciler
 from qingcloud_cni.agent.reconcile.remedies import Remedies
 from qingcloud_cni.agent.reconcile.startup_comparison import StartupComparison
 from qingcloud_cni.agent.settings.settings import Settings
@@ -32,7 +35,7 @@ from qingcloud_cni.core.drift.schedule import stretched
 from qingcloud_cni.core.errors import NotInitialised, Unavailable
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.metrics import counter, gauge
-from qingcloud_cni.core.nics.model import NicState
+from qingcloud_cni.core.nics.model import NicState, OpKind
 from qingcloud_cni.core.nics.rows import TableStatistics
 from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.pool.vxnets import VxnetChooser, VxnetPolicy
@@ -41,12 +44,12 @@ from qingcloud_cni.core.seams.cloud import Cloud
 from qingcloud_cni.core.seams.kernel import Kernel
 from qingcloud_cni.core.seams.store import Store
 
-HOUR = 3600.0  # seconds between looks at what hardly changes
+HOUR = 3600.0  # seconds between checks of what rarely changes
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What an agent is given."""
+    """The seams of one agent, and what it has to know of its host."""
 
     cloud: Cloud
     kernel: Kernel
@@ -55,7 +58,7 @@ class World:
     rng: random.Random
     boot_id: str  # of the host
     listeners: tuple[Listener, ...] = ()
-    set_forward: float = 0.0  # seconds by which times on disk are behind the clock: it was set meanwhile
+    set_forward: float = 0.0  # offset to add to persisted times after a clock step, in seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,68 +93,81 @@ class AgentStatistics:
 
 
 class Agent:
-    """The table of NICs and everything that keeps it true."""
+    """The table of NICs and all tasks that change it."""
 
-    def __init__(self, settings: Settings, context: Context) -> None:
+    def __init__(self, settings: Settings, identity: Identity, context: Context, signals: Signals) -> None:
+        shared = context, identity, signals
         chooser = VxnetChooser(VxnetPolicy(settings.policy), settings.vxnet, context.rng)
         vxnets = VxnetCache(context.cloud, lambda vxnet_id, left: chooser.set_room(vxnet_id, left, context.now()))
+        self.identity = identity
         self.context = context
+        self.policy = settings.pool
+        self._signals = signals
         self.jobs = Jobs(context)
-        self.operations = Operations(context, self.jobs, chooser, vxnets)
-        duplicates = Duplicates(context, is_on=settings.duplicate_probe)
-        self.pool = Pool(context, self.operations, chooser, duplicates, settings.instance_nic_limit)
-        self.gateways = Gateways(context, self.pool, self.operations, vxnets)
-        self.links = Links(context, self.pool, self.gateways)
-        files = SpoolFiles(settings.spool, context.instance_id, settings.socket, settings.bindaddr)
-        self.attachments = Attachments(context, self.pool, self.gateways, files)
+        self.instance_status = InstanceStatus(context, signals, identity.instance_id)
+        self.provisioner = Provisioner(
+            *shared, self.jobs, chooser=chooser, vxnets=vxnets, instance_status=self.instance_status
+        )
+        self.releaser = Releaser(*shared, self.jobs)
+        duplicates = Duplicates(context, signals, settings.pool.quarantine, is_on=settings.duplicate_probe)
+        self.pool = Pool(
+            *shared, policy=self.policy, provisioner=self.provisioner, releaser=self.releaser, chooser=chooser,
+            duplicates=duplicates, instance_nic_limit=settings.instance_nic_limit,
+        )  # fmt: skip
+        self.gateways = Gateways(
+            *shared, pool=self.pool, provisioner=self.provisioner, releaser=self.releaser, vxnets=vxnets
+        )
+        self.links = Links(*shared, self.pool, self.gateways)
+        files = SpoolFiles(settings.spool, identity.instance_id, settings.socket, settings.bindaddr)
+        self.attachments = Attachments(*shared, self.pool, self.gateways, spool=files)
         self.spool = Spool(context, self.attachments, files)
         remedies = Remedies(
-            context, pool=self.pool, operations=self.operations, links=self.links, attachments=self.attachments,
+            *shared, pool=self.pool, releaser=self.releaser, links=self.links, attachments=self.attachments,
             vxnets=vxnets,
         )  # fmt: skip
         self.reconciler = Reconciler(
-            context, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, remedies=remedies,
+            *shared, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, remedies=remedies,
             iface=settings.iface,
         )  # fmt: skip
-        self._preflight = Preflight(context, vxnets, self.operations.instance_status, settings.vxnet)
+        self._preflight = Preflight(context, identity, vxnets, self.instance_status, settings.vxnet)
         self._serves_from_disk = bool(context.table.nics)
         self._startup = StartupComparison(
             context, self._preflight, self.reconciler, settings.qyaccessfilepath,
             serves_from_disk=self._serves_from_disk,
         )  # fmt: skip
-        context.urgency.is_serving = lambda: self.is_initialised
         self._left_over = tuple(context.table.intents.values())
         self._is_kernel_compared = False
-        self.is_cloud_compared = False
-        self.orphans = TaskRecord(LOOK_PERIOD)
+        self._is_cloud_compared = False
+        self.orphans = TaskRecord(SURVEY_PERIOD)
         self.vxnets = TaskRecord(HOUR)
         self.upkeep = TaskRecord(HOUR)
 
     @classmethod
     @asynccontextmanager
     async def opened(cls, settings: Settings, instance_id: str, world: World) -> AsyncIterator["Agent"]:
-        """An agent whose table is loaded; nothing is compared or begun yet.
+        """An agent whose table is loaded; nothing is compared or started yet.
 
-        On exit its tasks are cancelled, and then what they changed is written.
+        On exit its tasks are cancelled, and their changes are written.
         """
         snapshot = await world.store.load()
         table = Table(snapshot)
         table.reset_clock(world.set_forward, world.clock.now())
         async with asyncio.TaskGroup() as writers:
-            journal = Journal(table, world.store, world.clock, world.rng, world.listeners)
+            signals = Signals()
+            journal = Journal(
+                table, world.store, world.clock, world.rng, world.listeners, on_recovered=signals.obstacle_gone
+            )
             writers.create_task(journal.run(), name="store")
             async with asyncio.TaskGroup() as group:
+                identity = Identity(instance_id, settings.nic_name_prefix, settings.gatewayns)
                 context = Context(
-                    instance_id=instance_id, nic_name_prefix=settings.nic_name_prefix,
-                    gateway_prefix=settings.gatewayns, policy=settings.pool, table=table, journal=journal,
-                    cloud=world.cloud, kernel=world.kernel, clock=world.clock, rng=world.rng, tasks=Tasks(group),
-                    urgency=CallUrgency(world.cloud.reconsider),
+                    table, journal, world.cloud, CallUrgency(world.cloud.reconsider), world.kernel, world.clock,
+                    world.rng, Tasks(group),
                 )  # fmt: skip
                 table.note_boot(world.boot_id, context.now())
-                journal.when_recovered = context.look_again
                 if snapshot.set_aside:
                     context.note("store.set-aside", detail=snapshot.set_aside)
-                yield cls(settings, context)
+                yield cls(settings, identity, context, signals)
                 context.tasks.cancel()
             journal.end()
 
@@ -174,17 +190,21 @@ class Agent:
 
     @property
     def last_cloud_error(self) -> str:
-        """Why the latest comparison came to nothing; "" if it did not."""
+        """Why the latest comparison failed; "" if it did not."""
         return self._startup.error or self.reconciler.last_error
+
+    @property
+    def is_cloud_compared(self) -> bool:
+        return self._is_cloud_compared
 
     @property
     def is_initialised(self) -> bool:
         """Kernel compared with the table, and the cloud compared once or the table not empty."""
-        return self._is_kernel_compared and (self.is_cloud_compared or self._serves_from_disk)
+        return self._is_kernel_compared and (self._is_cloud_compared or self._serves_from_disk)
 
     @property
     def obstacle(self) -> str:
-        """Why no ADD is served at the moment; "" where they are."""
+        """Why no ADD is served at the moment; "" if ADDs are served."""
         if not self.is_initialised:
             return self.last_cloud_error or "the comparison at start is under way"
         trouble = self.context.journal.trouble
@@ -200,12 +220,14 @@ class Agent:
             raise NotInitialised("the agent is not ready yet: it compares its table with the kernel")
 
     async def compare_kernel(self) -> None:
-        """Table against kernel: before this nothing is served."""
+        """Compare the table with the kernel; nothing is served before."""
         await self.attachments.settle_unfinished()
-        await self.reconciler.look_around()
-        with suppress(Unavailable):  # the task looks again, and records what is wrong
-            await self.spool.look()
+        await self.reconciler.compare_links()
+        with suppress(Unavailable):  # the periodic task tries again, and records the error
+            await self.spool.scan()
         self._is_kernel_compared = True
+        if self.is_initialised:
+            self.context.urgency.serve()
 
     def begin(self) -> None:
         """Start all tasks; `compare_kernel` comes first."""
@@ -219,34 +241,36 @@ class Agent:
 
     async def check_vxnets(self) -> None:
         self.vxnets.period = stretched(HOUR, self.context.cloud.spending().rate)
-        await self._preflight.look_again()
+        await self._preflight.check_again()
 
     async def reconcile(self) -> None:
-        """Compare with the cloud until it has answered once, then begin what may change it, and go on comparing."""
+        """Compare with the cloud until it has answered once; only then begin cloud writes, and go on comparing."""
         await self._startup.run()
-        self.is_cloud_compared = True
+        self._is_cloud_compared = True
+        self.context.urgency.serve()
         for intent in self._left_over:
-            self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", self.operations.resume(intent))
-        self.pool.is_open = True
+            writes = self.provisioner if intent.kind in {OpKind.CREATE, OpKind.ATTACH} else self.releaser
+            self.context.tasks.spawn(f"resume {intent.kind} {intent.op_id}", writes.resume(intent))
+        self.pool.open()
         self.context.note("agent.ready")
         self.context.journal.push()
-        self.context.look_again()
+        self._signals.obstacle_gone()
         await self.reconciler.run()
 
     def is_drained(self) -> bool:
-        """Nothing but NICs that serve containers, their gateways' included, is left or under way.
+        """Whether only NICs that serve containers, and their gateways, are left, and no operation is under way.
 
-        Not before the comparison with the cloud, which may find more.
+        False before the comparison with the cloud, which may find more NICs.
         """
         table = self.context.table
         nics = tuple(table.nics.values())
         spare = unused(nics, tuple(table.attachments.values()))
         serving = {NicState.ASSIGNED, NicState.GATEWAY}
         is_free = all(n.state in serving and n.nic_id not in spare for n in nics)
-        return self.is_cloud_compared and not self.reconciler.expects_more and is_free and not table.intents
+        return self._is_cloud_compared and not self.reconciler.expects_more and is_free and not table.intents
 
     def stop(self) -> None:
-        """Accept no ADD any more; those that wait are told so. NICs stay where they are."""
+        """Fail waiting and new ADDs, and begin nothing more. NICs stay where they are."""
         self.pool.stop()
 
 
@@ -274,7 +298,7 @@ TASKS: Sequence[PeriodicTask] = (
     PeriodicTask(
         "orphan containers", "every 30 s",
         "lists every namespace: finds containers that ended without DEL, and links in wrong namespaces",
-        lambda agent: agent.orphans, lambda agent: agent.repeat(agent.orphans, agent.reconciler.look_around),
+        lambda agent: agent.orphans, lambda agent: agent.repeat(agent.orphans, agent.reconciler.compare_links),
     ),
     PeriodicTask(
         "spool", "checks the directory every second, works on change", "carries out spooled DELs",

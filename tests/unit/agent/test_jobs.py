@@ -22,7 +22,6 @@ from qingcloud_cni.core.errors import CloudUnreachable, ResourceNotFound
 from qingcloud_cni.core.nics.changes import Change, Snapshot
 from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.nics.table import Table
-from qingcloud_cni.core.pool.pool_state import PoolPolicy
 from qingcloud_cni.core.seams.cloud import Cloud, HowUrgent, Job, JobStatus
 from qingcloud_cni.core.seams.kernel import Kernel
 from qingcloud_cni.core.seams.store import EventFilter
@@ -103,8 +102,8 @@ def with_jobs(cloud: FakeCloud, use: Callable[[Jobs], Coroutine[Any, Any, None]]
             table, tasks, rng = Table(Snapshot()), Tasks(group), random.Random(1)
             journal = Journal(table, store, VirtualClock(), rng)
             context = Context(
-                "i-1", "qingcni", "hostnic", PoolPolicy(), table, journal, cast("Cloud", cloud),
-                cast("Kernel", None), VirtualClock(), rng, tasks, CallUrgency(lambda: None),
+                table, journal, cast("Cloud", cloud), CallUrgency(lambda: None), cast("Kernel", None), VirtualClock(),
+                rng, tasks,
             )  # fmt: skip
             jobs = Jobs(context)
             tasks.spawn("store", journal.run())
@@ -168,13 +167,13 @@ def test_a_job_added_later_shares_the_calls() -> None:
     assert cloud.asked[-1][0] < 50
 
 
-def test_the_first_look_may_be_at_once_or_later() -> None:
+def test_the_first_poll_may_be_at_once_or_later() -> None:
     cloud = FakeCloud({"j-1": 0.0, "j-2": 0.0})
 
     async def use(jobs: Jobs) -> None:
-        await jobs.end("j-1", refill, first_look=0.0)
+        await jobs.end("j-1", refill, first_poll=0.0)
         assert now() < 0.1
-        await jobs.end("j-2", refill, first_look=60.0)
+        await jobs.end("j-2", refill, first_poll=60.0)
         assert now() == pytest.approx(60, abs=0.1)
 
     with_jobs(cloud, use)
@@ -288,10 +287,10 @@ def test_a_job_that_a_container_waits_for_takes_the_others_along() -> None:
         limiter = cloud.limiter = make_gate(VirtualClock(), 12)
         while limiter.try_acquire(release):
             pass
-        slow = asyncio.create_task(jobs.end("j-1", release, first_look=0.0))
+        slow = asyncio.create_task(jobs.end("j-1", release, first_poll=0.0))
         await asyncio.sleep(60.0)
         assert not slow.done()
-        await jobs.end("j-2", waiting, first_look=0.0)
+        await jobs.end("j-2", waiting, first_poll=0.0)
         await slow
         assert now() < 61.0
 

@@ -7,7 +7,8 @@ import pytest
 
 from inprocess import virtual_time
 from inprocess.virtual_time import EPOCH, VirtualClock
-from qingcloud_cni.agent.base.tasks import Signal, TaskRecord, Tasks, repeat
+from qingcloud_cni.agent.base.signals import Signal
+from qingcloud_cni.agent.base.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.core.errors import Unavailable
 
 CLOCK = VirtualClock()

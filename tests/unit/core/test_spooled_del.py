@@ -34,7 +34,7 @@ def spool(tmp_path: Path) -> SpoolFiles:
 
 
 def found(spool: SpoolFiles) -> list[SpoolFile | Oddity]:
-    return list(spool.look())
+    return list(spool.scan())
 
 
 def names(spool: SpoolFiles) -> list[str]:
@@ -287,7 +287,7 @@ def test_a_later_del_is_not_removed_for_an_earlier_one(spool: SpoolFiles) -> Non
     spool.remove(file)
     later = spool.find(KEY)
     assert later is not None
-    assert later.kept.uptime == 2.0
+    assert later.spooled.uptime == 2.0
 
 
 def test_every_change_has_another_stamp(spool: SpoolFiles) -> None:

@@ -149,12 +149,12 @@ def test_every_del_that_is_kept_can_be_read_by_the_agent(
     process = Process(environment | {b"CNI_COMMAND": b"DEL"}, stdin)
     run_to_its_end(process, [b""], place)
     spool = SpoolFiles(directory, "i-1", place / "agent.sock", Address("127.0.0.1", 1))
-    found = list(spool.look())
+    found = list(spool.scan())
     assert len(found) == (process.status == 0)
     for item in found:
         if isinstance(item, Oddity):
             assert item.event == "spool.left"
         else:
-            assert item.kept.key.container_id.encode() == environment[b"CNI_CONTAINERID"]
-            assert item.kept.key.ifname.encode() == environment[b"CNI_IFNAME"]
-            assert item.kept.uptime == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=30)
+            assert item.spooled.key.container_id.encode() == environment[b"CNI_CONTAINERID"]
+            assert item.spooled.key.ifname.encode() == environment[b"CNI_IFNAME"]
+            assert item.spooled.uptime == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=30)

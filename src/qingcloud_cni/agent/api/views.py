@@ -211,14 +211,14 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
     states = [n.state for n in table.nics.values()]
     return StatusView(
         version=version,
-        instance_id=agent.context.instance_id,
+        instance_id=agent.identity.instance_id,
         pid=pid,
         ready=not agent.obstacle,
         cloud_compared=agent.is_cloud_compared,
         cloud_error=agent.last_cloud_error
-        or agent.context.leaving
-        or agent.operations.provisioner.backoff.cause
-        or agent.operations.releaser.backoff.cause,
+        or agent.instance_status.leaving
+        or agent.provisioner.cause
+        or agent.releaser.cause,
         store_error=agent.context.journal.trouble,
         unsaved=agent.context.journal.unsaved,
         draining=agent.pool.is_draining,

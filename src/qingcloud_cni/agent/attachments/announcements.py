@@ -1,4 +1,4 @@
-"""Announcements that follow an ADD: the kernel's own, made as the link comes up, may be too early to be heard."""
+"""Announcements after an ADD: the switch may drop the kernel's own, which it sends as the link comes up."""
 
 import asyncio
 from contextlib import suppress
@@ -13,7 +13,7 @@ PAUSES = (0.2, 0.6)
 
 
 class Announcements:
-    """Tells neighbours again whose an address is, outside of any request's path."""
+    """Repeats the announcement of a container's address to its neighbours, in tasks of its own."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -27,12 +27,12 @@ class Announcements:
         self._tasks[order.mac] = self._context.tasks.spawn(f"announce {order.mac}", repeating)
 
     def stop(self, nic_id: str) -> None:
-        """Announce its address no more; `ended` tells when that is so."""
+        """End the announcements of this NIC; `ended` waits until they have."""
         if nic_id in self._stops:
             self._stops[nic_id].set()
 
     async def ended(self, nic_id: str) -> None:
-        """When this returns, nothing of its container's namespace is held open for an announcement."""
+        """Wait until no announcement holds the container's namespace open."""
         if task := self._tasks.get(nic_id):
             await asyncio.wait({task})
 

@@ -1,4 +1,4 @@
-"""ADD, DEL, CHECK and GC: a container's way to a NIC, and the NIC's way back."""
+"""ADD, DEL, CHECK and GC: moves NICs into containers and back."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -7,8 +7,9 @@ from qingcloud_cni.agent.attachments.announcements import Announcements
 from qingcloud_cni.agent.attachments.spool_files import SpoolFile, SpoolFiles
 from qingcloud_cni.agent.attachments.unclaimed import Unclaimed
 from qingcloud_cni.agent.base.attachment_lock import AttachmentLock, CniCall
-from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.context import Context, Identity
 from qingcloud_cni.agent.base.phases import Phase, Phases
+from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.core.cni.check import faults
@@ -27,35 +28,44 @@ from qingcloud_cni.core.errors import (
     Unavailable,
 )
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Netns, Nic, Route
-from qingcloud_cni.core.nics.names import link_alias
 from qingcloud_cni.core.seams.kernel import LinkOrder, PlacedLink, Survey
 
-TRIES = 3  # NICs tried where the link of the one chosen turns out to be missing
+TRIES = 3  # NICs tried if the link of the assigned one turns out to be missing
 
 
 class Attachments:
-    """Serves what concerns attachments; requests for the same one wait for each other."""
+    """Serves the verbs on attachments; requests for the same one wait for each other."""
 
-    def __init__(self, context: Context, pool: Pool, gateways: Gateways, spool: SpoolFiles) -> None:
+    def __init__(
+        self,
+        context: Context,
+        identity: Identity,
+        signals: Signals,
+        pool: Pool,
+        gateways: Gateways,
+        *,
+        spool: SpoolFiles,
+    ) -> None:
         self._context = context
+        self._identity = identity
+        self._signals = signals
         self._spool = spool
         self._pool = pool
         self._gateways = gateways
         self._lock = AttachmentLock()
-        self._unclaimed = Unclaimed(context)
+        self._unclaimed = Unclaimed(context, identity)
         self._announcements = Announcements(context)
 
     async def add(
         self, key: AttachmentKey, netns_path: str, config: NetworkConfig, call: CniCall
     ) -> tuple[Attachment, Nic]:
-        """Give the container a NIC. A repeated ADD gets the first answer.
+        """Attach a NIC to the container. A repeated ADD gets the first answer.
 
-        Where the answer is wanted no more nothing is done, or it is undone: the DEL that follows a failed ADD may
-        have been served already.
+        If the call is cancelled, the ADD is undone: the DEL that follows a failed ADD may have been served already.
         Raises InvalidNetns, InvalidConfig, PoolEmpty, Draining, Unavailable, KernelRefused; then nothing is left
         behind.
         """
-        async with self._lock.hold(key, call):  # from the first moment, lest a DEL that comes later be done before
+        async with self._lock.hold(key, call):  # from the first moment, so that a later DEL waits for it
             with call.phases.waiting(Phase.KERNEL):
                 netns = await self._context.kernel.identify(netns_path)
             call.check()
@@ -85,12 +95,12 @@ class Attachments:
             return attachment, nic
 
     async def delete(self, key: AttachmentKey, call: CniCall, netns_path: str = "") -> None:
-        """Take the container's NIC back; success where there is none.
+        """Release the container's NIC; success if it has none.
 
-        *netns_path* may lead to one that the table, begun anew, does not know of.
+        *netns_path* may lead to a NIC that a new table does not know. ADDs of the attachment that wait are cancelled.
 
-        ADDs that wait for one are ended. Unavailable if another request for it is not done in time, or if the caller
-        has gone: it has kept the DEL in the spool, or will repeat it, and an ADD may have come since.
+        Unavailable if another request for it does not end in time, or if the caller has gone: it has spooled the DEL
+        or will repeat it, and an ADD may have come since.
         """
         call.check()
         self._lock.call_off_adds(key, "a DEL of the same attachment came meanwhile")
@@ -103,22 +113,22 @@ class Attachments:
                 await self._release(attachment, "DEL", call.phases)
 
     async def finish(self, file: SpoolFile) -> bool:
-        """Do a DEL that was kept while the agent could not be asked; False if a request for it is being served.
+        """Carry out a spooled DEL; False if a request for its attachment is being served.
 
         KernelRefused as `delete`; the file stays then.
         """
-        if file.kept.key in self._lock:
+        if file.spooled.key in self._lock:
             return False
         call = CniCall(Verb.DEL)
-        async with self._lock.hold(file.kept.key, call):
-            if self._spool.is_there(file):  # else an ADD has done it meanwhile
+        async with self._lock.hold(file.spooled.key, call):
+            if self._spool.is_there(file):  # else an ADD has carried it out meanwhile
                 await self._finish(file, call.phases)
         return True
 
     async def check(self, key: AttachmentKey, netns_path: str, previous: Result, call: CniCall) -> None:
         """Compare the attachment with the kernel and *previous*, the result of its ADD; CheckFailed names the faults.
 
-        Changes nothing. Raises InvalidNetns, KernelRefused; Unavailable as `delete`.
+        Raises InvalidNetns, KernelRefused; Unavailable as `delete`.
         """
         async with self._lock.hold(key, call):
             await self._unclaimed.recognise(key, netns_path, call)
@@ -130,19 +140,17 @@ class Attachments:
                 raise CheckFailed(f"attachment {key}: {'; '.join(found)}")
 
     async def collect(self, network: str, valid: frozenset[AttachmentKey], call: CniCall) -> None:
-        """Free what the runtime has no more: attachments of *network* not in *valid* whose namespace is gone.
+        """Release attachments of *network* that are not in *valid* and whose namespace is gone.
 
-        One with a living namespace is kept, for the list may be another runtime's; so is one that a request speaks of
-        just now. What cannot be freed is told at the end, as KernelRefused; Unavailable if time ran out.
+        One with a living namespace stays, for the list may be another runtime's; so does one that a request is served
+        for. At the end KernelRefused names what could not be released; Unavailable if time ran out.
         """
         failures: list[str] = []
         left = [*unlisted(self._context.table.attachments.values(), network, valid)]
         for n, attachment in enumerate(left):
             if not call.left:
-                told = (
-                    f"{len(left) - n} of {len(left)} unlisted attachments not looked at within {call.seconds:.0f} s"
-                )
-                raise Unavailable(f"GC of {network}: " + "; ".join((told, *failures)))
+                rest = f"{len(left) - n} of {len(left)} unlisted attachments not checked within {call.seconds:.0f} s"
+                raise Unavailable(f"GC of {network}: " + "; ".join((rest, *failures)))
             if attachment.key not in self._lock:
                 try:
                     await self._collect(attachment.key, call)
@@ -150,12 +158,12 @@ class Attachments:
                     failures.append(f"{attachment.key}: {err}")
         if failures:
             raise KernelRefused(
-                f"GC of {network}: {len(failures)} of {len(left)} unlisted attachments not freed: "
+                f"GC of {network}: {len(failures)} of {len(left)} unlisted attachments not released: "
                 + "; ".join(failures)
             )
 
     async def release_left(self, attachment: Attachment) -> None:
-        """An attachment whose namespace is gone without a DEL, unless a request speaks of it just now."""
+        """Release an attachment whose namespace is gone without a DEL, unless a request for it is being served."""
         if attachment.key in self._lock:
             return
         call = CniCall(Verb.DEL)
@@ -171,18 +179,18 @@ class Attachments:
     async def settle_unfinished(self) -> None:
         """After a restart: attachments that are not ready on disk stay if their link is in a container.
 
-        Such an ADD may have been answered, whatever the container has done to its link since; one that was not is
-        followed by a DEL, or by an ADD that finds out. The others were not answered and are taken back; where the
-        kernel refuses that, the next look at the links does it, or the next ADD or DEL of the container.
+        Their ADD may have been answered, whatever the container has done to its link since. If it was not, a DEL or
+        another ADD follows. The others were not answered and are released; if the kernel refuses, the next comparison
+        of the links does it, or the next ADD or DEL of the container.
         """
         context = self._context
         unfinished = [a for a in context.table.attachments.values() if not a.is_ready]
         survey = await context.kernel.survey() if unfinished else Survey((), ())
-        at_home = {link.mac for link in (*survey.host, *survey.parked)}
+        on_host = {link.mac for link in (*survey.host, *survey.parked)}
         for attachment in unfinished:
             nic_id = attachment.nic_id
             try:
-                if nic_id not in at_home and await context.kernel.search({nic_id: self._alias(nic_id)}):
+                if nic_id not in on_host and await context.kernel.search({nic_id: self._identity.alias(nic_id)}):
                     context.table.configured(await self._as_found(attachment), context.now())
                 else:
                     await self._release(attachment, "its ADD was cut off", Phases())
@@ -191,36 +199,33 @@ class Attachments:
         context.journal.push()
 
     async def _as_found(self, attachment: Attachment) -> Attachment:
-        """With what the kernel tells of its link, if that has the name it was given."""
+        """With index and MTU of its link, if that still has its name and alias."""
         try:
             seen = await self._context.kernel.inspect(attachment.netns.path, attachment.key.ifname)
         except InvalidNetns:
             return attachment
-        if seen.link is None or seen.link.alias != self._alias(attachment.nic_id):
+        if seen.link is None or seen.link.alias != self._identity.alias(attachment.nic_id):
             return attachment
         return replace(attachment, ifindex=seen.link.ifindex, mtu=seen.link.mtu)
 
-    def _alias(self, nic_id: str) -> str:
-        return link_alias(self._context.instance_id, nic_id)
-
     async def _finish(self, file: SpoolFile, phases: Phases) -> None:
-        """What came later than the DEL is not touched. The file goes once the release is on disk."""
-        context, kept = self._context, file.kept
-        attachment = context.table.attachments.get(kept.key)
-        outcome = "nothing was held"
-        if attachment is not None and not kept.is_after(context.clock.boot, attachment.uptime):
-            outcome = f"nic {attachment.nic_id} is left: its ADD came later"
+        """Carry out a spooled DEL, unless an ADD came later; remove its file once the release is on disk."""
+        context, spooled = self._context, file.spooled
+        attachment = context.table.attachments.get(spooled.key)
+        outcome = "it had no NIC"
+        if attachment is not None and not spooled.is_after(context.clock.boot, attachment.uptime):
+            outcome = f"nic {attachment.nic_id} stays: its ADD came later"
         elif attachment is not None:
-            await self._release(attachment, "DEL, kept while the agent could not be asked", phases)
+            await self._release(attachment, "a spooled DEL", phases)
             outcome = f"nic {attachment.nic_id} was released"
         with phases.waiting(Phase.STORE):
             await context.journal.record()
-        context.note("spool.done", subject=str(kept.key), detail=outcome)
+        context.note("spool.done", subject=str(spooled.key), detail=outcome)
         context.journal.push()
         try:
             self._spool.remove(file)
-        except Unavailable as err:  # done is done: another time there will be nothing to do
-            context.note("spool.failed", subject=str(kept.key), detail=str(err))
+        except Unavailable as err:  # next time the DEL will find nothing to release
+            context.note("spool.failed", subject=str(spooled.key), detail=str(err))
 
     async def _collect(self, key: AttachmentKey, call: CniCall) -> None:
         context = self._context
@@ -228,7 +233,7 @@ class Attachments:
             attachment = context.table.attachments.get(key)
             if attachment is None:
                 return
-            alias = self._alias(attachment.nic_id)
+            alias = self._identity.alias(attachment.nic_id)
             with call.phases.waiting(Phase.KERNEL):
                 is_gone = await context.kernel.is_gone(attachment.nic_id, attachment.netns, alias)
             if context.table.attachments.get(key) is not attachment:  # its link was seen back on the host meanwhile
@@ -241,11 +246,7 @@ class Attachments:
                 context.journal.push()
 
     async def _known(self, key: AttachmentKey, netns: Netns, call: CniCall) -> Attachment | None:
-        """The attachment of an earlier ADD, if its link is as that one left it.
-
-        Anything else is taken back: what was cut off and not undone, and what the same container had in another
-        namespace, or in this one and lost.
-        """
+        """The attachment of an earlier ADD, if its link is as that one left it; any other is released."""
         attachments = self._context.table.attachments
         if key not in attachments:
             return None
@@ -258,7 +259,7 @@ class Attachments:
         nic = self._context.table.nics[known.nic_id]
         if not faults(found, nic, seen, result_of(found, nic), key.ifname):
             return found
-        await self._release(known, "ADD anew", call.phases)
+        await self._release(known, "a repeated ADD found its link changed", call.phases)
         return None
 
     async def _try_attach(
@@ -286,10 +287,20 @@ class Attachments:
             workload=config.workload,
             uptime=context.clock.uptime(),
         )
-        with call.phases.waiting(Phase.QUEUE):  # the NIC is marked as moving
-            nic = await self._pool.take(wanted, config.wish, call)
-        attachment = table.attachments[key]
-        is_on_disk = False  # all that is answered
+        with call.phases.waiting(Phase.QUEUE):
+            move = await self._pool.take(wanted, config.wish, call)
+        with move:
+            attachment, nic, is_on_disk = await self._configure(table.attachments[key], config, call)
+        if not is_on_disk:
+            await self._record(key, call.phases)
+        return attachment, nic
+
+    async def _configure(
+        self, attachment: Attachment, config: NetworkConfig, call: CniCall
+    ) -> tuple[Attachment, Nic, bool]:
+        """Move the assigned NIC into the container; whether all that is answered is on disk already."""
+        context, table, key = self._context, self._context.table, attachment.key
+        nic = table.nics[attachment.nic_id]
         try:
             gateway = ""
             if config.services:
@@ -305,12 +316,11 @@ class Attachments:
             with call.phases.waiting(Phase.STORE):
                 await context.journal.record()
             with call.phases.waiting(Phase.KERNEL):
-                placed = await self._place(attachment, nic, routes)
+                placed = await self._attach_link(attachment, nic, routes)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now(), call.phases.told())
-            attachment = table.attachments[key]
-            is_on_disk = placed.routes == routes  # the rest can be seen in the kernel: `settle_unfinished`
-        except (InvalidConfig, InvalidNetns, Unavailable) as err:  # nothing was sent under its address
+            return table.attachments[key], nic, placed.routes == routes  # the kernel shows all else after a crash
+        except (InvalidConfig, InvalidNetns, Unavailable) as err:  # the address was not used
             table.returned_unused(key, context.now(), str(err))
             raise
         except LinkNotFound as err:
@@ -320,15 +330,11 @@ class Attachments:
             table.released(key, context.now(), is_parked=True, cause=str(err))
             raise
         finally:
-            context.moving.discard(nic.nic_id)
             context.journal.push()
-            context.plan_due.notify()
-        if not is_on_disk:
-            await self._record(key, call.phases)
-        return attachment, nic
+            self._signals.plan_due.notify()
 
     async def _record(self, key: AttachmentKey, phases: Phases) -> None:
-        """On disk before the answer; what cannot be recorded is taken back, for a restart would do so."""
+        """Write the attachment before the answer; release it if the disk refuses, as a restart would."""
         try:
             with phases.waiting(Phase.STORE):
                 await self._context.journal.record()
@@ -337,31 +343,27 @@ class Attachments:
                 await self._release(attachment, str(err), phases)
             raise
 
-    async def _place(self, attachment: Attachment, nic: Nic, routes: tuple[Route, ...]) -> PlacedLink:
-        alias = self._alias(nic.nic_id)
+    async def _attach_link(self, attachment: Attachment, nic: Nic, routes: tuple[Route, ...]) -> PlacedLink:
+        alias = self._identity.alias(nic.nic_id)
         order = LinkOrder(nic.nic_id, attachment.netns, attachment.key.ifname, nic.address, routes, alias)
         placed = await self._context.kernel.attach(order)
         self._announcements.begin(order, placed.ifindex)
         return placed
 
     async def _release(self, attachment: Attachment, cause: str, phases: Phases) -> None:
-        """Bring the link home and give the NIC its rest; a link that is nowhere yet is awaited on the host."""
-        context = self._context
-        alias = self._alias(attachment.nic_id)
-        context.moving.add(attachment.nic_id)
-        self._announcements.stop(attachment.nic_id)
-        try:
+        """Park the link and let the NIC cool down; a link that is nowhere yet is expected on the host."""
+        context, nic_id = self._context, attachment.nic_id
+        with context.moves.of(nic_id):
+            self._announcements.stop(nic_id)
             with phases.waiting(Phase.KERNEL):
                 is_parked = await context.kernel.detach(
-                    attachment.nic_id, attachment.netns, attachment.ifindex, alias
+                    nic_id, attachment.netns, attachment.ifindex, self._identity.alias(nic_id)
                 )
-                await self._announcements.ended(attachment.nic_id)
+                await self._announcements.ended(nic_id)
             context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
-        finally:
-            context.moving.discard(attachment.nic_id)
-        # A disk that takes nothing keeps no container: after a crash the kernel shows that its link is home.
+        # The container may go even if the disk refuses: after a crash the kernel shows where the link is.
         with phases.waiting(Phase.STORE), suppress(StoreRefused):
             await context.journal.record()
-        context.plan_due.notify()  # not before: planning takes as long as the write, and would hold it up
+        self._signals.plan_due.notify()  # only now: planning takes as long as the write, and would delay it
         if attachment.services:
-            context.path_due.notify()
+            self._signals.path_due.notify()

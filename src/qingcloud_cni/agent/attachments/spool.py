@@ -1,4 +1,4 @@
-"""DELs that the plugin kept while the agent could not be asked: done at start, and when new ones come."""
+"""DELs that the plugin spooled while it could not reach the agent: carried out at start, and as new ones come."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +11,7 @@ from qingcloud_cni.agent.base.tasks import TaskRecord, repeat
 from qingcloud_cni.core.errors import AgentError, StoreRefused, Unavailable
 from qingcloud_cni.core.metrics import gauge
 
-PERIOD = 1.0  # seconds between glances at the directory
+PERIOD = 1.0  # seconds between scans of the directory
 LONGEST_DELAY = 10.0  # seconds after a failure: others may come meanwhile
 
 
@@ -21,11 +21,11 @@ class SpoolStatistics:
 
 
 class Spool:
-    """The periodic task. An ADD does what is kept for its attachment by itself, so it never comes too late."""
+    """The periodic task. An ADD carries out the spooled DEL of its attachment itself."""
 
     def __init__(self, context: Context, attachments: Attachments, files: SpoolFiles) -> None:
         self.record = TaskRecord(PERIOD)
-        self.waiting = 0  # files that could not be dealt with yet
+        self.waiting = 0  # files that could not be processed yet
         self._context = context
         self._attachments = attachments
         self._files = files
@@ -36,17 +36,17 @@ class Spool:
 
     async def run(self) -> None:
         await repeat(
-            self.look, self.record, clock=self._context.clock,
+            self.scan, self.record, clock=self._context.clock,
             backoff=lambda n: delay_after(n, self._context.rng, longest=LONGEST_DELAY),
         )  # fmt: skip
 
-    async def look(self) -> None:
-        """Do all that is there, if something has changed; Unavailable tells at the end what could not be done."""
+    async def scan(self) -> None:
+        """Carry out all spooled DELs, if the directory has changed; at the end Unavailable names what failed."""
         stamp = self._files.stamp()
         if self._seen is not None and stamp == self._seen and not self.waiting:
             return
         try:
-            files = self._files.look()
+            files = self._files.scan()
         except Unavailable as err:
             self._note("spool.unusable", detail=str(err))
             raise
@@ -63,12 +63,12 @@ class Spool:
                 case SpoolFile():
                     try:
                         waiting += not await self._attachments.finish(found)
-                    except StoreRefused:  # told already; the file stays until it is on disk
+                    except StoreRefused:  # noted by the journal; the file stays until the release is on disk
                         waiting += 1
                     except AgentError as err:
                         waiting += 1
                         failures.append(str(err))
-                        self._note("spool.failed", str(found.kept.key), str(err))
+                        self._note("spool.failed", str(found.spooled.key), str(err))
         self.waiting = waiting
         self._seen = stamp
         if failures:

@@ -1,7 +1,6 @@
-"""The spool directory: the files in which the plugin keeps DELs while it cannot ask the agent.
+"""The spool directory: files of DELs that the plugin could not hand to the agent.
 
-It lies in the run directory, which is in memory on every usual host, and holds a few small files if any: it is read
-in the loop's thread.
+The run directory is usually in memory, and the files are small and few, so they are read in the loop's thread.
 """
 
 import errno
@@ -19,41 +18,41 @@ from qingcloud_cni.core.cni.spool import UNIX, SpooledDel, file_name, reaches, r
 from qingcloud_cni.core.errors import Unavailable, UndecodableRequest
 from qingcloud_cni.core.nics.model import AttachmentKey
 
-DRAFT_AGE = 3600.0  # seconds after which a file that is still being written is one of a plugin that was killed
-UNSURE = 2.0  # seconds within which a directory may change again without another time stamp
-_NO_FILE = frozenset({errno.ELOOP, errno.ENXIO})  # a link, a socket: O_NOFOLLOW and open(2) say so
+DRAFT_AGE = 3600.0  # seconds after which the plugin that was writing a draft must have been killed
+UNSURE = 2.0  # seconds within which a directory may change again with the same time stamp
+_NOT_REGULAR = frozenset({errno.ELOOP, errno.ENXIO})  # open(2) of a link with O_NOFOLLOW, of a socket
 Identity = tuple[int, int, int]  # of a file: device, inode, time of its last change
 
 
 @dataclass(frozen=True, slots=True)
 class SpoolFile:
-    """A file that was read; *identity* tells whether it is still the same."""
+    """A file that was read."""
 
     path: Path
     identity: Identity
-    kept: SpooledDel
+    spooled: SpooledDel
 
 
 @dataclass(frozen=True, slots=True)
 class Oddity:
-    """A file that is not dealt with, by the event that tells of it; `spool.failed` may go better another time."""
+    """A file that is not carried out, with the event that reports it; one with `spool.failed` is tried again."""
 
     event: str
     detail: str
 
 
 class SpoolFiles:
-    """The files for one agent, known by its instance or by the addresses it listens at."""
+    """The files for one agent, which they name by its instance or by an address it listens at."""
 
     def __init__(self, directory: Path, instance_id: str, socket: Path, bindaddr: Address) -> None:
         self.directory = directory
         self._instance_id = instance_id
         self._socket = socket
         self._bindaddr = bindaddr
-        self._told: dict[Path, Identity] = {}
+        self._reported: dict[Path, Identity] = {}  # files of other agents
 
     def stamp(self) -> int | None:
-        """Another value after every change; None while that is not certain, or while there is no directory."""
+        """A value that differs after every change; None while that is not certain, or without a directory."""
         try:
             changed = self.directory.stat().st_mtime_ns
         except OSError:
@@ -61,34 +60,34 @@ class SpoolFiles:
         return changed if time.time_ns() - changed > UNSURE * 1e9 else None
 
     def find(self, key: AttachmentKey) -> SpoolFile | None:
-        """The DEL that is kept for this attachment."""
+        """The spooled DEL of this attachment."""
         path = self.directory / file_name(key)
         try:
             self._check_directory()
             file = _read(path)
-        except (OSError, Unavailable, UndecodableRequest):  # `look` deals with it
+        except (OSError, Unavailable, UndecodableRequest):  # `scan` reports it
             return None
-        return file if self._is_ours(file.kept) else None
+        return file if self._is_ours(file.spooled) else None
 
     def is_there(self, file: SpoolFile) -> bool:
-        """Whether it is still the one that was read: it may have been dealt with, or a later DEL has replaced it."""
+        """Whether the file is the one that was read: it may be gone, or a later DEL may have replaced it."""
         try:
             return _identity(file.path.lstat()) == file.identity
         except OSError:
             return False
 
     def remove(self, file: SpoolFile) -> None:
-        """Unavailable where the file system does not let it go."""
+        """Unavailable if the file system refuses."""
         if self.is_there(file):
             try:
                 file.path.unlink()
             except OSError as err:
                 raise Unavailable(f"spool file {file.path} cannot be removed: {err.strerror}") from err
 
-    def look(self) -> list[SpoolFile | Oddity]:
-        """All files for this agent, and what is odd; what is odd and stays is told once.
+    def scan(self) -> list[SpoolFile | Oddity]:
+        """All files for this agent, and oddities; files of other agents are reported once.
 
-        Unavailable where the directory cannot be used.
+        Unavailable if the directory cannot be used.
         """
         try:
             self._check_directory()
@@ -100,12 +99,12 @@ class SpoolFiles:
         for path in paths:
             if path.name.startswith("."):
                 _remove_stale(path)
-        told, self._told = self._told, {}
-        found = [self._judge(path, told.get(path)) for path in paths if path.suffix == ".json"]
+        reported, self._reported = self._reported, {}
+        found = [self._judge(path, reported.get(path)) for path in paths if path.suffix == ".json"]
         return [item for item in found if item is not None]
 
-    def _judge(self, path: Path, told: Identity | None) -> SpoolFile | Oddity | None:
-        """*told* is the identity of the file of this name that was told of before."""
+    def _judge(self, path: Path, reported: Identity | None) -> SpoolFile | Oddity | None:
+        """*reported* is the identity of the file of this name that was reported before."""
         try:
             file = _read(path)
         except FileNotFoundError:
@@ -113,17 +112,17 @@ class SpoolFiles:
         except UndecodableRequest as err:
             return self._set_aside(path, str(err))
         except OSError as err:
-            if err.errno in _NO_FILE:
-                return self._set_aside(path, "it is no regular file")
+            if err.errno in _NOT_REGULAR:
+                return self._set_aside(path, "it is not a regular file")
             return Oddity("spool.failed", f"{path} cannot be read: {err.strerror}")
-        if self._is_ours(file.kept):
+        if self._is_ours(file.spooled):
             return file
-        self._told[path] = file.identity
-        meant = file.kept.instance_id or file.kept.address
-        return Oddity("spool.left", f"{path.name} is for the agent of {meant}") if file.identity != told else None
+        self._reported[path] = file.identity
+        meant = file.spooled.instance_id or file.spooled.address
+        return Oddity("spool.left", f"{path.name} is for the agent of {meant}") if file.identity != reported else None
 
     def _set_aside(self, path: Path, why: str) -> Oddity:
-        """Out of the way, for somebody to look at."""
+        """Rename it, so that an operator can inspect it."""
         other = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.unreadable")
         try:
             path.rename(other)
@@ -131,22 +130,22 @@ class SpoolFiles:
             return Oddity("spool.failed", f"{path}: {why}; it cannot be renamed either: {err.strerror}")
         return Oddity("spool.unreadable", f"{other}: {why}")
 
-    def _is_ours(self, kept: SpooledDel) -> bool:
-        if kept.instance_id:
-            return kept.instance_id == self._instance_id
-        if kept.address.startswith(UNIX):
-            return os.path.realpath(kept.address.removeprefix(UNIX)) == os.path.realpath(self._socket)
-        return reaches(kept.address, self._bindaddr.host, self._bindaddr.port)
+    def _is_ours(self, spooled: SpooledDel) -> bool:
+        if spooled.instance_id:
+            return spooled.instance_id == self._instance_id
+        if spooled.address.startswith(UNIX):
+            return os.path.realpath(spooled.address.removeprefix(UNIX)) == os.path.realpath(self._socket)
+        return reaches(spooled.address, self._bindaddr.host, self._bindaddr.port)
 
     def _check_directory(self) -> None:
-        """Only where others cannot write, a file is what its owner made it to be."""
+        """If others could write to it, a file's owner would prove nothing."""
         status = self.directory.stat()
         if not stat.S_ISDIR(status.st_mode) or not _is_private(status, 0o022):
             raise Unavailable(f"spool {self.directory} is not used: it must be a directory that only root may change")
 
 
 def _read(path: Path) -> SpoolFile:
-    """OSError or UndecodableRequest where it cannot be used."""
+    """OSError or UndecodableRequest if it cannot be used."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -155,12 +154,12 @@ def _read(path: Path) -> SpoolFile:
         if status.st_size > LARGEST_REQUEST:
             raise UndecodableRequest(f"it has more than {LARGEST_REQUEST} bytes")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            kept = read_spooled(file.read())
+            spooled = read_spooled(file.read())
     finally:
         os.close(descriptor)
-    if path.name != file_name(kept.key):
-        raise UndecodableRequest(f"it does not have the name for {kept.key}")
-    return SpoolFile(path, _identity(status), kept)
+    if path.name != file_name(spooled.key):
+        raise UndecodableRequest(f"it does not have the name for {spooled.key}")
+    return SpoolFile(path, _identity(status), spooled)
 
 
 def _is_private(status: os.stat_result, others: int) -> bool:

@@ -1,7 +1,7 @@
-"""Containers with a NIC that the table, begun anew, does not know them to have: requests tell whose it is."""
+"""NICs in containers that a new table does not know: requests show whose they are."""
 
 from qingcloud_cni.agent.base.attachment_lock import CniCall
-from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.context import Context, Identity
 from qingcloud_cni.agent.base.phases import Phase
 from qingcloud_cni.core.cni.network_config import NetworkConfig
 from qingcloud_cni.core.drift.recovery import claimed, unclaimed_attachment
@@ -12,15 +12,16 @@ from qingcloud_cni.core.seams.kernel import Inspection
 
 
 class Unclaimed:
-    """Looks for our alias on the interface that a request names."""
+    """Finds our alias on the interface that a request names."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, identity: Identity) -> None:
         self._context = context
+        self._instance_id = identity.instance_id
 
     async def recognise(
         self, key: AttachmentKey, netns_path: str, call: CniCall, config: NetworkConfig | None = None
     ) -> bool:
-        """Name the unclaimed attachment of this netns by the request's key; False if there is none."""
+        """Give the unclaimed attachment of this netns the request's key; False if there is none."""
         attachments = self._context.table.attachments
         if key not in attachments and any(k.is_unclaimed for k in attachments):
             await self._recognise(key, netns_path, call, config)
@@ -28,13 +29,13 @@ class Unclaimed:
         return False
 
     async def fetch(self, key: AttachmentKey, netns_path: str, call: CniCall) -> None:
-        """For a DEL: the same; and a link of ours whose NIC is not in the table is brought home at once.
+        """As `recognise`, for a DEL; and a link of ours whose NIC is not in the table yet is parked.
 
-        The cloud, which knows the NIC, has not answered since the table was begun anew. Raises KernelRefused.
+        The table is new, and the cloud, which knows the NIC, has not answered yet. Raises KernelRefused.
         """
         seen = await self._recognise(key, netns_path, call)
         link = seen.link if seen is not None else None
-        nic_id = aliased_nic(link.alias, self._context.instance_id) if link is not None else ""
+        nic_id = aliased_nic(link.alias, self._instance_id) if link is not None else ""
         if seen is None or link is None or not nic_id or nic_id in self._context.table.nics:
             return
         with call.phases.waiting(Phase.KERNEL):
@@ -45,14 +46,14 @@ class Unclaimed:
     async def _recognise(
         self, key: AttachmentKey, netns_path: str, call: CniCall, config: NetworkConfig | None = None
     ) -> Inspection | None:
-        """What was seen under the name, if anything could be."""
+        """What the namespace has under the interface's name; None if it cannot be inspected."""
         context, table = self._context, self._context.table
         try:
             with call.phases.waiting(Phase.KERNEL):
                 seen = await context.kernel.inspect(netns_path, key.ifname)
         except InvalidNetns:
             return None
-        nic_id = aliased_nic(seen.link.alias, context.instance_id) if seen.link is not None else ""
+        nic_id = aliased_nic(seen.link.alias, self._instance_id) if seen.link is not None else ""
         nic, holder = table.nics.get(nic_id), table.attachment_of(nic_id)
         if nic is not None and nic.state is NicState.MISSING:
             holder = unclaimed_attachment(nic, seen, context.now())

@@ -77,7 +77,7 @@ class BootTime:
 
 @dataclass(slots=True)
 class Backoff:
-    """Whether to try again yet, and what went wrong last."""
+    """When to retry, and why the latest try failed."""
 
     rng: random.Random
     failures: int = 0
@@ -89,20 +89,24 @@ class Backoff:
         self.until = now + delay_after(self.failures, self.rng)
         self.cause = cause
 
+    def blocked(self, cause: str) -> None:
+        """As `failed`, where another try may succeed at once."""
+        self.cause = cause
+
     def worked(self) -> None:
         self.failures, self.until, self.cause = 0, 0.0, ""
 
 
 @dataclass(slots=True)
-class Lately:
-    """How long something took lately: the median, so that one that hung does not count."""
+class RecentMedian:
+    """The median of recent durations, so that one that hung does not count."""
 
-    first: float  # seconds, until something was seen
-    _seen: deque[float] = field(default_factory=lambda: deque(maxlen=9))
+    first: float  # seconds, until one was measured
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=9))
 
-    def saw(self, seconds: float) -> None:
-        self._seen.append(seconds)
+    def add(self, seconds: float) -> None:
+        self._recent.append(seconds)
 
     @property
     def seconds(self) -> float:
-        return sorted(self._seen)[len(self._seen) // 2] if self._seen else self.first
+        return sorted(self._recent)[len(self._recent) // 2] if self._recent else self.first

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from qingcloud_cni.agent.base.clock import delay_after
-from qingcloud_cni.agent.base.tasks import Signal
+from qingcloud_cni.agent.base.signals import Signal
 from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
 from qingcloud_cni.core.metrics import counter, gauge
 from qingcloud_cni.core.nics.backlog import compacted
@@ -53,13 +53,22 @@ class Journal:
     """
 
     def __init__(
-        self, table: Table, store: Store, clock: Clock, rng: random.Random, listeners: tuple[Listener, ...] = ()
+        self,
+        table: Table,
+        store: Store,
+        clock: Clock,
+        rng: random.Random,
+        listeners: tuple[Listener, ...] = (),
+        *,
+        on_recovered: Callable[[], None] = lambda: None,
     ) -> None:
+        """*on_recovered* is called when a disk that refused writes takes them again."""
         self._table = table
         self._store = store
         self._clock = clock
         self._rng = rng
         self._listeners = listeners
+        self._on_recovered = on_recovered
         self._unsaved: list[Change] = []  # but for those being written
         self._taken = 0  # changes of the table, since the start
         self._saved = 0  # of them on disk
@@ -72,7 +81,6 @@ class Journal:
         self._behind_since = 0.0  # seconds since the epoch
         self.refusals = 0  # writes the disk did not take, since the start
         self.trouble = ""  # why nothing is written at the moment; "" while all is well
-        self.when_recovered: Callable[[], None] = lambda: None
 
     # --- for whoever changes the table -----------------------------------------------------------------
 
@@ -220,7 +228,7 @@ class Journal:
         if self.trouble:
             waited, self.trouble = self.behind, ""
             self._note("store.recovered", f"all is on disk again, {waited:.0f} s late at most")
-            self.when_recovered()
+            self._on_recovered()
         self._tell(lambda w: w.target <= target, None)
 
     def _refused(self, cause: str) -> None:

@@ -6,36 +6,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from qingcloud_cni.agent.base.signals import Signal
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.seams.clock import Clock
-
-
-class Signal:
-    """Wakes whoever waits; kept for the next one where nobody does. Waiters look again at what they wait for."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[asyncio.Future[None], None] = {}  # the longest waiting first
-        self._is_kept = False
-
-    def notify(self) -> None:
-        self._is_kept = not self._waiting
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
-        self._waiting.clear()
-
-    async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - a timeout is an answer here, no error
-        """True if it was notified within *timeout* seconds, or since the last wait ended."""
-        if self._is_kept:
-            self._is_kept = False
-            return True
-        future = asyncio.get_running_loop().create_future()
-        self._waiting[future] = None
-        try:
-            done, _ = await asyncio.wait({future}, timeout=timeout)
-        finally:
-            self._waiting.pop(future, None)
-        return bool(done)
 
 
 class Tasks:

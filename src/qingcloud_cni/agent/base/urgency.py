@@ -1,28 +1,42 @@
-"""How urgent calls of the cloud are, and calls that are begun only when they may go."""
+"""How urgent cloud calls are, and permits for work that is decided only once a call may go."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from qingcloud_cni.agent.base.tasks import Signal, Tasks
+from qingcloud_cni.agent.base.signals import Signal
+from qingcloud_cni.agent.base.tasks import Tasks
 from qingcloud_cni.core.budget import Urgency, explain
 from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.cloud import Cloud, CloudCalls, HowUrgent
 
 
 class CallUrgency:
-    """What the urgency of calls depends on; it is asked again whenever a call waits for its turn."""
+    """Computes the urgency of each kind of call; the limiter asks again while a call waits for its permit."""
 
     def __init__(self, on_more: Callable[[], None]) -> None:
-        """*on_more* is told when calls have become more urgent."""
+        """*on_more* is called when calls have become more urgent."""
         self._on_more = on_more
         self._adds = 0
         self._askers = 0
-        self.is_serving: Callable[[], bool] = lambda: False  # until then every container of this host waits
-        self.is_draining = False
+        self._is_serving = False
+        self._is_draining = False
+
+    @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
+    def drain(self) -> None:
+        """An operator waits until the NICs of this host are deleted."""
+        self._is_draining = True
+        self._on_more()
+
+    def serve(self) -> None:
+        """ADDs are served from now on; until then every container of this host waits for the calls."""
+        self._is_serving = True
 
     @contextmanager
     def waits(self) -> Iterator[None]:
-        """As long as an ADD waits for something that takes calls."""
+        """The time in which an ADD waits for something that takes calls."""
         self._adds += 1
         self._on_more()
         try:
@@ -32,7 +46,7 @@ class CallUrgency:
 
     @contextmanager
     def asks(self) -> Iterator[None]:
-        """As long as somebody waits for a comparison with the cloud."""
+        """The time in which somebody waits for a comparison with the cloud."""
         self._askers += 1
         self._on_more()
         try:
@@ -41,33 +55,32 @@ class CallUrgency:
             self._askers -= 1
 
     def provisioning(self) -> Urgency:
-        return Urgency.WAITING if self._adds or not self.is_serving() else Urgency.REFILL
+        return Urgency.REFILL if self._is_serving and not self._adds else Urgency.WAITING
 
     def comparison(self) -> Urgency:
-        """Of comparisons with the cloud, and of the repairs that follow from them."""
-        return Urgency.REFILL if self._askers or self.is_draining else Urgency.RECONCILE
+        """For comparisons with the cloud and the repairs that follow from them."""
+        return Urgency.REFILL if self._askers or self._is_draining else Urgency.RECONCILE
 
     def release(self) -> Urgency:
-        """An operator who drains a host waits for it; nobody else does."""
-        return Urgency.REFILL if self.is_draining else Urgency.RELEASE
+        return Urgency.REFILL if self._is_draining else Urgency.RELEASE
 
 
 class Permits:
-    """Calls for work that is decided only when they are permitted: until then NICs stay as they are, ADDs come."""
+    """Permits for work that is decided only when a call may go; NICs and ADDs may change until then."""
 
     def __init__(self, name: str, urgency: HowUrgent, due: Signal, cloud: Cloud, tasks: Tasks) -> None:
-        """*due* is notified when a turn has come that was not to be had at once."""
+        """*due* is notified when a permit has come that `take` did not get at once."""
         self._name = name
         self._urgency = urgency
         self._due = due
         self._cloud = cloud
         self._tasks = tasks
-        self._come: CloudCalls | None = None
+        self._granted: CloudCalls | None = None
         self._is_waiting = False
 
     def take(self) -> CloudCalls | None:
-        """A call that may go now; where there is none, one is waited for, and *due* tells."""
-        calls, self._come = self._come, None
+        """A call that may go now. If there is none, a task waits for one and then notifies *due*."""
+        calls, self._granted = self._granted, None
         if calls is None and not self._is_waiting:
             calls = self._cloud.permit_now(self._urgency)
             if calls is None:
@@ -77,14 +90,14 @@ class Permits:
 
     async def _wait(self) -> None:
         try:
-            self._come = await self._cloud.permit(self._urgency)
+            self._granted = await self._cloud.permit(self._urgency)
         finally:
             self._is_waiting = False
         self._due.notify()
 
 
 def explain_budget(cloud: Cloud, clock: Clock) -> str:
-    """Why growth waits for the call budget; "" where it does not. Background calls wait as a matter of course."""
+    """Why ADDs or the refill wait for the call budget; "" if they do not. Background calls usually wait."""
     spending = cloud.spending()
     is_waited_for = any(not urgency.is_background for urgency in spending.queued)
     return explain(spending, clock.now()) if is_waited_for else ""

@@ -1,26 +1,52 @@
-"""What all cloud writes have in common: they are on disk before they are asked, and the cloud tells what they did."""
+"""What all cloud writes share: the intent is on disk before the call, and DescribeNics shows what a lost one did."""
 
-from qingcloud_cni.agent.base.context import Context
+from collections.abc import Coroutine
+from typing import Any
+
+from qingcloud_cni.agent.base.clock import Backoff
+from qingcloud_cni.agent.base.context import Context, Identity
+from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.cloudops.jobs import Jobs
+from qingcloud_cni.agent.cloudops.lookups import Lookups
 from qingcloud_cni.core.nics.model import Intent, NicState
 from qingcloud_cni.core.seams.cloud import CloudNic
 
-JOB_LIMIT = 1800.0  # seconds after which a job that does not end is believed no more than the NICs it is about
+JOB_LIMIT = 1800.0  # seconds after which a pending job is ignored, and the state of its NICs decides
+GONE_FROM_HERE = "the cloud does not list it, or has it attached to another instance"
 FRESH = 5.0  # seconds for which an intent may have waited for the disk when the call is made
 
 
 class CloudWrites:
-    """Base of `Growth` and `Shrinking`."""
+    """Base of `Provisioner` and `Releaser`.
 
-    def __init__(self, context: Context) -> None:
+    A write can be resumed at any point after its intent was saved. No write is repeated before DescribeNics has shown
+    what the first one did.
+    """
+
+    def __init__(self, context: Context, identity: Identity, signals: Signals, jobs: Jobs) -> None:
+        self.backoff = Backoff(context.rng)
         self._context = context
         self._table = context.table
+        self._identity = identity
+        self._signals = signals
+        self._jobs = jobs
+        self._lookups = Lookups(context)
 
-    async def _announced(self, intent: Intent) -> Intent:
-        """The intent as it is on disk, where it has to be before the cloud is asked.
+    @property
+    def cause(self) -> str:
+        """Why the latest read or write failed; "" if it did not."""
+        return self._lookups.error or self.backoff.cause
 
-        One that waited long for the disk is dated anew: after a restart its age tells what the call may still do.
+    def _spawn(self, intent: Intent, work: Coroutine[Any, Any, None]) -> None:
+        self._context.tasks.spawn(f"{intent.kind} {intent.op_id}", work)
+
+    async def _persisted(self, intent: Intent) -> Intent:
+        """The intent as it is on disk, where it has to be before the cloud is called.
+
+        One that waited long for the disk gets a new date: after a restart its age decides whether the call may still
+        take effect.
         """
-        self._context.plan_due.notify()
+        self._signals.plan_due.notify()
         await self._context.journal.save()
         while (now := self._context.now()) - self._table.intents[intent.op_id].since > FRESH:
             self._table.renew(intent.op_id, now)
@@ -29,7 +55,7 @@ class CloudWrites:
 
     def _changed(self) -> None:
         self._context.journal.push()
-        self._context.plan_due.notify()
+        self._signals.plan_due.notify()
 
     def _is(self, nic_id: str, state: NicState) -> bool:
         nic = self._table.nics.get(nic_id)
@@ -39,12 +65,12 @@ class CloudWrites:
         return tuple(n for n in intent.nic_ids if self._is(n, state))
 
     def _is_here(self, nic: CloudNic | None) -> bool:
-        return nic is not None and nic.instance_id == self._context.instance_id
+        return nic is not None and nic.instance_id == self._identity.instance_id
 
     def _is_gone(self, nic: CloudNic | None) -> bool:
-        """Whether it is ours no more: deleted, or attached to another instance."""
-        return nic is None or nic.instance_id not in ("", self._context.instance_id)
+        """Whether the NIC was deleted, or attached to another instance."""
+        return nic is None or nic.instance_id not in ("", self._identity.instance_id)
 
     def _left(self, intent: Intent, seconds: float) -> float:
-        """What is left of *seconds* since the intent; after a restart much of it may have passed."""
+        """How many of *seconds* since the intent are left; a restart may have used them up."""
         return max(intent.since + seconds - self._context.now(), 0.0)

@@ -1,4 +1,4 @@
-"""Cloud jobs under way: all pending ones are asked for in one call, at growing intervals."""
+"""Cloud jobs under way: one DescribeJobs polls all of them, at growing intervals."""
 
 import asyncio
 from contextlib import suppress
@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from math import inf
 
 from qingcloud_cni.agent.base.context import Context
-from qingcloud_cni.agent.base.tasks import Signal, TaskRecord
+from qingcloud_cni.agent.base.signals import Signal
+from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.errors import CloudError, ResourceNotFound
 from qingcloud_cni.core.seams.cloud import CloudCalls, HowUrgent, Job, JobStatus
 
-FIRST_INTERVAL = 2.0  # seconds between looks at a job; hot-plug takes 2-4 s (qingcloud-api.md section 4)
-LONGEST_INTERVAL = 600.0  # a job that does not end shall not use up the call budget
+FIRST_INTERVAL = 2.0  # seconds between polls of a job; a hot-plug takes 2 to 4 s
+LONGEST_INTERVAL = 600.0  # so that a job that does not end does not use up the call budget
 GROWTH = 1.5
 
 
@@ -22,12 +23,12 @@ class _Watched:
     urgency: HowUrgent
     due: float  # seconds since the epoch
     interval: float = FIRST_INTERVAL
-    is_seen: bool = False  # pending, when it was asked about
-    is_overdue: bool = False  # the next answer will do, whatever it is
+    is_seen: bool = False  # an answer has listed it
+    is_overdue: bool = False  # the next answer settles it, whatever it is
 
 
 class Jobs:
-    """Tells when a job has ended."""
+    """Polls jobs until they have ended."""
 
     def __init__(self, context: Context) -> None:
         self.record = TaskRecord()
@@ -40,14 +41,14 @@ class Jobs:
         return tuple(self._watched)
 
     async def end(
-        self, job_id: str, urgency: HowUrgent, *, first_look: float = FIRST_INTERVAL, limit: float = inf
+        self, job_id: str, urgency: HowUrgent, *, first_poll: float = FIRST_INTERVAL, limit: float = inf
     ) -> Job | None:
-        """The job once it has ended, looked at in *first_look* seconds at the earliest; None: it is unknown.
+        """The job once it has ended, polled first after *first_poll* seconds; None if the cloud does not know it.
 
-        After *limit* seconds it is answered as pending, but not before it was seen so: calls may have to wait.
+        After *limit* seconds it is returned as pending, but not before an answer has shown it so: polls may be late.
         """
         future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
-        watched = self._watched[job_id] = _Watched(future, urgency, self._context.now() + first_look)
+        watched = self._watched[job_id] = _Watched(future, urgency, self._context.now() + first_poll)
         self._added.notify()
         self._context.cloud.reconsider()
         try:
@@ -60,7 +61,7 @@ class Jobs:
             self._watched.pop(job_id, None)
 
     async def run(self) -> None:
-        """Ask whenever a job is due, until cancelled."""
+        """Poll whenever a job is due, until cancelled."""
         while True:
             due = min((w.due for w in self._watched.values()), default=None)
             if due is None:
@@ -72,13 +73,13 @@ class Jobs:
                 calls = await self._context.cloud.permit(self._urgency)
                 if job_ids := tuple(self._watched):  # else their links have come meanwhile
                     with suppress(CloudError), self.record.run(self._context.clock):
-                        await self._ask(job_ids, calls)
+                        await self._poll(job_ids, calls)
                 calls.return_permit()
 
-    async def _ask(self, job_ids: tuple[str, ...], calls: CloudCalls) -> None:
-        """One call for all of them; jobs one by one only where the cloud says that some are unknown.
+    async def _poll(self, job_ids: tuple[str, ...], calls: CloudCalls) -> None:
+        """One call for all jobs; one by one only if the cloud says that some are unknown.
 
-        CloudError, where it does not answer, once it is settled when they are asked about again.
+        Raises CloudError if the cloud does not answer; the jobs' next polls are set by then.
         """
         seen: dict[str, Job] = {}
         failure: CloudError | None = None
@@ -89,7 +90,7 @@ class Jobs:
                 self._settle(job_ids[0], None)
                 return
             for job_id in job_ids:
-                await self._ask((job_id,), calls)
+                await self._poll((job_id,), calls)
             return
         except CloudError as err:
             failure = err
@@ -111,10 +112,10 @@ class Jobs:
             raise failure
 
     def _urgency(self) -> Urgency:
-        """That of the job which is awaited most."""
+        """That of the most urgent job."""
         return min((watched.urgency() for watched in self._watched.values()), default=Urgency.RELEASE)
 
     def _settle(self, job_id: str, job: Job | None) -> None:
-        watched = self._watched.pop(job_id, None)  # at once: whoever awaits it may run only after the next look
+        watched = self._watched.pop(job_id, None)  # now: its waiter may run only after the next poll
         if watched is not None and not watched.end.done():
             watched.end.set_result(job)

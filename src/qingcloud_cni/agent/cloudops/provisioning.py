@@ -1,17 +1,17 @@
-"""NICs created and attached, from the intent until their links are here."""
+"""Creating and attaching NICs, from the intent until their links are on the host."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 
-from qingcloud_cni.agent.base.clock import Backoff, Lately
-from qingcloud_cni.agent.base.context import Context
-from qingcloud_cni.agent.cloudops.cloud_writes import JOB_LIMIT, CloudWrites
+from qingcloud_cni.agent.base.clock import RecentMedian
+from qingcloud_cni.agent.base.context import Context, Identity
+from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.cloudops.cloud_writes import GONE_FROM_HERE, JOB_LIMIT, CloudWrites
 from qingcloud_cni.agent.cloudops.instance_status import InstanceStatus
 from qingcloud_cni.agent.cloudops.jobs import Jobs
-from qingcloud_cni.agent.cloudops.lookups import LATE_EFFECT, Lookups, patience_after
-from qingcloud_cni.agent.cloudops.vxnet_cache import VxnetCache
+from qingcloud_cni.agent.cloudops.lookups import LATE_EFFECT, VxnetCache, patience_after
 from qingcloud_cni.core.errors import (
     ClockSkewed,
     CloudBusy,
@@ -24,10 +24,10 @@ from qingcloud_cni.core.errors import (
 )
 from qingcloud_cni.core.nics.model import Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.pool.vxnets import VxnetChooser
-from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, CreatedNic, Job, JobStatus
+from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, CreatedNic, Job, JobStatus, Vxnet
 
-ATTACH_FIRST = 5.0  # seconds an attach is taken to last until one was seen; hot-plug takes 2-4 s
-LINK_FIRST = 10.0  # seconds in which an attached link usually shows; only then is the job asked about
+ATTACH_FIRST = 5.0  # seconds an attach is assumed to last until one was seen; a hot-plug takes 2 to 4 s
+LINK_FIRST = 10.0  # seconds in which an attached link usually shows; only then is the job polled
 LINK_AFTER_JOB = 20.0  # seconds after a successful attach job in which the link has to show
 
 Prepare = Callable[[Sequence[str]], Awaitable[bool]]
@@ -37,46 +37,74 @@ class Provisioner(CloudWrites):
     """Creates and attaches NICs."""
 
     def __init__(
-        self, context: Context, jobs: Jobs, chooser: VxnetChooser, vxnets: VxnetCache, instance_status: InstanceStatus
+        self,
+        context: Context,
+        identity: Identity,
+        signals: Signals,
+        jobs: Jobs,
+        *,
+        chooser: VxnetChooser,
+        vxnets: VxnetCache,
+        instance_status: InstanceStatus,
     ) -> None:
-        super().__init__(context)
-        self.backoff = Backoff(context.rng)
-        self.attaching = Lately(ATTACH_FIRST)
-        self.lookups = Lookups(context, vxnets, self.backoff)
-        self._jobs = jobs
+        super().__init__(context, identity, signals, jobs)
+        self.attach_time = RecentMedian(ATTACH_FIRST)
         self._chooser = chooser
+        self._vxnets = vxnets
         self._instance_status = instance_status
         self._urgency = context.urgency.provisioning
 
-    def begin_create(self, vxnet_ids: Sequence[str], *, is_gateway: bool = False) -> tuple[Intent, ...]:
-        """Intents for a NIC in each of *vxnet_ids*, one per distinct vxnet; carry them out with `grow`."""
+    @property
+    def leaving(self) -> str:
+        """Why nothing is created or attached any more; "" while the instance stays."""
+        return self._instance_status.leaving
+
+    def start_create(
+        self,
+        vxnet_ids: Sequence[str],
+        calls: CloudCalls,
+        *,
+        is_gateway: bool = False,
+        prepare: Prepare | None = None,
+    ) -> None:
+        """Begin to create a NIC in each of *vxnet_ids* and to attach them.
+
+        One create per distinct vxnet. Then one attach for all NICs, unless *prepare* says that they are not ready.
+        The intents are in the table when this returns.
+        """
         intents = []
         for vxnet_id in dict.fromkeys(vxnet_ids):
             op_id = self._context.new_operation()
-            name = self._context.nic_name(op_id, is_gateway=is_gateway)
+            name = self._identity.nic_name(op_id, is_gateway=is_gateway)
             count = sum(v == vxnet_id for v in vxnet_ids)
             intents.append(self._table.intend_create(op_id, vxnet_id, name, count, self._context.now()))
-        return tuple(intents)
+        self._spawn(intents[0], self._create_all(intents, calls, prepare))
 
-    def begin_attach(self, nic_ids: Sequence[str]) -> Intent:
+    def start_attach(self, nic_ids: Sequence[str], calls: CloudCalls) -> None:
+        """Begin to attach NICs; the intent is in the table when this returns."""
+        intent = self._intend_attach(nic_ids)
+        self._spawn(intent, self._attach(intent, calls))
+
+    async def attach(self, nic_ids: Sequence[str], calls: CloudCalls) -> None:
+        """Attach NICs to this instance and see their links arrive."""
+        await self._attach(self._intend_attach(nic_ids), calls)
+
+    def _intend_attach(self, nic_ids: Sequence[str]) -> Intent:
         return self._table.intend_attach(self._context.new_operation(), nic_ids, self._context.now())
 
     async def resume(self, intent: Intent) -> None:
-        """Take up a create or an attach that was under way when the agent ended."""
+        """Go on with a create or an attach that was under way when the agent ended."""
         if intent.kind is OpKind.ATTACH:
             await self._follow_attach(intent.op_id)
             return
         if intent.count:
-            await self._enter(intent, await self.lookups.created(intent))
+            await self._enter(intent, await self._lookups.created(intent))
         await self._attach_created([intent])
 
     # --- create --------------------------------------------------------------------------------------
 
-    async def grow(self, intents: Sequence[Intent], calls: CloudCalls, prepare: Prepare | None = None) -> None:
-        """Carry out creates at once, then one attach for all that they brought, if *prepare* says they are ready.
-
-        The first create goes with *calls*, the others wait for turns of their own.
-        """
+    async def _create_all(self, intents: Sequence[Intent], calls: CloudCalls, prepare: Prepare | None) -> None:
+        """The first create goes with *calls*; the others wait for permits of their own."""
         first, *others = intents
         await asyncio.gather(self._create(first, calls), *(self._create(intent) for intent in others))
         made = [n for i in intents for n in self._made(i)]
@@ -88,11 +116,11 @@ class Provisioner(CloudWrites):
 
     async def _attach_created(self, intents: Sequence[Intent], *, is_ready: bool = True) -> None:
         calls = await self._permit() if any(map(self._made, intents)) and is_ready else None
-        made = [n for i in intents for n in self._made(i)]  # as it is now: the permit may have taken long
+        made = [n for i in intents for n in self._made(i)]  # again: the permit may have taken long
         for intent in intents:
             self._table.finish(intent.op_id, "create.finished", self._context.now())
         if made and calls:
-            await self.attach(self.begin_attach(made), calls)
+            await self.attach(made, calls)
             return
         if calls:
             calls.return_permit()
@@ -100,47 +128,51 @@ class Provisioner(CloudWrites):
 
     async def _create(self, intent: Intent, calls: CloudCalls | None = None) -> None:
         calls = calls or await self._permit()
-        intent = await self._announced(intent)
+        intent = await self._persisted(intent)
         try:
             created = await calls.create_nics(intent.vxnet_id, intent.count, intent.name)
         except OutcomeUnknown as err:
-            self.backoff.cause = str(err)  # what an ADD that waits meanwhile is told
+            self.backoff.blocked(str(err))  # the reason for an ADD that waits meanwhile
             self._context.note("create.unanswered", subject=intent.op_id, detail=str(err))
             self._context.journal.push()
-            created = await self.lookups.created(intent, patience_after(err))
+            created = await self._lookups.created(intent, patience_after(err))
             if not created:
                 self.backoff.failed(self._context.now(), str(err))
-                if isinstance(err, CloudBusy):  # the cloud has said no itself
+                if isinstance(err, CloudBusy):  # the cloud itself said that it failed
                     self._chooser.failed(intent.vxnet_id)
             if len(created) < intent.count:
-                self._context.doubt(str(err))
+                self._signals.doubt(str(err))
         except CloudError as err:
             await self._create_refused(intent, err)
             created = ()
         await self._enter(intent, created)
 
     async def _enter(self, intent: Intent, created: Sequence[CreatedNic]) -> None:
-        """Bring new NICs into the table; they stay with their operation until they are asked to be attached."""
-        vxnet = await self.lookups.vxnet(intent.vxnet_id) if created else None
+        """Add new NICs to the table; they belong to their operation until they are to be attached."""
+        vxnet: Vxnet | None = None
+        if created:
+            vxnet = await self._lookups.answered(lambda: self._vxnets.get(intent.vxnet_id, self._urgency))
         now = self._context.now()
         for made in created:
             if vxnet is not None and made.nic_id not in self._table.nics:
                 address = vxnet.address_of(made.private_ip)
                 nic = Nic(made.nic_id, intent.name, vxnet.vxnet_id, address, vxnet.gateway, NicState.CREATING, now)
-                self._context.enter(nic, "nic.created", subject=intent.op_id)
+                self._table.add(
+                    self._identity.indexed(nic, self._table.nics.values()), "nic.created", subject=intent.op_id
+                )
         self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
         if created:
             self._chooser.created(intent.vxnet_id, len(created), now)
         self._changed()
 
     async def _create_refused(self, intent: Intent, err: CloudError) -> None:
-        """Learn whether a refusal concerns this vxnet or the cloud as a whole."""
+        """Find out whether a refusal concerns this vxnet or the cloud as a whole."""
         cause = str(err)
         left: int | None = None
         if isinstance(err, CloudQuota):
             left = await self._addresses_left(intent.vxnet_id)
         is_vxnets = left is not None and left < intent.count
-        if left is not None and not is_vxnets:  # neither addresses nor NICs are used up, so the calls are
+        if left is not None and not is_vxnets:  # addresses and NICs are left, so the calls are used up
             self._context.cloud.slow_down()
         now = self._context.now()
         if left is not None and is_vxnets:
@@ -149,13 +181,13 @@ class Provisioner(CloudWrites):
         if is_vxnets or not isinstance(err, CloudUnreachable | CloudQuota | CredentialsRefused | ClockSkewed):
             self._chooser.failed(intent.vxnet_id)
         if is_vxnets and self._chooser.next_choice_at(now) <= now:
-            self.backoff.cause = cause  # another vxnet may serve at once
+            self.backoff.blocked(cause)
         else:
             self.backoff.failed(now, cause)
         self._context.note("create.refused", subject=intent.op_id, detail=cause)
 
     async def _addresses_left(self, vxnet_id: str) -> int | None:
-        """What the cloud says of the vxnet's free addresses; None if it does not answer, or may not be asked now."""
+        """How many free addresses the vxnet has; None if the cloud does not answer, or may not be called now."""
         calls = self._context.cloud.permit_now(self._urgency)
         if calls is None:
             return None
@@ -167,11 +199,10 @@ class Provisioner(CloudWrites):
 
     # --- attach --------------------------------------------------------------------------------------
 
-    async def attach(self, intent: Intent, calls: CloudCalls) -> None:
-        """Ask for the intent's NICs on this instance and see their links arrive."""
-        intent = await self._announced(intent)
+    async def _attach(self, intent: Intent, calls: CloudCalls) -> None:
+        intent = await self._persisted(intent)
         try:
-            job_id = await calls.attach_nics(self._context.instance_id, intent.nic_ids)
+            job_id = await calls.attach_nics(self._identity.instance_id, intent.nic_ids)
         except OutcomeUnknown as err:
             self._context.note("attach.unanswered", subject=intent.op_id, detail=str(err))
         except CloudError as err:
@@ -180,15 +211,15 @@ class Provisioner(CloudWrites):
         else:
             self._table.job_started(intent.op_id, job_id, "attach.accepted", self._context.now())
         if await self._follow_attach(intent.op_id):
-            self.attaching.saw(self._context.now() - intent.since)
+            self.attach_time.add(self._context.now() - intent.since)
 
     async def _attach_refused(self, intent: Intent, err: CloudError) -> None:
-        """None is attached; one that was deleted, or attached by somebody, would have the next attach refused too."""
+        """None is attached. The table is corrected, for a deleted NIC would make the next attach fail as well."""
         self.backoff.failed(self._context.now(), str(err))
         if isinstance(err, CloudRefused):
-            self._context.doubt(str(err))
-            self._move_on(intent, await self.lookups.nics(intent.nic_ids, self._urgency), str(err))
-            with suppress(CloudError):  # what is wrong with the instance is asked again after the next refusal
+            self._signals.doubt(str(err))
+            self._move_on(intent, await self._lookups.nics(intent.nic_ids, self._urgency), str(err))
+            with suppress(CloudError):  # the next refused attach asks again
                 await self._instance_status.ask(self._urgency)
         for nic_id in self._in(intent, NicState.ATTACHING):
             self._table.not_attached(nic_id, self._context.now(), str(err))
@@ -214,13 +245,13 @@ class Provisioner(CloudWrites):
         return is_whole
 
     async def _job_or_links(self, intent: Intent) -> Job | None:
-        """Wait for the end of an attach job, or until the kernel shows all its links; then nobody is asked."""
-        job_end = self._jobs.end(intent.job_id, self._urgency, first_look=0.0, limit=JOB_LIMIT)
+        """Wait for the end of an attach job; None once the kernel shows all its links, which needs no call."""
+        job_end = self._jobs.end(intent.job_id, self._urgency, first_poll=0.0, limit=JOB_LIMIT)
         end, links = asyncio.ensure_future(job_end), asyncio.ensure_future(self._links_arrive(intent, inf))
         try:
             done, _ = await asyncio.wait({end, links}, return_when=asyncio.FIRST_COMPLETED)
             for future in done:
-                future.result()  # a bug in either shall show
+                future.result()  # raises a bug in either
             return end.result() if end in done else None
         finally:
             for future in (end, links):
@@ -232,7 +263,7 @@ class Provisioner(CloudWrites):
         end = self._context.now() + seconds
         while self._in(intent, NicState.ATTACHING):
             left = end - self._context.now()
-            if left <= 0 or not await self._context.arrivals.wait(None if left == inf else left):
+            if left <= 0 or not await self._signals.arrivals.wait(None if left == inf else left):
                 return not self._in(intent, NicState.ATTACHING)
         return True
 
@@ -240,26 +271,26 @@ class Provisioner(CloudWrites):
         """Ask the cloud about NICs whose links have not shown; True if all have."""
         late = self._in(intent, NicState.ATTACHING)
         if not late:
-            self.backoff.worked()  # only now: a NIC that can be created but not attached is no success
+            self.backoff.worked()  # only now: a NIC that was created but cannot be attached is a failure
             return True
-        seen = await self.lookups.nics(late, self._urgency)
+        seen = await self._lookups.nics(late, self._urgency)
         if not intent.job_id and not any(map(self._is_here, seen.values())):
-            await self._context.clock.sleep(self._left(intent, LATE_EFFECT))  # it may still be queued
-            seen = await self.lookups.nics(late, self._urgency)
+            await self._context.clock.sleep(self._left(intent, LATE_EFFECT))  # the call may still take effect
+            seen = await self._lookups.nics(late, self._urgency)
         now = self._context.now()
         cause = failure or f"no link within {now - intent.since:.0f} s of asking"
         self.backoff.failed(now, f"attach of {', '.join(late)}: {cause}")
-        self._context.doubt(f"attach of {', '.join(late)}: {cause}")
+        self._signals.doubt(f"attach of {', '.join(late)}: {cause}")
         self._move_on(intent, seen, cause)
         return False
 
     def _move_on(self, intent: Intent, seen: Mapping[str, CloudNic], cause: str) -> None:
-        """NICs whose attach is over and whose links have not come, to where the cloud has them."""
+        """Set NICs whose attach is over without a link to the state that the cloud shows."""
         now = self._context.now()
         for nic_id in self._in(intent, NicState.ATTACHING):
             nic = seen.get(nic_id)
             if self._is_gone(nic):
-                self._table.drop(nic_id, "nic.gone", now, "the cloud knows it no more, or has it elsewhere")
+                self._table.drop(nic_id, "nic.gone", now, GONE_FROM_HERE)
             elif self._is_here(nic):
                 self._table.lost(nic_id, now, cause)
             else:

@@ -1,6 +1,7 @@
-"""Addresses that somebody else in the vxnet uses: asked for when a NIC enters the pool, and kept out of use."""
+"""Duplicate addresses: NICs are probed when they enter the pool, and quarantined if another host answers."""
 
 from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Nic, NicState
@@ -8,39 +9,41 @@ from qingcloud_cni.core.pool.plan import is_proxy, probe_due
 
 
 class Duplicates:
-    """Probes NICs that have become idle, and quarantined ones again and again; no request waits for it.
+    """Probes NICs once they are idle, and quarantined ones periodically; no request waits for a probe.
 
-    An ADD may take a NIC that is being probed: the probe ends with that.
+    A probe ends when an ADD takes its NIC.
     """
 
-    def __init__(self, context: Context, *, is_on: bool) -> None:
+    def __init__(self, context: Context, signals: Signals, quarantine: float, *, is_on: bool) -> None:
+        """*quarantine*: seconds for which an address counts as a duplicate since another host answered for it."""
         self.record = TaskRecord()
         self._context = context
+        self._signals = signals
+        self._quarantine = quarantine
         self._is_on = is_on
         self._probing: set[str] = set()
         self._probed: dict[str, tuple[Nic, float]] = {}  # by NIC id: its row afterwards, and when the probe began
-        self._claimed: dict[tuple[str, str], float] = {}  # vxnet and address: when somebody else answered last
-        self._kept = context.policy.quarantine
-        self._proxies: set[str] = set()  # MACs that answer for everybody
+        self._claimed: dict[tuple[str, str], float] = {}  # by vxnet and address: when another host answered last
+        self._proxies: set[str] = set()  # MACs that answer for every address
         self._is_refused = False
 
     def is_probing(self, nic_id: str) -> bool:
         return nic_id in self._probing
 
     def is_claimed(self, nic: Nic) -> bool:
-        """Whether somebody else answered for its address lately, even if another NIC had it: it is probed first."""
+        """Whether another host answered for its address lately, whichever NIC had it then; it is probed first."""
         at = self._claimed.get((nic.vxnet_id, nic.address))
-        return at is not None and self._context.now() - at < self._kept
+        return at is not None and self._context.now() - at < self._quarantine
 
-    def look(self) -> None:
-        """Begin what is due."""
+    def begin_due(self) -> None:
+        """Begin the probes that are due."""
         table, now = self._context.table, self._context.now()
         self._probed = {nic_id: seen for nic_id, seen in self._probed.items() if nic_id in table.nics}
         for nic in table.in_state(NicState.IDLE, NicState.QUARANTINED):
             if not self._is_on:
                 if nic.state is NicState.QUARANTINED:
                     table.cleared(nic.nic_id, now, "duplicate-probe is off")
-            elif self._due(nic) <= now and nic.nic_id not in self._probing | self._context.moving:
+            elif self._due(nic) <= now and not (nic.nic_id in self._probing or nic.nic_id in self._context.moves):
                 self._probing.add(nic.nic_id)
                 self._context.tasks.spawn(f"probe {nic.nic_id}", self._probe(nic))
 
@@ -50,7 +53,7 @@ class Duplicates:
         return min((self._due(nic) for nic in quarantined if nic.nic_id not in self._probing), default=None)
 
     def _due(self, nic: Nic) -> float:
-        """An idle NIC is due until it was probed since it became idle; after a start all are."""
+        """An idle NIC is due unless it was probed since it became idle; after a start all are."""
         row, at = self._probed.get(nic.nic_id, (None, 0.0))
         if row is not None and nic.state is NicState.QUARANTINED:
             return probe_due(nic, at)
@@ -60,9 +63,9 @@ class Duplicates:
         context, begun, row = self._context, self._context.now(), nic
         try:
             with self.record.run(context.clock):
-                claimant = await self._ask(nic)
+                claimant = await self._probe_link(nic)
         except KernelRefused as err:
-            self._tell_refusal(nic, str(err))
+            self._note_refusal(nic, str(err))
         else:
             self._is_refused = False
             row = self._judge(nic, claimant) if claimant is not None else nic
@@ -70,33 +73,33 @@ class Duplicates:
             self._probing.discard(nic.nic_id)
         self._probed[nic.nic_id] = row, begun
         context.journal.push()
-        context.plan_due.notify()
+        self._signals.plan_due.notify()
 
-    async def _ask(self, nic: Nic) -> str | None:
-        """Who uses its address; None where it was taken meanwhile, or lost: idle again, it is probed again."""
+    async def _probe_link(self, nic: Nic) -> str | None:
+        """The MAC that uses its address, else ""; None if the NIC was taken or lost meanwhile."""
         try:
             return await self._context.kernel.probe(nic.nic_id, nic.host_address)
         except LinkNotFound:
             return None
 
-    def _tell_refusal(self, nic: Nic, cause: str) -> None:
-        """Once: what refuses one probe refuses all, and the next NIC would say the same."""
+    def _note_refusal(self, nic: Nic, cause: str) -> None:
+        """Once, for the kernel refuses every probe for the same reason."""
         if not self._is_refused:
             self._context.note("nic.probe-failed", nic.nic_id, detail=cause)
         self._is_refused = True
 
     def _judge(self, nic: Nic, claimant: str) -> Nic:
-        """Act on the end of a probe; the row that was probed, as it is now."""
-        table, now, place = self._context.table, self._context.now(), (nic.vxnet_id, nic.address)
+        """Act on the result of a probe; the row that was probed, as it is now."""
+        table, now, address = self._context.table, self._context.now(), (nic.vxnet_id, nic.address)
         if claimant and claimant not in self._proxies and is_proxy(self._others(nic), claimant):
             self._distrust(claimant)
         is_used = claimant and claimant not in self._proxies
         if is_used:
-            self._claimed = {where: at for where, at in self._claimed.items() if now - at < self._kept}
-            self._claimed[place] = now
+            self._claimed = {key: at for key, at in self._claimed.items() if now - at < self._quarantine}
+            self._claimed[address] = now
         else:
-            self._claimed.pop(place, None)
-        if table.nics.get(nic.nic_id) is not nic:  # an ADD was quicker
+            self._claimed.pop(address, None)
+        if table.nics.get(nic.nic_id) is not nic:  # an ADD took it meanwhile
             if is_used:
                 detail = f"{nic.host_address} is used by {claimant}; the NIC was taken before that was known"
                 self._context.note("nic.duplicate", nic.nic_id, detail=detail)
@@ -111,7 +114,7 @@ class Duplicates:
         return [n for n in self._context.table.nics.values() if n.nic_id != nic.nic_id]
 
     def _distrust(self, claimant: str) -> None:
-        """Clear the NICs that were quarantined for it: they are probed once more, and then handed out."""
+        """Clear the NICs that were quarantined because of *claimant*; they are probed once more."""
         self._proxies.add(claimant)
         words = f"{claimant} answers for every address that is asked for: its answers are taken for none"
         self._context.note("probe.distrusted", detail=words)

@@ -1,24 +1,26 @@
-"""Flows that the host tracks for addresses at rest: forgotten before an address is used again."""
+"""Conntrack entries of cooling addresses: the host forgets them before an address is used again."""
 
 import asyncio
 from contextlib import suppress
 
 from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.nics.model import Nic
 
-GATHER = 0.2  # seconds in which releases come together for one flush, unless an address is to be used before
+GATHER = 0.2  # seconds in which releases are gathered for one flush, unless an address is due before
 
 
 class Flows:
-    """Has them forgotten when an address is released and once more when it has rested; no request waits for it.
+    """Flushes them when an address is released and again when it has cooled down; no request waits for a flush.
 
-    What a table begun anew, or an agent just started, does not know to be done is done.
+    A new agent flushes all cooling addresses, for flushes are not recorded on disk.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, signals: Signals) -> None:
         self._context = context
+        self._signals = signals
         self.record = TaskRecord()
         self._begun: dict[str, float] = {}  # by NIC id: when its latest flush began
         self._under_way: set[str] = set()
@@ -27,8 +29,8 @@ class Flows:
         self._task: asyncio.Task[None] | None = None
         self._is_refused = False
 
-    def look(self) -> None:
-        """Have the flows of all addresses forgotten that were released since they were last."""
+    def begin_due(self) -> None:
+        """Begin the flush of all addresses that were released since their latest flush."""
         nics = self._context.table.nics
         self._begun = {nic_id: at for nic_id, at in self._begun.items() if nic_id in nics}
         for nic in nics.values():
@@ -36,7 +38,7 @@ class Flows:
                 self._want(nic)
 
     def are_forgotten(self, nic: Nic, due: float) -> bool:
-        """Whether it was done at *due* or later; if not, it is begun, and a new plan follows it."""
+        """Whether a flush at *due* or later has ended; if not, one begins, and notifies the planner at its end."""
         if self._is_begun(nic, due):
             return nic.nic_id not in self._under_way
         self._want(nic)
@@ -49,9 +51,9 @@ class Flows:
     def _want(self, nic: Nic) -> None:
         self._wanted.add(nic.nic_id)
         if self._task is None or self._task.done():
-            self._task = self._context.tasks.spawn("flows", self._forget())
+            self._task = self._context.tasks.spawn("flows", self._flush())
 
-    async def _forget(self) -> None:
+    async def _flush(self) -> None:
         context = self._context
         while self._wanted:
             with suppress(TimeoutError):
@@ -67,16 +69,16 @@ class Flows:
                 with self.record.run(context.clock):
                     count = await context.kernel.flush(addresses)
             except KernelRefused as err:
-                self._tell_refusal(str(err))
+                self._note_refusal(str(err))
             else:
                 self._is_refused = False
                 if count:
                     context.note("flows.forgotten", detail=f"{count} from or to {', '.join(addresses)}")
             self._under_way = set()
-            context.plan_due.notify()
+            self._signals.plan_due.notify()
 
-    def _tell_refusal(self, cause: str) -> None:
-        """Once: the rest of an address goes on without it, and each DEL would say the same."""
+    def _note_refusal(self, cause: str) -> None:
+        """Once, for the kernel refuses every flush for the same reason; addresses cool down without it."""
         if not self._is_refused:
             self._context.note("flows.kept", detail=cause)
         self._is_refused = True

@@ -1,4 +1,4 @@
-"""The pool: ADDs wait here in a queue, idle NICs are handed to them, and the planner's actions are carried out."""
+"""The pool: queues ADDs, assigns idle NICs to them, and carries out the planner's actions."""
 
 import asyncio
 from collections import deque
@@ -8,10 +8,13 @@ from functools import partial
 from typing import Annotated
 
 from qingcloud_cni.agent.base.attachment_lock import CniCall
-from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.context import Context, Identity
+from qingcloud_cni.agent.base.moves import Move
+from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.base.urgency import Permits, explain_budget
-from qingcloud_cni.agent.cloudops.operations import Operations
+from qingcloud_cni.agent.cloudops.provisioning import Provisioner
+from qingcloud_cni.agent.cloudops.release import Releaser
 from qingcloud_cni.agent.pool.duplicates import Duplicates
 from qingcloud_cni.agent.pool.flows import Flows
 from qingcloud_cni.core.cni.network_config import Wish
@@ -20,7 +23,7 @@ from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.metrics import gauge
 from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
 from qingcloud_cni.core.pool.explain import Causes, explain_wait
-from qingcloud_cni.core.pool.plan import due_at, next_due, plan, serving_order, steps
+from qingcloud_cni.core.pool.plan import due_at, next_due, plan, room, serving_order, steps
 from qingcloud_cni.core.pool.pool_state import (
     Action,
     AttachNics,
@@ -28,22 +31,23 @@ from qingcloud_cni.core.pool.pool_state import (
     DeleteNics,
     DetachNics,
     Mode,
+    PoolPolicy,
     PoolState,
     Rest,
 )
 from qingcloud_cni.core.pool.vxnets import VxnetChooser, explain_skipped
 
-TICK = 1e-6  # seconds between NICs that become idle together, lest it be forgotten which has rested longest
+TICK = 1e-6  # seconds between NICs that become idle together, so that their order of release is remembered
 PERIOD = 30.0  # seconds between plans at the most
 SILENCE = 0.1  # a burst of ADDs is over after this many seconds without one …
-PLUGIN_START = 0.01  # … or this for each that waits: as many may be starting, and hold each other up …
+PLUGIN_START = 0.01  # … or this for each that waits: as many plugins may be starting, and slow each other down …
 GATHER = 1.0  # … and is not gathered for longer than this
 
 
 @dataclass(slots=True)
 class _Waiter:
     attachment: Attachment  # its NIC is filled in when it gets one
-    nic: "asyncio.Future[Nic]"
+    move: "asyncio.Future[Move]"  # of the NIC, which is assigned then
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,38 +56,57 @@ class PoolStatistics:
 
 
 class Pool:
-    """Hands out NICs, fairly, and keeps the pool between its marks."""
+    """Assigns NICs to ADDs in their order, and keeps the number of idle NICs between its marks."""
 
     def __init__(
         self,
         context: Context,
-        operations: Operations,
+        identity: Identity,
+        signals: Signals,
+        *,
+        policy: PoolPolicy,
+        provisioner: Provisioner,
+        releaser: Releaser,
         chooser: VxnetChooser,
         duplicates: Duplicates,
         instance_nic_limit: int,
     ) -> None:
         self._context = context
-        self._provisioner, self._releaser = operations.provisioner, operations.releaser
+        self._identity = identity
+        self._signals = signals
+        self._policy = policy
+        self._provisioner = provisioner
+        self._releaser = releaser
         self.chooser = chooser
         self.duplicates = duplicates
-        self.flows = Flows(context)
+        self.flows = Flows(context, signals)
         self._instance_nic_limit = instance_nic_limit
-        permits = partial(Permits, due=context.plan_due, cloud=context.cloud, tasks=context.tasks)
-        self._provisioning_permits = permits("growth", context.urgency.provisioning)
+        permits = partial(Permits, due=signals.plan_due, cloud=context.cloud, tasks=context.tasks)
+        self._provisioning_permits = permits("provisioning", context.urgency.provisioning)
         self._release_permits = permits("release", context.urgency.release)
         self._waiters: deque[_Waiter] = deque()
-        self.others = 0  # secondary NICs of the instance that are not ours
-        self.is_open = False  # cloud writes wait for the comparison with the cloud
+        self._others = 0  # secondary NICs of the instance that are not ours
+        self._is_open = False
         self._is_stopping = False
-        self.nowhere: set[str] = set()  # missing NICs whose link was in no reachable namespace at the last look
+        self._nowhere: frozenset[str] = frozenset()
         self._refusal = ""  # why no ADD is served any more
         self.record = TaskRecord(PERIOD)
-        self.cooldown = TaskRecord()  # the part of it that lets addresses rest
+        self.cooldown = TaskRecord()
 
     @property
     def may_begin(self) -> bool:
-        """Whether anything may be asked of the cloud at all."""
+        """Whether cloud writes may be begun at all."""
         return self.mode in {Mode.SERVING, Mode.LEAVING, Mode.DRAINING}
+
+    @property
+    def nowhere(self) -> frozenset[str]:
+        """Missing NICs whose link was in no reachable namespace at the last survey of all."""
+        return self._nowhere
+
+    @property
+    def others(self) -> int:
+        """Secondary NICs of the instance that are not ours."""
+        return self._others
 
     @property
     def is_draining(self) -> bool:
@@ -100,91 +123,112 @@ class Pool:
     def mode(self) -> Mode:
         if self._is_stopping:
             return Mode.STOPPING
-        if not self.is_open:
+        if not self._is_open:
             return Mode.STARTING
         if self._context.journal.trouble:
             return Mode.UNRECORDED
         if self.is_draining:
             return Mode.DRAINING
-        return Mode.LEAVING if self._context.leaving else Mode.SERVING
+        return Mode.LEAVING if self._provisioner.leaving else Mode.SERVING
 
     def state(self) -> PoolState:
-        """The facts for the planner, as they are now."""
+        """The facts for the planner."""
         table, now = self._context.table, self._context.now()
         nics = tuple(table.nics.values())
         idle_gateways = unused(nics, tuple(table.attachments.values())) if self.is_draining else frozenset()
-        asked = table.asked(self._context.gateway_prefix)
+        asked = table.asked(self._identity.gateway_prefix)
         return PoolState(
             nics=tuple(n for n in nics if not n.is_gateway or n.nic_id in idle_gateways),
             mode=self.mode,
             creating=table.creating - asked,
             gateways=asked + sum(n.is_gateway and n.nic_id not in idle_gateways for n in nics),
             waiting=self.waiting,
-            instance_room=max(self._instance_nic_limit - self.others, 0),
+            instance_room=max(self._instance_nic_limit - self._others, 0),
             vxnet_room=self.chooser.room(now, table.asked_in),
             grows_at=self._provisioner.backoff.until,
             shrinks_at=self._releaser.backoff.until,
-            attach_seconds=self._provisioner.attaching.seconds,
+            attach_seconds=self._provisioner.attach_time.seconds,
             is_thrifty=self._context.cloud.spending().is_scarce,
             busy=table.busy,
-            nowhere=frozenset(self.nowhere),
+            nowhere=self._nowhere,
         )
 
     def plan(self) -> tuple[Action, ...]:
-        return plan(self.state(), self._context.policy, self._context.now())
+        return plan(self.state(), self._policy, self._context.now())
+
+    def explain_full(self) -> str:
+        """Why not one more NIC may be created; "" if one may."""
+        state = self.state()
+        if room(state, self._policy) > 0:
+            return ""
+        return explain_wait(state, self._policy, self._context.now()) or "max-nics is reached"
+
+    # --- what others found out -----------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Table and cloud have been compared: cloud writes may begin."""
+        self._is_open = True
+
+    def learn_others(self, count: int) -> None:
+        self._others = count
+
+    def learn_nowhere(self, nic_ids: frozenset[str]) -> None:
+        if nic_ids != self._nowhere:
+            self._nowhere = nic_ids
+            self._signals.obstacle_gone()
 
     # --- handing out ---------------------------------------------------------------------------------
 
-    async def take(self, attachment: Attachment, wish: Wish, call: CniCall) -> Nic:
-        """A NIC for this attachment, assigned to it in the table.
+    async def take(self, attachment: Attachment, wish: Wish, call: CniCall) -> Move:
+        """Assign a NIC to this attachment. The answer marks it as moving; the caller ends that.
 
-        PoolEmpty with the true cause once its time is up; InvalidConfig if no idle NIC is as wished; Unavailable
-        where the call is off.
+        PoolEmpty with the cause once its time is up; InvalidConfig if no idle NIC is as requested; Unavailable if the
+        call was cancelled.
         """
         if self._refusal:
             raise Draining(self._refusal)
         if wish:
-            return self._assign(attachment, self._wished(wish))
+            return self._assign(attachment, self._requested(wish))
         waiter = _Waiter(attachment, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         self.hand_out()
-        self._context.plan_due.notify()
-        if waiter.nic.done():  # at once: the row goes to disk before the pool plans anew
-            return waiter.nic.result()
+        self._signals.plan_due.notify()
+        if waiter.move.done():  # return at once: the row goes to disk before the pool plans again
+            return waiter.move.result()
         self._context.note(
             "attachment.queued", subject=str(attachment.key), detail=self._cause(), pod=attachment.workload.pod
         )
         try:
             with self._context.urgency.waits(), call.waiting():
-                await asyncio.wait({waiter.nic}, timeout=call.left)
+                await asyncio.wait({waiter.move}, timeout=call.left)
         except Unavailable:
             self._leave(waiter, call.cause)
             raise
         except asyncio.CancelledError:
             self._leave(waiter, "the agent is stopping")
             raise
-        if not waiter.nic.done():
+        if not waiter.move.done():
             self._waiters.remove(waiter)
             raise PoolEmpty(f"no NIC became ready within {call.seconds:.0f} s: {self._cause()}")
-        return waiter.nic.result()
+        return waiter.move.result()
 
     def hand_out(self) -> None:
-        """Idle NICs to waiting ADDs, the first come first; those being probed come last."""
+        """Assign idle NICs to waiting ADDs, in their order; NICs being probed come last."""
         if not self._waiters:
             return
-        ready = serving_order(self._ready(), self._context.policy)
+        ready = serving_order(self._ready(), self._policy)
         for nic in sorted(ready, key=lambda n: self.duplicates.is_probing(n.nic_id)):
             if not self._give(nic):
                 return
 
     def _ready(self) -> Iterator[Nic]:
-        """Idle NICs that can be handed out at this moment."""
+        """Idle NICs that can be assigned now."""
         for nic in self._context.table.in_state(NicState.IDLE):
-            if nic.nic_id not in self._context.moving and not self.duplicates.is_claimed(nic):
+            if nic.nic_id not in self._context.moves and not self.duplicates.is_claimed(nic):
                 yield nic
 
     def hand_over(self, nic_id: str) -> bool:
-        """An arriving NIC straight to a waiting ADD, if there is one, and nothing speaks against its address."""
+        """Assign an arriving NIC to a waiting ADD; False if none waits or its address may not be used yet."""
         nic = self._context.table.nics[nic_id]
         return nic.released == 0.0 and not self.duplicates.is_claimed(nic) and self._give(nic)
 
@@ -192,15 +236,14 @@ class Pool:
         if not self._waiters or self._context.journal.trouble:
             return False
         waiter = self._waiters.popleft()
-        waiter.nic.set_result(self._assign(waiter.attachment, nic))
+        waiter.move.set_result(self._assign(waiter.attachment, nic))
         return True
 
-    def _assign(self, attachment: Attachment, nic: Nic) -> Nic:
+    def _assign(self, attachment: Attachment, nic: Nic) -> Move:
         self._context.table.assign(replace(attachment, nic_id=nic.nic_id, since=self._context.now()))
-        self._context.moving.add(nic.nic_id)
-        return self._context.table.nics[nic.nic_id]
+        return self._context.moves.of(nic.nic_id)
 
-    def _wished(self, wish: Wish) -> Nic:
+    def _requested(self, wish: Wish) -> Nic:
         for nic in self._ready():
             if wish.fits(nic):
                 return nic
@@ -210,41 +253,44 @@ class Pool:
         )
 
     def _leave(self, waiter: _Waiter, cause: str) -> None:
-        """The one who asked wants no NIC any more; one that came at this very moment is given back."""
+        """The ADD wants no NIC any more; one that was assigned at this very moment becomes idle again."""
         if waiter in self._waiters:
             self._waiters.remove(waiter)
-        elif not waiter.nic.exception():
-            self._context.moving.discard(waiter.nic.result().nic_id)
-            self._context.table.returned_unused(waiter.attachment.key, self._context.now(), cause)
+        elif not waiter.move.exception():
+            with waiter.move.result():
+                self._context.table.returned_unused(waiter.attachment.key, self._context.now(), cause)
             self.hand_out()
-        self._context.plan_due.notify()
+        self._signals.plan_due.notify()
 
     def close(self, refusal: str) -> None:
-        """No ADD gets a NIC from now on; those that wait are told so."""
+        """Fail the ADDs that wait, and all later ones, with *refusal*."""
         self._refusal = refusal
         while self._waiters:
-            self._waiters.popleft().nic.set_exception(Draining(refusal))
+            self._waiters.popleft().move.set_exception(Draining(refusal))
 
     def stop(self) -> None:
-        """As `close`; besides, nothing is begun any more. NICs stay as they are."""
+        """As `close`; and nothing is begun any more. NICs stay as they are."""
         self.close("the agent is stopping; try again when it is back")
         self._is_stopping = True
 
     def drain(self) -> None:
-        """As `close`; besides, whatever is free is given back and nothing is created any more."""
+        """As `close`; and all NICs that serve no container are released, and none is created."""
         self.close("this host is being drained: it accepts no new container")
-        self._context.urgency.is_draining = True
-        self._context.cloud.reconsider()
-        self._context.plan_due.notify()
-        self._context.doubt_due.notify()
+        self._context.urgency.drain()
+        self._signals.plan_due.notify()
+        self._signals.doubt_due.notify()
 
     def troubles(self) -> Causes:
-        provisioning, release = self._provisioner.backoff, self._releaser.backoff
-        calls = explain_budget(self._context.cloud, self._context.clock)
-        return Causes(provisioning.cause, release.cause, self._context.leaving, self._context.journal.trouble, calls)
+        return Causes(
+            self._provisioner.cause,
+            self._releaser.cause,
+            self._provisioner.leaving,
+            self._context.journal.trouble,
+            explain_budget(self._context.cloud, self._context.clock),
+        )
 
     def _cause(self) -> str:
-        """What an ADD waits for."""
+        """Why an ADD waits."""
         state, now = self.state(), self._context.now()
         if trouble := self._context.journal.trouble:
             return trouble
@@ -252,11 +298,11 @@ class Pool:
         if state.mode is Mode.STARTING:
             return budget or "the cloud has not answered since the agent started"
         if state.mode is Mode.LEAVING:
-            return f"{self._context.leaving}: nothing is created or attached"
-        if wait := explain_wait(state, self._context.policy, now):
+            return f"{self._provisioner.leaving}: nothing is created or attached"
+        if wait := explain_wait(state, self._policy, now):
             return wait
         rest = explain_skipped(self.chooser.statuses(now), now) if state.vxnet_room == 0 else ""
-        causes = (self._provisioner.backoff.cause, rest, budget)
+        causes = (self._provisioner.cause, rest, budget)
         return "; ".join(filter(None, causes)) or "the cloud has not attached one yet"
 
     # --- keeping the marks ---------------------------------------------------------------------------
@@ -265,75 +311,70 @@ class Pool:
         """Plan on every change, and every 30 s, until cancelled."""
         while True:
             with self.record.run(self._context.clock):
-                await self._keep()
-            await self.record.pause(self._pause(), self._context.plan_due, self._context.clock)
+                await self._adjust()
+            await self.record.pause(self._pause(), self._signals.plan_due, self._context.clock)
 
-    async def _keep(self) -> None:
-        self._look()
+    async def _adjust(self) -> None:
+        self._begin_due()
         if any(not isinstance(a, Rest) for a in self.plan()):
             await self._gather()
-            self._look()  # addresses that rested meanwhile belong to the same plan
+            self._begin_due()  # addresses that have cooled down meanwhile belong to the same plan
             self._carry_out()
         self._context.journal.push()
 
-    def _look(self) -> None:
-        """All that may be done at any moment; each of them asks to be looked at again when it has got further."""
-        self.flows.look()
-        self._rest()
+    def _begin_due(self) -> None:
+        """Begin all that may be done without a plan; each part notifies the planner when it has made progress."""
+        self.flows.begin_due()
+        self._cool_down()
         self.hand_out()
-        self.duplicates.look()
+        self.duplicates.begin_due()
 
     async def _gather(self) -> None:
-        """Let a burst come together, so that it costs one create and one attach.
+        """Wait for the end of a burst, so that it costs one create and one attach.
 
-        The cloud attaches to one instance in turn: those of a second attach wait for the first as well.
+        The cloud carries out the attaches of one instance one after the other, so a second one would end later.
         """
         end = self._context.now() + GATHER
         while (left := end - self._context.now()) > 0:
             silence = max(SILENCE, self.waiting * PLUGIN_START)
-            if not await self._context.plan_due.wait(min(silence, left)):
+            if not await self._signals.plan_due.wait(min(silence, left)):
                 return
-            self._look()
+            self._begin_due()
 
     def _pause(self) -> float:
         """Seconds until time alone may change the plan."""
         now = self._context.now()
-        times = [now + PERIOD, next_due(self.state(), self._context.policy, now), self.duplicates.next_due()]
+        times = [now + PERIOD, next_due(self.state(), self._policy, now), self.duplicates.next_due()]
         times += [self.chooser.next_change_at(now)]
         return min(t for t in times if t is not None and t > now) - now + 0.001
 
-    def _rest(self) -> None:
-        """What has rested is idle once the host has forgotten its flows, those since its release included."""
-        table, policy, now = self._context.table, self._context.policy, self._context.now()
+    def _cool_down(self) -> None:
+        """Make cooled NICs idle, once the host has forgotten their flows, those since the release included."""
+        table, now = self._context.table, self._context.now()
         with self.cooldown.run(self._context.clock):
-            rested = [table.nics[action.nic_id] for action in self.plan() if isinstance(action, Rest)]
-            for number, nic in enumerate(rested):
-                if self.flows.are_forgotten(nic, due_at(nic, policy, self.waiting > 0)):
-                    table.rested(nic.nic_id, now - (len(rested) - number) * TICK)
+            cooled = [table.nics[action.nic_id] for action in self.plan() if isinstance(action, Rest)]
+            for number, nic in enumerate(cooled):
+                if self.flows.are_forgotten(nic, due_at(nic, self._policy, self.waiting > 0)):
+                    table.rested(nic.nic_id, now - (len(cooled) - number) * TICK)
         cooling = table.in_state(NicState.COOLING)
-        self.cooldown.next_run = min((due_at(n, policy, self.waiting > 0) for n in cooling), default=0.0)
+        self.cooldown.next_run = min((due_at(n, self._policy, self.waiting > 0) for n in cooling), default=0.0)
 
     def _carry_out(self) -> None:
-        """Begin what the plan says, as far as calls are permitted; the rest is planned anew when their permits come.
+        """Begin the planned actions, as far as calls are permitted; the others are planned again with their permits.
 
         Intents are in the table before this returns, so the next plan counts them.
         """
-        spawn = self._context.tasks.spawn
-        for step in steps(self.state(), self._context.policy, self._context.now()):
+        for step in steps(self.state(), self._policy, self._context.now()):
             match step.action:
                 case CreateNics(count) if calls := self._provisioning_permits.take():
                     asked = self._context.table.asked_in
-                    intents = self._provisioner.begin_create(self.chooser.choose(count, self._context.now(), asked))
-                    spawn(f"create {intents[0].op_id}", self._provisioner.grow(intents, calls))
+                    self._provisioner.start_create(self.chooser.choose(count, self._context.now(), asked), calls)
                 case AttachNics(nic_ids) if calls := self._provisioning_permits.take():
-                    attach = self._provisioner.begin_attach(nic_ids)
-                    spawn(f"attach {attach.op_id}", self._provisioner.attach(attach, calls))
+                    self._provisioner.start_attach(nic_ids, calls)
                 case DetachNics(nic_ids) if calls := self._release_permits.take():
-                    detach = self._releaser.begin_detach(nic_ids, step.why)
-                    spawn(f"detach {detach.op_id}", self._releaser.detach(detach, calls))
-                    self._context.path_due.notify()  # gateways may be among them
+                    self._releaser.start_detach(nic_ids, step.why, calls)
+                    self._signals.path_due.notify()  # gateways may be among them
                 case DeleteNics(nic_ids) if calls := self._release_permits.take():
-                    delete = self._releaser.begin_delete(nic_ids)
-                    spawn(f"delete {delete.op_id}", self._releaser.delete(delete, calls))
+                    self._releaser.start_delete(nic_ids, calls)
                 case _:
                     pass

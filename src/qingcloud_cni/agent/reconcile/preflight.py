@@ -1,10 +1,10 @@
-"""What must hold of the instance and its vxnets: checked at start, and looked at again now and then."""
+"""Requirements on the instance and its vxnets: checked at start, and again every hour."""
 
 from collections.abc import Iterable
 
-from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.context import Context, Identity
 from qingcloud_cni.agent.cloudops.instance_status import InstanceStatus
-from qingcloud_cni.agent.cloudops.vxnet_cache import VxnetCache
+from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.core.errors import NotListed, StartRefused, Unavailable
 from qingcloud_cni.core.seams.cloud import HowUrgent, Vxnet
 
@@ -15,23 +15,32 @@ class Preflight:
     """The instance exists and shares one VPC with every configured vxnet."""
 
     def __init__(
-        self, context: Context, vxnets: VxnetCache, instance_status: InstanceStatus, configured: Iterable[str]
+        self,
+        context: Context,
+        identity: Identity,
+        vxnets: VxnetCache,
+        instance_status: InstanceStatus,
+        configured: Iterable[str],
     ) -> None:
         self._context = context
+        self._instance_id = identity.instance_id
         self._instance_status = instance_status
         self._vxnets = vxnets
         self._configured = tuple(configured)
-        self.is_bare = False  # the instance has but its primary NIC, in no vxnet where that could be a gateway
+        self._is_bare = False
         self._own: tuple[str, ...] = ()  # the vxnet of the instance's primary NIC, once it is known
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether the instance has only its primary NIC, in a vxnet where that cannot be a gateway."""
+        return self._is_bare
+
     async def check(self) -> None:
-        """Before anything else, for without it the pool cannot grow.
+        """StartRefused if the configuration is wrong; any CloudError means "retry later".
 
-        StartRefused where the configuration is wrong, any CloudError means "again later".
-
-        NotListed means one or the other: a cloud in trouble may answer with lists that are not whole.
+        NotListed means one or the other, for an overloaded cloud may return incomplete lists.
         """
-        instance_id = self._context.instance_id
+        instance_id = self._instance_id
         urgency = self._context.urgency.provisioning
         instance = await (await self._context.cloud.permit(urgency)).instance(instance_id)
         if instance is None:
@@ -40,16 +49,13 @@ class Preflight:
                 action="DescribeInstances",
             )
         self._instance_status.learn(instance)
-        self.is_bare = all(n.role == 1 and n.vxnet_id not in self._configured for n in instance.nics)
+        self._is_bare = all(n.role == 1 and n.vxnet_id not in self._configured for n in instance.nics)
         own = tuple(n.vxnet_id for n in instance.nics if n.role == 1) or tuple(n.vxnet_id for n in instance.nics)
         self._own = tuple(dict.fromkeys(own))
         await self._check_vxnets(urgency)
 
-    async def look_again(self) -> None:
-        """What has become of instance and vxnets; Unavailable tells what does not fit any more.
-
-        An agent that serves goes on all the same: containers have addresses there.
-        """
+    async def check_again(self) -> None:
+        """Unavailable if instance or vxnets do not fit any more; the agent goes on serving, for containers run."""
         if self._own:
             await self._instance_status.ask(self._context.urgency.comparison)
             try:
@@ -60,9 +66,9 @@ class Preflight:
                 raise Unavailable(str(err)) from err
 
     async def _check_vxnets(self, urgency: HowUrgent) -> None:
-        instance_id = self._context.instance_id
+        instance_id = self._instance_id
         wanted = tuple(dict.fromkeys((*self._configured, *self._own)))
-        found = await self._vxnets.learn(wanted, urgency)
+        found = await self._vxnets.read(wanted, urgency)
         for vxnet_id in wanted:
             if vxnet_id not in found:
                 check = "--vxnet and --zone" if vxnet_id in self._configured else f"the primary NIC of {instance_id}"
@@ -71,7 +77,7 @@ class Preflight:
                 )
         routers = {found[v].router_id for v in self._own if found[v].router_id}
         if not routers:
-            raise StartRefused(f"instance {instance_id} is in no VPC; its primary NIC must be in a router's vxnet")
+            raise StartRefused(f"instance {instance_id} is not in a VPC; its primary NIC must be in a router's vxnet")
         for vxnet_id in self._configured:
             _check_vxnet(found[vxnet_id], instance_id, routers)
 

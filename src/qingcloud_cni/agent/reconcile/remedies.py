@@ -1,12 +1,14 @@
-"""Remedies for what differs: what each does to table, kernel and cloud."""
+"""Remedies for differences: what each does to table, kernel and cloud."""
 
 from collections.abc import Iterable
 from math import inf
 
 from qingcloud_cni.agent.attachments.attachments import Attachments
-from qingcloud_cni.agent.base.context import Context
-from qingcloud_cni.agent.cloudops.operations import Operations
-from qingcloud_cni.agent.cloudops.vxnet_cache import VxnetCache
+from qingcloud_cni.agent.base.context import Context, Identity
+from qingcloud_cni.agent.base.moves import Move
+from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.cloudops.lookups import VxnetCache
+from qingcloud_cni.agent.cloudops.release import Releaser
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.agent.reconcile.links import Links
 from qingcloud_cni.core.drift import schedule
@@ -17,44 +19,57 @@ from qingcloud_cni.core.drift.recovery import adopted, adopted_gateway
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.nics.model import NicState
-from qingcloud_cni.core.nics.names import link_alias
 from qingcloud_cni.core.pool.pool_state import Mode
 from qingcloud_cni.core.seams.cloud import CloudNic
 from qingcloud_cni.core.seams.kernel import Link
 
 
 class Remedies:
-    """Carries them out: the table at once, all else in tasks of its own."""
+    """Changes the table at once; everything else goes on in tasks of its own."""
 
     def __init__(
         self,
         context: Context,
+        identity: Identity,
+        signals: Signals,
         *,
         pool: Pool,
-        operations: Operations,
+        releaser: Releaser,
         links: Links,
         attachments: Attachments,
         vxnets: VxnetCache,
     ) -> None:
-        self.next_at = inf  # when a repair that was put off may be made, in seconds since the epoch
-        self.has_begun = False  # something that takes time, since the latest `begin`
         self._context = context
+        self._identity = identity
+        self._signals = signals
         self._pool = pool
-        self._releaser = operations.releaser
+        self._releaser = releaser
         self._links = links
         self._attachments = attachments
         self._vxnets = vxnets
+        self._next_at = inf
+        self._has_begun = False
         self._to_repair: set[str] = set()  # as soon as a call may go
         self._repairs = sorted({n.repaired for n in context.table.nics.values() if n.repairs})  # when
 
+    @property
+    def next_at(self) -> float:
+        """When a repair that was postponed is due, in seconds since the epoch; inf if there is none."""
+        return self._next_at
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a remedy that takes time has begun since the latest `begin`."""
+        return self._has_begun
+
     def forgive(self) -> None:
-        """Somebody wants NICs that were given up to be tried again."""
+        """Let NICs be repaired again whose repairs have failed too often."""
         for nic in self._context.table.in_state(NicState.MISSING):
             self._context.table.forgive(nic.nic_id)
 
     def begin(self) -> None:
-        """Those of a comparison are about to come."""
-        self.next_at, self.has_begun = inf, False
+        """A comparison begins."""
+        self._next_at, self._has_begun = inf, False
 
     def carry_out(self, remedies: Iterable[Remedy]) -> None:
         replug = []
@@ -88,35 +103,35 @@ class Remedies:
                 table.lost(nic_id, now, "attached according to the cloud, but its link is nowhere")
             case Readdress(nic_id, vxnet_id, address, gateway):
                 table.readdressed(nic_id, vxnet_id, address, gateway, now)
-                self._context.path_due.notify()
+                self._signals.path_due.notify()
 
     def _adopt(self, found: CloudNic, link: Link | None) -> None:
         vxnet = self._vxnets.known(found.vxnet_id)
         assert vxnet is not None, found
         nic = adopted(found, vxnet, vxnet.address_of(found.private_ip), self._context.now())
-        if self._context.names_gateway(nic.name):
-            nic = adopted_gateway(nic, link, self._context.gateway_prefix)
-        self._context.enter(nic, "nic.adopted", detail=f"{found.status} {nic.address}")
+        if self._identity.names_gateway(nic.name):
+            nic = adopted_gateway(nic, link, self._identity.gateway_prefix)
+        nic = self._identity.indexed(nic, self._context.table.nics.values())
+        self._context.table.add(nic, "nic.adopted", detail=f"{found.status} {nic.address}")
 
     # --- in the kernel -------------------------------------------------------------------------------
 
     def _fetch(self, remedy: Fetch) -> None:
-        self.has_begun = True
-        self._context.moving.add(remedy.nic_id)
-        self._context.tasks.spawn(f"fetch {remedy.nic_id}", self._bring_home(remedy))
+        self._has_begun = True
+        move = self._context.moves.of(remedy.nic_id)
+        self._context.tasks.spawn(f"fetch {remedy.nic_id}", self._bring_home(remedy, move))
 
-    async def _bring_home(self, remedy: Fetch) -> None:
+    async def _bring_home(self, remedy: Fetch, move: Move) -> None:
         context = self._context
-        try:
-            alias = link_alias(context.instance_id, remedy.nic_id)
-            if await context.kernel.detach(remedy.nic_id, remedy.netns, 0, alias):
-                self._links.parked(remedy.nic_id)
-        except KernelRefused as err:
-            context.note("nic.park-failed", remedy.nic_id, detail=str(err))
-        finally:
-            context.moving.discard(remedy.nic_id)
+        with move:
+            try:
+                alias = self._identity.alias(remedy.nic_id)
+                if await context.kernel.detach(remedy.nic_id, remedy.netns, 0, alias):
+                    self._links.parked(remedy.nic_id)
+            except KernelRefused as err:
+                context.note("nic.park-failed", remedy.nic_id, detail=str(err))
         context.journal.push()
-        context.plan_due.notify()
+        self._signals.plan_due.notify()
 
     def _release(self, nic_id: str) -> None:
         if attachment := self._context.table.attachment_of(nic_id):
@@ -126,7 +141,7 @@ class Remedies:
     # --- in the cloud --------------------------------------------------------------------------------
 
     def _replug(self, nic_ids: list[str]) -> None:
-        """Detach them, all in one call, to be attached again; those whose time has not come are put off."""
+        """Detach them in one call, to attach them again; those that are not due are postponed."""
         context, now = self._context, self._context.now()
         if self._pool.mode is not Mode.SERVING:
             return
@@ -136,16 +151,16 @@ class Remedies:
             if nic_id not in self._to_repair
         }
         now_due = [nic_id for nic_id, at in due.items() if at <= now]
-        self.next_at = min((at for at in due.values() if at > now), default=inf)
+        self._next_at = min((at for at in due.values() if at > now), default=inf)
         if not now_due:
             return
-        self.has_begun = True
+        self._has_begun = True
         self._repairs = [*self._repairs[-schedule.REPAIRS_PER_HOUR :], now]
         self._to_repair.update(now_due)
         context.tasks.spawn(f"repair {', '.join(now_due)}", self._repair(now_due))
 
     async def _repair(self, nic_ids: list[str]) -> None:
-        """The call may have to wait for long, and a link may come by itself meanwhile."""
+        """Only what is still missing: the permit may take long, and a link may come by itself meanwhile."""
         table = self._context.table
         try:
             calls = await self._context.cloud.permit(self._context.urgency.comparison)
@@ -156,26 +171,25 @@ class Remedies:
         if still and self._pool.mode is Mode.SERVING:
             now = self._context.now()
             tries = {nic_id: schedule.recent_repairs(nics[nic_id], now) + 1 for nic_id in still}
-            await self._releaser.detach(self._releaser.begin_repair(still, tries), calls)
+            await self._releaser.repair(still, tries, calls)
         else:
             calls.return_permit()
 
     def _renew(self, nic_id: str) -> None:
-        """A gateway's address is in use, so it is attached again; of others there are more, so it is deleted."""
+        """Attach a gateway again, for containers use its address; delete any other NIC, for the pool creates more."""
         table = self._context.table
         is_needed = table.nics[nic_id].is_gateway and nic_id not in unused(
             table.nics.values(), (*table.attachments.values(),)
         )
         if not self._pool.may_begin or (is_needed and self._pool.mode is Mode.LEAVING):
             return
-        self.has_begun = True
-        context, now = self._context, self._context.now()
+        self._has_begun = True
+        now = self._context.now()
         detail = "the cloud has it attached nowhere, though its link is here"
         if table.nics[nic_id].state is NicState.GATEWAY:
             table.lost(nic_id, now, detail)
         table.not_attached(nic_id, now, detail)
         if is_needed:
-            context.path_due.notify()
+            self._signals.path_due.notify()
         else:
-            delete = self._releaser.begin_delete([nic_id])
-            context.tasks.spawn(f"delete {delete.op_id}", self._releaser.delete(delete))
+            self._releaser.start_delete([nic_id])

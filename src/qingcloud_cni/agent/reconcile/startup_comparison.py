@@ -1,4 +1,4 @@
-"""The first comparison with the cloud: repeated until the cloud answers; only then are cloud writes made."""
+"""The first comparison with the cloud: retried until the cloud answers; cloud writes wait for it."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from qingcloud_cni.agent.reconcile.preflight import Preflight
 from qingcloud_cni.agent.reconcile.reconcile import Reconciler
 from qingcloud_cni.core.errors import CloudError, CredentialsRefused, KernelRefused, NotListed, StartRefused
 
-FIRST_CALL = "DescribeInstances"  # of a comparison: keys that were good for it are no wrong ones
-UNLISTED = 3  # answers that do not list what must be there, until it is believed
+FIRST_CALL = "DescribeInstances"  # of a comparison: keys that it accepts are right
+UNLISTED = 3  # answers in a row that do not list an id which must exist, until the agent believes them
 
 
 class StartupComparison:
-    """Preflight checked, then table, kernel and cloud compared, or that put off."""
+    """Runs the preflight, then compares table, kernel and cloud, or postpones that."""
 
     def __init__(
         self,
@@ -33,17 +33,17 @@ class StartupComparison:
         self._is_checked = False
 
     async def run(self) -> None:
-        """Compare once, however often that has to be tried; one with NICs goes on serving them.
+        """Retry until a comparison succeeds; an agent with NICs serves them meanwhile.
 
-        StartRefused ends an agent that has nothing to serve yet where its keys are not accepted, or where several
-        answers in turn do not list an id that must be there.
+        StartRefused ends an agent without NICs if the cloud rejects its keys, or if `UNLISTED` answers in a row do
+        not list an id that must exist.
         """
         failures = unlisted = 0
         while True:
             try:
                 await self._compare()
             except (CloudError, KernelRefused) as err:
-                unlisted += isinstance(err, NotListed)
+                unlisted = unlisted + 1 if isinstance(err, NotListed) else 0
                 if not self._serves_from_disk:
                     self._judge(err, unlisted)
                 failures += 1
@@ -59,13 +59,13 @@ class StartupComparison:
             await self._preflight.check()
             self._is_checked = True
         if self._may_wait():
-            self._reconciler.put_off()
+            self._reconciler.postpone()
             return
         urgency = self._context.urgency.provisioning  # without it the pool cannot grow
         await self._reconciler.compare(await self._reconciler.permits(urgency), urgency)
 
     def _may_wait(self) -> bool:
-        """Whether calls are scarce and nothing here can be ours: the first pods need them more."""
+        """Whether no NIC can be ours, and calls are so scarce that the first pods need them more."""
         table = self._context.table
         is_empty = not (table.nics or table.intents)
         return is_empty and self._preflight.is_bare and self._context.cloud.spending().is_scarce
