@@ -63,12 +63,12 @@ BEFORE = [
 AFTER = sorted(flow for flow in BEFORE if POD not in flow[1] + flow[2])
 
 
-@pytest.mark.parametrize("worth_picking", [conntrack.WORTH_PICKING, 0], ids=["listed", "picked"])
+@pytest.mark.parametrize("worth_picking", [conntrack.FILTER_THRESHOLD, 0], ids=["listed", "picked"])
 async def test_every_flow_of_an_address_is_forgotten_and_no_other(
     host: str, kernel: HostKernel, monkeypatch: pytest.MonkeyPatch, worth_picking: int
 ) -> None:
     """Half-open connections and datagrams, whether the address is source or target, before or after translation."""
-    monkeypatch.setattr(conntrack, "WORTH_PICKING", worth_picking)
+    monkeypatch.setattr(conntrack, "FILTER_THRESHOLD", worth_picking)
     assert flows(host) == sorted(BEFORE)
     assert await kernel.flush([POD]) == len(BEFORE) - len(AFTER)
     assert flows(host) == AFTER
@@ -85,7 +85,7 @@ async def test_an_older_kernel_that_picks_nothing_is_asked_once(
         return asked[-1]
 
     list_flows = conntrack.list_flows
-    monkeypatch.setattr(conntrack, "WORTH_PICKING", 0)
+    monkeypatch.setattr(conntrack, "FILTER_THRESHOLD", 0)
     monkeypatch.setattr(conntrack, "list_flows", list_everything)
     assert await kernel.flush([POD, "172.16.3.9"]) == len(BEFORE) - len(AFTER)
     assert flows(host) == AFTER
@@ -95,7 +95,7 @@ async def test_an_older_kernel_that_picks_nothing_is_asked_once(
 async def test_of_many_flows_only_those_of_the_address_go(
     lab: Lab, kernel: HostKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conntrack, "WORTH_PICKING", 500)
+    monkeypatch.setattr(conntrack, "FILTER_THRESHOLD", 500)
     count = 700
     track(lab.host)
     write_flows(lab.host, [(f"10.{n >> 8 & 255}.{n & 255}.1", "192.0.2.1") for n in range(count - 3)])
@@ -123,12 +123,12 @@ async def test_where_nothing_is_tracked_there_is_nothing_to_do(
 
 
 def test_without_the_right_to_it_the_kernels_words_are_told(host: str, lab: Lab) -> None:
-    def forget() -> None:
+    def delete_flows() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         this_thread = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the structure
         assert libc.capset(this_thread, (ctypes.c_uint32 * 6)()) == 0
-        with pytest.raises(KernelRefused, match=r"list tracked flows: .*\(EPERM\)"):
-            conntrack.forget([POD])
+        with pytest.raises(KernelRefused, match=r"list tracked flows failed: .*\(EPERM\)"):
+            conntrack.delete_flows([POD])
 
-    inside(lab.host, forget)
+    inside(lab.host, delete_flows)
     assert flows(host) == sorted(BEFORE)

@@ -313,7 +313,7 @@ async def test_a_parked_nic_is_brought_back(lab: Lab, kernel: HostKernel) -> Non
 async def test_a_taken_name_is_told(lab: Lab, kernel: HostKernel) -> None:
     mac, other = lab.plug(), lab.plug(2, name="hostnic")
     before = state(lab)
-    with pytest.raises(KernelRefused, match=f"nic {mac}: name hostnic: taken .* {other}"):
+    with pytest.raises(KernelRefused, match=f"nic {mac}: name hostnic failed: taken .* {other}"):
         await kernel.serve(path_of(gateway(mac)))
     assert state(lab) == before
 

@@ -141,7 +141,7 @@ async def test_taken_name_is_named_and_nothing_touched(lab: Lab, kernel: HostKer
     if is_altname:
         ip("-n", pod, "link", "property", "add", "dev", "x0", "altname", "eth0")
     before = lab.links(pod)
-    with pytest.raises(InvalidConfig, match=f"ifname eth0: taken in {lab.path(pod)}"):
+    with pytest.raises(InvalidConfig, match=f"ifname eth0: attach failed: taken in {lab.path(pod)}"):
         await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
     assert lab.links(pod) == before
     assert lab.is_parked(mac)
@@ -160,7 +160,7 @@ async def test_name_taken_at_the_last_moment(lab: Lab, kernel: HostKernel, monke
         return found
 
     monkeypatch.setattr(Netlink, "link", look_too_early)
-    with pytest.raises(InvalidConfig, match="ifname eth0: taken"):
+    with pytest.raises(InvalidConfig, match="ifname eth0: attach failed: taken"):
         await kernel.attach(lab.order(mac, netns))
     assert lab.links(pod).keys() == {"eth0", "x1"}
     assert lab.is_parked(mac)
@@ -214,7 +214,7 @@ async def test_impossible_route_undoes_everything(lab: Lab, kernel: HostKernel) 
     with pytest.raises(KernelRefused) as caught:
         await kernel.attach(lab.order(mac, netns, routes=unreachable))
     wish = f"nic {mac}: add route 10.1.0.0/16 via 192.168.77.1 in {lab.path(pod)}"
-    assert str(caught.value) == f"{wish}: Nexthop has invalid gateway (ENETUNREACH)"
+    assert str(caught.value) == f"{wish} failed: Nexthop has invalid gateway (ENETUNREACH)"
     assert lab.is_parked(mac)
     assert lab.links(pod) == {}
     await kernel.attach(lab.order(mac, netns))

@@ -13,7 +13,13 @@ import pytest
 from machines.nics import NETNS_DIR, Lab, fd_count, ip, kernel, lab
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns
 from qingcloud_cni.kernel import HostKernel
-from qingcloud_cni.kernel.namespaces.namespaces import Namespace, Stranded, Traveller, find, reachable
+from qingcloud_cni.kernel.namespaces.namespaces import (
+    Namespace,
+    NamespaceReturnFailed,
+    NamespaceSwitcher,
+    find,
+    reachable,
+)
 
 __all__ = ["kernel", "lab"]  # fixtures
 
@@ -115,15 +121,15 @@ def test_thread_returns_even_after_an_error(lab: Lab) -> None:
             seen.append(here.identity)
 
     def travel() -> None:
-        traveller = Traveller()
+        switcher = NamespaceSwitcher()
         with Namespace.open(lab.path(lab.host)) as away:
             look()
-            with suppress(ZeroDivisionError), traveller.inside(away):
+            with suppress(ZeroDivisionError), switcher.inside(away):
                 look()
                 raise ZeroDivisionError
             look()
             seen.append(away.identity)
-        traveller.close()
+        switcher.close()
 
     in_thread(threading.Thread(target=travel))
     home, inside, back, away = seen
@@ -135,13 +141,13 @@ def test_thread_that_cannot_return_is_never_used_again(lab: Lab) -> None:
     outcomes: list[bool] = []
 
     def travel() -> None:
-        traveller = Traveller()
+        switcher = NamespaceSwitcher()
         with Namespace.open(lab.path(lab.host)) as away, Path("/dev/null").open() as no_namespace:
-            with pytest.raises(Stranded, match="cannot return"), traveller.inside(away):
-                os.dup2(no_namespace.fileno(), traveller.home.fd)
-            with pytest.raises(Stranded, match="lost"), traveller.inside(away):
+            with pytest.raises(NamespaceReturnFailed, match="return to"), switcher.inside(away):
+                os.dup2(no_namespace.fileno(), switcher.home.fd)
+            with pytest.raises(NamespaceReturnFailed, match="earlier return"), switcher.inside(away):
                 outcomes.append(False)
-        traveller.close()
+        switcher.close()
         outcomes.append(True)
 
     in_thread(threading.Thread(target=travel))
@@ -225,5 +231,5 @@ def test_missing_right_is_said_in_a_sentence(netns_dir: Path, lost: str) -> None
     )
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert (done.stderr, done.returncode) == ("", 0)
-    assert done.stdout.endswith("; root is needed\n")
+    assert done.stdout.endswith("; run as root\n")
     assert done.stdout.count("\n") == 1

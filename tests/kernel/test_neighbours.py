@@ -27,13 +27,13 @@ BROADCAST, NOBODY = b"\xff" * 6, bytes(4)
 def wire(lab: Lab, number: int = 1) -> Iterator[socket.socket]:
     """The other end of a NIC's wire: hears all frames that leave it."""
 
-    def open_ear() -> socket.socket:
+    def open_arp_socket() -> socket.socket:
         ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         ear.bind((f"p{number}", ETH_P_ALL))
         ear.setblocking(False)
         return ear
 
-    with inside(lab.vxnet, open_ear) as ear:
+    with inside(lab.vxnet, open_arp_socket) as ear:
         yield ear
 
 
@@ -164,7 +164,7 @@ async def test_links_left_up_by_an_agent_that_was_killed_are_down_after_the_next
     mac = lab.plug()
     kernel = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
     await kernel.park(mac)
-    await kernel._verbs.do(LinkOperations.light, mac)
+    await kernel._operations.do(LinkOperations.set_up, mac)
     await kernel.close()
     assert up(lab)
     kernel = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))

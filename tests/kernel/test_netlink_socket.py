@@ -74,10 +74,10 @@ def test_refusal_tells_wish_words_and_number(lab: Lab) -> None:
     with within(lab, lab.host, Netlink) as netlink:
         assert netlink.link(name="nobody") is None
         assert netlink.link(ifindex=12345) is None
-        with pytest.raises(NetlinkRefused, match=r"^set up: No such device \(ENODEV\)$") as caught:
+        with pytest.raises(NetlinkRefused, match=r"^set up failed: No such device \(ENODEV\)$") as caught:
             netlink.do(nl.set_link(12345, LinkChange(is_up=True)), "set up")
         assert caught.value.errno == errno.ENODEV
-        with pytest.raises(NetlinkRefused, match=r"^try: .+ \(E(OP)?NOTSUPP?\)$"):
+        with pytest.raises(NetlinkRefused, match=r"^try failed: .+ \(E(OP)?NOTSUPP?\)$"):
             netlink.do(Request(999, b""), "try")
         loopback = netlink.link(name="lo")
         assert loopback
@@ -103,7 +103,7 @@ def test_interruption_at_the_end_counts() -> None:
 
 def test_listing_is_not_asked_for_ever() -> None:
     netlink = written(*[link(1, nl.NLM_F_DUMP_INTR) + DONE] * DUMP_TRIES)
-    with pytest.raises(KernelRefused, match="changed under each of"):
+    with pytest.raises(KernelRefused, match="changes interrupted each of"):
         netlink.links()
 
 
@@ -128,7 +128,7 @@ def test_message_of_another_process_is_ignored() -> None:
     ],
 )
 def test_broken_conversation_is_a_refusal(answer: bytes | Exception, number: int) -> None:
-    with pytest.raises(NetlinkRefused, match=f"^list links: .*{errno.errorcode[number]}") as caught:
+    with pytest.raises(NetlinkRefused, match=f"^list links failed: .*{errno.errorcode[number]}") as caught:
         written(answer).links()
     assert caught.value.errno == number
 

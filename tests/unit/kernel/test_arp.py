@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qingcloud_cni.kernel.neighbours.arp import announcement, claimant, probe
+from qingcloud_cni.kernel.neighbours.arp import announcement_frame, claimant, probe_frame
 
 MAC, OTHER = "52:54:00:aa:bb:01", "02:00:00:00:00:99"
 ADDRESS, NEIGHBOUR, NONE = "172.16.3.7", "172.16.3.8", "0.0.0.0"
@@ -21,11 +21,11 @@ def frame(sender_mac: str, sender: str, target: str, *, operation: int = 1, kind
 
 
 def test_a_probe_is_a_request_in_the_name_of_nobody() -> None:
-    assert probe(MAC, ADDRESS) == frame(MAC, NONE, ADDRESS)
+    assert probe_frame(MAC, ADDRESS) == frame(MAC, NONE, ADDRESS)
 
 
 def test_an_announcement_is_a_request_for_the_senders_own_address() -> None:
-    assert announcement(MAC, ADDRESS) == frame(MAC, ADDRESS, ADDRESS)
+    assert announcement_frame(MAC, ADDRESS) == frame(MAC, ADDRESS, ADDRESS)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_an_announcement_is_a_request_for_the_senders_own_address() -> None:
         pytest.param(frame(OTHER, NONE, NEIGHBOUR), "", id="a probe for another address"),
         pytest.param(frame(OTHER, NEIGHBOUR, NEIGHBOUR), "", id="an announcement of another address"),
         pytest.param(frame(MAC, ADDRESS, ADDRESS), "", id="the NIC itself"),
-        pytest.param(probe(MAC, ADDRESS), "", id="our own probe, sent back"),
+        pytest.param(probe_frame(MAC, ADDRESS), "", id="our own probe, sent back"),
         pytest.param(frame(OTHER, ADDRESS, NONE, kind=b"\0\6\x08\0\6\4"), "", id="no Ethernet"),
         pytest.param(frame(OTHER, ADDRESS, NONE)[:41], "", id="cut off"),
         pytest.param(b"", "", id="nothing"),

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from qingcloud_cni.kernel.links.nic import (
     ALIAS_BYTES,
     USUAL_MTU,
-    Sought,
+    NicMatcher,
+    alias_with_mtu,
     candidates,
     is_candidate,
-    mark,
     parked_name,
-    read_mark,
-    resetting,
+    parse_alias,
+    reset_change,
 )
 from qingcloud_cni.kernel.netlink import conntrack
 from qingcloud_cni.kernel.netlink import messages as nl
@@ -209,22 +209,22 @@ def test_parking_name_fits_an_interface() -> None:
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=300), st.integers(68, 65535)
 )
 def test_mark_tells_the_mtu_and_fits(alias: str, mtu: int) -> None:
-    text = mark(alias, mtu)
+    text = alias_with_mtu(alias, mtu)
     assert len(text.encode()) <= ALIAS_BYTES
     if mtu != USUAL_MTU:
-        kept, told = read_mark(text)
+        kept, told = parse_alias(text)
         assert told == mtu
         assert alias.startswith(kept)
 
 
 @pytest.mark.parametrize(("text", "read"), [("", ("", None)), ("net/a/eth0", ("net/a/eth0", 1500))])
 def test_alias_without_a_mark_means_the_usual_mtu(text: str, read: tuple[str, int | None]) -> None:
-    assert read_mark(text) == read
-    assert mark(text, USUAL_MTU) == text
+    assert parse_alias(text) == read
+    assert alias_with_mtu(text, USUAL_MTU) == text
 
 
 OTHER = replace(NIC, ifindex=9, mac="52:54:00:00:00:99", name="net1")
-SOUGHT = Sought(MAC, "net/a/eth0", 7)
+SOUGHT = NicMatcher(MAC, "net/a/eth0", 7)
 
 
 @pytest.mark.parametrize(
@@ -250,20 +250,20 @@ def test_another_link_is_never_surely_the_nic(link: LinkInfo) -> None:
 
 def test_index_alone_serves_only_links_without_a_burnt_in_mac() -> None:
     changed = replace(OTHER, ifindex=7, kind="veth")
-    assert SOUGHT.is_perhaps(changed)
-    assert not SOUGHT.is_perhaps(replace(changed, permanent_mac="52:54:00:00:00:99"))
-    assert not SOUGHT.is_perhaps(replace(changed, ifindex=8))
+    assert SOUGHT.may_match(changed)
+    assert not SOUGHT.may_match(replace(changed, permanent_mac="52:54:00:00:00:99"))
+    assert not SOUGHT.may_match(replace(changed, ifindex=8))
 
 
 def test_no_alias_matches_no_alias() -> None:
-    assert Sought(MAC).pick([OTHER]) is None
+    assert NicMatcher(MAC).pick([OTHER]) is None
 
 
 # --- how it is parked --------------------------------------------------------------------------------
 
 
 def test_parked_nic_needs_nothing() -> None:
-    assert not resetting(PARKED, MAC)
+    assert not reset_change(PARKED, MAC)
 
 
 @pytest.mark.parametrize(
@@ -281,11 +281,11 @@ def test_parked_nic_needs_nothing() -> None:
     ],
 )
 def test_reset_undoes_what_a_container_did(found: LinkInfo, change: LinkChange) -> None:
-    assert resetting(found, MAC) == change
+    assert reset_change(found, MAC) == change
 
 
 def test_mtu_that_is_known_outweighs_the_alias() -> None:
-    assert resetting(replace(PARKED, mtu=68, alias="x mtu=68"), MAC, 9000) == LinkChange(alias="", mtu=9000)
+    assert reset_change(replace(PARKED, mtu=68, alias="x mtu=68"), MAC, 9000) == LinkChange(alias="", mtu=9000)
 
 
 # --- tracked flows -------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Links: what is a NIC, and how it is parked, attached, detached or used as a gateway."""
+"""Links: which are NICs, and the operations that park, attach and detach them or make them gateways."""

@@ -1,6 +1,6 @@
-"""Our nftables table: what came in at a gateway NIC goes back there, and translated flows are masqueraded.
+"""The agent's nftables table: replies leave by the gateway NIC of their flow, and translated flows are masqueraded.
 
-The table is written as a whole, in one transaction, by ``nft``; whether that is needed is asked of the kernel itself.
+``nft`` writes the whole table in one transaction; netlink tells whether that is needed.
 """
 
 import errno
@@ -24,11 +24,11 @@ from qingcloud_cni.kernel.netlink.messages import (
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 
 TABLE: Final = "qingcni"
-# The bits of a packet's and a flow's mark that are ours, and the only ones we read or write. Taken by others: 0x4000
-# and 0x8000 kube-proxy and kubelet, 0x0f00 Cilium, 0xffff0000 Calico (Tailscale, Weave and kube-router within), 0x80
-# AWS; 0x1 is what TPROXY set-ups by hand take.
+# The only bits of a packet's and a flow's mark that the agent reads or writes. Others use: kube-proxy and kubelet
+# 0x4000 and 0x8000, Cilium 0x0f00, Calico 0xffff0000 (Tailscale, Weave and kube-router within), AWS 0x80, TPROXY
+# set-ups 0x1.
 MARK_MASK: Final = 0x7E
-NFT_SECONDS: Final = 20.0  # it takes some milliseconds; the kernel thread must not wait for ever
+NFT_SECONDS: Final = 20.0  # nft takes milliseconds; this limits how long it blocks the kernel thread
 
 NFNL_SUBSYS_NFTABLES: Final = 10
 NFT_MSG_GETTABLE: Final = 1
@@ -39,12 +39,12 @@ NFPROTO_INET: Final = 1
 
 
 def mark_of(gateway: Gateway) -> int:
-    """The mark, under MARK_MASK, of what came in by this gateway; never 0."""
+    """The mark, under MARK_MASK, of flows that came in by this gateway; never 0."""
     return (gateway.index + 1) << 1
 
 
 def ruleset(path: ServicePath) -> str:
-    """The table for *path* as ``nft list table`` of nftables 1.0 shows it; "" where none is needed."""
+    """The table for *path* as ``nft list table`` of nftables 1.0 prints it; "" if none is needed."""
     own = [gateway for gateway in path.gateways if gateway.link_name]
     pods, services = _merged(path.masquerade), _merged(path.services)
     parts = []
@@ -55,24 +55,23 @@ def ruleset(path: ServicePath) -> str:
         arriving = [_arriving(gateway) for gateway in own]
         parts += [
             _chain("arriving", "filter hook prerouting priority mangle", [*arriving, *returning]),
-            # of the type that routes a packet again once its mark has changed
+            # of type route: the kernel routes a packet again after a change of its mark
             _chain("answering", "route hook output priority mangle", returning),
         ]
     if pods:
-        # After kube-proxy: the first rule that decides decides for the whole flow, and its own masquerade takes its
-        # mark off the packet.
+        # After kube-proxy: the first verdict holds for the whole flow, and kube-proxy's masquerade clears its mark.
         parts.append(_chain("leaving", "nat hook postrouting priority srcnat + 10", _masquerading(bool(services))))
     return f"table inet {TABLE} {{\n" + "\n\n".join(parts) + "\n}\n" if parts else ""
 
 
 class Firewall:
-    """Keeps the table of the namespace of the thread that makes it; to be used in that thread."""
+    """Ensures the table in the namespace of the thread that makes and uses it."""
 
     def __init__(self) -> None:
         self._netfilter = Netlink(NETLINK_NETFILTER)
-        self._text: str | None = None  # as last ensured
-        self._listed = ""  # what nft made of it
-        self._generation: int | None = None  # of the rule set when it was last seen to be right
+        self._text: str | None = None  # the latest ensured table
+        self._listed = ""  # nft's listing of it
+        self._generation: int | None = None  # of the rule set when the table was right
 
     def __enter__(self) -> Self:
         return self
@@ -81,34 +80,33 @@ class Firewall:
         self._netfilter.close()
 
     def ensure(self, wanted: str) -> None:
-        """Have exactly *wanted* as our table, "" for none.
+        """Make the table exactly *wanted*, "" for none.
 
-        Every change of any table gives the rule set another generation, so as long as that is the same there is
-        nothing to look at.
+        Each change of any table changes the generation of the rule set; an unchanged one needs no listing.
         """
         generation = self._read_generation()
         text: str | None = wanted
         if text == self._text and generation is not None and generation == self._generation:
             return
         listed = self._list()
-        if listed != _plain(wanted) and not (text == self._text and listed == self._listed):
-            _nft(f"add table inet {TABLE}\ndelete table inet {TABLE}\n{wanted}", "-f", "-")
+        if listed != _normalized(wanted) and not (text == self._text and listed == self._listed):
+            _run_nft(f"add table inet {TABLE}\ndelete table inet {TABLE}\n{wanted}", "-f", "-")
             generation = self._read_generation()
             listed = self._list()
-            if self._read_generation() != generation:  # changed again before we saw what nft made of it
+            if self._read_generation() != generation:  # changed again before the listing
                 generation = text = None
         self._text, self._listed, self._generation = text, listed, generation
 
     def _list(self) -> str:
-        """Our table in plain words, "" if there is none."""
-        return _plain(_nft("", "list", "table", "inet", TABLE)) if self._exists() else ""
+        """The table, normalized; "" if it does not exist."""
+        return _normalized(_run_nft("", "list", "table", "inet", TABLE)) if self._exists() else ""
 
     def _exists(self) -> bool:
         body = NFGENMSG.pack(NFPROTO_INET, 0, 0) + pack_attribute(NFTA_TABLE_NAME, TABLE.encode() + b"\0")
         try:
             self._netfilter.ask(Request(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, body), f"find table {TABLE}")
         except NetlinkRefused as err:
-            if err.errno in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):  # no such table; no tables at all
+            if err.errno in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):  # no such table; no nftables
                 return False
             raise
         return True
@@ -135,16 +133,16 @@ def _returning(gateway: Gateway) -> str:
 
 
 def _marking(whose: str, gateway: Gateway) -> str:
-    """Set our bits of a mark and leave the others as they are, in nft's own spelling."""
+    """Set the agent's bits of a mark and keep the others, in nft's own spelling."""
     mark = mark_of(gateway)
-    kept = ~MARK_MASK & 0xFFFFFFFF | mark
-    others = "" if kept == 0xFFFFFFFF else f" & {kept:#010x}"
+    mask = ~MARK_MASK & 0xFFFFFFFF | mark
+    others = "" if mask == 0xFFFFFFFF else f" & {mask:#010x}"
     return f"{whose} mark set {whose} mark{others} | {mark:#010x}"
 
 
 def _masquerading(has_services: bool) -> list[str]:
     translated = ["ct status dnat"]
-    if has_services:  # ipvs translates without saying so in the status
+    if has_services:  # ipvs does not set the status bit
         translated.append("ct original ip daddr @services")
     return [
         'oifname "lo" return',
@@ -163,17 +161,17 @@ def _set(name: str, networks: Iterable[str]) -> str:
 
 
 def _merged(networks: Iterable[str]) -> list[str]:
-    """*networks* in order, none within another: a set refuses overlaps."""
+    """*networks* in order without overlaps, which a set rejects."""
     merged = collapse_addresses(IPv4Network(network, strict=False) for network in networks)
     return [str(network).removesuffix("/32") for network in merged]
 
 
-def _plain(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(text.split())
 
 
-def _nft(script: str, *args: str) -> str:
-    wish = f"nft {' '.join(args)}"
+def _run_nft(script: str, *args: str) -> str:
+    action = f"nft {' '.join(args)}"
     try:
         done = subprocess.run(
             ("nft", *args),
@@ -182,12 +180,14 @@ def _nft(script: str, *args: str) -> str:
             text=True,
             check=False,
             timeout=NFT_SECONDS,
-            start_new_session=True,  # a Ctrl-C is meant for the agent
+            start_new_session=True,  # Ctrl-C must reach the agent alone
         )
     except FileNotFoundError as err:
-        raise KernelRefused("nft: not found; Services by a gateway NIC need the package nftables") from err
+        raise KernelRefused(
+            "nft: start failed: not found; install the package nftables for Services by a gateway NIC"
+        ) from err
     except (OSError, subprocess.TimeoutExpired) as err:
-        raise KernelRefused(f"{wish}: {err}") from err
+        raise KernelRefused(f"{action} failed: {err}") from err
     if done.returncode:
-        raise KernelRefused(f"{wish}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
+        raise KernelRefused(f"{action} failed: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
     return done.stdout

@@ -1,7 +1,7 @@
-"""Gateway NICs on the host: link, address, table, rules and settings, brought to what is wanted and no further.
+"""Gateway NICs on the host: link, address, table, rules and settings are changed to those wanted.
 
-Nothing is remembered from one call to the next: a gateway's link is known by its alias, tables and rules by their
-numbers, so whatever an agent left when it was killed is found again.
+No state lasts from one call to the next: a gateway's link is known by its alias, tables and rules by their numbers,
+so an agent finds what a killed one left.
 """
 
 import errno
@@ -14,7 +14,14 @@ from typing import Final, Self
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
 from qingcloud_cni.kernel.links.firewall import MARK_MASK, Firewall, mark_of, ruleset
-from qingcloud_cni.kernel.links.nic import Sought, is_candidate, mark, parked_name, read_mark, resetting
+from qingcloud_cni.kernel.links.nic import (
+    NicMatcher,
+    alias_with_mtu,
+    is_candidate,
+    parked_name,
+    parse_alias,
+    reset_change,
+)
 from qingcloud_cni.kernel.namespaces import sysctl
 from qingcloud_cni.kernel.namespaces.namespaces import Namespace
 from qingcloud_cni.kernel.netlink.messages import IFF_LOOPBACK, LinkChange, LinkInfo, Request, set_link
@@ -38,11 +45,11 @@ from qingcloud_cni.kernel.netlink.routing import (
 )
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 
-ALIAS: Final = "qingcni-gateway"  # on a gateway's link, so that it is known without a table
-GATEWAYS: Final = 63  # indexes there are
-FIRST_TABLE: Final = 31080  # a number far from those people and programs count from, and easy to remember here
+ALIAS: Final = "qingcni-gateway"  # identifies a gateway's link without the agent's database
+GATEWAYS: Final = 63  # indexes
+FIRST_TABLE: Final = 31080  # far from the numbers that people and programs use
 TABLES: Final = range(FIRST_TABLE, FIRST_TABLE + GATEWAYS)
-# Below 2048 (Terway) and above 1536 (AWS); a packet that carries a mark is routed by it, wherever it is from.
+# Below 2048 (Terway) and above 1536 (AWS); the mark of a packet comes before its source.
 MARK_RULES: Final = 1792
 SOURCE_RULES: Final = MARK_RULES + 64
 LINK_RULES: Final = SOURCE_RULES + 64
@@ -50,17 +57,17 @@ PREFERENCES: Final = range(MARK_RULES, LINK_RULES + 64)
 RT_TABLE_LOCAL: Final = 255
 
 LINK_SETTINGS: Final = {  # below net/ipv4/conf/<link>
-    "rp_filter": "2",  # loose: by the main table the way back leads elsewhere
-    "arp_announce": "2",  # ask for neighbours in the gateway's own name, not in that of a Service
-    "arp_ignore": "1",  # answer for the gateway's own address only
-    "arp_notify": "1",  # neighbours may remember the address with another MAC
-    "send_redirects": "0",  # packets leave by the NIC they came in by, and are meant to
+    "rp_filter": "2",  # loose: the main table routes the reply by another link
+    "arp_announce": "2",  # ARP requests have the gateway's own address, not that of a Service
+    "arp_ignore": "1",  # the link answers ARP only for its own address
+    "arp_notify": "1",  # neighbours may have the address with another MAC
+    "send_redirects": "0",  # packets leave by the NIC they came in by, on purpose
 }
 HOST_SETTINGS: Final = {sysctl.IP_FORWARD: "1", f"{sysctl.CONF}/all/send_redirects": "0"}
 
 
 class GatewayLinks:
-    """The gateway NICs of a host. To be made, and used, in a thread that is in the host's namespace."""
+    """The gateway NICs of a host; made and used in a thread in the host's namespace."""
 
     def __init__(self, host: Netlink, parking: Netlink, home: Namespace) -> None:
         self._host = host
@@ -75,8 +82,8 @@ class GatewayLinks:
         self._firewall.__exit__(kind, err, tb)
 
     def addresses(self) -> dict[str, tuple[str, ...]]:
-        """Those of the host's links that are up, by MAC; a bridge may have the address of the NIC beneath it."""
-        up = {link.ifindex: link.mac for link in self._host.links() if _is_lit(link)}
+        """Addresses of the host's links that are up, by MAC; a bridge may have the address of its NIC."""
+        up = {link.ifindex: link.mac for link in self._host.links() if _is_up(link)}
         found: dict[str, list[str]] = {mac: [] for mac in up.values()}
         for address in self._addresses():
             if address.ifindex in up:
@@ -85,10 +92,10 @@ class GatewayLinks:
 
     def serve(self, path: ServicePath) -> dict[str, str]:
         own = {gateway.mac: gateway for gateway in path.gateways if gateway.link_name}
-        _check(own.values())
+        _check_indexes(own.values())
         self._undo_others(own)
-        links = {mac: self._place(gateway, own) for mac, gateway in own.items()}
-        used = [self._used_as_is(gateway) for gateway in path.gateways if not gateway.link_name]
+        links = {mac: self._ensure_link(gateway, own) for mac, gateway in own.items()}
+        used = [self._shared_link(gateway) for gateway in path.gateways if not gateway.link_name]
         for mac, gateway in own.items():
             self._configure(gateway, links[mac])
         self._route(own, links)
@@ -107,66 +114,68 @@ class GatewayLinks:
 
     # --- links ---------------------------------------------------------------------------------------
 
-    def _place(self, gateway: Gateway, own: Mapping[str, Gateway]) -> LinkInfo:
-        """Have the gateway's link on the host under its name."""
+    def _ensure_link(self, gateway: Gateway, own: Mapping[str, Gateway]) -> LinkInfo:
+        """Bring the gateway's link to the host under its name."""
         links = self._host.links()
-        self._free_name(gateway, links, own)
+        self._release_name(gateway, links, own)
         nic, name = f"nic {gateway.mac}", gateway.link_name
-        if link := Sought(gateway.mac).pick(links):
+        if link := NicMatcher(gateway.mac).pick(links):
             change = LinkChange(
                 mac=gateway.mac if link.mac != gateway.mac else None,
                 name=name if link.name != name else None,
-                alias=mark(ALIAS, link.mtu) if not _is_gateway(link) else None,
+                alias=alias_with_mtu(ALIAS, link.mtu) if not _is_gateway(link) else None,
             )
             self._change(self._host, link, change, f"{nic}: name {name}")
             return replace(link, name=name, flags=0) if change.mac or change.name else link
-        if link := Sought(gateway.mac).pick(self._parking.links()):
-            reset = resetting(link, gateway.mac)
-            alias = mark(ALIAS, link.mtu if reset.mtu is None else reset.mtu)
+        if link := NicMatcher(gateway.mac).pick(self._parking.links()):
+            reset = reset_change(link, gateway.mac)
+            alias = alias_with_mtu(ALIAS, link.mtu if reset.mtu is None else reset.mtu)
             change = replace(reset, netns_fd=self._home.fd, name=name, alias=alias)
-            self._parking.do(set_link(link.ifindex, change), f"{nic}: bring to the host as {name}")
+            self._parking.do(set_link(link.ifindex, change), f"{nic}: move to the host as {name}")
             if placed := self._host.link(name=name):
                 return placed
-        raise LinkNotFound(f"{nic}: no such link on the host, nor is it parked")
+        raise LinkNotFound(f"{nic}: find link failed: neither on the host nor parked")
 
-    def _free_name(self, gateway: Gateway, links: Iterable[LinkInfo], own: Mapping[str, Gateway]) -> None:
-        """Take its name off another gateway that is to have a new one; KernelRefused if the name is a stranger's."""
+    def _release_name(self, gateway: Gateway, links: Iterable[LinkInfo], own: Mapping[str, Gateway]) -> None:
+        """Rename another gateway that has this name; KernelRefused if the link is not a gateway's."""
         name = gateway.link_name
         for link in links:
             if name not in (link.name, *link.altnames) or gateway.mac in (link.mac, link.permanent_mac):
                 continue
             if link.mac not in own or link.name != name:
-                raise KernelRefused(f"nic {gateway.mac}: name {name}: taken on this host by link {link.mac or name}")
+                raise KernelRefused(
+                    f"nic {gateway.mac}: name {name} failed: taken on this host by link {link.mac or name}"
+                )
             spare = LinkChange(name=parked_name(link.mac))
-            self._change(self._host, link, spare, f"nic {link.mac}: give up the name {name}")
+            self._change(self._host, link, spare, f"nic {link.mac}: rename from {name}")
 
     def _undo_others(self, own: Mapping[str, Gateway]) -> None:
-        """Set the links of former gateways down, reset, without address."""
+        """Set the links of former gateways down and reset them, without address."""
         for link in self._host.links():
             if not (is_candidate(link) and _is_gateway(link)) or own.keys() & {link.mac, link.permanent_mac}:
                 continue
             mac = link.permanent_mac or link.mac
-            self._change(self._host, link, resetting(link, mac), f"nic {mac}: undo gateway {link.name}")
+            self._change(self._host, link, reset_change(link, mac), f"nic {mac}: undo gateway {link.name}")
             self._drop_addresses(link, f"nic {mac}")
 
-    def _change(self, place: Netlink, link: LinkInfo, change: LinkChange, wish: str) -> None:
+    def _change(self, netlink: Netlink, link: LinkInfo, change: LinkChange, action: str) -> None:
         if (change.name or change.mac) and link.is_up:  # names change only while it is down, before Linux 6.2
-            place.do(set_link(link.ifindex, LinkChange(is_up=False)), wish)
+            netlink.do(set_link(link.ifindex, LinkChange(is_up=False)), action)
         if change:
-            place.do(set_link(link.ifindex, change), wish)
+            netlink.do(set_link(link.ifindex, change), action)
 
-    def _used_as_is(self, gateway: Gateway) -> str:
-        """The name of the link that has the address of a NIC that was there already."""
+    def _shared_link(self, gateway: Gateway) -> str:
+        """The name of the link of a NIC that the agent did not make, with its address."""
         holders = {a.ifindex for a in self._addresses() if a.address == gateway.address}
         for link in self._host.links():
-            if link.ifindex in holders and link.mac == gateway.mac and _is_lit(link):
+            if link.ifindex in holders and link.mac == gateway.mac and _is_up(link):
                 return link.name
-        raise LinkNotFound(f"nic {gateway.mac}: not up on the host with address {gateway.address}")
+        raise LinkNotFound(f"nic {gateway.mac}: find link failed: not up on the host with address {gateway.address}")
 
     # --- addresses -----------------------------------------------------------------------------------
 
     def _configure(self, gateway: Gateway, link: LinkInfo) -> None:
-        """Have settings and address right, then the link up: what the kernel announces must be there before."""
+        """Set settings and address, then the link up: the kernel announces the address at that moment."""
         nic, folder = f"nic {gateway.mac}", f"{sysctl.CONF}/{gateway.link_name}"
         sysctl.ensure({f"{folder}/{name}": value for name, value in LINK_SETTINGS.items()})
         wanted = [Address(link.ifindex, gateway.address, is_bare=True)]
@@ -179,8 +188,8 @@ class GatewayLinks:
     def _drop_addresses(self, link: LinkInfo, nic: str) -> None:
         for address in self._addresses():
             if address.ifindex == link.ifindex:
-                wish = f"{nic}: remove address {address.address}"
-                self._remove(delete_address(address), wish, errno.EADDRNOTAVAIL)
+                action = f"{nic}: remove address {address.address}"
+                self._remove(delete_address(address), action, errno.EADDRNOTAVAIL)
 
     def _addresses(self) -> list[Address]:
         return [parse_address(message.body) for message in self._host.dump(get_addresses(), "list addresses")]
@@ -188,9 +197,9 @@ class GatewayLinks:
     # --- routes and rules ----------------------------------------------------------------------------
 
     def _route(self, own: Mapping[str, Gateway], links: Mapping[str, LinkInfo]) -> None:
-        """Have exactly the wanted routes in our tables, and none over a gateway's link in any other.
+        """Make the routes of the agent's tables exactly those wanted; delete all others over a gateway's link.
 
-        A DHCP client that was quicker than we are may have put some into the main table.
+        A DHCP client may have put some into the main table before.
         """
         wanted = [route for mac, gateway in own.items() for route in _routes(gateway, links[mac].ifindex)]
         indexes = {link.ifindex for link in links.values()}
@@ -202,17 +211,17 @@ class GatewayLinks:
             if route in wanted:
                 present.add(route)
             elif route.table in TABLES or route.ifindex in indexes:
-                wish = f"remove route {route.dst} from table {route.table}"
-                self._remove(delete_route(route), wish, errno.ESRCH)
+                action = f"remove route {route.dst} from table {route.table}"
+                self._remove(delete_route(route), action, errno.ESRCH)
         for route in wanted:
             if route not in present:
-                wish = (
+                action = (
                     f"add route {route.dst} {f'via {route.gateway} ' if route.gateway else ''}to table {route.table}"
                 )
-                self._host.do(add_table_route(route), wish)
+                self._host.do(add_table_route(route), action)
 
     def _rule(self, gateways: Iterable[Gateway]) -> None:
-        """Have exactly the wanted rules to our tables, among those with preferences of ours."""
+        """Make the rules with the agent's tables and preferences exactly those wanted."""
         wanted = [rule for gateway in gateways for rule in _rules(gateway)]
         present = set()
         for message in self._host.dump(get_rules(), "list rules"):
@@ -225,31 +234,31 @@ class GatewayLinks:
             if rule not in present:
                 self._host.do(add_rule(rule), f"add rule {rule.preference} to table {rule.table}")
 
-    def _remove(self, request: Request, wish: str, gone: int) -> None:
+    def _remove(self, request: Request, action: str, gone: int) -> None:
         try:
-            self._host.do(request, wish)
+            self._host.do(request, action)
         except NetlinkRefused as err:
             if err.errno != gone:
                 raise
 
 
-def _check(gateways: Iterable[Gateway]) -> None:
+def _check_indexes(gateways: Iterable[Gateway]) -> None:
     indexes = [gateway.index for gateway in gateways]
     if len(set(indexes)) != len(indexes) or any(index not in range(GATEWAYS) for index in indexes):
-        raise ValueError(f"gateways with the indexes {indexes}")
+        raise ValueError(f"gateways: indexes {indexes} are not distinct numbers below {GATEWAYS}")
 
 
-def _is_lit(link: LinkInfo) -> bool:
+def _is_up(link: LinkInfo) -> bool:
     return link.is_up and bool(link.mac) and not link.flags & IFF_LOOPBACK
 
 
 def _host_settings(used: Iterable[str]) -> dict[str, str]:
-    """What the host needs besides the gateways' own links; *used* are the names of links that serve as they are."""
+    """Settings beyond the gateways' own links; *used* are the names of links that the agent does not configure."""
     return HOST_SETTINGS | {f"{sysctl.CONF}/{name}/send_redirects": "0" for name in used}
 
 
 def _is_gateway(link: LinkInfo) -> bool:
-    return read_mark(link.alias)[0] == ALIAS
+    return parse_alias(link.alias)[0] == ALIAS
 
 
 def _routes(gateway: Gateway, ifindex: int) -> tuple[TableRoute, TableRoute]:

@@ -1,7 +1,7 @@
-"""What is done with NICs in namespaces: survey, park, attach, detach. Blocking calls for one thread of their own.
+"""Operations on links of NICs in namespaces: survey, park, attach, detach. They block, in one thread of their own.
 
-A NIC crosses namespaces in one message that also names it and, on the way home, resets it: the costly step is taken
-once, and a crash before or after it leaves a link that can be told by name, alias and MAC.
+One message moves a NIC between namespaces, names it and, on the way back, resets it. The kernel does the costly step
+once, and a crash before or after it leaves a link that name, alias and MAC identify.
 """
 
 import errno
@@ -17,7 +17,15 @@ from qingcloud_cni.core.nics.model import Netns, Route
 from qingcloud_cni.core.seams.kernel import Inspection, LinkOrder, OtherNamespace, PlacedLink, Survey
 from qingcloud_cni.kernel.links.gateway import GatewayLinks
 from qingcloud_cni.kernel.links.namespace_handles import NamespaceHandles
-from qingcloud_cni.kernel.links.nic import SPARE_NAME, Sought, candidates, mark, parked_name, plain, resetting
+from qingcloud_cni.kernel.links.nic import (
+    SPARE_NAME,
+    NicMatcher,
+    alias_with_mtu,
+    candidates,
+    parked_name,
+    reset_change,
+    to_link,
+)
 from qingcloud_cni.kernel.namespaces.namespaces import (
     Identity,
     Namespace,
@@ -39,45 +47,47 @@ from qingcloud_cni.kernel.netlink.routing import get_addresses, get_routes, pars
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 
 SETTINGS: Final = (  # for each interface given to a container
-    # Announce the address when the link comes up: neighbours may remember it with the MAC of another NIC.
+    # The kernel announces the address when the link comes up: neighbours may have it with the MAC of another NIC.
     ("/proc/sys/net/ipv4/conf/{}/arp_notify", b"1"),
-    # Nothing ever waits for an IPv6 address to be proved unique; absent where IPv6 is off.
+    # No program waits for duplicate detection of an IPv6 address; absent if IPv6 is off.
     ("/proc/sys/net/ipv6/conf/{}/accept_dad", b"0"),
 )
 
 
 class LinkOperations:
-    """To be made and used in one thread."""
+    """Made and used in one thread."""
 
     def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None) -> None:
         self._netns_dir = netns_dir
-        self._mtus: dict[str, int] = {}  # of the NICs this process has given away, as they came
+        self._mtus: dict[str, int] = {}  # first MTUs of the NICs that this process attached
         with ExitStack() as undo:
-            self._places = NamespaceHandles(instance_id, netns_dir, host_netns)
-            undo.callback(self._places.close)
-            self._host, self._parking = self._places.host, self._places.parking
-            self.gateways = undo.enter_context(GatewayLinks(self._host, self._parking, self._places.traveller.home))
+            self._namespaces = NamespaceHandles(instance_id, netns_dir, host_netns)
+            undo.callback(self._namespaces.close)
+            self._host, self._parking = self._namespaces.host, self._namespaces.parking
+            self.gateways = undo.enter_context(
+                GatewayLinks(self._host, self._parking, self._namespaces.switcher.home)
+            )
             self._held = undo.pop_all()
 
     def close(self) -> None:
         self._held.close()
 
     def monitors(self) -> tuple[socket, socket]:
-        return self._places.monitors()
+        return self._namespaces.monitors()
 
     def remove(self) -> None:
         """Remove the parking namespace; only `close` may follow."""
         self._held.close()
-        self._places.remove()
+        self._namespaces.remove()
 
     # --- the verbs -----------------------------------------------------------------------------------
 
     def identify(self, path: str) -> Netns:
-        with self._places.container(path) as namespace:
+        with self._namespaces.open_container(path) as namespace:
             return Netns(path, *namespace.identity)
 
     def inspect(self, path: str, ifname: str) -> Inspection:
-        with self._places.container(path) as namespace, self._places.socket_in(namespace) as inside:
+        with self._namespaces.open_container(path) as namespace, self._namespaces.netlink_in(namespace) as inside:
             netns = Netns(path, *namespace.identity)
             link = inside.link(name=ifname)
             if link is None or link.name != ifname:  # the kernel answers to altnames too
@@ -88,86 +98,86 @@ class LinkOperations:
         return Survey(host=candidates(self._host.links()), parked=candidates(self._parking.links()))
 
     def survey_all(self, paths: Sequence[str]) -> Survey:
-        """Namespaces that go meanwhile are left out; the host comes last, where their NICs go then."""
+        """Skip namespaces that vanish meanwhile; the host comes last, since their NICs go there."""
         elsewhere: list[OtherNamespace] = []
         unseen: list[str] = []
         for identity, path in reachable(self._netns_dir, paths):
-            if identity in self._places.own():
+            if identity in self._namespaces.own_identities():
                 continue
             try:
-                if place := self._place_at(path, identity):
-                    elsewhere.append(place)
+                if netlink := self._links_at(path, identity):
+                    elsewhere.append(netlink)
             except KernelRefused:
                 unseen.append(path)
         return replace(self.survey(), elsewhere=tuple(elsewhere), is_wide=True, unseen=tuple(unseen))
 
-    def _place_at(self, path: str, identity: Identity) -> OtherNamespace | None:
+    def _links_at(self, path: str, identity: Identity) -> OtherNamespace | None:
         namespace = open_if(path, identity)
         if namespace is None:
             return None
-        with namespace, self._places.socket_in(namespace) as place:
-            return OtherNamespace(Netns(path, *identity), candidates(place.links()))
+        with namespace, self._namespaces.netlink_in(namespace) as netlink:
+            return OtherNamespace(Netns(path, *identity), candidates(netlink.links()))
 
     def park(self, mac: str, alias: str = "") -> None:
-        place, link = self._places.at_hand(mac, alias)
-        if not self._bring_if_there(place, link, mac):
-            raise LinkNotFound(f"nic {mac}: vanished while it was parked")
+        netlink, link = self._namespaces.locate(mac, alias)
+        if not self._park_link(netlink, link, mac):
+            raise LinkNotFound(f"nic {mac}: park failed: its link vanished")
 
-    def light(self, mac: str) -> str:
-        """Set a parked link up, so that it can be heard and hear; its name."""
-        link = self._places.parked(mac)
+    def set_up(self, mac: str) -> str:
+        """Set a parked link up for a probe; returns its name."""
+        link = self._namespaces.parked_link(mac)
         self._parking.do(set_link(link.ifindex, LinkChange(is_up=True)), f"nic {mac}: set up {link.name}")
         return link.name
 
-    def darken(self, mac: str) -> None:
-        """Undo `light`; nothing to do where the link has left meanwhile."""
+    def set_down(self, mac: str) -> None:
+        """Undo `set_up`, unless the link has left meanwhile."""
         with suppress(LinkNotFound):
-            link = self._places.parked(mac)
+            link = self._namespaces.parked_link(mac)
             if link.is_up:
-                self._places.set_down(link)
+                self._namespaces.set_down(link)
 
     def attach(self, order: LinkOrder) -> PlacedLink:
-        places = [self._parking, self._host]
+        netlinks = [self._parking, self._host]
         with ExitStack() as stack:
             try:
-                place, link = self._places.at_hand(order.mac)
-                namespace = stack.enter_context(self._places.recorded(order.netns))
-                inside = stack.enter_context(self._places.socket_in(namespace))
-                places.append(inside)
-                return self._place(order, place, link, namespace, inside)
+                netlink, link = self._namespaces.locate(order.mac)
+                namespace = stack.enter_context(self._namespaces.open_recorded(order.netns))
+                inside = stack.enter_context(self._namespaces.netlink_in(namespace))
+                netlinks.append(inside)
+                return self._move_in(order, netlink, link, namespace, inside)
             except BaseException as err:
-                self._undo(order.mac, places, err)
+                self._undo(order.mac, netlinks, err)
                 raise
 
     def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
-        sought = Sought(mac, alias, ifindex)
+        sought = NicMatcher(mac, alias, ifindex)
         with ExitStack() as stack:
             inside = None
-            if recorded := self._places.find_recorded(netns):
+            if recorded := self._namespaces.find_recorded(netns):
                 stack.enter_context(recorded)
-                inside = stack.enter_context(self._places.socket_in(recorded))
-                if self._bring_from(inside, sought):
+                inside = stack.enter_context(self._namespaces.netlink_in(recorded))
+                if self._park_from(inside, sought):
                     return True
-            if self._bring_from(self._host, sought) or self._bring_from(self._parking, sought):
+            if self._park_from(self._host, sought) or self._park_from(self._parking, sought):
                 return True
-            if self._bring_from_anywhere(sought, recorded):
+            if self._park_from_anywhere(sought, recorded):
                 return True
-            # numbers of namespaces are given anew at once: for a guess the path must speak as well
+            # the kernel reuses inodes of namespaces at once, so a guess needs the path as well
             is_the_one = leads_to(netns.path, (netns.dev, netns.inode))
-            if inside is not None and is_the_one and self._bring_unsure(inside, sought):
+            if inside is not None and is_the_one and self._park_by_ifindex(inside, sought):
                 return True
         self._mtus.pop(mac, None)
         return False
 
     def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
         found: dict[str, Inspection] = {}
-        left = {mac: Sought(mac, alias) for mac, alias in sought.items()}
-        with closing(self._places.elsewhere(set())) as visits:
-            for netns, place in visits:
-                links = place.links()
+        left = {mac: NicMatcher(mac, alias) for mac, alias in sought.items()}
+        with closing(self._namespaces.others(set())) as visits:
+            for netns, netlink in visits:
+                links = netlink.links()
                 for mac, nic in tuple(left.items()):
                     if link := nic.pick(links):
-                        found[mac] = _inspection(netns, place, link)
+                        found[mac] = _inspection(netns, netlink, link)
                         del left[mac]
                 if not left:
                     break
@@ -177,46 +187,46 @@ class LinkOperations:
         recorded = (netns.dev, netns.inode)
         if leads_to(netns.path, recorded):
             return False
-        if any(Sought(mac, alias).pick(place.links()) for place in (self._host, self._parking)):
+        if any(NicMatcher(mac, alias).pick(netlink.links()) for netlink in (self._host, self._parking)):
             return True
         if self.search({mac: alias}):
             return False
-        if found := find(recorded, self._netns_dir):  # its link may have lost every sign of what it is
+        if found := find(recorded, self._netns_dir):  # its link may match no longer
             found.close()
             return False
         return True
 
     # --- into a container ----------------------------------------------------------------------------
 
-    def _place(
-        self, order: LinkOrder, place: Netlink, link: LinkInfo, namespace: Namespace, inside: Netlink
+    def _move_in(
+        self, order: LinkOrder, netlink: Netlink, link: LinkInfo, namespace: Namespace, inside: Netlink
     ) -> PlacedLink:
         nic, path, ifname = f"nic {order.mac}", order.netns.path, order.ifname
         if inside.link(name=ifname):
-            raise InvalidConfig(f"ifname {ifname}: taken in {path}")
-        self._strip_altnames(place, link, order.mac)
+            raise InvalidConfig(f"ifname {ifname}: attach failed: taken in {path}")
+        self._strip_altnames(netlink, link, order.mac)
         change = self._resetting(link, order.mac)
         mtu = self._mtus[order.mac] = link.mtu if change.mtu is None else change.mtu
-        change = replace(change, netns_fd=namespace.fd, name=ifname, alias=mark(order.alias, mtu))
+        change = replace(change, netns_fd=namespace.fd, name=ifname, alias=alias_with_mtu(order.alias, mtu))
         try:
-            place.do(set_link(link.ifindex, change), f"{nic}: move to {path} as {ifname}")
+            netlink.do(set_link(link.ifindex, change), f"{nic}: move to {path} as {ifname}")
         except NetlinkRefused as err:
-            if err.errno == errno.EEXIST:  # taken since we looked
-                raise InvalidConfig(f"ifname {ifname}: taken in {path}") from err
+            if err.errno == errno.EEXIST:  # taken since the check
+                raise InvalidConfig(f"ifname {ifname}: attach failed: taken in {path}") from err
             if err.errno == errno.ENODEV:
                 raise LinkNotFound(str(err)) from err
             raise
-        placed = inside.link(name=ifname)  # the index is another one where the old one was taken
+        placed = inside.link(name=ifname)  # a taken index changes in the move
         if placed is None:
-            raise LinkNotFound(f"{nic}: vanished on its way to {path}")
+            raise LinkNotFound(f"{nic}: move to {path} failed: its link vanished")
         inside.do(add_address(placed.ifindex, order.address), f"{nic}: add address {order.address} in {path}")
         self._apply_settings(namespace, order)
         inside.do(set_link(placed.ifindex, LinkChange(is_up=True)), f"{nic}: set up in {path}")
-        routes = tuple(r for r in order.routes if _is_added(inside, placed, r, order))
+        routes = tuple(r for r in order.routes if _add_route(inside, placed, r, order))
         return PlacedLink(placed.ifindex, placed.mtu, routes)
 
     def _apply_settings(self, namespace: Namespace, order: LinkOrder) -> None:
-        with self._places.traveller.inside(namespace):  # /proc/sys/net is that of the thread's namespace
+        with self._namespaces.switcher.inside(namespace):  # /proc/sys/net belongs to the thread's namespace
             for template, value in SETTINGS:
                 setting = template.format(order.ifname)
                 try:
@@ -224,99 +234,101 @@ class LinkOperations:
                 except FileNotFoundError:
                     continue
                 except OSError as err:
-                    raise KernelRefused(f"nic {order.mac}: write {value!r} to {setting}: {err.strerror}") from err
+                    raise KernelRefused(
+                        f"nic {order.mac}: write {value!r} to {setting} failed: {err.strerror}"
+                    ) from err
 
-    def _undo(self, mac: str, places: Sequence[Netlink], cause: BaseException) -> None:
-        """Park the NIC from whichever of *places* it is in now; a failure of that is told together with its cause."""
+    def _undo(self, mac: str, netlinks: Sequence[Netlink], cause: BaseException) -> None:
+        """Park the NIC from one of *netlinks*; the message of a failure has *cause* as well."""
         try:
-            for place in places:
-                if self._bring_from(place, Sought(mac)):
+            for netlink in netlinks:
+                if self._park_from(netlink, NicMatcher(mac)):
                     return
         except KernelRefused as err:
-            raise KernelRefused(f"{cause}; and it was not undone: {err}") from cause
+            raise KernelRefused(f"{cause}; undo failed: {err}") from cause
 
     # --- and back ------------------------------------------------------------------------------------
 
-    def _bring_from(self, place: Netlink, sought: Sought) -> bool:
-        """Park the NIC if *place* holds it; False if it does not, or no longer."""
-        link = place.link(ifindex=sought.ifindex) if sought.ifindex else None
-        if link is None or not sought.is_surely(link):
-            link = sought.pick(place.links())
-        return link is not None and self._bring_if_there(place, link, sought.mac)
+    def _park_from(self, netlink: Netlink, sought: NicMatcher) -> bool:
+        """Park the NIC from *netlink*; False if it is not there, or no longer."""
+        link = netlink.link(ifindex=sought.ifindex) if sought.ifindex else None
+        if link is None or not sought.matches(link):
+            link = sought.pick(netlink.links())
+        return link is not None and self._park_link(netlink, link, sought.mac)
 
-    def _bring_unsure(self, inside: Netlink, sought: Sought) -> bool:
+    def _park_by_ifindex(self, inside: Netlink, sought: NicMatcher) -> bool:
         link = inside.link(ifindex=sought.ifindex) if sought.ifindex else None
-        return link is not None and sought.is_perhaps(link) and self._bring_if_there(inside, link, sought.mac)
+        return link is not None and sought.may_match(link) and self._park_link(inside, link, sought.mac)
 
-    def _bring_from_anywhere(self, sought: Sought, recorded: Namespace | None) -> bool:
-        """Search every reachable namespace but the host's, the parking and the *recorded* one."""
+    def _park_from_anywhere(self, sought: NicMatcher, recorded: Namespace | None) -> bool:
+        """Search every reachable namespace except the host's, the parking and the *recorded* one."""
         known = {recorded.identity} if recorded else set()
-        with closing(self._places.elsewhere(known)) as visits:
-            return any(self._bring_from(place, sought) for _netns, place in visits)
+        with closing(self._namespaces.others(known)) as visits:
+            return any(self._park_from(netlink, sought) for _netns, netlink in visits)
 
-    def _bring_if_there(self, place: Netlink, link: LinkInfo, mac: str) -> bool:
+    def _park_link(self, netlink: Netlink, link: LinkInfo, mac: str) -> bool:
         try:
-            self._bring(place, link, mac)
+            self._move_or_reset(netlink, link, mac)
         except NetlinkRefused as err:
             if err.errno == errno.ENODEV:  # unplugged, or a veth whose namespace died
                 return False
             raise
         return True
 
-    def _bring(self, place: Netlink, link: LinkInfo, mac: str) -> None:
-        """Move *link* from *place* to the parking namespace, reset; there already, it is only reset."""
-        if place is self._parking:
-            self._tidy(link, mac)
+    def _move_or_reset(self, netlink: Netlink, link: LinkInfo, mac: str) -> None:
+        """Move *link* from *netlink* to the parking namespace and reset it; a parked one is only reset."""
+        if netlink is self._parking:
+            self._reset_parked(link, mac)
         else:
-            self._move_home(place, link, mac)
-        self._mtus.pop(mac, None)  # from now on the link itself tells
+            self._move_home(netlink, link, mac)
+        self._mtus.pop(mac, None)  # the parked link has the first MTU
 
-    def _move_home(self, place: Netlink, link: LinkInfo, mac: str) -> None:
-        wish = f"nic {mac}: park {link.name}"
-        self._strip_altnames(place, link, mac)
-        change = replace(self._resetting(link, mac), netns_fd=self._places.parking_ns.fd, name=parked_name(mac))
+    def _move_home(self, netlink: Netlink, link: LinkInfo, mac: str) -> None:
+        action = f"nic {mac}: park {link.name}"
+        self._strip_altnames(netlink, link, mac)
+        change = replace(self._resetting(link, mac), netns_fd=self._namespaces.parking_ns.fd, name=parked_name(mac))
         try:
-            place.do(set_link(link.ifindex, change), wish)
+            netlink.do(set_link(link.ifindex, change), action)
         except NetlinkRefused as err:
-            # The kernel moves first: what it refused may have been a later part of the message.
+            # The kernel moves first and may have rejected a later part of the message.
             moved = [parked for parked in self._parking.links() if parked.mac in (mac, link.mac)]
             if moved:
-                self._tidy(moved[0], mac)
+                self._reset_parked(moved[0], mac)
             elif err.errno == errno.EEXIST:
-                place.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), wish)
+                netlink.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), action)
             else:
                 raise
 
-    def _tidy(self, link: LinkInfo, mac: str) -> None:
-        """Give a link in the parking namespace the looks of a parked NIC, as far as it has not got them."""
-        wish = f"nic {mac}: reset {link.name}"
+    def _reset_parked(self, link: LinkInfo, mac: str) -> None:
+        """Reset a link in the parking namespace, as far as needed."""
+        action = f"nic {mac}: reset {link.name}"
         self._strip_altnames(self._parking, link, mac)
         change = self._resetting(link, mac)
         if change.is_up is False:  # name and MAC change only while it is down
-            self._parking.do(set_link(link.ifindex, LinkChange(is_up=False)), wish)
+            self._parking.do(set_link(link.ifindex, LinkChange(is_up=False)), action)
         if not change:
             return
         try:
-            self._parking.do(set_link(link.ifindex, change), wish)
+            self._parking.do(set_link(link.ifindex, change), action)
         except NetlinkRefused as err:
             if err.errno != errno.EEXIST:
                 raise
-            self._parking.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), wish)
+            self._parking.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), action)
 
     def _resetting(self, link: LinkInfo, mac: str) -> LinkChange:
-        return resetting(link, mac, self._mtus.get(mac))
+        return reset_change(link, mac, self._mtus.get(mac))
 
-    def _strip_altnames(self, place: Netlink, link: LinkInfo, mac: str) -> None:
-        """Take the altnames off: they cross with the link, and one that is taken on the other side stops it."""
+    def _strip_altnames(self, netlink: Netlink, link: LinkInfo, mac: str) -> None:
+        """Delete the altnames: they move with the link, and one that is taken in the new namespace stops the move."""
         if link.altnames:
-            place.do(delete_altnames(link.ifindex, link.altnames), f"nic {mac}: remove altnames of {link.name}")
+            netlink.do(delete_altnames(link.ifindex, link.altnames), f"nic {mac}: remove altnames of {link.name}")
 
 
-def _is_added(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) -> bool:
-    """Add a route; False where the container has one to there already, through another NIC of its own."""
-    wish = f"nic {order.mac}: add route {route.dst} via {route.gw} in {order.netns.path}"
+def _add_route(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) -> bool:
+    """Add a route; False if the container has one to this destination through another NIC."""
+    action = f"nic {order.mac}: add route {route.dst} via {route.gw} in {order.netns.path}"
     try:
-        inside.do(add_route(link.ifindex, route.dst, route.gw), wish)
+        inside.do(add_route(link.ifindex, route.dst, route.gw), action)
     except NetlinkRefused as err:
         if err.errno != errno.EEXIST:
             raise
@@ -324,13 +336,12 @@ def _is_added(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) -
     return True
 
 
-def _inspection(netns: Netns, place: Netlink, link: LinkInfo) -> Inspection:
-    """What there is of a link in a container."""
-    addresses = [parse_address(message.body) for message in place.dump(get_addresses(), "list addresses")]
-    routes = [parse_route(message.body) for message in place.dump(get_routes(), "list routes")]
+def _inspection(netns: Netns, netlink: Netlink, link: LinkInfo) -> Inspection:
+    addresses = [parse_address(message.body) for message in netlink.dump(get_addresses(), "list addresses")]
+    routes = [parse_route(message.body) for message in netlink.dump(get_routes(), "list routes")]
     return Inspection(
         netns,
-        plain(link),
+        to_link(link),
         tuple(a.address for a in addresses if a.ifindex == link.ifindex),
         tuple(Route(r.dst, r.gateway) for r in routes if r is not None and r.ifindex == link.ifindex),
     )

@@ -1,4 +1,4 @@
-"""The host's and the parking namespace, held open; and the ways to NICs in these, and to all other namespaces."""
+"""Handles of the host's and the parking namespace, lookups of NICs in them, and visits to other namespaces."""
 
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,31 +8,38 @@ from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns
-from qingcloud_cni.kernel.links.nic import Sought, is_candidate, parked_name
+from qingcloud_cni.kernel.links.nic import NicMatcher, is_candidate, parked_name
 from qingcloud_cni.kernel.namespaces import parking, sysctl
-from qingcloud_cni.kernel.namespaces.namespaces import Identity, Namespace, Traveller, find, open_if, reachable
+from qingcloud_cni.kernel.namespaces.namespaces import (
+    Identity,
+    Namespace,
+    NamespaceSwitcher,
+    find,
+    open_if,
+    reachable,
+)
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, set_link
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 from qingcloud_cni.kernel.netlink.watch import open_monitor
 
 LOOPBACK: Final = 1  # its index in every namespace
-PARKING_SETTINGS: Final = {  # a NIC that is set up for a probe says nothing but that; none where IPv6 is off
+PARKING_SETTINGS: Final = {  # a NIC that is up for a probe sends nothing else; absent if IPv6 is off
     f"net/ipv6/conf/{scope}/disable_ipv6": "1" for scope in ("all", "default")
 }
 
 
 class NamespaceHandles:
-    """Owns the sockets to the two namespaces that are ours. To be made and used in one thread."""
+    """Owns the sockets to the agent's two namespaces; made and used in one thread."""
 
     def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None) -> None:
         self.netns_dir = netns_dir
         self._parking_path = parking.parking_path(instance_id, netns_dir)
         with ExitStack() as undo:
-            self.traveller = Traveller(host_netns)
-            undo.callback(self.traveller.close)
+            self.switcher = NamespaceSwitcher(host_netns)
+            undo.callback(self.switcher.close)
             self.host = undo.enter_context(Netlink())
             self.parking_ns = undo.enter_context(parking.ensure(self._parking_path))
-            with self.traveller.inside(self.parking_ns):
+            with self.switcher.inside(self.parking_ns):
                 self.parking = undo.enter_context(Netlink())
                 sysctl.ensure(PARKING_SETTINGS)
             self._check_rights()
@@ -43,10 +50,10 @@ class NamespaceHandles:
         self._held.close()
 
     def monitors(self) -> tuple[socket, socket]:
-        """Sockets that hear of link changes on the host and among the parked; the caller's to close."""
+        """Sockets with the link changes of the host and the parking namespace; the caller closes them."""
         host = open_monitor()
         try:
-            with self.traveller.inside(self.parking_ns):
+            with self.switcher.inside(self.parking_ns):
                 return host, open_monitor()
         except BaseException:
             host.close()
@@ -57,26 +64,26 @@ class NamespaceHandles:
         self._held.close()
         parking.remove(self._parking_path)
 
-    # --- NICs at hand --------------------------------------------------------------------------------
+    # --- local NICs ----------------------------------------------------------------------------------
 
-    def at_hand(self, mac: str, alias: str = "") -> tuple[Netlink, LinkInfo]:
-        """Where a NIC that is parked or on the host is, and its link."""
+    def locate(self, mac: str, alias: str = "") -> tuple[Netlink, LinkInfo]:
+        """The socket to the namespace of a NIC that is parked or on the host, and its link."""
         link = self.parking.link(name=parked_name(mac))
         if link and link.mac == mac:
             return self.parking, link
-        for place in (self.parking, self.host):
-            if link := Sought(mac, alias).pick(place.links()):
-                return place, link
-        raise LinkNotFound(f"nic {mac}: no such link on the host or in {self._parking_path}")
+        for netlink in (self.parking, self.host):
+            if link := NicMatcher(mac, alias).pick(netlink.links()):
+                return netlink, link
+        raise LinkNotFound(f"nic {mac}: find link failed: neither on the host nor in {self._parking_path}")
 
-    def parked(self, mac: str) -> LinkInfo:
-        place, link = self.at_hand(mac)
-        if place is not self.parking:
-            raise LinkNotFound(f"nic {mac}: is not parked")
+    def parked_link(self, mac: str) -> LinkInfo:
+        netlink, link = self.locate(mac)
+        if netlink is not self.parking:
+            raise LinkNotFound(f"nic {mac}: find parked link failed: it is on the host")
         return link
 
     def _set_all_down(self) -> None:
-        """An agent that was killed may have left links up that it probed with."""
+        """A killed agent may have left links up after a probe."""
         for link in self.parking.links():
             if is_candidate(link) and link.is_up:
                 self.set_down(link)
@@ -86,50 +93,50 @@ class NamespaceHandles:
 
     # --- other namespaces ----------------------------------------------------------------------------
 
-    def container(self, path: str) -> Namespace:
-        """Open a namespace that must not be one of our own."""
+    def open_container(self, path: str) -> Namespace:
+        """Open a namespace; InvalidNetns if it is one of the agent's own."""
         namespace = Namespace.open(path)
-        if namespace.identity not in self.own():
+        if namespace.identity not in self.own_identities():
             return namespace
         namespace.close()
-        raise InvalidNetns(f"netns {path}: belongs to the host, not to a container")
+        raise InvalidNetns(f"netns {path}: open failed: belongs to the host, not to a container")
 
-    def recorded(self, netns: Netns) -> Namespace:
-        """Open a namespace that must still be what was recorded."""
+    def open_recorded(self, netns: Netns) -> Namespace:
+        """Open a namespace; InvalidNetns if it is not the recorded one."""
         namespace = Namespace.open(netns.path)
-        if namespace.identity == (netns.dev, netns.inode) and namespace.identity not in self.own():
+        if namespace.identity == (netns.dev, netns.inode) and namespace.identity not in self.own_identities():
             return namespace
         namespace.close()
-        raise InvalidNetns(f"netns {netns.path}: no longer the container's namespace")
+        raise InvalidNetns(f"netns {netns.path}: open failed: no longer the container's namespace")
 
     def find_recorded(self, netns: Netns) -> Namespace | None:
-        """Open the recorded namespace by its path, or by any other that leads to it; None if none does."""
+        """Open the recorded namespace by its path or any other one; None if it is unreachable."""
         identity = (netns.dev, netns.inode)
-        if identity in self.own():
+        if identity in self.own_identities():
             return None
         return open_if(netns.path, identity) or find(identity, self.netns_dir)
 
     @contextmanager
-    def socket_in(self, namespace: Namespace) -> Iterator[Netlink]:
-        with self.traveller.inside(namespace):
-            place = Netlink()
-        with place:
-            yield place
+    def netlink_in(self, namespace: Namespace) -> Iterator[Netlink]:
+        with self.switcher.inside(namespace):
+            netlink = Netlink()
+        with netlink:
+            yield netlink
 
-    def elsewhere(self, known: set[Identity]) -> Generator[tuple[Netns, Netlink], None, None]:
-        """Visit every reachable namespace but the host's, the parking and the *known* ones."""
+    def others(self, known: set[Identity]) -> Generator[tuple[Netns, Netlink], None, None]:
+        """Visit every reachable namespace except the host's, the parking and the *known* ones."""
         for identity, path in reachable(self.netns_dir):
-            namespace = None if identity in known | self.own() else open_if(path, identity)
+            namespace = None if identity in known | self.own_identities() else open_if(path, identity)
             if namespace is None:
                 continue
-            with namespace, self.socket_in(namespace) as place:
-                yield Netns(path, *identity), place
+            with namespace, self.netlink_in(namespace) as netlink:
+                yield Netns(path, *identity), netlink
 
-    def own(self) -> set[Identity]:
-        return {self.traveller.home.identity, self.parking_ns.identity}
+    def own_identities(self) -> set[Identity]:
+        return {self.switcher.home.identity, self.parking_ns.identity}
 
     def _check_rights(self) -> None:
         try:
             self.parking.do(set_link(LOOPBACK, LinkChange(is_up=False)), "change a link")
         except NetlinkRefused as err:
-            raise AbilityMissing(f"links cannot be changed: {err}; root is needed") from err
+            raise AbilityMissing(f"{err}; run as root") from err

@@ -1,4 +1,4 @@
-"""Network namespaces: opening and identifying them, visiting them in a thread, finding all that can be reached."""
+"""Network namespaces: open and identify them, enter them in a thread, find all reachable ones."""
 
 import ctypes
 import errno
@@ -15,9 +15,9 @@ from typing import Final, Self
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
 
 CLONE_NEWNET: Final = 0x40000000
-NS_GET_NSTYPE: Final = 0xB703  # _IO(0xb7, 3), Linux 4.11: which kind of namespace a file stands for
+NS_GET_NSTYPE: Final = 0xB703  # _IO(0xb7, 3), Linux 4.11: the kind of namespace behind a file
 OWN: Final = "/proc/thread-self/ns/net"  # /proc/self shows the main thread's
-OTHER_DIRS: Final = (Path("/run/docker/netns"),)  # where other programs mount theirs
+OTHER_DIRS: Final = (Path("/run/docker/netns"),)  # mount directories of other programs
 
 Identity = tuple[int, int]  # device and inode
 
@@ -25,12 +25,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p)
 
 
-class Stranded(RuntimeError):
-    """The thread could not return to its own namespace: the process must end, nothing it does is sure any more."""
+class NamespaceReturnFailed(RuntimeError):
+    """The thread could not return to its own namespace: its calls would hit another one, so the process must end."""
 
 
 class Namespace:
-    """An open network namespace; while it is open it lives."""
+    """An open network namespace; the kernel keeps it while it is open."""
 
     def __init__(self, fd: int) -> None:
         info = os.fstat(fd)
@@ -39,25 +39,25 @@ class Namespace:
 
     @classmethod
     def open(cls, path: str) -> Self:
-        """Open the namespace behind *path*; InvalidNetns if there is none.
+        """Open the namespace behind *path*; InvalidNetns if *path* is not one.
 
-        A mount point and /proc/<pid>/ns/net both lead to nsfs; a left-over plain file does not.
+        A mount point and /proc/<pid>/ns/net are files of nsfs; the plain file that an unmount leaves is not.
         """
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)  # a FIFO must not block
         except ValueError as err:
-            raise InvalidNetns(f"netns {path!r}: no path") from err
+            raise InvalidNetns(f"netns {path!r}: open failed: not a path") from err
         except OSError as err:
             if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                raise KernelRefused(f"netns {path}: open: {err.strerror}") from err
-            raise InvalidNetns(f"netns {path}: {err.strerror}") from err
+                raise KernelRefused(f"netns {path}: open failed: {err.strerror}") from err
+            raise InvalidNetns(f"netns {path}: open failed: {err.strerror}") from err
         try:
             is_network = stat.S_ISREG(os.fstat(fd).st_mode) and fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
-        except OSError:  # ENOTTY: no namespace file
+        except OSError:  # ENOTTY: not a file of nsfs
             is_network = False
         if not is_network:
             os.close(fd)
-            raise InvalidNetns(f"netns {path}: not a network namespace")
+            raise InvalidNetns(f"netns {path}: open failed: not a network namespace")
         return cls(fd)
 
     def __enter__(self) -> Self:
@@ -70,70 +70,72 @@ class Namespace:
         return f"<Namespace {self.identity[1]} fd={self.fd}>"
 
     def close(self) -> None:
-        """Let go of it; safe to repeat."""
+        """Safe to repeat."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)
 
 
-class Traveller:
-    """Takes the thread that made it into other namespaces and back.
+class NamespaceSwitcher:
+    """Moves the thread that made it into other namespaces and back.
 
-    Only for a thread of its own: others that it starts while away would stay away.
+    A thread that it starts meanwhile would stay in the other namespace.
     """
 
     def __init__(self, home: str | None = None) -> None:
-        """Settle the thread in the namespace it is in, or in the one at *home*; AbilityMissing if it cannot be."""
+        """Return to the current namespace, or to the one at *home*; AbilityMissing if it cannot be entered."""
         try:
             self.home = Namespace.open(home or OWN)
         except InvalidNetns as err:
-            raise AbilityMissing(f"the host's network namespace cannot be opened: {err}") from err
-        self._is_stranded = False
+            raise AbilityMissing(f"host's network namespace: open failed: {err}") from err
+        self._is_lost = False
         if home is not None:
-            self._settle()
+            self._enter_home()
 
     @contextmanager
     def inside(self, namespace: Namespace) -> Iterator[None]:
-        """Be in *namespace* for the duration of the block: sockets opened and /proc/sys/net written are its own."""
-        if self._is_stranded:
-            raise Stranded("the kernel thread is lost in another network namespace")
+        """Be in *namespace* during the block: the block opens its sockets and writes its /proc/sys/net."""
+        if self._is_lost:
+            raise NamespaceReturnFailed("kernel thread: an earlier return to the host's network namespace failed")
         try:
             enter(namespace)
         except OSError as err:
-            raise KernelRefused(f"netns {namespace.identity[1]}: enter: {err.strerror}") from err
+            raise KernelRefused(f"netns {namespace.identity[1]}: enter failed: {err.strerror}") from err
         try:
             yield
         finally:
             try:
                 enter(self.home)
             except OSError as err:
-                self._is_stranded = True
-                raise Stranded(f"cannot return to the host's network namespace: {err}") from err
+                self._is_lost = True
+                raise NamespaceReturnFailed(
+                    f"kernel thread: return to the host's network namespace failed: {err}"
+                ) from err
 
-    def _settle(self) -> None:
+    def _enter_home(self) -> None:
         try:
             enter(self.home)
         except OSError as err:
             self.home.close()
-            raise AbilityMissing(f"network namespaces cannot be entered: {err.strerror}; root is needed") from err
+            raise AbilityMissing(f"network namespaces: enter failed: {err.strerror}; run as root") from err
 
     def close(self) -> None:
         self.home.close()
 
 
 def enter(namespace: Namespace) -> None:
-    """Put the calling thread into *namespace*."""
+    """Move the calling thread into *namespace*."""
     libc_call("setns", namespace.fd, CLONE_NEWNET)
 
 
-def leave_for_new() -> None:
-    """Put the calling thread into a network namespace made for it."""
+def unshare() -> None:
+    """Move the calling thread into a new network namespace."""
     libc_call("unshare", CLONE_NEWNET)
 
 
 def write_setting(path: str, value: bytes) -> None:
-    """Write to a file below /proc/sys/net: that of the namespace the calling thread is in."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # pathlib and text files cost more here than the kernel does
+    """Write to a file below /proc/sys/net, in the calling thread's namespace."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # pathlib and text files cost more than the kernel does
     try:
         os.write(fd, value)
     finally:
@@ -141,19 +143,19 @@ def write_setting(path: str, value: bytes) -> None:
 
 
 def libc_call(name: str, *args: int | bytes | None) -> None:
-    """Call a function of the C library that answers 0 or sets errno; OSError on the latter."""
+    """Call a function of the C library that returns 0 or sets errno; raises OSError."""
     if getattr(_libc, name)(*args) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
 def reachable(netns_dir: Path, paths: Iterable[str] = ()) -> Iterator[tuple[Identity, str]]:
-    """Every network namespace a path leads to, once each: one of *paths*, a mount, or that of a process."""
+    """Yield every reachable network namespace once, with a path: of *paths*, of mounts and of processes."""
     seen: set[Identity] = set()
     for path in chain(map(Path, paths), _paths((netns_dir, *OTHER_DIRS))):
         try:
             info = path.stat()
-        except OSError:  # gone since it was listed, or of a process that has ended
+        except OSError:  # removed since the listing, or of a process that ended
             continue
         identity = (info.st_dev, info.st_ino)
         if identity not in seen:
@@ -162,7 +164,7 @@ def reachable(netns_dir: Path, paths: Iterable[str] = ()) -> Iterator[tuple[Iden
 
 
 def find(identity: Identity, netns_dir: Path) -> Namespace | None:
-    """Open the namespace of this identity by whatever path leads to it."""
+    """Open the namespace of this identity by any path."""
     for found, path in reachable(netns_dir):
         if found == identity and (namespace := open_if(path, identity)):
             return namespace

@@ -1,4 +1,4 @@
-"""The parking namespace, made as ``ip netns add`` makes one: it outlives the agent, and ``ip netns`` shows it."""
+"""The parking namespace, made as by ``ip netns add``: it outlives the agent, and ``ip netns`` lists it."""
 
 import errno
 import fcntl
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
-from qingcloud_cni.kernel.namespaces.namespaces import OWN, Namespace, leave_for_new, libc_call
+from qingcloud_cni.kernel.namespaces.namespaces import OWN, Namespace, libc_call, unshare
 
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
@@ -23,9 +23,9 @@ def parking_path(instance_id: str, netns_dir: Path) -> Path:
 
 
 def ensure(path: Path) -> Namespace:
-    """Open the parking namespace at *path*; make it if it is not there, or if only its empty file was left.
+    """Open the parking namespace at *path*; make it if it does not exist or only its empty file does.
 
-    AbilityMissing if this process may not.
+    AbilityMissing without the right to do so.
     """
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -38,14 +38,14 @@ def ensure(path: Path) -> Namespace:
             return Namespace.open(str(path))
     except OSError as err:
         if err.errno in (errno.EPERM, errno.EACCES):
-            raise AbilityMissing(f"parking namespace {path}: {err.strerror}; root is needed") from err
-        raise AbilityMissing(f"parking namespace {path}: {err}") from err
+            raise AbilityMissing(f"parking namespace {path}: create failed: {err.strerror}; run as root") from err
+        raise AbilityMissing(f"parking namespace {path}: create failed: {err}") from err
 
 
 def remove(path: Path) -> None:
-    """Unmount the namespace and remove its file; nothing to do if it is gone.
+    """Unmount the namespace and remove its file, if it exists.
 
-    Hardware still in it returns to the host's namespace once nothing holds it open.
+    Hardware in it returns to the host's namespace once no process has it open.
     """
     try:
         with suppress(FileNotFoundError), _locked(path.parent):
@@ -56,12 +56,12 @@ def remove(path: Path) -> None:
                     raise
             path.unlink(missing_ok=True)
     except OSError as err:
-        raise KernelRefused(f"parking namespace {path}: remove: {err}") from err
+        raise KernelRefused(f"parking namespace {path}: remove failed: {err}") from err
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep agents that start together, and ``ip netns add``, from sharing *folder* twice: iproute2's own lock."""
+    """Exclude other agents and ``ip netns add``, by iproute2's own lock: nobody shares *folder* twice."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -71,11 +71,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _share(folder: Path) -> None:
-    """Make *folder* a mount of its own that passes mounts on to the mount namespaces of other processes."""
+    """Make *folder* a shared mount, whose mounts appear in the mount namespaces of other processes."""
     try:
         libc_call("mount", b"", bytes(folder), b"none", MS_SHARED | MS_REC, None)
     except OSError as err:
-        if err.errno != errno.EINVAL:  # EINVAL: no mount point yet
+        if err.errno != errno.EINVAL:  # EINVAL: not a mount point yet
             raise
         libc_call("mount", bytes(folder), bytes(folder), b"none", MS_BIND | MS_REC, None)
         libc_call("mount", b"", bytes(folder), b"none", MS_SHARED | MS_REC, None)
@@ -87,12 +87,12 @@ def _make(path: Path) -> None:
 
     def mount_new() -> None:
         try:
-            leave_for_new()
+            unshare()
             libc_call("mount", OWN.encode(), bytes(path), b"none", MS_BIND, None)
         except OSError as err:
             errors.append(err)
 
-    thread = threading.Thread(target=mount_new, name="parking")  # ends inside the new namespace, so it serves once
+    thread = threading.Thread(target=mount_new, name="parking")  # stays in the new namespace, so it ends there
     thread.start()
     thread.join()
     if errors:

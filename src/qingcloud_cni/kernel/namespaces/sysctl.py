@@ -1,4 +1,4 @@
-"""Settings of the kernel below /proc/sys/net, of the namespace the calling thread is in; a name is "net/ipv4/…"."""
+"""Kernel settings below /proc/sys/net, in the calling thread's namespace; a name is "net/ipv4/…"."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,35 +14,35 @@ IP_FORWARD: Final = "net/ipv4/ip_forward"
 
 
 def read(name: str) -> str | None:
-    """A setting's value; None where the kernel has no such setting, or no longer."""
+    """A setting's value; None if the kernel does not have the setting."""
     try:
         return (ROOT / name).read_text().strip()
     except FileNotFoundError:
         return None
     except OSError as err:
-        raise KernelRefused(f"setting {name}: read: {err.strerror}") from err
+        raise KernelRefused(f"setting {name}: read failed: {err.strerror}") from err
 
 
 def write(name: str, value: str) -> None:
-    """Set a setting; nothing to do where there is none of this name."""
+    """Change a setting, if the kernel has it."""
     with suppress(FileNotFoundError):
         try:
             write_setting(str(ROOT / name), value.encode())
         except FileNotFoundError:
             raise
         except OSError as err:
-            raise KernelRefused(f"setting {name}: write {value}: {err.strerror}") from err
+            raise KernelRefused(f"setting {name}: write {value} failed: {err.strerror}") from err
 
 
 def ensure(wanted: Mapping[str, str]) -> None:
-    """Set those of *wanted* that are not so yet."""
+    """Write those of *wanted* that differ."""
     for name, value in wanted.items():
         if read(name) not in (value, None):
             write(name, value)
 
 
 def before(wanted: Mapping[str, str]) -> dict[str, str]:
-    """The values now of all that `change` would change, and `restore` would have to put back."""
+    """The present values of all settings that `change` would change."""
     now = {name: read(name) for name in wanted}
     changed = {name: value for name, value in now.items() if value is not None and value != wanted[name]}
     if IP_FORWARD in changed:
@@ -51,7 +51,7 @@ def before(wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def change(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Set all of *wanted* or, if one is refused, none; the values before of all that `restore` has to put back."""
+    """Write all of *wanted*, or none if the kernel rejects one; returns the earlier values, for `restore`."""
     changed = before(wanted)
     try:
         for name in (n for n in wanted if n in changed):
@@ -63,16 +63,16 @@ def change(wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def restore(settings: Mapping[str, str]) -> None:
-    """Put *settings* back: IP_FORWARD first, for writing it changes others."""
+    """Write *settings* back, IP_FORWARD first because it changes others."""
     for name in sorted(settings, key=lambda name: name != IP_FORWARD):
         if read(name) not in (settings[name], None):
             write(name, settings[name])
 
 
 def _overwritten_with_ip_forward() -> Iterator[tuple[str, str]]:
-    """What the kernel overwrites with each change of IP_FORWARD, as far as a change back would not set it right.
+    """The settings that a change of IP_FORWARD overwrites and a change back does not restore.
 
-    It sets `forwarding` of every link to the new value, and `accept_redirects` of "all" to the opposite
+    The kernel sets `forwarding` of every link to the new value, and `accept_redirects` of "all" to the opposite
     (linux/net/ipv4/devinet.c, inet_forward_change).
     """
     name = f"{CONF}/all/accept_redirects"

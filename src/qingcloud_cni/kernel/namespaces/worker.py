@@ -1,4 +1,4 @@
-"""A thread of its own for one object whose calls block: what is asked of it is done in turn."""
+"""A thread of its own for one object with blocking methods, which run one after another."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Worker(Generic[W]):
-    """Holds the object; it was made in the thread, and is closed there."""
+    """Owns an object that its thread makes and closes."""
 
     def __init__(self, executor: ThreadPoolExecutor, held: W) -> None:
         self._executor = executor
@@ -25,38 +25,37 @@ class Worker(Generic[W]):
 
     @classmethod
     async def start(cls, name: str, make: Callable[[], W]) -> Self:
-        """Begin the thread called *name* with what *make* gives; where that fails there is none."""
+        """Start the thread called *name* with the object of *make*; without one if *make* fails."""
         executor = ThreadPoolExecutor(1, thread_name_prefix=name)
         try:
-            return cls(executor, await kept(executor.submit(make), lambda held: held.close()))
+            return cls(executor, await result_or_dispose(executor.submit(make), lambda held: held.close()))
         except BaseException:
             executor.shutdown()
             raise
 
-    def submit(self, verb: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        """Have it done whether or not anybody waits for it."""
-        return self._executor.submit(verb, self._held, *args, **kwargs)
+    def submit(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Run *method* whether or not a caller awaits its result."""
+        return self._executor.submit(method, self._held, *args, **kwargs)
 
-    async def do(self, verb: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What *verb* of the object gives.
+    async def do(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run *method* and return its result.
 
-        One that has begun runs to its end even if the task that awaits it is cancelled; one still waiting for its
-        turn is dropped.
+        If the awaiting task is cancelled, a method that has begun runs to its end; one still queued is dropped.
         """
-        return await asyncio.wrap_future(self.submit(verb, *args, **kwargs))
+        return await asyncio.wrap_future(self.submit(method, *args, **kwargs))
 
     async def close(self) -> None:
-        """Let what is under way end, then close the object and end the thread. Safe to repeat."""
+        """Finish all methods submitted, close the object and end the thread. Safe to repeat."""
         if self._closing is None:
             self._closing = self._executor.submit(self._held.close)
         await asyncio.shield(asyncio.wrap_future(self._closing))
         self._executor.shutdown()
 
 
-async def kept(working: "Future[T]", let_go: Callable[[T], object]) -> T:
-    """What comes of *working*; `let_go` of it where nobody waits for it any more."""
+async def result_or_dispose(working: "Future[T]", dispose: Callable[[T], object]) -> T:
+    """The result of *working*; *dispose* of it if the awaiting task is cancelled."""
     try:
         return await asyncio.shield(asyncio.wrap_future(working))
     except asyncio.CancelledError:
-        working.add_done_callback(lambda done: done.exception() or let_go(done.result()))
+        working.add_done_callback(lambda done: done.exception() or dispose(done.result()))
         raise

@@ -1,4 +1,4 @@
-"""Asking a vxnet whether an address is in use already, for many parked NICs at once over one packet socket."""
+"""Probes of a vxnet for addresses in use, for many parked NICs at once over one packet socket."""
 
 import asyncio
 import errno
@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
-from qingcloud_cni.kernel.neighbours.arp import ETH_P_ARP, claimant, probe
-from qingcloud_cni.kernel.neighbours.background import OVER
+from qingcloud_cni.kernel.neighbours.arp import ETH_P_ARP, claimant, probe_frame
+from qingcloud_cni.kernel.neighbours.background import LINK_GONE
 
-# As RFC 5227 has it, but within some two seconds: a vxnet answers in milliseconds, and a probe may be lost.
-FIRST: Final = 0.1  # seconds after the link is up: a port of a switch may need some to forward
+# As in RFC 5227, but within two seconds or so: a vxnet answers in milliseconds, and a probe may be lost.
+FIRST_DELAY: Final = 0.1  # seconds after the link is up: a switch port may not forward at once
 PROBES: Final = 3
-INTERVAL: Final = 0.5  # seconds between two
-LISTENING: Final = 1.0  # seconds after the last
-LOST: Final = frozenset({errno.ENOBUFS, errno.EAGAIN})  # a queue was full: as if the frame had been lost on its way
+INTERVAL: Final = 0.5  # seconds between probes
+LAST_WAIT: Final = 1.0  # seconds after the last probe
+QUEUE_FULL: Final = frozenset({errno.ENOBUFS, errno.EAGAIN})  # counts as a lost frame
 FRAME_BYTES: Final = 128
-FRAMES: Final = 64  # read at a time: others want the loop as well
+FRAMES_PER_READ: Final = 64  # then other tasks get the loop
 
 
 @dataclass(slots=True, eq=False)
-class _Question:
+class _Probe:
     link_name: str
     mac: str
     address: str
@@ -31,70 +31,70 @@ class _Question:
 
 
 class Probes:
-    """Belongs to the running loop. The socket is open while anybody asks, and no longer."""
+    """Belongs to the running loop. The socket is open only during probes."""
 
     def __init__(
-        self, open_ear: Callable[[], Awaitable[socket.socket]], close: Callable[[socket.socket], None]
+        self, open_arp_socket: Callable[[], Awaitable[socket.socket]], close: Callable[[socket.socket], None]
     ) -> None:
-        """*close* must not hold the loop up: closing a packet socket may take some milliseconds."""
-        self._open_ear = open_ear
+        """*close* must not block the loop: closing a packet socket may take some milliseconds."""
+        self._open_arp_socket = open_arp_socket
         self._close = close
-        self._questions: set[_Question] = set()
-        self._ear: socket.socket | None = None
-        self._opening = asyncio.Lock()
+        self._pending: set[_Probe] = set()
+        self._socket: socket.socket | None = None
+        self._open_lock = asyncio.Lock()
 
-    async def ask(self, link_name: str, mac: str, address: str) -> str:
-        """The MAC of somebody who uses *address*, or wants to; "" if nobody shows within the time there is.
+    async def probe(self, link_name: str, mac: str, address: str) -> str:
+        """The MAC that uses or probes for *address*; "" if none answers in time.
 
-        LinkNotFound if the link is taken away or set down meanwhile.
+        LinkNotFound if the link vanishes or is set down meanwhile.
         """
-        question = _Question(link_name, mac, address)
-        self._questions.add(question)
+        pending = _Probe(link_name, mac, address)
+        self._pending.add(pending)
         try:
-            ear = await self._open()
-            await asyncio.sleep(FIRST)
+            arp_socket = await self._open()
+            await asyncio.sleep(FIRST_DELAY)
             for _ in range(PROBES - 1):
-                self._send(ear, question)
-                if await _is_done(question, INTERVAL):
-                    return question.answer.result()
-            self._send(ear, question)
-            return question.answer.result() if await _is_done(question, LISTENING) else ""
+                self._send(arp_socket, pending)
+                if await _is_done(pending, INTERVAL):
+                    return pending.answer.result()
+            self._send(arp_socket, pending)
+            return pending.answer.result() if await _is_done(pending, LAST_WAIT) else ""
         finally:
-            self._questions.discard(question)
+            self._pending.discard(pending)
             self._close_unless_needed()
 
     async def _open(self) -> socket.socket:
-        async with self._opening:
-            if self._ear is None:
-                self._ear = await self._open_ear()
-                asyncio.get_running_loop().add_reader(self._ear, self._hear, self._ear)
-            return self._ear
+        async with self._open_lock:
+            if self._socket is None:
+                self._socket = await self._open_arp_socket()
+                asyncio.get_running_loop().add_reader(self._socket, self._receive, self._socket)
+            return self._socket
 
     def _close_unless_needed(self) -> None:
-        if self._ear is not None and not self._questions:
-            asyncio.get_running_loop().remove_reader(self._ear)
-            ear, self._ear = self._ear, None
-            self._close(ear)
+        if self._socket is not None and not self._pending:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            arp_socket, self._socket = self._socket, None
+            self._close(arp_socket)
 
-    def _send(self, ear: socket.socket, question: _Question) -> None:
+    def _send(self, arp_socket: socket.socket, pending: _Probe) -> None:
         try:
-            ear.sendto(probe(question.mac, question.address), (question.link_name, ETH_P_ARP))
+            arp_socket.sendto(probe_frame(pending.mac, pending.address), (pending.link_name, ETH_P_ARP))
         except OSError as err:
-            if err.errno in LOST:
+            if err.errno in QUEUE_FULL:
                 return
-            words = f"nic {question.mac}: probe for {question.address}: {err.strerror}"
-            raise (LinkNotFound(words) if err.errno in OVER else KernelRefused(words)) from err
+            message = f"nic {pending.mac}: probe for {pending.address} failed: {err.strerror}"
+            raise (LinkNotFound(message) if err.errno in LINK_GONE else KernelRefused(message)) from err
 
-    def _hear(self, ear: socket.socket) -> None:
+    def _receive(self, arp_socket: socket.socket) -> None:
         with suppress(BlockingIOError):
-            for _ in range(FRAMES):
-                frame, (link_name, *_others) = ear.recvfrom(FRAME_BYTES)
-                for question in self._questions:
-                    is_open = question.link_name == link_name and not question.answer.done()
-                    if is_open and (other := claimant(frame, question.mac, question.address)):
-                        question.answer.set_result(other)
+            for _ in range(FRAMES_PER_READ):
+                frame, (link_name, *_others) = arp_socket.recvfrom(FRAME_BYTES)
+                for pending in self._pending:
+                    is_open = pending.link_name == link_name and not pending.answer.done()
+                    if is_open and (other := claimant(frame, pending.mac, pending.address)):
+                        pending.answer.set_result(other)
 
 
-async def _is_done(question: _Question, seconds: float) -> bool:
-    await asyncio.wait({question.answer}, timeout=seconds)
-    return question.answer.done()
+async def _is_done(pending: _Probe, seconds: float) -> bool:
+    await asyncio.wait({pending.answer}, timeout=seconds)
+    return pending.answer.done()

@@ -1,6 +1,6 @@
-"""Flows that the kernel tracks: those of an address are found and forgotten, by a few messages of ctnetlink.
+"""Tracked flows: list and delete those of an address by messages of ctnetlink.
 
-Layouts are those of linux/netfilter/nfnetlink_conntrack.h.
+Layouts: linux/netfilter/nfnetlink_conntrack.h.
 """
 
 import errno
@@ -22,10 +22,10 @@ from qingcloud_cni.kernel.netlink.messages import (
 )
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 
-TRACKED: Final = "net/netfilter/nf_conntrack_count"  # not there before anything asks the kernel to track flows
-# Flows per address from which on the kernel shall pick. It goes through its whole hash for each question, four of
+TRACKED: Final = "net/netfilter/nf_conntrack_count"  # absent until the kernel tracks flows
+# Flows per address from which on the kernel shall pick. It goes through its whole hash for each request, four of
 # them per address and 10 ms each where that is large; for a list of everything it takes 4 us per flow besides.
-WORTH_PICKING: Final = 5_000
+FILTER_THRESHOLD: Final = 5_000
 
 NFNL_SUBSYS_CTNETLINK: Final = 1
 IPCTNL_MSG_CT_GET: Final = 1
@@ -34,7 +34,7 @@ CTA_TUPLE_ORIG: Final = 1
 CTA_TUPLE_REPLY: Final = 2
 CTA_ID: Final = 12
 CTA_ZONE: Final = 18
-CTA_FILTER: Final = 25  # Linux 5.8: which parts of the tuples must fit
+CTA_FILTER: Final = 25  # Linux 5.8: the parts of the tuples that must match
 CTA_TUPLE_IP: Final = 1
 CTA_IP_V4_SRC: Final = 1
 CTA_IP_V4_DST: Final = 2
@@ -43,22 +43,22 @@ CTA_FILTER_REPLY_FLAGS: Final = 2
 
 _HEAD: Final = NFGENMSG.pack(AF_INET, 0, 0)
 _U32: Final = struct.Struct("=I")
-_HANDLE: Final = (CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID)  # what names one flow, and none that takes its place
+_HANDLE: Final = (CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID)  # identifies one flow, and no later one
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A tracked flow: its addresses, of both directions and both ends, and the attributes that name it."""
+    """A tracked flow: its addresses of both directions and ends, and the attributes that identify it."""
 
     addresses: frozenset[bytes]
     handle: tuple[tuple[int, bytes], ...]
 
 
-def forget(addresses: Collection[str]) -> int:
-    """Delete what the calling thread's namespace tracks from or to any of *addresses*; how many flows that were."""
+def delete_flows(addresses: Collection[str]) -> int:
+    """Delete the flows in the calling thread's namespace from or to any of *addresses*; returns their number."""
     wanted = frozenset(map(inet_aton, addresses))
     tracked = int(sysctl.read(TRACKED) or 0)
-    if not (wanted and tracked):  # nor shall a question make the kernel load its module
+    if not (wanted and tracked):  # a request would make the kernel load its module
         return 0
     with Netlink(NETLINK_NETFILTER) as netfilter:
         return sum(_is_deleted(netfilter, flow) for flow in _find(netfilter, wanted, tracked))
@@ -66,8 +66,8 @@ def forget(addresses: Collection[str]) -> int:
 
 def _find(netfilter: Netlink, wanted: frozenset[bytes], tracked: int) -> set[Flow]:
     found: set[Flow] = set()
-    for question in _questions(wanted, tracked):
-        is_whole = False  # an older kernel lists everything whatever it is asked; so it need not be asked again
+    for request in _list_requests(wanted, tracked):
+        is_whole = False  # an older kernel ignores the filter and lists everything at once
 
         def is_wanted(message: Message) -> bool:
             nonlocal is_whole
@@ -75,7 +75,7 @@ def _find(netfilter: Netlink, wanted: frozenset[bytes], tracked: int) -> set[Flo
             is_whole |= not is_hit
             return is_hit
 
-        messages = netfilter.dump(question, "list tracked flows", keep=is_wanted)
+        messages = netfilter.dump(request, "list tracked flows", accept=is_wanted)
         flows = [parse_flow(message.body) for message in messages]
         found |= {flow for flow in flows if flow.addresses & wanted}
         if is_whole:
@@ -85,18 +85,18 @@ def _find(netfilter: Netlink, wanted: frozenset[bytes], tracked: int) -> set[Flo
 
 def _is_deleted(netfilter: Netlink, flow: Flow) -> bool:
     try:
-        netfilter.do(delete_flow(flow), "forget a tracked flow")
+        netfilter.do(delete_flow(flow), "delete_flows a tracked flow")
     except NetlinkRefused as err:
-        if err.errno == errno.ENOENT:  # over by itself
+        if err.errno == errno.ENOENT:  # ended by itself
             return False
         raise
     return True
 
 
-def _questions(wanted: Iterable[bytes], tracked: int) -> Iterator[Request]:
-    """What to list: where the kernel tracks many flows only those with a wanted address in one of its four places."""
+def _list_requests(wanted: Iterable[bytes], tracked: int) -> Iterator[Request]:
+    """List everything, or among many flows those with a wanted address in one of the four fields."""
     wanted = tuple(wanted)
-    if tracked <= WORTH_PICKING * len(wanted):
+    if tracked <= FILTER_THRESHOLD * len(wanted):
         yield list_flows()
         return
     for address in wanted:
@@ -109,7 +109,7 @@ def _questions(wanted: Iterable[bytes], tracked: int) -> Iterator[Request]:
 
 
 def list_flows(tuple_kind: int = 0, end: int = 0, address: bytes = b"") -> Request:
-    """All IPv4 flows, or those that have *address* at this end of this tuple."""
+    """List all IPv4 flows, or those with *address* at this end of this tuple."""
     body = _HEAD
     if address:
         flags_of = CTA_FILTER_ORIG_FLAGS if tuple_kind == CTA_TUPLE_ORIG else CTA_FILTER_REPLY_FLAGS

@@ -1,6 +1,6 @@
-"""The rtnetlink messages we use, between bytes and plain data; nothing here talks to the kernel.
+"""The rtnetlink messages of this program, between bytes and plain data.
 
-Layouts are those of linux/netlink.h, rtnetlink.h, if_link.h and if_addr.h. Integers have the host's byte order.
+Layouts: linux/netlink.h, rtnetlink.h, if_link.h and if_addr.h. Integers have the host's byte order.
 An attribute's length counts its header but not the padding to 4 bytes that follows it.
 """
 
@@ -23,7 +23,7 @@ RTM_DELLINKPROP: Final = 109
 NLM_F_REQUEST: Final = 0x1
 NLM_F_ACK: Final = 0x4
 NLM_F_DUMP_INTR: Final = 0x10
-NLM_F_CAPPED: Final = 0x100  # on NLMSG_ERROR: of the refused request only its header is quoted
+NLM_F_CAPPED: Final = 0x100  # on NLMSG_ERROR: it quotes only the header of the rejected request
 NLM_F_ACK_TLVS: Final = 0x200  # on NLMSG_ERROR: attributes follow the quotation
 NLM_F_DUMP: Final = 0x300
 NLM_F_EXCL: Final = 0x200
@@ -81,7 +81,7 @@ _U32: Final = struct.Struct("=I")
 
 
 class Malformed(ValueError):
-    """Bytes that are no netlink message: the kernel never sends them."""
+    """Bytes that are not a netlink message: the kernel never sends them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A message to send; the socket adds NLM_F_REQUEST, the sequence number and the wish for an answer."""
+    """A message to send; the socket adds NLM_F_REQUEST, NLM_F_ACK or NLM_F_DUMP, and the sequence number."""
 
     kind: int
     body: bytes
@@ -105,7 +105,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
-    """A link as RTM_NEWLINK describes it. MACs are lower case, "" where there is none of six bytes."""
+    """A link as RTM_NEWLINK describes it. MACs are lower case; "" for an address of another length."""
 
     ifindex: int
     name: str
@@ -114,7 +114,7 @@ class LinkInfo:
     mac: str = ""
     permanent_mac: str = ""  # burnt in; a veth has none
     mtu: int = 0
-    mtu_range: tuple[int, int] = (0, 0)  # the device's; 0 as the upper end: no limit
+    mtu_range: tuple[int, int] = (0, 0)  # the device's; 0 as the upper bound: no limit
     alias: str = ""
     kind: str = ""  # "veth", "bridge"...; "" for hardware
     altnames: tuple[str, ...] = ()
@@ -126,10 +126,10 @@ class LinkInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkChange:
-    """What one RTM_SETLINK shall change; None leaves a thing as it is.
+    """The changes of one RTM_SETLINK; None changes nothing.
 
-    The kernel goes in the order of the fields and stops at the first it refuses: what came before has happened. A
-    move into another namespace takes the link down.
+    The kernel applies them in the order of the fields until it rejects one, and keeps the earlier ones. A move into
+    another namespace sets the link down.
     """
 
     netns_fd: int | None = None
@@ -153,14 +153,14 @@ def pack(request: Request, flags: int, seq: int) -> bytes:
 
 
 def unpack(datagram: bytes) -> Iterator[Message]:
-    """Split a datagram into its messages; Malformed where a length field lies."""
+    """Split a datagram into its messages; Malformed if a length field is wrong."""
     offset = 0
     while offset < len(datagram):
         if len(datagram) - offset < _HEADER.size:
-            raise Malformed(f"{len(datagram) - offset} bytes are left where a message should begin")
+            raise Malformed(f"{len(datagram) - offset} bytes left, too few for a message")
         length, kind, flags, seq, _ = _HEADER.unpack_from(datagram, offset)
         if not _HEADER.size <= length <= len(datagram) - offset:
-            raise Malformed(f"a message says it has {length} bytes of the {len(datagram) - offset} there are")
+            raise Malformed(f"a message of {length} bytes in {len(datagram) - offset}")
         yield Message(kind, flags, seq, datagram[offset + _HEADER.size : offset + length])
         offset += _padded(length)
 
@@ -171,20 +171,20 @@ def pack_attribute(kind: int, value: bytes) -> bytes:
 
 
 def unpack_attributes(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Type, less its flag bits, and value of each attribute in *data*; Malformed where a length field lies."""
+    """Type without flag bits and value of each attribute in *data*; Malformed if a length field is wrong."""
     end = len(data)
     while offset < end:
         if end - offset < _ATTRIBUTE.size:
-            raise Malformed(f"{end - offset} bytes are left where an attribute should begin")
+            raise Malformed(f"{end - offset} bytes left, too few for an attribute")
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if not _ATTRIBUTE.size <= length <= end - offset:
-            raise Malformed(f"an attribute says it has {length} bytes of the {end - offset} there are")
+            raise Malformed(f"an attribute of {length} bytes in {end - offset}")
         yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + length]
         offset += length + 3 & ~3
 
 
 def parse_error(message: Message) -> tuple[int, str]:
-    """The errno of an NLMSG_ERROR (0: acknowledged) and the kernel's own words, "" where it gave none."""
+    """The errno of an NLMSG_ERROR (0: acknowledged) and the kernel's own message, "" if it sent none."""
     code = parse_done(message)
     if not message.flags & NLM_F_ACK_TLVS:
         return code, ""
@@ -198,7 +198,7 @@ def parse_error(message: Message) -> tuple[int, str]:
 
 
 def parse_done(message: Message) -> int:
-    """The errno with which a dump ended, 0 for success."""
+    """The errno at the end of a dump, 0 for success."""
     if len(message.body) < _INT.size:
         raise Malformed(f"a verdict of {len(message.body)} bytes")
     return -int(_INT.unpack_from(message.body)[0])
@@ -208,7 +208,7 @@ def parse_done(message: Message) -> int:
 
 
 def get_link(*, ifindex: int = 0, name: str = "") -> Request:
-    """Ask for one link by its index, or by its name or one of its altnames."""
+    """Get one link by its index, or by its name or one of its altnames."""
     body = _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0) + pack_attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
     return Request(RTM_GETLINK, body + _string(IFLA_IFNAME, name) if name else body)
 
@@ -267,7 +267,7 @@ def delete_altnames(ifindex: int, altnames: tuple[str, ...]) -> Request:
 
 
 def add_address(ifindex: int, address: str) -> Request:
-    """Add *address*, written with its prefix length; an IPv4 one brings its broadcast address along."""
+    """Add *address*, written with its prefix length; an IPv4 one gets its broadcast address."""
     family, packed, prefix = parse_prefix(address)
     parts = [pack_attribute(IFA_LOCAL, packed), pack_attribute(IFA_ADDRESS, packed)]
     if family == AF_INET and prefix < 31:
@@ -278,7 +278,7 @@ def add_address(ifindex: int, address: str) -> Request:
 
 
 def add_route(ifindex: int, dst: str, gateway: str) -> Request:
-    """Add a route to the main table; one to the same destination that is there already is an error."""
+    """Add a route to the main table; EEXIST if it has one to the same destination."""
     family, packed, prefix = parse_prefix(dst)
     head = _ROUTE.pack(family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0)
     parts = [pack_attribute(RTA_GATEWAY, inet_pton(family, gateway)), pack_attribute(RTA_OIF, _U32.pack(ifindex))]

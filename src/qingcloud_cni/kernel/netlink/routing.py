@@ -1,7 +1,7 @@
-"""The messages for addresses, routing tables and rules (IPv4), between bytes and plain data.
+"""The messages for IPv4 addresses, routing tables and rules, between bytes and plain data.
 
-Layouts are those of linux/if_addr.h, rtnetlink.h and fib_rules.h. What a dump shows is deleted by sending its own
-bytes back under another type, as `ip … flush` does: so it cannot hit anything else.
+Layouts: linux/if_addr.h, rtnetlink.h and fib_rules.h. A delete request sends the bytes of a dump back under another
+type, as `ip … flush` does, so it cannot hit anything else.
 """
 
 import struct
@@ -40,7 +40,7 @@ RTM_GETRULE: Final = 34
 
 IFA_FLAGS: Final = 8
 IFA_F_PERMANENT: Final = 0x80  # it does not expire
-IFA_F_NOPREFIXROUTE: Final = 0x200  # no connected route in the main table comes with the address
+IFA_F_NOPREFIXROUTE: Final = 0x200  # the address brings no connected route into the main table
 
 RTA_PREFSRC: Final = 7
 RTA_CACHEINFO: Final = 12
@@ -48,9 +48,9 @@ RTA_TABLE: Final = 15
 RT_SCOPE_UNIVERSE: Final = 0
 RT_SCOPE_LINK: Final = 253
 RTNH_F_ONLINK: Final = 4
-RTM_F_CLONED: Final = 0x200  # what the kernel remembers of one destination, a path MTU for instance
-# The one protocol that systemd-networkd leaves alone when it removes rules and routes it did not make itself
-# (ManageForeignRoutingPolicyRules=, ManageForeignRoutes=); Cilium takes it for the same reason.
+RTM_F_CLONED: Final = 0x200  # a cache entry of one destination, for a path MTU for instance
+# The one protocol whose foreign rules and routes systemd-networkd does not remove
+# (ManageForeignRoutingPolicyRules=, ManageForeignRoutes=); Cilium uses it for the same reason.
 RTPROT_KERNEL: Final = 2
 
 FRA_SRC: Final = 2
@@ -70,26 +70,26 @@ _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 # fib_rule_hdr: family, prefix lengths of destination and source, tos, table, action, flags
 _RULE: Final = struct.Struct("=BBBBBxxBI")
 _U32: Final = struct.Struct("=I")
-_NONE: Final = 0xFFFFFFFF  # FRA_SUPPRESS_PREFIXLEN where nothing is suppressed
+_NONE: Final = 0xFFFFFFFF  # FRA_SUPPRESS_PREFIXLEN of a rule that suppresses nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
     ifindex: int
     address: str  # with prefix length
-    is_bare: bool  # permanent, and without a connected route in the main table
+    is_bare: bool  # permanent, without a connected route in the main table
     body: bytes = field(default=b"", compare=False, repr=False)  # as dumped
 
 
 @dataclass(frozen=True, slots=True)
 class TableRoute:
-    """A unicast route. *others* are attributes this program never gives a route."""
+    """A unicast route. *others* are attributes that this program never sets."""
 
     table: int
-    ifindex: int  # 0 where it leads over several links, or none
+    ifindex: int  # 0 for a route over several links, or none
     dst: str  # CIDR
     gateway: str = ""
-    source: str = ""  # the address the host takes on packets of its own
+    source: str = ""  # the source address of the host's own packets
     scope: int = RT_SCOPE_UNIVERSE
     protocol: int = RTPROT_KERNEL
     others: frozenset[int] = frozenset()
@@ -98,7 +98,7 @@ class TableRoute:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule that leads to a table. *others* are attributes this program never gives a rule."""
+    """A rule that leads to a table. *others* are attributes that this program never sets."""
 
     preference: int
     table: int
@@ -147,12 +147,12 @@ def delete_address(address: Address) -> Request:
 
 
 def get_routes() -> Request:
-    """Ask for the routes of all tables."""
+    """Get the routes of all tables."""
     return Request(RTM_GETROUTE, _ROUTE.pack(AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
 
 
 def parse_route(body: bytes) -> TableRoute | None:
-    """A unicast route; None for any other, and for what is no entry of a table."""
+    """A unicast route; None for any other route, and for a cache entry."""
     _, prefix, source_prefix, tos, table, protocol, scope, kind, flags = _head(_ROUTE, body)
     if kind != RTN_UNICAST or flags & RTM_F_CLONED:
         return None
@@ -248,7 +248,7 @@ def delete_rule(rule: Rule) -> Request:
 
 def _head(layout: struct.Struct, body: bytes) -> tuple[int, ...]:
     if len(body) < layout.size:
-        raise Malformed(f"a message of {len(body)} bytes where {layout.size} are its fixed part")
+        raise Malformed(f"a message of {len(body)} bytes, shorter than its head of {layout.size}")
     return layout.unpack_from(body)
 
 

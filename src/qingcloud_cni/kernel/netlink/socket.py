@@ -1,4 +1,4 @@
-"""A netlink socket: every request is answered, by what was asked for or by the kernel's own words of refusal."""
+"""A netlink socket: each request returns its answer, or raises with the kernel's own message."""
 
 import errno
 import os
@@ -29,33 +29,30 @@ from qingcloud_cni.kernel.netlink.messages import (
 )
 
 SOL_NETLINK: Final = 270
-NETLINK_CAP_ACK: Final = 10  # an error quotes the header of the refused request only, Linux 4.3
-NETLINK_EXT_ACK: Final = 11  # an error says in words what was wrong, Linux 4.12
-ANSWER_SECONDS: Final = 5.0  # the kernel answers within the call that sends; this only keeps a bug from blocking
-DUMP_TRIES: Final = 20  # a dump that links changed under is asked again
-BUFFER_BYTES: Final = 1 << 16  # dumps come in pieces of at most 32 KiB
+NETLINK_CAP_ACK: Final = 10  # Linux 4.3: an error quotes only the header of its request
+NETLINK_EXT_ACK: Final = 11  # Linux 4.12: an error has a message
+ANSWER_SECONDS: Final = 5.0  # the kernel answers within the call that sends; this limits a bug
+DUMP_TRIES: Final = 20  # of a dump that changes interrupt
+BUFFER_BYTES: Final = 1 << 16  # the parts of a dump have at most 32 KiB
 
 
-Keep = Callable[[Message], bool]
+MessageFilter = Callable[[Message], bool]
 
 
 class NetlinkRefused(KernelRefused):
     """The kernel answered a request with an error; *errno* is its number."""
 
-    def __init__(self, wish: str, code: int, words: str = "") -> None:
-        super().__init__(f"{wish}: {words or os.strerror(code)} ({errno.errorcode.get(code, code)})")
+    def __init__(self, action: str, code: int, message: str = "") -> None:
+        super().__init__(f"{action} failed: {message or os.strerror(code)} ({errno.errorcode.get(code, code)})")
         self.errno = code
 
 
-class _Interrupted(Exception):
-    """What was being listed changed meanwhile."""
+class _DumpInterrupted(Exception):
+    """The listed objects changed during the dump."""
 
 
 class Netlink:
-    """A socket to the network namespace the opening thread is in; usable from any thread, one at a time.
-
-    While it is open it keeps that namespace alive.
-    """
+    """A socket to the opening thread's network namespace, which it keeps alive; for one thread at a time."""
 
     def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
         self._seq = 0
@@ -69,7 +66,9 @@ class Netlink:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
         except OSError as err:
             self._socket.close()
-            raise AbilityMissing("netlink: this kernel does not explain its errors; Linux 4.12 is needed") from err
+            raise AbilityMissing(
+                "netlink: extended errors failed: the kernel lacks them; Linux 4.12 is needed"
+            ) from err
 
     def __enter__(self) -> Self:
         return self
@@ -80,16 +79,16 @@ class Netlink:
     def close(self) -> None:
         self._socket.close()
 
-    def do(self, request: Request, wish: str) -> None:
-        """Have *request* carried out; *wish* says what for, in the words of an error message."""
-        self._converse(request, NLM_F_ACK, wish)
+    def do(self, request: Request, action: str) -> None:
+        """Carry out *request*; *action* begins the message of an error."""
+        self._exchange(request, NLM_F_ACK, action)
 
-    def ask(self, request: Request, wish: str) -> list[Message]:
-        """What answers *request*, a question about one thing."""
-        return self._converse(request, NLM_F_ACK, wish)
+    def ask(self, request: Request, action: str) -> list[Message]:
+        """The answer to a *request* for one object."""
+        return self._exchange(request, NLM_F_ACK, action)
 
     def link(self, *, ifindex: int = 0, name: str = "") -> LinkInfo | None:
-        """The link of this index, or of this name or altname; None if there is none."""
+        """The link of this index, or of this name or altname; None if it does not exist."""
         try:
             answer = self.ask(get_link(ifindex=ifindex, name=name), f"find link {name or ifindex}")
         except NetlinkRefused as err:
@@ -102,54 +101,56 @@ class Netlink:
         """All links of the namespace at one moment."""
         return tuple(parse_link(message.body) for message in self.dump(get_links(), "list links"))
 
-    def dump(self, request: Request, wish: str, *, keep: Keep | None = None) -> list[Message]:
-        """All things of a kind at one moment; of many only those to *keep* take room."""
+    def dump(self, request: Request, action: str, *, accept: MessageFilter | None = None) -> list[Message]:
+        """All objects of a kind at one moment; only accepted ones use memory."""
         for _ in range(DUMP_TRIES):
             try:
-                return self._converse(request, NLM_F_DUMP, wish, keep)
-            except _Interrupted:
+                return self._exchange(request, NLM_F_DUMP, action, accept)
+            except _DumpInterrupted:
                 continue
-        raise NetlinkRefused(wish, errno.EINTR, f"they changed under each of {DUMP_TRIES} listings")
+        raise NetlinkRefused(action, errno.EINTR, f"changes interrupted each of {DUMP_TRIES} dumps")
 
-    def _converse(self, request: Request, flags: int, wish: str, keep: Keep | None = None) -> list[Message]:
+    def _exchange(
+        self, request: Request, flags: int, action: str, accept: MessageFilter | None = None
+    ) -> list[Message]:
         self._seq = (self._seq + 1) & 0xFFFFFFFF
         try:
             self._socket.send(pack(request, NLM_F_REQUEST | flags, self._seq))
-            return self._answer(wish, keep)
+            return self._answer(action, accept)
         except TimeoutError as err:
-            raise NetlinkRefused(wish, errno.ETIMEDOUT, f"no answer in {ANSWER_SECONDS:g} s") from err
+            raise NetlinkRefused(action, errno.ETIMEDOUT, f"no answer in {ANSWER_SECONDS:g} s") from err
         except OSError as err:
-            raise NetlinkRefused(wish, err.errno or errno.EIO) from err
+            raise NetlinkRefused(action, err.errno or errno.EIO) from err
 
-    def _answer(self, wish: str, keep: Keep | None) -> list[Message]:
-        """Collect what answers the latest request, up to its acknowledgement or the end of its dump."""
+    def _answer(self, action: str, accept: MessageFilter | None) -> list[Message]:
+        """Collect the answer to the latest request, up to its acknowledgement or the end of its dump."""
         answer: list[Message] = []
         is_interrupted = False
         while True:
-            for message in unpack(self._receive(wish)):
+            for message in unpack(self._receive(action)):
                 if message.seq != self._seq:
-                    continue  # belongs to a request whose wait had run out
+                    continue  # of an earlier request that timed out
                 is_interrupted |= bool(message.flags & NLM_F_DUMP_INTR and message.kind != NLMSG_ERROR)
                 if message.kind == NLMSG_ERROR:
-                    code, words = parse_error(message)
+                    code, text = parse_error(message)
                 elif message.kind == NLMSG_DONE:
-                    code, words = parse_done(message), ""
+                    code, text = parse_done(message), ""
                 elif message.kind == NLMSG_OVERRUN:
-                    code, words = errno.ENOBUFS, ""
+                    code, text = errno.ENOBUFS, ""
                 else:
-                    if keep is None or keep(message):
+                    if accept is None or accept(message):
                         answer.append(message)
                     continue
                 if is_interrupted:
-                    raise _Interrupted
+                    raise _DumpInterrupted
                 if code:
-                    raise NetlinkRefused(wish, code, words)
+                    raise NetlinkRefused(action, code, text)
                 return answer
 
-    def _receive(self, wish: str) -> bytes:
+    def _receive(self, action: str) -> bytes:
         while True:
             datagram, _, flags, (port, _groups) = self._socket.recvmsg(BUFFER_BYTES)
             if flags & socket.MSG_TRUNC:
-                raise NetlinkRefused(wish, errno.EMSGSIZE, f"the answer is longer than {BUFFER_BYTES} bytes")
+                raise NetlinkRefused(action, errno.EMSGSIZE, f"the answer is longer than {BUFFER_BYTES} bytes")
             if port == 0:  # from the kernel, not from another process
                 return datagram

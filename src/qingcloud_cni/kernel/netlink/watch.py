@@ -1,4 +1,4 @@
-"""Watching links: netlink's multicast of one or more namespaces, turned into "something may have changed"."""
+"""A watch on links: turns netlink's multicast of one or more namespaces into "links may have changed"."""
 
 import asyncio
 import errno
@@ -14,7 +14,7 @@ DATAGRAM_BYTES: Final = 1 << 16
 
 
 def open_monitor() -> socket.socket:
-    """A socket that hears of every link change in the calling thread's namespace from now on."""
+    """A socket that gets every link change in the calling thread's namespace."""
     monitor = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
     try:
         monitor.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
@@ -26,36 +26,36 @@ def open_monitor() -> socket.socket:
 
 
 class Watch:
-    """Counts bursts of link changes, from the moment its sockets were opened; belongs to the running loop."""
+    """Counts bursts of link changes since its sockets were opened; belongs to the running loop."""
 
     def __init__(self, monitors: tuple[socket.socket, ...]) -> None:
         self.bursts = 0
         self.losses = 0  # of messages
         self.is_closed = False
-        self.turn = asyncio.Event()  # set when `bursts` has grown, then replaced
+        self.changed = asyncio.Event()  # set when `bursts` has grown, then replaced
         self._loop = asyncio.get_running_loop()
         self._monitors = monitors
-        self._settling: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         for monitor in monitors:
-            self._loop.add_reader(monitor, self._hear, monitor)
+            self._loop.add_reader(monitor, self._receive, monitor)
 
     def changes(self) -> AsyncIterator[bool]:
-        """One item per burst, True if messages were lost; the first at once if anything has changed already."""
+        """One item per burst, True if messages were lost; the first one at once after an earlier burst."""
         return _Changes(self)
 
     def close(self) -> None:
-        """End every iteration."""
+        """End all iterations."""
         if self.is_closed:
             return
         self.is_closed = True
         for monitor in self._monitors:
             self._loop.remove_reader(monitor)
             monitor.close()
-        if self._settling:
-            self._settling.cancel()
-        self.turn.set()
+        if self._timer:
+            self._timer.cancel()
+        self.changed.set()
 
-    def _hear(self, monitor: socket.socket) -> None:
+    def _receive(self, monitor: socket.socket) -> None:
         with suppress(BlockingIOError):
             while True:
                 try:
@@ -63,19 +63,19 @@ class Watch:
                 except OSError as err:
                     if err.errno != errno.ENOBUFS:
                         raise
-                    self.losses += 1  # the socket goes on, and so do we
-        if self._settling is None:
-            self._settling = self._loop.call_later(SETTLE_SECONDS, self._announce)
+                    self.losses += 1  # the socket still works
+        if self._timer is None:
+            self._timer = self._loop.call_later(SETTLE_SECONDS, self._end_burst)
 
-    def _announce(self) -> None:
-        self._settling = None
+    def _end_burst(self) -> None:
+        self._timer = None
         self.bursts += 1
-        turn, self.turn = self.turn, asyncio.Event()
-        turn.set()
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
 
 
 class _Changes(AsyncIterator[bool]):
-    """One reader of a Watch; bursts it was too slow for come as one."""
+    """One reader of a Watch; it gets the bursts that it missed as one."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -86,7 +86,7 @@ class _Changes(AsyncIterator[bool]):
         while self._watch.bursts == self._seen:
             if self._watch.is_closed:
                 raise StopAsyncIteration
-            await self._watch.turn.wait()
+            await self._watch.changed.wait()
         is_complete = self._lost == self._watch.losses
         self._seen, self._lost = self._watch.bursts, self._watch.losses
         return not is_complete
