@@ -102,3 +102,19 @@ def test_a_first_start_believes_that_its_instance_is_unknown_when_it_was_told_so
         (refusal,) = refusal.exceptions
     assert isinstance(refusal, StartRefused)
     assert "i-simhost1 is unknown to the cloud" in str(refusal)
+
+
+def test_a_first_start_forgets_an_unlisted_instance_once_the_cloud_answers_otherwise(tmp_path: Path) -> None:
+    action = "DescribeInstances"
+    faults = (
+        FaultSpec(action, EMPTY_LIST, times=4),  # an instance that is not listed is read twice
+        FaultSpec(action, "refuse", nth=5, code=5100),
+        FaultSpec(action, EMPTY_LIST, nth=6, times=2),
+    )
+
+    async def main() -> None:
+        topology = replace(default_topology("sim", 1), faults=faults)
+        async with simulated(tmp_path, topology, is_warm=False) as host:
+            await host.until(lambda: host.states() == ["idle"] * 3, "warm", LONG)
+
+    virtual_time.run(main())

@@ -370,3 +370,45 @@ def test_a_refused_detach_of_many_nics_is_one_failure(tmp_path: Path, fault: Fau
             await host.until(lambda: not host.nics, "drained", seconds=20)
 
     virtual_time.run(main())
+
+
+def test_a_read_that_fails_during_a_release_is_not_why_an_add_waits(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, min_idle=1, max_idle=1, idle_ttl=0, cooldown=0) as host:
+            await asyncio.gather(host.add("c0"), host.add("c1"))
+            set_faults(
+                host,
+                FaultSpec("DetachNics", "lose-reply"),
+                FaultSpec("DescribeNics", "refuse", times=3, code=5100, message="Busy"),
+            )
+            await host.delete("c0")
+            causes: set[tuple[str, str]] = set()
+
+            def is_released() -> bool:
+                found = host.agent.pool.troubles()
+                causes.add((found.provisioning, found.release))
+                return len(host.nics) == 2
+
+            await host.until(is_released, "released", 300.0)
+            assert {provisioning for provisioning, _ in causes} == {""}
+            assert any("Busy" in release for _, release in causes)
+            assert host.agent.pool.troubles().release == ""
+
+    virtual_time.run(main())
+
+
+def test_the_error_of_a_read_goes_with_the_next_read_that_succeeds(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with simulated(tmp_path, min_idle=1) as host:
+            set_faults(
+                host,
+                FaultSpec("CreateNics", "lose-reply"),
+                FaultSpec("DescribeNics", "refuse", times=3, code=5100, message="Busy"),
+                FaultSpec("AttachNics", "endless-job"),
+            )
+            await host.add("c0")
+            await host.until(lambda: "Busy" in host.agent.pool.troubles().provisioning, "the read fails")
+            await host.until(lambda: host.states().count("attaching") == 1, "found, and asked to be attached", 300.0)
+            assert host.agent.pool.troubles().provisioning == ""
+
+    virtual_time.run(main())

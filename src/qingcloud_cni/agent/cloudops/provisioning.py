@@ -142,6 +142,8 @@ class Provisioner(CloudWrites):
                     self._chooser.failed(intent.vxnet_id)
             if len(created) < intent.count:
                 self._signals.doubt(str(err))
+            else:
+                self.backoff.blocked("")  # the lost reply does not matter any more
         except CloudError as err:
             await self._create_refused(intent, err)
             created = ()
