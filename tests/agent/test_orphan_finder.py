@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from inprocess import virtual_time
-from inprocess.budgets import calls_of, make_gate
+from inprocess.budgets import make_gate
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.orphans.orphan_finder import Deleted, Found, OrphanFinder
 from qingcloud_cni.cloud import Access, Client
+from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.errors import CloudError, CloudUnreachable, CredentialsRefused, NotListed, OutcomeUnknown
 from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.cloud.model import Model
@@ -40,8 +41,9 @@ class Zone:
         limiter = make_gate(self.clock)
         client = Client(access, transport, limiter, clock=self.clock, rng=rng, observe=lambda _call: None)
         self.orphanage = OrphanFinder(
-            calls_of(client), self.clock, prefixes=("qingcni", "hostnic"), own_instance=self.own, older_than=600.0
-        )
+            client, lambda: Urgency.WAITING, self.clock,
+            prefixes=("qingcni", "hostnic"), own_instance=self.own, older_than=600.0,
+        )  # fmt: skip
         self.ends: list[Deleted] = []
 
     def call(self, action: str, **params: object) -> dict[str, object]:
@@ -209,7 +211,7 @@ def test_a_cloud_that_lists_no_instance_at_all_is_not_believed() -> None:
         zone.make()
         await zone.clock.sleep(601)
         zone.model.set_faults([FaultSpec("DescribeInstances", "empty-list", times=99)])
-        with pytest.raises(NotListed, match=f"no instance {OWN}, which is this one"):
+        with pytest.raises(NotListed, match=f"this instance {OWN} is not listed"):
             await zone.find()
 
     zoned(main)
@@ -283,7 +285,7 @@ def test_what_is_no_orphan_any_more_when_it_comes_to_it_is_kept() -> None:
         zone.call("ModifyNicAttributes", nic=two, nic_name="mine")
         await zone.clock.sleep(60)
         ends = {end.orphan.nic.nic_id: end.error for end in await zone.delete(found)}
-        assert ends == {three: "", **dict.fromkeys((one, two, back), "it is no orphan any more")}
+        assert ends == {three: "", **dict.fromkeys((one, two, back), "it is not an orphan any more")}
         assert zone.left == {one, two, back}
 
     zoned(main)

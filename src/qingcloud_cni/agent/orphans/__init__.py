@@ -1,1 +1,1 @@
-"""NICs of instances that no longer exist."""
+"""NICs of instances that no longer exist; needs no running agent."""

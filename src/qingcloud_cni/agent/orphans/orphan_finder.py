@@ -1,4 +1,4 @@
-"""`qingagent orphans`: finds NICs whose instance is gone, and deletes them. It needs no agent, and asks none."""
+"""Finds NICs whose instance is gone, and deletes them, for `qingagent orphans` and for tasks of an agent."""
 
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,12 +20,12 @@ from qingcloud_cni.core.errors import (
     ResourceNotFound,
 )
 from qingcloud_cni.core.seams.clock import Clock
-from qingcloud_cni.core.seams.cloud import CloudCalls, Instance, batches
+from qingcloud_cni.core.seams.cloud import Cloud, CloudCalls, HowUrgent, Instance, batches
 
-PAUSE = 2.0  # seconds between two looks: a cloud in trouble shows lists that lack what is there
-BATCH = 99  # ids per question, so that our own instance fits in
-KEYS_CALLS = 2000  # an hour: an operator waits for what is asked here, so it is no host's budget that holds
-ROUNDS = 3  # times a delete whose reply was lost is tried
+PAUSE = 2.0  # seconds between two reads: an overloaded cloud may return incomplete lists
+BATCH = 99  # ids per call, so that our own instance fits in
+CALLS_PER_HOUR = 2000  # of one API key: an operator waits, so the budget of a host does not apply
+ROUNDS = 3  # tries of a delete whose reply was lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,71 +36,85 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """What became of an orphan that was to be deleted; *error* is why it is still there."""
+    """The end of one deletion; *error* is "" if it succeeded."""
 
     orphan: Orphan
     error: str = ""
 
 
 class OrphanFinder:
-    """Looks for orphans in the zone, as an operator asks."""
+    """Finds and deletes orphans of the whole zone."""
 
     def __init__(
-        self, calls: CloudCalls, clock: Clock, *, prefixes: Sequence[str], own_instance: str, older_than: float
+        self,
+        cloud: Cloud,
+        urgency: HowUrgent,
+        clock: Clock,
+        *,
+        prefixes: Sequence[str],
+        own_instance: str,
+        older_than: float,
     ) -> None:
-        """*own_instance* is "" where this machine is none."""
-        self._calls = calls
+        """*prefixes* of NIC names; *own_instance* is "" if this machine is not an instance.
+
+        NICs that have been free for less than *older_than* seconds are left alone.
+        """
+        self._cloud = cloud
+        self._urgency = urgency
         self._clock = clock
         self._prefixes = prefixes
         self._own_instance = own_instance
         self._older_than = older_than
 
+    async def _calls(self) -> CloudCalls:
+        return await self._cloud.permit(self._urgency)
+
     async def find(self) -> Found:
-        """Any CloudError where the cloud does not tell all that is needed; nothing is concluded from a part."""
-        found = candidates(await self._calls.nics(status="available"), self._prefixes, self._own_instance)
+        """Orphans, and NICs left alone; any CloudError if one of the reads fails."""
+        found = candidates(await (await self._calls()).nics(status="available"), self._prefixes, self._own_instance)
         if not found:
             return Found()
         instance_ids = tuple(dict.fromkeys(s.instance_id for s in found))
-        first = await self._look(instance_ids)
+        first = await self._instances(instance_ids)
         missed = tuple(gone_instances(instance_ids, (first,)))
         if not missed:
             return Found()
         await self._clock.sleep(PAUSE)
-        gone = gone_instances(missed, (first, await self._look(missed)))
+        gone = gone_instances(missed, (first, await self._instances(missed)))
         return Found(*classify(found, gone, self._clock.wall(), self._older_than))
 
-    async def _look(self, instance_ids: Sequence[str]) -> dict[str, Instance]:
-        """What the cloud lists of these instances; NotListed if it does not even list our own, asked for as well."""
+    async def _instances(self, instance_ids: Sequence[str]) -> dict[str, Instance]:
+        """The listed ones of these instances; NotListed if the cloud does not even list our own."""
         found: dict[str, Instance] = {}
         for batch in batches(instance_ids, BATCH):
             wanted = (*batch, self._own_instance) if self._own_instance else batch
-            listed = {instance.instance_id: instance for instance in await self._calls.instances(wanted)}
+            listed = {instance.instance_id: instance for instance in await (await self._calls()).instances(wanted)}
             found |= listed
             if self._own_instance and self._own_instance not in listed:
                 raise NotListed(
-                    f"the cloud lists no instance {self._own_instance}, which is this one, so it is not believed that"
-                    " others are gone; check --zone, --instance-id and keys, or try again",
+                    f"this instance {self._own_instance} is not listed by the cloud, so others may exist as well;"
+                    " check --zone, --instance-id and keys, or try again",
                     action="DescribeInstances",
                 )
         return found
 
     async def delete(self, orphans: Sequence[Orphan], tell: Callable[[Deleted], None]) -> None:
-        """Delete those of *orphans* that are orphans still, and tell of each; any CloudError ends it midway.
+        """Delete those of *orphans* that still are orphans; *tell* gets each result. Any CloudError ends it midway.
 
-        It may be long since they were found: an instance may have been brought back, a NIC attached by somebody.
+        They may have been found long ago: an instance may have been recovered, or a NIC attached.
         """
         still = {orphan.nic.nic_id for orphan in (await self.find()).orphans}
         doomed = [orphan for orphan in orphans if orphan.nic.nic_id in still]
         for orphan in orphans:
             if orphan not in doomed:
-                tell(Deleted(orphan, "it is no orphan any more"))
+                tell(Deleted(orphan, "it is not an orphan any more"))
         for batch in batches(doomed, BATCH):
             await self._delete(batch, tell)
 
     async def _delete(self, orphans: Sequence[Orphan], tell: Callable[[Deleted], None], tries: int = 1) -> None:
-        """The cloud deletes all NICs of a call or none: where it refuses, each half is tried."""
+        """The cloud deletes all NICs of a call or none: if it refuses, each half is tried."""
         try:
-            await self._calls.delete_nics([orphan.nic.nic_id for orphan in orphans])
+            await (await self._calls()).delete_nics([orphan.nic.nic_id for orphan in orphans])
         except OutcomeUnknown:
             left = await self._still_there(orphans)
             _tell_all(tell, [orphan for orphan in orphans if orphan not in left])
@@ -109,7 +123,7 @@ class OrphanFinder:
             if left:
                 await self._delete(left, tell, tries + 1)
         except (CredentialsRefused, ClockSkewed):
-            raise  # of all calls, so that halves fare no better
+            raise  # halves would fail as well
         except CloudRefused as err:
             if len(orphans) == 1:
                 tell(Deleted(orphans[0], "" if isinstance(err, ResourceNotFound) else str(err)))
@@ -121,12 +135,12 @@ class OrphanFinder:
             _tell_all(tell, orphans)
 
     async def _still_there(self, orphans: Sequence[Orphan]) -> list[Orphan]:
-        """Those that one of two lists shows."""
+        """Those that one of two reads lists."""
         nic_ids = [orphan.nic.nic_id for orphan in orphans]
         seen: set[str] = set()
         for _ in range(2):
             await self._clock.sleep(PAUSE)
-            seen |= {nic.nic_id for nic in await self._calls.nics(nic_ids=nic_ids)}
+            seen |= {nic.nic_id for nic in await (await self._calls()).nics(nic_ids=nic_ids)}
         return [orphan for orphan in orphans if orphan.nic.nic_id in seen]
 
 
@@ -134,14 +148,16 @@ class OrphanFinder:
 async def orphan_finder(
     settings: Settings, access: Access, *, own_instance: str, older_than: float
 ) -> AsyncIterator[OrphanFinder]:
-    """For as long as it is needed, with a connection to the cloud of its own."""
+    """A finder with a cloud client of its own, which needs no agent."""
     clock, rng = SystemClock(), random.Random()
-    limiter = Limiter(Budget(KEYS_CALLS, clock.now()), clock=clock, rng=rng, on_rate=logs.calls_refused)
+    limiter = Limiter(Budget(CALLS_PER_HOUR, clock.now()), clock=clock, rng=rng, on_rate=logs.calls_refused)
     cloud = Client(access, AioTransport(access), limiter, clock=clock, rng=rng, observe=logs.cloud_call)
     prefixes = (settings.nic_name_prefix, settings.gatewayns)
     try:
-        calls = await cloud.permit(lambda: Urgency.WAITING)
-        yield OrphanFinder(calls, clock, prefixes=prefixes, own_instance=own_instance, older_than=older_than)
+        yield OrphanFinder(
+            cloud, lambda: Urgency.WAITING, clock,
+            prefixes=prefixes, own_instance=own_instance, older_than=older_than,
+        )  # fmt: skip
     finally:
         await cloud.close()
 
