@@ -1,4 +1,4 @@
-"""What earlier programs of this kind were seen to do wrong, defect by defect, and why one cannot happen here.
+"""Defects of earlier programs of this kind, and why one cannot happen here.
 
 `tools/defects_page.py` joins them with the tests that bear their keys: each would fail if this program had the
 defect. The keys are fixed: never reused.
@@ -31,18 +31,18 @@ PROGRAMS: dict[str, tuple[Defect, ...]] = {
         Defect("hostnic-2", "An API that is down for half a minute ends the pool for good."),
         Defect(
             "hostnic-3",
-            "An HTTP 502 with a page for people, or a charset behind the content type, crashes the agent.",
+            "An HTTP 502 with an HTML page, or a charset in the content type, crashes the agent.",
         ),
         Defect("hostnic-4", "A gateway NIC that cannot be made crashes the agent within an ADD."),
-        Defect("hostnic-5", "An API that accepts the connection and stays silent holds up ADD without end."),
+        Defect("hostnic-5", "An API that accepts the connection and stays silent blocks ADD for ever."),
         Defect(
             "hostnic-6", "A refused attach, or an attach job that fails, leaves the created NIC behind in the cloud."
         ),
-        Defect("hostnic-7", "A create whose answer was lost is sent again: one NIC more than anybody knows of."),
+        Defect("hostnic-7", "A create whose reply was lost is repeated: the first NIC leaks."),
         Defect(
             "hostnic-8",
-            "ADD waits for a NIC without end, and one whose caller was killed meanwhile gets a NIC all the same, "
-            "which nobody returns.",
+            "ADD waits for a NIC for ever, and one whose caller was killed meanwhile gets a NIC that nobody "
+            "releases.",
         ),
         Defect("hostnic-9", "DEL fails when it is repeated, and when the namespace is gone."),
         Defect(
@@ -67,19 +67,19 @@ PROGRAMS: dict[str, tuple[Defect, ...]] = {
         ),
         Defect(
             "hostnic-15",
-            "NICs that come back are kept however many there are; beyond some number DEL blocks.",
+            "Returning NICs are held without limit; beyond some number DEL blocks.",
             reason="A released NIC is a row whose state changes: no queue could be full.",
         ),
-        Defect("hostnic-16", "After a restart only the first page of the list of NICs is taken over."),
+        Defect("hostnic-16", "After a restart the agent adopts only the first page of the list of NICs."),
         Defect(
             "hostnic-17",
             "A kill between create and attach loses the NIC; a link that was half ready at a kill is taken for the "
             "gateway.",
         ),
-        Defect("hostnic-18", "A second NIC of the host, an administrator's, is set down and given to a pod."),
+        Defect("hostnic-18", "A second NIC of the host, an administrator's, is set down and assigned to a pod."),
         Defect(
             "hostnic-19",
-            "Whoever reaches the host may call the agent, which listens at all addresses, and may end it.",
+            "Every peer that reaches the host may call the agent, which listens at all addresses, and may end it.",
         ),
         Defect(
             "hostnic-20",
@@ -91,12 +91,11 @@ PROGRAMS: dict[str, tuple[Defect, ...]] = {
     ANCESTOR: (
         Defect(
             "ancestor-1",
-            "ADDs are served one by one; their callers give up while it goes on making NICs for them, which "
-            "are lost.",
+            "ADDs are served one by one; their callers give up, and the NICs created for them leak.",
         ),
         Defect(
             "ancestor-2",
-            "One refused attach, or one HTTP 502, ends its state: each ADD after that runs into its end.",
+            "After one refused attach, or one HTTP 502, every ADD times out.",
         ),
         Defect(
             "ancestor-3",
@@ -110,8 +109,7 @@ PROGRAMS: dict[str, tuple[Defect, ...]] = {
         ),
         Defect(
             "ancestor-5",
-            "Two vxnets and a policy that goes round end in an index out of range, and a misspelt policy in "
-            "no policy.",
+            "With two vxnets a rotating policy ends in an index out of range, and a misspelt policy is ignored.",
         ),
         Defect(
             "ancestor-6",
@@ -130,14 +128,14 @@ PROGRAMS: dict[str, tuple[Defect, ...]] = {
             "slow-1",
             "ADD waits until duplicate address detection of IPv6 is over, a second and a half in each container.",
         ),
-        Defect("slow-2", "NICs are made one after the other, two seconds each, since a clock's tick finds them."),
-        Defect("slow-3", "A link that nobody sets up on the host is waited for half a minute, each time."),
+        Defect("slow-2", "NICs are created one after the other, two seconds each, since a timer detects them."),
+        Defect("slow-3", "DEL waits half a minute for a link that nobody sets up on the host."),
         Defect("slow-4", "Twenty ADDs at once on a pool of three take a minute, four seconds for each one more."),
         Defect(
             "slow-5",
-            "A gateway NIC is made within the first ADD of each vxnet, at two to twelve seconds.",
-            reason="The first ADD that wants one waits for it here too, since its route cannot be had without. It is "
-            "made once, for all who wait, and found again after a restart.",
+            "A gateway NIC is created within the first ADD of each vxnet, at two to twelve seconds.",
+            reason="The first ADD waits for it here too, since its route needs it. It is "
+            "created once, for all that wait, and found again after a restart.",
         ),
         Defect(
             "slow-6",
@@ -158,64 +156,60 @@ PROGRAMS: dict[str, tuple[Defect, ...]] = {
         Defect(
             "others-1",
             "The NICs of a host that died stay in the cloud.",
-            reason="`qingagent drain` before a host goes leaves none. Where nobody could drain it, "
-            "`qingagent orphans` finds what is left by its name, which has the instance's id, and can delete it.",
+            reason="`qingagent drain` before a host goes leaves none. For a host that was not drained, "
+            "`qingagent orphans` finds its NICs by their names, which have the instance's id, and can delete them.",
         ),
-        Defect("others-2", "A host that is on its way out goes on attaching NICs and loses them."),
-        Defect("others-3", "A sweeper deletes a NIC that another host was just making."),
+        Defect("others-2", "A host that is about to end continues to attach NICs and loses them."),
+        Defect("others-3", "A sweeper deletes a NIC that another host was just creating."),
         Defect(
             "others-4",
             "A NIC whose mark could not be set after it was created is never collected.",
-            reason="The mark is the NIC's name, a parameter of CreateNics: there is no NIC of ours without it.",
+            reason="The mark is the NIC's name, a parameter of CreateNics: every NIC of ours has it.",
         ),
         Defect("others-5", "A crash in the middle of making a NIC loses the NIC, and the pod with it."),
-        Defect(
-            "others-6", "An attach that takes too long is given up without undoing it: a NIC lost, a pod without one."
-        ),
+        Defect("others-6", "A slow attach is given up without being undone: a NIC is lost, and a pod has none."),
         Defect("others-7", "An ADD that fails after its NIC was attached or moved keeps the NIC."),
         Defect(
             "others-8",
             "After a boot or a crash NICs are left over or are not there, and the host's default route is "
             "another one; "
-            "they are given back one by one.",
+            "they are released one by one.",
         ),
         Defect("others-9", "An attach that the instance's limit refuses leaves the created NIC behind."),
         Defect("others-10", "Demand that nothing can satisfy makes NICs without bound."),
-        Defect("others-11", "One network without addresses stands in the way of all others, and of giving back."),
-        Defect(
-            "others-12", "After a container's death its NIC is in no namespace at all, until somebody acts by hand."
-        ),
+        Defect("others-11", "One network without addresses blocks all others, and releases too."),
+        Defect("others-12", "After a container's death its NIC is in no namespace at all, until an operator acts."),
         Defect(
             "others-13",
             "After a boot an address stays taken: DEL comes without a namespace, with one that is gone, or "
             "not at all.",
         ),
-        Defect("others-14", "A DEL without a namespace is passed over, so the NIC stays taken."),
-        Defect("others-15", "After a restart one address is handed out twice."),
-        Defect("others-16", "What serves is released, since a list was late, short, or only counted."),
+        Defect("others-14", "A DEL without a namespace is ignored, so the NIC stays assigned."),
+        Defect("others-15", "After a restart one address is assigned twice."),
+        Defect("others-16", "NICs in use are released because a list was late, partial, or only counted."),
         Defect(
             "others-17", "The address of a pod that is ending goes to its successor, since both have the same name."
         ),
-        Defect("others-18", "A restart forgets which addresses are still resting."),
+        Defect("others-18", "A restart forgets which addresses are cooling down."),
         Defect(
             "others-19", "Traffic for the former owner of an address reaches the next one, by tracked connections."
         ),
-        Defect("others-20", "Resting addresses count as free: nothing is made, and pods wait."),
-        Defect("others-21", "Neighbours go on sending to the MAC that an address had before."),
+        Defect("others-20", "Cooling addresses count as free: no NIC is created, and pods wait."),
+        Defect("others-21", "Neighbours continue to send to the MAC that an address had before."),
         Defect("others-22", "A lost deletion and a new pod of the same name end with one address in two places."),
         Defect("others-23", "A late DEL of an old container takes the interface of the new one."),
-        Defect("others-24", "A DEL that crosses an ADD leaves a state that is neither."),
-        Defect("others-25", "An address is given back to the cloud while it is being handed out."),
+        Defect("others-24", "A DEL concurrent with an ADD leaves a mixed state."),
+        Defect("others-25", "An address is released to the cloud while it is being assigned."),
         Defect(
             "others-26",
             "Many hosts that scale at once ask so much that the cloud refuses all of them, and each asks again.",
         ),
         Defect("others-27", "The only network of a pod has no address left, and there is no other to go to."),
         Defect(
-            "others-28", "With all NICs in use, and another network configured meanwhile, nothing is made any more."
+            "others-28", "With all NICs in use, and another network configured meanwhile, no NIC is created any more."
         ),
         Defect("others-29", "The pool goes up and down for ever."),
         Defect("others-30", "In a network with few addresses left, creating by the batch gets none of them."),
-        Defect("others-31", "Attaching to an instance that has ceased is tried again for ever."),
+        Defect("others-31", "Attaching to an instance that has ceased is retried for ever."),
     ),
 }
