@@ -1,15 +1,14 @@
 """The simulator's fabric on real namespaces: links come, go, return, reach each other."""
 
 import json
-import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from machines.containers import new_namespace
 from machines.simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run, running_sim, unique_name
 from qingcloud_cni.sim.fabric.shell import inside
 
@@ -22,17 +21,6 @@ GONE = "NO LINK"
 def sim() -> Iterator[Sim]:
     with running_sim("--seed", "7") as running:
         yield running
-
-
-@contextmanager
-def container() -> Iterator[str]:
-    """A namespace of its own, as a container runtime makes it."""
-    name = f"qcpod-{secrets.token_hex(4)}"
-    run("ip", "netns", "add", name)
-    try:
-        yield name
-    finally:
-        run("ip", "netns", "delete", name, check=False)
 
 
 def move_in(host: str, pod: str, nic: dict[str, str], gateway: str) -> None:
@@ -82,7 +70,7 @@ def test_containers_reach_each_other_within_and_between_vxnets(sim: Sim) -> None
     (first,) = sim.new_nics("host1", "vxnet-pods001")
     (second,) = sim.new_nics("host2", "vxnet-pods001")
     (third,) = sim.new_nics("host2", "vxnet-pods002")
-    with container() as one, container() as two, container() as three:
+    with new_namespace() as one, new_namespace() as two, new_namespace() as three:
         move_in(sim.netns("host1"), one, first, "172.20.1.1")
         move_in(sim.netns("host2"), two, second, "172.20.1.1")
         move_in(sim.netns("host2"), three, third, "172.20.2.1")
@@ -95,13 +83,13 @@ def test_containers_reach_each_other_within_and_between_vxnets(sim: Sim) -> None
 
 def test_a_nic_returns_down_as_dev_ifindex_when_its_namespace_dies(sim: Sim) -> None:
     (nic,) = sim.new_nics("host1", "vxnet-pods003")
-    with container() as pod:
+    with new_namespace() as pod:
         move_in(sim.netns(), pod, nic, "172.20.3.1")
         assert nic["nic_id"] not in links(sim.netns())
     link = eventually(lambda: links(sim.netns()).get(nic["nic_id"]), "the NIC back on its host")
     assert link["ifname"] == f"dev{link['ifindex']}"
     assert "UP" not in link["flags"]
-    with container() as pod:  # and it works as before
+    with new_namespace() as pod:  # and it works as before
         move_in(sim.netns(), pod, nic, "172.20.3.1")
         assert ping(pod, "172.20.3.1")
         sim.remove_nics(nic["nic_id"])
@@ -116,7 +104,7 @@ def test_a_link_with_an_odd_name_has_it_again_when_it_comes_back() -> None:
         run(QINGCLOUD_SIM, "faults", "set", "-", "--name", sim.name, input=odd)
         (nic,) = sim.new_nics("host1", "vxnet-pods001")
         first = links(sim.netns())[nic["nic_id"]]
-        with container() as pod:
+        with new_namespace() as pod:
             move_in(sim.netns(), pod, nic, "172.20.1.1")
         back = eventually(lambda: links(sim.netns()).get(nic["nic_id"]), "the NIC back on its host")
         assert (first["ifname"], back["ifname"]) == ("wlan0", "wlan0")
@@ -126,7 +114,7 @@ def test_a_link_with_an_odd_name_has_it_again_when_it_comes_back() -> None:
 def test_a_nic_detached_while_it_returns_does_not_come_back() -> None:
     with running_sim("--replug-latency", "1s") as sim:
         (gone, kept) = sim.new_nics("host1", "vxnet-pods001", count=2)
-        with container() as pod:
+        with new_namespace() as pod:
             move_in(sim.netns(), pod, gone, "172.20.1.1")
             name = links(sim.netns())[kept["nic_id"]]["ifname"]
             run("ip", "-n", sim.netns(), "link", "set", name, "netns", pod)
@@ -184,7 +172,7 @@ def test_two_simulators_with_different_names_coexist(sim: Sim) -> None:
 @pytest.mark.parametrize("is_record_lost", [False, True])
 def test_down_after_kill_9_leaves_nothing_and_takes_only_its_own(sim: Sim, is_record_lost: bool) -> None:
     name = unique_name()
-    with running_sim(name=name) as doomed, container() as pod:
+    with running_sim(name=name) as doomed, new_namespace() as pod:
         (nic,) = doomed.new_nics("host1", "vxnet-pods001")
         move_in(doomed.netns(), pod, nic, "172.20.1.1")
         parking = f"qingcni-{doomed.host()['instance_id']}"
@@ -208,7 +196,7 @@ def test_down_after_kill_9_leaves_nothing_and_takes_only_its_own(sim: Sim, is_re
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_takes_everything_down(number: signal.Signals) -> None:
-    with running_sim() as sim, container() as pod:
+    with running_sim() as sim, new_namespace() as pod:
         (nic,) = sim.new_nics("host1", "vxnet-pods001")
         move_in(sim.netns(), pod, nic, "172.20.1.1")
         sim.process.send_signal(number)

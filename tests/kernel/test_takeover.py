@@ -2,15 +2,14 @@
 
 import json
 import os
-import secrets
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from machines.containers import new_namespace
 from machines.containers import pings as reaches
 from machines.simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run, running_sim, unique_name
 
@@ -24,16 +23,6 @@ PODS = "vxnet-pods001"
 def state_dir() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="qs", dir="/run") as directory:
         yield Path(directory) / "s"
-
-
-@contextmanager
-def container() -> Iterator[str]:
-    name = f"qcpod-{secrets.token_hex(4)}"
-    run("ip", "netns", "add", name)
-    try:
-        yield name
-    finally:
-        run("ip", "netns", "delete", name, check=False)
 
 
 def give(sim: Sim, pod: str, nic: dict[str, str]) -> None:
@@ -51,7 +40,7 @@ def kill(sim: Sim) -> None:
 def test_after_kill_9_the_next_one_has_the_same_cloud_and_containers_live_on(state_dir: Path) -> None:
     name = unique_name()
     args = ("--state-dir", str(state_dir), "--hosts", "1")
-    with running_sim(*args, name=name) as first, container() as pod, container() as doomed:
+    with running_sim(*args, name=name) as first, new_namespace() as pod, new_namespace() as doomed:
         kept, lost, deleted = first.new_nics("host1", PODS, count=3)
         give(first, pod, kept)
         give(first, doomed, lost)

@@ -1,6 +1,7 @@
 """Network namespaces as container runtimes make them, and traffic between them."""
 
 import json
+import secrets
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -66,6 +67,17 @@ class Container:
 
     def delete(self) -> None:
         run("ip", "netns", "delete", self.name)
+
+
+@contextmanager
+def new_namespace(prefix: str = "qcpod") -> Iterator[str]:
+    """A network namespace of its own, as a container runtime makes it: its name."""
+    name = f"{prefix}-{secrets.token_hex(4)}"
+    run("ip", "netns", "add", name)
+    try:
+        yield name
+    finally:
+        run("ip", "netns", "delete", name, check=False)
 
 
 def pings(netns: str, address: str) -> bool:

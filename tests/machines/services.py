@@ -1,7 +1,6 @@
 """A bed for Services: pods on two simulated hosts, servers in them, DNAT as kube-proxy's nftables mode writes it."""
 
 import itertools
-import secrets
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -9,6 +8,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from machines.containers import new_namespace
 from machines.simulator import Sim, eventually, links, run
 from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
 from qingcloud_cni.kernel import HostKernel
@@ -203,9 +203,7 @@ class Bed:
     def add_pod(self, name: str, host: str, vxnet: int) -> Pod:
         """A container with a NIC of its own, and a server in it."""
         (nic,) = self.sim.new_nics(host, f"vxnet-pods00{vxnet}")
-        netns = f"qcpod-{secrets.token_hex(4)}"
-        run("ip", "netns", "add", netns)
-        self.stack.callback(run, "ip", "netns", "delete", netns, check=False)
+        netns = self.stack.enter_context(new_namespace())
         link = eventually(lambda: links(self.sim.netns(host)).get(nic["nic_id"]), "the NIC's link")["ifname"]
         run("ip", "-n", self.sim.netns(host), "link", "set", link, "netns", netns, "name", "eth0")
         batch = (
@@ -219,9 +217,7 @@ class Bed:
 
     def add_inner(self, name: str, address: str) -> str:
         """A container without a NIC of the cloud: it is reached through host1 only."""
-        netns = f"qcpod-{secrets.token_hex(4)}"
-        run("ip", "netns", "add", netns)
-        self.stack.callback(run, "ip", "netns", "delete", netns, check=False)
+        netns = self.stack.enter_context(new_namespace())
         run("ip", "-n", self.host1, "link", "add", "inner0", "type", "veth", "peer", "name", "eth0", "netns", netns)
         self.stack.callback(run, "ip", "-n", self.host1, "link", "delete", "inner0", check=False)
         batch = f"link set inner0 up\naddr add 10.88.0.1/32 dev inner0\nroute add {address} dev inner0\n"

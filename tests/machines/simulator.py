@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import pytest
 
 from qingcloud_cni.sim.api.signature import canonical
+from qingcloud_cni.sim.fabric.remains import default_state_dir
 from qingcloud_cni.sim.topology import default_topology
 
 QINGCLOUD_SIM = str(Path(sys.executable).with_name("qingcloud-sim"))
@@ -41,14 +42,15 @@ def unique_name() -> str:
 
 
 def eventually(look: Callable[[], _T | None], what: str, seconds: float = 20.0) -> _T:
-    """Look until something truthy is seen, and return it."""
-    deadline = time.monotonic() + seconds
+    """Call *look* until it returns something truthy, and return that; the longer it takes, the less often."""
+    begun = time.monotonic()
     while True:
         seen = look()
         if seen:
             return seen
-        assert time.monotonic() < deadline, f"not seen in {seconds} s: {what}"
-        time.sleep(0.02)
+        waited = time.monotonic() - begun
+        assert waited < seconds, f"not seen in {seconds} s: {what}"
+        time.sleep(min(max(waited / 20, 0.02), 0.25))
 
 
 def run(*argv: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -244,4 +246,5 @@ def running_sim(*args: str, name: str = "", log: Path | None = None) -> Iterator
         finally:
             end_sim(sim.process)
     finally:
-        run(QINGCLOUD_SIM, "down", "--name", name, check=False)
+        if default_state_dir(name).exists():  # it was killed
+            run(QINGCLOUD_SIM, "down", "--name", name, check=False)

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share. Each module has a simulator of its own, with one host unless it says more."""
+"""What the end-to-end tests share. A module may set HOSTS (of its simulator, 1) and NICS (of its shared host, 2)."""
 
 import socket
 from collections.abc import Iterator
@@ -17,8 +17,9 @@ def plugin_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "1") as running:
+def sim(request: pytest.FixtureRequest) -> Iterator[Sim]:
+    """A simulator for the module, with HOSTS hosts."""
+    with running_sim("--hosts", str(getattr(request.module, "HOSTS", 1))) as running:
         yield running
 
 
@@ -36,9 +37,9 @@ def new_host(sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def pool() -> int:
-    """NICs of the module's shared host; a module that needs more has a fixture of its own."""
-    return 2
+def pool(request: pytest.FixtureRequest) -> int:
+    """NICs of the module's shared host: NICS of them."""
+    return int(getattr(request.module, "NICS", 2))
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,14 @@ import pytest
 
 from machines.containers import Container
 from machines.hosts import Host, hosts_of
-from machines.simulator import Sim, needs_root, running_sim
+from machines.simulator import Sim, needs_root
 from qingcloud_cni.sim.topology import default_topology
 
 pytestmark = needs_root
+HOSTS = 2
 
 LOOPBACK = "127.0.0.1"
 OPEN = ("/healthz", "/readyz", "/metrics")
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "2") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

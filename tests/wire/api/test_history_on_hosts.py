@@ -2,25 +2,17 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from machines.hosts import QINGAGENT, Host, NewHost
-from machines.simulator import Sim, eventually, needs_root, running_sim
+from machines.simulator import eventually, needs_root
 
 pytestmark = needs_root
+HOSTS = 4
 
 ONE: dict[str, Any] = {"min_idle": 1, "max_idle": 1, "max_nics": 3}
 POD = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1"
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "4") as running:
-        yield running
 
 
 def test_a_container_is_explained_by_its_id_its_pod_and_its_nic(new_host: NewHost) -> None:

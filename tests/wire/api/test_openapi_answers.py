@@ -21,12 +21,13 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from machines.hosts import PORT, Host, hosts_of
-from machines.simulator import Sim, eventually, needs_root, running_sim
+from machines.simulator import Sim, eventually, needs_root
 from qingcloud_cni.agent.api.endpoints import ENDPOINTS, OPEN_PATHS
 from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST, VERSIONS
 from qingcloud_cni.sim.fabric.shell import inside
 
 pytestmark = needs_root
+HOSTS = 2
 
 BASE = f"http://127.0.0.1:{PORT}"
 CASES = 80  # requests tried of each kind
@@ -39,12 +40,6 @@ MODES = [
     for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
     if endpoint != LASTING and (described.asks or described.query or mode is GenerationMode.POSITIVE)
 ]
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "2") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 import os
 import pty
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,19 +12,14 @@ from typing import Any
 import pytest
 
 from machines.hosts import QINGAGENT, Host, NewHost
-from machines.simulator import Sim, eventually, needs_root, run, running_sim
+from machines.simulator import Sim, eventually, needs_root, run
 
 pytestmark = needs_root
+HOSTS = 8
 
 PODS = "vxnet-pods001"
 OP = "0123456789abcdef"
 NONE: Mapping[str, str] = MappingProxyType({})
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "8") as running:
-        yield running
 
 
 def orphans(
@@ -134,7 +129,7 @@ def typed(host: Host, answer: str) -> tuple[int, str]:
 def test_another_prefix_is_another_programs(new_host: NewHost, sim: Sim) -> None:
     other = make(sim, f"qingcni_i-dead3_{OP}")
     mine = make(sim, f"mine_i-dead3_{OP}") | make(sim, f"gate_i-dead3_{OP}")
-    settings = {"nic-name-prefix": "mine", "gatewayns": "limiter"}
+    settings = {"nic-name-prefix": "mine", "gatewayns": "gate"}
     found = orphans(new_host(), "--older-than", "0s", "-o", "json", settings=settings)
     assert ids(json.loads(found.stdout)["orphans"]) == mine
     sim.call("DeleteNics", nics=[*mine, *other])

@@ -2,23 +2,15 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, needs_root, running_sim
+from machines.simulator import Sim, eventually, needs_root
 
 pytestmark = needs_root
+HOSTS = 6
 
 PODS = ("vxnet-pods001", "vxnet-pods002")
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "6") as running:
-        yield running
 
 
 def shown(host: Host) -> str:

@@ -1,6 +1,5 @@
 """Requests that come twice, at once, too late or wrong: the answers, and that nothing is left of what was refused."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -9,17 +8,12 @@ import pytest
 
 from machines.containers import Container
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, links, needs_root, run, running_sim
+from machines.simulator import Sim, eventually, links, needs_root, run
 
 pytestmark = needs_root
+HOSTS = 6
 
 SERVICES = "10.96.0.0/12"
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "6") as running:
-        yield running
 
 
 # --- again ---------------------------------------------------------------------------------------------

@@ -1,24 +1,18 @@
 """What a runtime asks for and tells besides: an address, a MAC, name servers, the pod, labels."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, needs_root, running_sim
+from machines.simulator import needs_root
 
 pytestmark = needs_root
+HOSTS = 2
 
 ABSENT = {"mac": "52:54:00:ff:ff:ff", "ip": "172.20.1.250"}
 KUBELET = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-7;K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=u-1"
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "2") as running:
-        yield running
 
 
 def asking(how: str, mac: str, ip: str) -> tuple[dict[str, Any], str]:

@@ -15,6 +15,7 @@ from machines.hosts import Host
 from machines.simulator import links, needs_root, run
 
 pytestmark = needs_root
+NICS = 3
 
 LISTS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0")  # that know lists, and that Debian's plugins speak
 CHECKED = ("0.4.0", "1.0.0")
@@ -29,11 +30,6 @@ answers = {"ADD": conf.get("prevResult"), "VERSION": {"cniVersion": "1.1.0", "su
 if answer := answers.get(os.environ["CNI_COMMAND"]):
     json.dump(answer, sys.stdout)
 """
-
-
-@pytest.fixture(scope="module")
-def pool() -> int:
-    return 3
 
 
 @pytest.fixture

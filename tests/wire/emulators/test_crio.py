@@ -15,20 +15,15 @@ from cni.libcni import Call, Libcni
 from cni.networks import Failed, Network
 from machines.containers import Container
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, needs_root, run, running_sim
+from machines.simulator import eventually, needs_root, run
 from pages import ROOT
 from runtimes.crio import Crio, Pod
 
 pytestmark = needs_root
+HOSTS = 5
 
 EXAMPLE = ROOT / "examples" / "crio" / "10-mynet.conflist"
 SERVICES = {"dst": "10.96.0.0/12", "gw": "0.0.0.0"}
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "5") as running:
-        yield running
 
 
 def example(host: Host, **keys: Any) -> dict[str, Any]:

@@ -12,20 +12,15 @@ import pytest
 
 from cni.chains import wait_until_all_is_back
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, needs_root, run, running_sim
+from machines.simulator import eventually, needs_root, run
 from pages import ROOT
 from runtimes.mesos import PORT_MAPPER, Failure, Mesos, write_port_mapper
 
 pytestmark = needs_root
+HOSTS = 7
 
 EXAMPLE = ROOT / "examples" / "mesos" / "mynet.conf"
 LABELS = {"labels": [{"key": "team", "value": "blue"}]}
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "7") as running:
-        yield running
 
 
 @pytest.fixture

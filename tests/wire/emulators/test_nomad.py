@@ -1,7 +1,6 @@
 """Under Nomad: an ADD repeated without a DEL between, a DEL with a stale path and no arguments, STATUS first."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -10,19 +9,14 @@ import pytest
 from cni.chains import libcni_of, wait_until_all_is_back
 from cni.networks import Failed
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, needs_root, run, running_sim
+from machines.simulator import needs_root, run
 from pages import ROOT
 from runtimes.nomad import Nomad
 
 pytestmark = needs_root
+HOSTS = 3
 
 EXAMPLE = ROOT / "examples" / "nomad" / "mynet.conflist"
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "3") as running:
-        yield running
 
 
 def example(host: Host, version: str = "") -> dict[str, Any]:

@@ -16,13 +16,7 @@ from machines.hosts import Host
 from machines.simulator import eventually, needs_root
 
 pytestmark = needs_root
-
-SIZE = 5  # NICs of the pool
-
-
-@pytest.fixture(scope="module")
-def pool() -> int:
-    return SIZE
+NICS = 5
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from machines.containers import new_namespace
 from machines.hosts import QINGAGENT
 from machines.simulator import eventually, needs_root, run
 from qingcloud_cni.agent.settings.config_formats import FORMATS
@@ -87,13 +87,9 @@ class Place:
 
 @pytest.fixture(scope="module")
 def netns() -> Iterator[str]:
-    name = f"refused-{secrets.token_hex(4)}"
-    run("ip", "netns", "add", name)
-    try:
+    with new_namespace("refused") as name:
         run("ip", "-n", name, "link", "set", "lo", "up")
         yield name
-    finally:
-        run("ip", "netns", "delete", name)
 
 
 @pytest.fixture

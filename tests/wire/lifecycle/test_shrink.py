@@ -1,24 +1,18 @@
 """NICs given back: surplus ones, all of them, and never one that is not the pool's."""
 
 import secrets
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
 import pytest
 
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, links, needs_root, run, running_sim
+from machines.simulator import eventually, links, needs_root, run
 
 pytestmark = needs_root
+HOSTS = 12
 
 PODS = "vxnet-pods001"
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "12") as running:
-        yield running
 
 
 def seconds_of(event: dict[str, Any]) -> float:

@@ -9,17 +9,12 @@ from contextlib import contextmanager
 import pytest
 
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, needs_root, run, running_sim
+from machines.simulator import eventually, needs_root, run
 
 pytestmark = needs_root
+HOSTS = 8
 
 FEW = {"min_idle": 2, "max_idle": 6, "max_nics": 6}
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "8") as running:
-        yield running
 
 
 @contextmanager

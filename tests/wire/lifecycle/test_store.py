@@ -8,17 +8,12 @@ import pytest
 
 from machines.containers import address_of
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, disk_of, eventually, fill, links, needs_root, running_sim
+from machines.simulator import disk_of, eventually, fill, links, needs_root
 
 pytestmark = needs_root
+HOSTS = 8
 
 POOL = {"min_idle": 2, "max_idle": 2, "max_nics": 5}
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "8") as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Trouble while an agent serves, over real sockets: what the runtime, the operator and the metrics are told."""
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,12 @@ import yaml
 
 from machines.agents import open_files
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, needs_root, running_sim
+from machines.simulator import Sim, eventually, needs_root
 
 pytestmark = needs_root
+HOSTS = 12
 
 ONE: dict[str, Any] = {"min_idle": 1, "max_idle": 1}
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "12") as running:
-        yield running
 
 
 def calls_with(host: Host, outcome: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +9,18 @@ import pytest
 
 from machines.containers import address_of, pings, speaks_tcp
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, links, needs_root, run, running_sim
+from machines.simulator import Sim, links, needs_root, run
 from qingcloud_cni.sim.fabric.shell import inside
 
 pytestmark = needs_root
+HOSTS = 12
+NICS = 1  # so that the next container gets the NIC of the one before
 
 ETH_P_ALL = 0x0003
 SERVICES = "10.96.0.0/12"
 DNS = {"nameservers": ["10.96.0.10"], "domain": "cluster.local", "search": ["svc.cluster.local"]}
 PODS_1, PODS_2 = "vxnet-pods001", "vxnet-pods002"
 FEW = {"min_idle": 2, "max_idle": 4}
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "12") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def pool() -> int:
-    return 1  # so that the next container gets the NIC of the one before
 
 
 def gateway_of(sim: Sim, vxnet_id: str) -> str:

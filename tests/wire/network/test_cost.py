@@ -1,6 +1,5 @@
 """What containers cost: no cloud call where the pool is warm, few where it is not, and nothing that accumulates."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,15 @@ import pytest
 from machines.agents import open_files
 from machines.containers import Container
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, needs_root, running_sim
+from machines.simulator import Sim, eventually, needs_root
 
 pytestmark = needs_root
+HOSTS = 4
 
 THREE = {"min_idle": 3, "max_idle": 3, "max_nics": 3}
 PAIRS = 200
 BURST = 20
 RSS_NOISE = 2048  # kB; a leak of one object per request would show as more
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "4") as running:
-        yield running
 
 
 def calls(sim: Sim) -> dict[str, int]:

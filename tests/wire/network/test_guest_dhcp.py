@@ -1,16 +1,14 @@
 """Hosts whose own DHCP client configures every NIC it sees: pool, containers and host come through."""
 
 import json
-import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from machines.containers import address_of
+from machines.containers import address_of, new_namespace
 from machines.hosts import Host, hosts_of
 from machines.simulator import Sim, eventually, links, needs_root, run, running_sim
 
@@ -47,16 +45,6 @@ def raced(quick: Sim, quick_names: Iterator[str], plugin_file: Path, tmp_path: P
 @pytest.fixture(scope="module")
 def quick_names(quick: Sim) -> Iterator[str]:
     return iter(quick.info["namespaces"]["hosts"])
-
-
-@contextmanager
-def namespace() -> Iterator[str]:
-    name = f"qcpod-{secrets.token_hex(4)}"
-    run("ip", "netns", "add", name)
-    try:
-        yield name
-    finally:
-        run("ip", "netns", "delete", name, check=False)
 
 
 def ip(netns: str, *words: str) -> list[dict[str, Any]]:
@@ -96,7 +84,7 @@ def test_an_arriving_and_a_returning_nic_get_address_connected_and_default_route
     eventually(lambda: leased(host, nic), "a lease for the new NIC")
     assert routes(host)[:2] == [("default", "eth1"), ("default", "eth0")], "it stands before the primary's"
     assert ("172.20.1.0/24", "eth1") in routes(host)
-    with namespace() as pod:
+    with new_namespace() as pod:
         run("ip", "-n", host, "link", "set", "eth1", "netns", pod)
         assert own_state(host) == before, "what was leased goes with the link"
     eventually(lambda: nic["nic_id"] in links(host), "the NIC back on its host")
@@ -110,7 +98,7 @@ def test_a_nic_that_has_left_gets_nothing_and_its_name_nothing_either(sim: Sim) 
     """Leases of NICs that were taken away at once come to nobody, not even to the one that has their name now."""
     host = sim.netns("host2")
     nics = sim.new_nics("host2", PODS, count=6)
-    with namespace() as pod:
+    with new_namespace() as pod:
         names = [links(host)[nic["nic_id"]]["ifname"] for nic in nics]
         run("ip", "-n", host, "-batch", "-", input="".join(f"link set {name} netns {pod}\n" for name in names))
         (other,) = sim.new_nics("host2", PODS)

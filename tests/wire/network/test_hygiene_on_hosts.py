@@ -2,7 +2,6 @@
 
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,22 +12,17 @@ from machines.agents import open_files
 from machines.containers import Container, address_of
 from machines.flows import addresses, send_syn, send_udp, track
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, links, needs_root, run, running_sim
+from machines.simulator import Sim, eventually, links, needs_root, run
 from qingcloud_cni.kernel.neighbours.probes import PROBES
 from qingcloud_cni.sim.fabric.shell import inside
 
 pytestmark = needs_root
+HOSTS = 12
 
 STALE = "02:00:00:00:00:99"
 ETH_P_ALL = 0x0003
 FIVE = {"min_idle": 5, "max_idle": 5, "max_nics": 5}
 ONE = {"min_idle": 1, "max_idle": 1, "max_nics": 1}
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "12") as running:
-        yield running
 
 
 def bare(nic: dict[str, str]) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -13,17 +13,12 @@ import pytest
 
 from machines.containers import Container
 from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, links, needs_root, running_sim
+from machines.simulator import eventually, links, needs_root
 
 pytestmark = needs_root
+HOSTS = 3
 
 MANY = 50
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "3") as running:
-        yield running
 
 
 def message(host: Host, verb: str, container: Container) -> bytes:

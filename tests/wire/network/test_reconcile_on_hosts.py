@@ -2,28 +2,22 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from machines.containers import Container, address_of
 from machines.hosts import Host, NewHost
-from machines.simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run, running_sim
+from machines.simulator import QINGCLOUD_SIM, Sim, eventually, links, needs_root, run
 from qingcloud_cni.core.drift.differences import CONFIRM_SECONDS, DifferenceKind
 from qingcloud_cni.core.nics.names import link_alias
 
 pytestmark = needs_root
+HOSTS = 12
 
 ONE: dict[str, Any] = {"min_idle": 1, "max_idle": 1}
 TASKS = ["pool", "links", "orphan containers", "spool", "jobs", "cloud reconcile", "vxnets", "cooldown",
          "flows", "duplicate probes", "gateway check", "store upkeep"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "12") as running:
-        yield running
 
 
 def reconcile(host: Host) -> list[dict[str, Any]]:

@@ -3,10 +3,9 @@
 import itertools
 import json
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from cni.answers import Answer
 from machines.containers import Container, address_of
 from machines.hosts import Host, NewHost, hosts_of
 from machines.services import PORT, Server, Service, ask, connect, kube_proxy, talk
-from machines.simulator import Sim, eventually, links, needs_root, run, running_sim
+from machines.simulator import Sim, eventually, links, needs_root, run
 from qingcloud_cni.sim.fabric.shell import inside
 
 pytestmark = needs_root
+HOSTS = 20
 
 SERVICES = "10.96.0.0/12"
 ROUTES = ({"dst": SERVICES, "gw": "0.0.0.0"},)
@@ -29,12 +29,6 @@ PROTOCOLS = ("tcp", "udp")
 FEW: dict[str, Any] = {"min_idle": 2, "max_idle": 2, "idle_ttl": "0s"}
 TABLE = "31080"  # the first gateway's routing table
 SETTINGS = {"rp_filter": "2", "arp_announce": "2", "arp_ignore": "1", "send_redirects": "0"}
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "20") as running:
-        yield running
 
 
 def conf(host: Host, **keys: object) -> dict[str, Any]:
@@ -96,17 +90,17 @@ def state(host: Host) -> dict[str, Any]:
 
 
 def wait_for(host: Host, wanted: dict[str, Any], seconds: float = 20.0) -> None:
-    """Until `state` is *wanted*; what differs is told."""
+    """Until `state` is *wanted*; a failure shows what differs."""
     seen: dict[str, Any] = {}
 
     def differs() -> dict[str, Any]:
+        now = state(host)
         seen.clear()
-        seen.update({key: (value, wanted[key]) for key, value in state(host).items() if value != wanted[key]})
+        seen.update({key: (now[key], wanted[key]) for key in wanted if now[key] != wanted[key]})
         return seen
 
-    deadline = time.monotonic() + seconds
-    while differs() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    with suppress(AssertionError):
+        eventually(lambda: not differs(), f"{host.name} as before", seconds)
     assert seen == {}
 
 

@@ -498,7 +498,7 @@ def test_what_is_no_answer_of_an_agent_is_told(
     for verb, told in (("ADD", code), ("STATUS", 50)):
         if verb == "STATUS" and reply == answer(200, b""):
             continue  # that is its answer
-        error = run(VERBS[verb][0], config(agent.address, "1.1.0")).error
+        error = run(VERBS[verb][0], config(agent.address, "1.1.0", TimeoutSeconds=25)).error
         assert error["code"] == told
         assert error["msg"].startswith(f"agent at {agent.address} ")
         assert says in error["msg"]

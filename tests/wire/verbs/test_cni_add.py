@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,17 +10,12 @@ import pytest
 
 from machines.containers import address_of
 from machines.hosts import PORT, Host, NewHost
-from machines.simulator import Sim, eventually, links, needs_root, run, running_sim
+from machines.simulator import eventually, links, needs_root, run
 
 pytestmark = needs_root
+HOSTS = 2
 
 BURST = 20
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "2") as running:
-        yield running
 
 
 # --- obstacles in the container --------------------------------------------------------------------------

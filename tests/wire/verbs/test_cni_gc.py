@@ -15,14 +15,10 @@ from machines.hosts import Host
 from machines.simulator import eventually, links, needs_root
 
 pytestmark = needs_root
+NICS = 4
 
 KEY, OLD_KEY = "cni.dev/valid-attachments", "cni.dev/attachments"
 VERSION = VERSIONS[-1]
-
-
-@pytest.fixture(scope="module")
-def pool() -> int:
-    return 4
 
 
 def added(host: Host, network: str = "mynet") -> Container:

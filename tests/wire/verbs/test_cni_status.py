@@ -1,7 +1,7 @@
 """STATUS: refused only by an agent that is absent or not initialised, for a refusal makes the node NotReady."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,9 +9,10 @@ import pytest
 from cni.answers import Answer
 from cni.results import VERSIONS
 from machines.hosts import PORT, Host, NewHost
-from machines.simulator import Sim, eventually, needs_root, running_sim
+from machines.simulator import Sim, eventually, needs_root
 
 pytestmark = needs_root
+HOSTS = 6
 
 IN_TIME = 3.0 + 2.0  # seconds that a runtime waits, and what a busy machine may add
 WAYS: dict[str, Callable[[Host], str]] = {
@@ -21,12 +22,6 @@ WAYS: dict[str, Callable[[Host], str]] = {
 ODD: tuple[dict[str, Any], ...] = (
     {"ipam": 5}, {"dns": "x"}, {"runtimeConfig": {"ips": ["x"]}}, {"isGateway": "maybe"}, {"prevResult": 5},
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def sim() -> Iterator[Sim]:
-    with running_sim("--hosts", "6") as running:
-        yield running
 
 
 def status(host: Host) -> Answer:
