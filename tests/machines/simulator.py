@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import pytest
 
 from qingcloud_cni.sim.api.signature import canonical
-from qingcloud_cni.sim.fabric.remains import default_state_dir
+from qingcloud_cni.sim.fabric.leftovers import default_state_dir
 from qingcloud_cni.sim.topology import default_topology
 
 QINGCLOUD_SIM = str(Path(sys.executable).with_name("qingcloud-sim"))
