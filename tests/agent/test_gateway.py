@@ -161,7 +161,7 @@ def test_a_gateway_that_is_detached_in_the_console_is_attached_again(tmp_path: P
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.5, 10.0, 60.0])
-def test_a_gateway_that_is_deleted_in_the_console_is_made_anew(tmp_path: Path, pause: float) -> None:
+def test_a_gateway_deleted_in_the_console_is_replaced(tmp_path: Path, pause: float) -> None:
     async def main() -> None:
         async with simulated(tmp_path) as host:
             await host.add("c0", config=CONFIG)

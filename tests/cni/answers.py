@@ -15,7 +15,7 @@ TAKEN_FOR_SUCCESS = ("not found", "no such file")  # of a DEL that failed, by co
 
 @dataclass(frozen=True)
 class Answer:
-    """Exit status, stdout as it came, how long it took, and what a DEL says on stderr that was kept for the agent."""
+    """Exit status, stdout as it came, how long it took, and what a spooled DEL says on stderr."""
 
     status: int
     stdout: bytes
@@ -56,7 +56,7 @@ class Answer:
     def check_error(self, version: str) -> None:
         """A failure is one error object, in the request's *version*, that says something.
 
-        Whether its words name thing, wish and obstacle, a test has to look for itself.
+        A test must check the words itself.
         """
         error = error_object(self.status, self.stdout)
         assert len(self.message.split()) > 3, self
@@ -101,7 +101,7 @@ def error_object(status: int, stdout: bytes) -> dict[str, Any]:
 
 
 def execute(argv: Sequence[str], environment: Mapping[str, str], stdin: bytes) -> Answer:
-    """Run the plugin to its end, and look at its answer as every runtime would."""
+    """Run the plugin to its end, and check its answer as every runtime would."""
     begun = time.monotonic()
     done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, timeout=120, check=False)
     answer = Answer(done.returncode, done.stdout, time.monotonic() - begun, done.stderr.decode())

@@ -154,7 +154,7 @@ class Libcni:
     # --- the cache ---------------------------------------------------------------------------------------
 
     def cached_result(self, network: Network, call: Call) -> dict[str, Any] | None:
-        """In the network's version, whatever it was when it was kept."""
+        """In the network's version, whatever it was when it was cached."""
         kept = self._kept(network.name, call)
         if kept is None:
             return None
@@ -320,7 +320,7 @@ def judge_result(stdout: bytes, version: str) -> dict[str, Any]:
 
 
 def judge_failure(status: int, stdout: bytes, stderr: bytes) -> Failed:
-    """What is told of a plugin that did not exit with 0."""
+    """The error of a plugin that did not exit with 0."""
     if not stdout:
         if stderr:
             return Failed(f"netplugin failed: {stderr.decode()!r}")

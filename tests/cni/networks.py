@@ -10,7 +10,7 @@ NEWEST = "1.1.0"
 
 
 class Failed(Exception):
-    """What libcni tells the runtime instead of a result; *code* is the plugin's, 0 where it gave none."""
+    """What libcni returns to the runtime instead of a result; *code* is the plugin's, 0 where it gave none."""
 
     def __init__(self, text: str, code: int = 0) -> None:
         super().__init__(text)

@@ -15,7 +15,7 @@ VERSIONS = (*OLD, *MIDDLE, *NEW)
 
 
 class CannotDecode(ValueError):
-    """The document is no result of its version."""
+    """The document is not a result of its version."""
 
 
 _Kind = Callable[[str, object], Any]
@@ -63,7 +63,7 @@ def _list(kind: _Kind) -> _Kind:
 def _object(
     *, needed: Mapping[str, _Kind] | None = None, kept: Mapping[str, _Kind] | None = None, **rest: _Kind
 ) -> _Kind:
-    """Fields that must be there, those kept even if they are 0, and those left out where they are empty."""
+    """Fields that must be there, those that stay even if they are 0, and those left out where they are empty."""
     needed, kept = needed or {}, kept or {}
 
     def decode(where: str, value: object) -> dict[str, Any]:

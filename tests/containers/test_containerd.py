@@ -75,7 +75,7 @@ def network(node: Containerd) -> Iterator[SetNetwork]:
 
 
 def attachment(pod: Pod) -> dict[str, Any]:
-    """What the agent tells of a pod."""
+    """A pod's attachment, as the agent shows it."""
     (found,) = [a for a in pod.runtime.machine.attachments() if a["container_id"] == pod.sandbox_id]
     return dict(found)
 
@@ -90,7 +90,7 @@ def gateway_of(known: dict[str, Any]) -> str:
     return next(str(route["gw"]) for route in known["routes"] if route["dst"] == "0.0.0.0/0")
 
 
-def test_the_page_of_runtimes_tells_of_this_version(node: Containerd) -> None:
+def test_the_page_of_runtimes_names_this_version(node: Containerd) -> None:
     version = node.ask("Version").runtime_version.partition("~")[0]
     (row,) = [cells for cells in table(page("docs/runtimes.md"), "Runtime", "Proven") if cells[0] == "containerd"]
     assert row[1].startswith(f"{version}, ")

@@ -76,12 +76,12 @@ def version_of(podman: Podman, version: str) -> Iterator[None]:
 
 
 def attachments(container: Container) -> dict[str, dict[str, Any]]:
-    """What the agent tells of a container, by network."""
+    """A container's attachments, as the agent shows them, by network."""
     known = container.podman.machine.attachments()
     return {a["network"]: a for a in known if a["container_id"] == container.container_id}
 
 
-def test_the_page_of_runtimes_tells_of_this_version(podman: Podman) -> None:
+def test_the_page_of_runtimes_names_this_version(podman: Podman) -> None:
     version, backend = podman("info", "--format={{.Version.Version}} {{.Host.NetworkBackend}}").split()
     assert backend == "cni"
     (row,) = [cells for cells in table(page("docs/runtimes.md"), "Runtime", "Proven") if cells[0] == "podman"]

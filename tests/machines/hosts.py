@@ -140,7 +140,7 @@ class Host:
         return run(*argv, check=check, cwd=self.directory)
 
     def cleanup(self, *args: str, check: bool = True, **settings: object) -> subprocess.CompletedProcess[str]:
-        """Its log goes to stderr; what is told here is told at any level."""
+        """Its log goes to stderr; errors are printed at any level."""
         argv = self.command(QINGAGENT, "cleanup", *self.flags(**{"loglevel": "error"} | settings), *args)
         return run(*argv, check=check, cwd=self.directory)
 

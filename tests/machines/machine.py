@@ -73,7 +73,7 @@ class Machine(Host):
             self.run("install", "-D", "--mode=644", str(source), place.strip("`"))
 
     def borrow(self, *plugins: str) -> None:
-        """Reference plugins, as links where the runtime looks for plugins."""
+        """Reference plugins, as links in the runtime's directory of plugins."""
         for name in plugins:
             source = next(path for directory in REFERENCE_PLUGINS if (path := Path(directory) / name).exists())
             self.run("ln", "--symbolic", str(source), BIN_DIR)

@@ -35,7 +35,7 @@ def mount(*words: str | Path) -> None:
 
 
 def stage(target: Path, staged: Path, kept: Iterable[Path] = ()) -> None:
-    """Put an empty file system over *target* in which only *kept* is still to be seen."""
+    """Put an empty file system over *target*, in which only *kept* is visible."""
     mount("-t", "tmpfs", "-o", "mode=0755", "machine", staged)
     for path in kept:
         if path.is_relative_to(target):

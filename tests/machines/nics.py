@@ -85,7 +85,7 @@ class Lab:
         return mac
 
     def links(self, netns: str) -> dict[str, dict[str, Any]]:
-        """Links of *netns* as ``ip`` tells of them, by name, without lo."""
+        """Links of *netns* as ``ip`` shows them, by name, without lo."""
         return {link["ifname"]: link for link in ip_json("-n", netns, "link") if link["ifname"] != "lo"}
 
     def is_parked(self, mac: str) -> bool:

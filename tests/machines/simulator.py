@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 
 def unique_name() -> str:
-    """For a cloud. tools/scratch.py is told, so that nothing of it stays whatever becomes of the tests."""
+    """For a cloud. tools/scratch.py learns it, so that nothing of it stays whatever becomes of the tests."""
     name = f"t{secrets.token_hex(3)}"
     if clouds := os.environ.get("QC_CLOUDS"):
         Path(clouds, name).touch()

@@ -73,7 +73,7 @@ class Containerd:
         return getattr(self._runtime, method)(request, timeout=seconds, wait_for_ready=True)
 
     def info(self, part: str) -> dict[str, Any]:
-        """What it tells of itself: its configuration, its networks."""
+        """Its own status: its configuration, its networks."""
         return dict(json.loads(self.ask("Status", verbose=True).info[part]))
 
     def conditions(self) -> dict[str, bool]:

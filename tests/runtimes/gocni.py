@@ -16,7 +16,7 @@ TAKEN_FOR_SUCCESS = "not found"  # in the error of a DEL
 
 @dataclass(frozen=True)
 class Interface:
-    """What go-cni tells of one name, whichever network it is of."""
+    """go-cni's result for one name, of any network."""
 
     mac: str = ""
     sandbox: str = ""
@@ -37,7 +37,7 @@ class GoCni:
         return cls(library, [("lo", parse(LOOPBACK)), *named])
 
     def setup(self, call: Call) -> dict[str, Interface]:
-        """ADD of all networks at once; all are awaited, and the first error is told."""
+        """ADD of all networks at once; all are awaited, and the first error is raised."""
         with ThreadPoolExecutor(len(self.networks)) as pool:
             adds = [pool.submit(self.library.add, network, _named(call, ifname)) for ifname, network in self.networks]
         return interfaces([add.result() for add in adds])

@@ -118,7 +118,7 @@ class Mesos:
         run("rm", "-r", str(network / ifname))
 
     def _execute(self, verb: str, container_id: str, ifname: str, netns: str | None, checkpoint: Path) -> str:
-        """Stdout, once the plugin has ended and both streams are closed; there is no deadline."""
+        """Stdout, once the plugin has ended and both streams are closed, without a deadline."""
         given = {
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": container_id,

@@ -60,7 +60,7 @@ class Container:
         return dict(found)
 
     def networks(self) -> dict[str, dict[str, Any]]:
-        """What podman tells of its networks, by name."""
+        """Its networks as podman shows them, by name."""
         return dict(self.inspect()["NetworkSettings"]["Networks"])
 
     def exec(self, *command: str) -> str:

@@ -1,4 +1,4 @@
-"""`make bench`: its arithmetic, and that it runs through. What it measures is no test's business."""
+"""`make bench`: its arithmetic, and that it runs through. No test depends on what it measures."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def test_a_figure_at_its_limit_is_met() -> None:
     assert not Figure("RSS", "at most 60", 60.1, 60.0, "MiB").is_met
 
 
-def test_phases_are_told_for_the_requests_between_two_readings() -> None:
+def test_phases_are_averaged_over_the_requests_between_two_readings() -> None:
     def reading(count: float, seconds: float) -> dict[tuple[str, str, str], float]:
         return {
             (verb, phase, kind): value
@@ -97,7 +97,7 @@ NEEDS_PEERS = pytest.mark.skipif(not has_peers(), reason="the plugins that qingc
         ("rest", "processor, idle"),
     ],
 )
-def test_a_quick_run_tells_its_figures(measure: str, expected: str, tmp_path: Path) -> None:
+def test_a_quick_run_reports_its_figures(measure: str, expected: str, tmp_path: Path) -> None:
     kept = tmp_path / "figures.json"
     command = [sys.executable, "-m", "bench", "--quick", "--only", measure, "--json", str(kept)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)

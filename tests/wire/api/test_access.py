@@ -159,7 +159,7 @@ def test_neither_token_nor_secret_key_ever_shows(host: Host, sim: Sim) -> None:
 
 
 def test_a_token_outlives_the_agent(host: Host) -> None:
-    """Runtimes that were told its place go on; whoever could read it still can, so a readable one is refused."""
+    """Runtimes that know its path go on; others who read it still know it, so a readable one is rejected."""
     before = token(host)
     assert host.agent.stop() == 0
     host.token_file.chmod(0o640)

@@ -40,7 +40,7 @@ def test_a_container_is_explained_by_its_id_its_pod_and_its_nic(new_host: NewHos
     assert attach["job_id"] in host.qingagent("explain", attach["op_id"]).stdout
 
 
-def test_what_no_event_speaks_of_is_told_so(new_host: NewHost) -> None:
+def test_explain_reports_a_subject_without_events(new_host: NewHost) -> None:
     host = new_host()
     host.start(**ONE)
     answer = host.qingagent("explain", "nothing-of-that-name", check=False)

@@ -187,7 +187,7 @@ def test_the_sdk_creates_attaches_lists_detaches_and_deletes(server: Server) -> 
     assert server.plugged == []
 
 
-def test_the_sdk_with_a_wrong_secret_is_told_so(server: Server) -> None:
+def test_the_sdk_with_a_wrong_secret_gets_an_error(server: Server) -> None:
     with pytest.raises(AssertionError, match="1200"):
         run_sdk(server, secret="wrong")
     assert not server.model.calls

@@ -153,7 +153,7 @@ def test_results_are_as_described(host: Host, schema: Any, version: str) -> None
     assert (removed.status_code, removed.content) == (200, b"")
 
 
-def test_who_may_not_ask_is_told_so_in_the_described_shape(host: Host, schema: Any) -> None:
+def test_a_request_without_access_is_rejected_in_the_described_shape(host: Host, schema: Any) -> None:
     for method, path in ENDPOINTS:
         case = schema[path][method].Case()
         for headers in (dict[str, str](), {"Authorization": "Bearer wrong"}):

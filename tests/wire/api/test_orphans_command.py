@@ -135,7 +135,7 @@ def test_another_prefix_is_another_programs(new_host: NewHost, sim: Sim) -> None
     sim.call("DeleteNics", nics=[*mine, *other])
 
 
-def test_what_the_cloud_will_not_delete_is_told_and_is_a_failure(new_host: NewHost, sim: Sim) -> None:
+def test_a_nic_the_cloud_does_not_delete_is_reported_and_is_a_failure(new_host: NewHost, sim: Sim) -> None:
     nics = make(sim, f"qingcni_i-dead4_{OP}", 3)
     host = new_host()
     fault = [{"action": "DeleteNics", "effect": "refuse", "code": 1400, "message": "NotYours", "times": 99}]
@@ -149,7 +149,7 @@ def test_what_the_cloud_will_not_delete_is_told_and_is_a_failure(new_host: NewHo
     sim.call("DeleteNics", nics=[*nics])
 
 
-def test_a_cloud_that_tells_nothing_leaves_everything(new_host: NewHost, sim: Sim) -> None:
+def test_if_the_cloud_lists_nothing_no_nic_is_deleted(new_host: NewHost, sim: Sim) -> None:
     nics = make(sim, f"qingcni_i-dead5_{OP}")
     host = new_host()
     with sim.fault("DescribeInstances", "empty-list"):
@@ -170,7 +170,7 @@ def test_a_cloud_that_tells_nothing_leaves_everything(new_host: NewHost, sim: Si
         ((), {"gatewayns": "qingcni"}, "they tell NICs apart"),
     ],
 )
-def test_what_will_not_do_is_refused_in_a_sentence(
+def test_wrong_options_are_rejected_in_one_sentence(
     host_files: Host, args: tuple[str, ...], settings: dict[str, str], words: str
 ) -> None:
     done = orphans(host_files, *args, check=False, settings=settings)

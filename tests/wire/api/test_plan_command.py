@@ -52,7 +52,7 @@ def test_a_full_host_names_the_limit(new_host: NewHost) -> None:
     assert "- 2 NICs are held (max-nics 2): 0 more fit" in shown(host)
 
 
-def test_a_refusal_of_the_cloud_is_told_and_when_it_is_tried_again(new_host: NewHost, sim: Sim) -> None:
+def test_a_refusal_of_the_cloud_and_the_time_of_the_retry_are_shown(new_host: NewHost, sim: Sim) -> None:
     host = new_host()
     host.start(min_idle=1, max_idle=1)
     with sim.fault("CreateNics", "nic-quota"):

@@ -195,7 +195,7 @@ def test_a_gateway_of_0_0_0_0_is_refused_with_code_7_where_is_gateway_forbids_it
 
 
 @pytest.mark.defect("others-7")
-def test_a_refused_add_can_be_repeated_once_it_is_mended(host: Host) -> None:
+def test_a_refused_add_succeeds_once_its_cause_is_fixed(host: Host) -> None:
     container = host.container()
     assert host.cni("ADD", container, conf=host.conf(routes=[{"dst": SERVICES, "gw": "9.9.9.9"}])).code == 7
     host.add(container, conf=host.conf(routes=[{"dst": SERVICES, "gw": "172.20.1.1"}]))

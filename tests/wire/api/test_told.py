@@ -1,4 +1,4 @@
-"""What a runtime asks for and tells besides: an address, a MAC, name servers, the pod, labels."""
+"""What a runtime may ask for: an address, a MAC, name servers, the pod, labels."""
 
 import json
 from typing import Any

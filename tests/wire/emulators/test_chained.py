@@ -1,4 +1,4 @@
-"""Later in a list of plugins, or after another one: what came before is kept, and `qingcni` adds its own."""
+"""Later in a list of plugins, or after another one: earlier results stay, and `qingcni` adds its own."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +41,7 @@ def attached_to(result: Mapping[str, Any]) -> dict[str, list[str]]:
 @pytest.mark.cni(38, 39)
 @pytest.mark.parametrize("version", LISTS)
 def test_after_loopback_both_are_in_the_result(host: Host, library: Libcni, version: str) -> None:
-    """`loopback` tells its addresses without the version that 0.3.0 to 0.4.0 want."""
+    """`loopback` returns its addresses without the version that 0.3.0 to 0.4.0 want."""
     container = host.container()
     network = chain(version, {"type": "loopback"}, ours(host))
     result = library.add(network, call_of(container))

@@ -43,7 +43,7 @@ def tuning(tmp_path: Path, **keys: Any) -> dict[str, Any]:
 
 
 def without_ip6tables(tmp_path: Path) -> str:
-    """A PATH. Where ip6tables is there too, CHECK of portmap 1.1.1 looks for rules of IPv6, which nobody made."""
+    """A PATH. Where ip6tables is there too, CHECK of portmap 1.1.1 expects rules of IPv6, which nobody made."""
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "iptables").symlink_to(shutil.which("iptables") or "")
@@ -210,7 +210,7 @@ def test_sbr_moves_routes_of_a_second_nic_to_a_table_and_check_finds_them(
 
 
 def test_sbr_fails_without_a_namespace_and_the_agent_frees_what_no_del_reaches(host: Host, library: Libcni) -> None:
-    """It leaves a plain file where the namespace was, which is no obstacle to a DEL that does reach us."""
+    """It leaves a plain file where the namespace was; a DEL that reaches us succeeds all the same."""
     container = host.container()
     network = chain("1.0.0", ours(host), {"type": "sbr"})
     library.add(network, call_of(container))

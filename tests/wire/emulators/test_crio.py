@@ -97,7 +97,7 @@ def test_the_example_works_as_it_is_shipped(new_host: NewHost) -> None:
 
 @pytest.mark.cni(63, 64, 66)
 def test_status_is_asked_again_and_again(new_host: NewHost) -> None:
-    """It fails with 50 until the agent is there, whatever the pool has; ADD is not kept from being tried."""
+    """It fails with 50 until the agent is there, whatever the pool has; ADD is tried all the same."""
     host = new_host()
     crio = crio_on(host, example(host))
     pod = pod_in(host.container())
@@ -161,7 +161,7 @@ def test_a_start_deletes_what_the_last_run_had_and_does_not_know_any_more(host: 
 
 @pytest.mark.cni(71)
 def test_a_start_spares_what_another_runtime_has_in_a_network_of_the_same_name(host: Host, crio: Crio) -> None:
-    """Its cache is its own, so CRI-O neither lists nor deletes it; what lives is kept, and an event says so."""
+    """Its cache is its own, so CRI-O neither lists nor deletes it; a live attachment stays, and an event says so."""
     other, container = replace(crio.library, cache=host.directory / "another"), host.container()
     other.add(crio.network, call_of(container))
     crio.start()

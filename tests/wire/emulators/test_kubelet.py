@@ -42,7 +42,7 @@ def test_loopback_and_network_are_added_at_once(host: Host, kubelet: Kubelet) ->
 
 @pytest.mark.cni(75)
 def test_what_a_pod_asks_for_is_understood_as_go_spells_it(host: Host, kubelet: Kubelet) -> None:
-    """`Servers`, `Searches` and `Options` become the result's dns; what is other plugins' work is no obstacle."""
+    """`Servers`, `Searches` and `Options` become the result's dns; keys for other plugins are ignored."""
     sandbox = Sandbox(host.container())
     kubelet.run_sandbox(sandbox)
     (added,) = [e for e in kubelet.library.executions if (e.verb, e.plugin) == ("ADD", "qingcni")]

@@ -47,7 +47,7 @@ def verbs(nomad: Nomad) -> list[str]:
     ],
 )
 def test_an_allocation_has_an_address_and_gives_it_back(host: Host, version: str, asked: list[str]) -> None:
-    """The client may start anew meanwhile. DEL comes without CNI_ARGS, while the namespace is still there."""
+    """The client may restart meanwhile. DEL comes without CNI_ARGS, while the namespace is still there."""
     nomad, container, alloc = nomad_on(host, example(host, version)), host.container(), str(uuid4())
     address = nomad.setup(alloc, container.path)
     assert container.link()["addr_info"][0]["local"] == address

@@ -28,7 +28,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 class Relay:
-    """Stands between plugin and agent, and lets through what it is told."""
+    """Stands between plugin and agent, and lets through as many bytes as the test wants."""
 
     def __init__(self, host: Host) -> None:
         path = host.directory / "relay.sock"

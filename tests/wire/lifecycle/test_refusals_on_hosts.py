@@ -150,7 +150,7 @@ SETTINGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
-def test_a_setting_that_cannot_be_is_refused(case: str, place: Place) -> None:
+def test_a_wrong_setting_is_rejected(case: str, place: Place) -> None:
     settings, words = SETTINGS[case]
     if case == "no instance id":
         place.access.rename(place.directory / "other.yaml")
@@ -177,7 +177,7 @@ ACCESS_FILES: dict[str, tuple[str, int, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", ACCESS_FILES)
-def test_an_access_file_that_will_not_do_is_refused(case: str, place: Place) -> None:
+def test_a_wrong_access_file_is_rejected(case: str, place: Place) -> None:
     content, mode, words = ACCESS_FILES[case]
     place.access.write_text(content)
     place.access.chmod(mode)
@@ -331,8 +331,8 @@ def test_a_second_agent_is_refused_with_status_3_and_the_first_one_goes_on(
     assert place.parking() == [f"qingcni-{place.instance_id}"]
 
 
-def test_a_command_without_root_is_told_that_it_needs_root(place: Place, agent: subprocess.Popen[bytes]) -> None:
-    """And not to look whether the agent runs."""
+def test_a_command_without_root_reports_that_it_needs_root(place: Place, agent: subprocess.Popen[bytes]) -> None:
+    """And does not ask whether the agent runs."""
     done = run(sys.executable, "-c", AS_NOBODY, "status", "--run-dir", str(place.run_dir), check=False)
     assert sentence(done, status=4).endswith("agent.sock answers root alone: run this as root\n")
     assert agent.poll() is None
@@ -353,7 +353,7 @@ def test_an_agent_of_another_namespace_with_the_same_run_dir_is_refused(
     assert run(QINGAGENT, "status", "--run-dir", str(place.run_dir)).stdout.startswith("instance:")
 
 
-def test_the_running_agent_tells_its_settings_and_no_secret(place: Place, agent: subprocess.Popen[bytes]) -> None:
+def test_the_running_agent_shows_its_settings_and_no_secret(place: Place, agent: subprocess.Popen[bytes]) -> None:
     """As `config check` does that is given the same."""
     assert agent.poll() is None
     flags = place.argv()[place.argv().index("start") + 1 :]

@@ -86,7 +86,7 @@ def attach_is_under_way(host: Host) -> bool:
 
 
 def links_are_there(host: Host) -> bool:
-    """On the host, or parked already: a look takes longer than a link lies there."""
+    """On the host, or parked already: a survey takes longer than a link lies there."""
     places = [host.netns, *([host.parking.name] if host.parking.exists() else [])]
     return any(set(links(place)) & set(host.cloud_nics()) for place in places)
 
@@ -117,7 +117,7 @@ def test_a_kill_while_nics_are_made_leaks_none_and_makes_none_twice(
     host.add(host.container())
 
 
-def test_a_kill_while_nics_are_given_back_leaves_none(new_host: NewHost) -> None:
+def test_a_kill_while_nics_are_released_leaves_none(new_host: NewHost) -> None:
     host = new_host()
     agent = host.start(**FEW)
     assert host.ask("POST", "/v1/drain").status == 200

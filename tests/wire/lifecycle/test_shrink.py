@@ -1,4 +1,4 @@
-"""NICs given back: surplus ones, all of them, and never one that is not the pool's."""
+"""NICs released: surplus ones, all of them, and never one that is not the pool's."""
 
 import secrets
 from datetime import datetime

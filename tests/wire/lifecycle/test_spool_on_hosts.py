@@ -1,4 +1,4 @@
-"""DEL while the agent is away or hangs: kept by the real plugin, done by the real agent when it is back."""
+"""DEL while the agent is away or hangs: spooled by the real plugin, done by the real agent when it is back."""
 
 import json
 import signal

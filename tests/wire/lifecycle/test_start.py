@@ -229,7 +229,7 @@ def test_wrong_keys_end_a_first_start_and_leave_nothing(new_host: NewHost) -> No
 
 
 def test_keys_that_are_not_accepted_any_more_do_not_end_an_agent_that_serves(new_host: NewHost, sim: Sim) -> None:
-    """A restart while the keys are exchanged: containers come and go from the pool, and the cause is told."""
+    """A restart while the keys are exchanged: containers come and go from the pool, and the cause is shown."""
     host = new_host()
     settings: dict[str, Any] = {"vxnet": OWN, "min_idle": 1, "max_idle": 1}
     host.start(**settings)
@@ -248,8 +248,8 @@ def test_keys_that_are_not_accepted_any_more_do_not_end_an_agent_that_serves(new
     assert len(host.attachments()) == 1
 
 
-def test_a_skewed_clock_is_told_and_waited_for(new_host: NewHost, sim: Sim) -> None:
-    """NTP may mend it: alive, not ready, and the cause in /readyz, log and ADD; ready once stamps are accepted."""
+def test_the_agent_reports_a_skewed_clock_and_waits(new_host: NewHost, sim: Sim) -> None:
+    """NTP may fix it: alive, not ready, and the cause in /readyz, log and ADD; ready once stamps are accepted."""
     host = new_host()
     with fault(sim, "clock-skew"):
         agent = host.launch(vxnet=OWN, min_idle=1, max_idle=1)
@@ -265,7 +265,7 @@ def test_a_skewed_clock_is_told_and_waited_for(new_host: NewHost, sim: Sim) -> N
     assert agent.is_running
 
 
-def test_keys_of_the_access_file_that_mean_nothing_are_told_once_and_passed_over(new_host: NewHost) -> None:
+def test_unknown_keys_of_the_access_file_are_logged_once_and_ignored(new_host: NewHost) -> None:
     """By name, without what they hold; those of the official clients not at all."""
     host = new_host()
     path = access_file(host, nickname="blue", log_level="debug")

@@ -34,7 +34,7 @@ def answers(host: Host) -> bool:
 
 
 def refused_add(host: Host) -> str:
-    """ADDs until one is refused; earlier ones find room that the file has already. What it is told."""
+    """ADDs until one is rejected; earlier ones find room that the file has already. Returns its error."""
     while True:
         container = host.container()
         answer = host.cni("ADD", container)
@@ -106,7 +106,7 @@ def test_a_full_disk_refuses_adds_and_nothing_else(new_host: NewHost, small: Pat
     assert host.add(stays) == before
 
 
-def test_an_agent_that_is_stopped_while_its_disk_is_full_tells_what_it_could_not_write(
+def test_an_agent_stopped_while_its_disk_is_full_reports_what_it_could_not_write(
     new_host: NewHost, small: Path
 ) -> None:
     host = new_host()

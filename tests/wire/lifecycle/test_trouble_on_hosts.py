@@ -1,4 +1,4 @@
-"""Trouble while an agent serves, over real sockets: what the runtime, the operator and the metrics are told."""
+"""Trouble while an agent serves, over real sockets: what the runtime, the operator and the metrics see."""
 
 import signal
 from pathlib import Path
@@ -47,7 +47,7 @@ def assert_told(host: Host, outcome: str, *words: str) -> None:
 
 
 def assert_over(host: Host) -> None:
-    """Containers get NICs of new ones again, nothing is told any more, and nothing was lost."""
+    """Containers get new NICs again, no error is shown any more, and nothing was lost."""
     for _ in range(2):
         host.add(host.container())
     host.wait_idle(1)
@@ -65,7 +65,7 @@ UNREACHABLE = {
 
 @pytest.mark.defect("hostnic-2")
 @pytest.mark.parametrize("how", UNREACHABLE)
-def test_an_api_that_cannot_be_reached_any_more_is_told_while_the_pool_serves(new_host: NewHost, how: str) -> None:
+def test_an_unreachable_api_is_reported_while_the_pool_serves(new_host: NewHost, how: str) -> None:
     host = new_host()
     path = host.directory / "client.yaml"
     keys = yaml.safe_load(Path(host.sim.host(host.name)["client_yaml"]).read_text())
@@ -88,9 +88,7 @@ FAULTS = {
 
 @pytest.mark.defect("hostnic-1", "hostnic-3", "ancestor-2")
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_the_cloud_answers_in_trouble_is_told_while_the_pool_serves(
-    new_host: NewHost, sim: Sim, name: str
-) -> None:
+def test_an_error_of_the_cloud_is_reported_while_the_pool_serves(new_host: NewHost, sim: Sim, name: str) -> None:
     host = new_host()
     host.start(**ONE, api_budget=2000)  # halved by a refusal it still brings a call every few seconds
     action, effect, outcome, words = FAULTS[name]
@@ -100,7 +98,7 @@ def test_what_the_cloud_answers_in_trouble_is_told_while_the_pool_serves(
 
 
 @pytest.mark.defect("hostnic-6")
-def test_a_failed_job_is_told_and_its_nics_are_attached_again(new_host: NewHost, sim: Sim) -> None:
+def test_a_failed_job_is_reported_and_its_nics_are_attached_again(new_host: NewHost, sim: Sim) -> None:
     host = new_host()
     host.start(**ONE)
     container = host.container()
@@ -136,8 +134,8 @@ def test_a_wrong_token_is_refused_with_one_sentence(new_host: NewHost) -> None:
     assert (host.attachments(), len(host.nics("idle"))) == ([], 1)
 
 
-def test_a_silent_agent_is_told_in_time_and_an_add_nobody_waits_for_leaves_nothing(new_host: NewHost) -> None:
-    """The agent stands still, then goes on: what it did for a caller that had gone is given back by the DEL."""
+def test_a_silent_agent_is_reported_in_time_and_an_abandoned_add_leaves_nothing(new_host: NewHost) -> None:
+    """The agent stops, then continues: the DEL releases what the agent did for a caller that had gone."""
     host = new_host()
     host.start(**ONE)
     container = host.container()

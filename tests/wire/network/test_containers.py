@@ -1,4 +1,4 @@
-"""A container with a NIC of its own, on real interfaces: what it sees, whom it reaches, what the runtime is told."""
+"""A container with a NIC of its own, on real interfaces: what it sees, whom it reaches, what the runtime gets."""
 
 import json
 import socket

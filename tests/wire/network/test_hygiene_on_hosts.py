@@ -1,4 +1,4 @@
-"""Addresses on the wire: neighbours are told of them, their flows forgotten, duplicates found and kept out of use."""
+"""Addresses on the wire: announced to neighbours, their flows removed, duplicates found and quarantined."""
 
 import socket
 from collections import Counter
@@ -152,7 +152,7 @@ def test_a_nic_whose_address_somebody_uses_is_quarantined_until_nobody_does(new_
     eventually(lambda: is_dark(here), "its link is down again")
 
 
-def test_without_the_probe_a_nic_is_idle_whoever_uses_its_address(new_host: NewHost, sim: Sim) -> None:
+def test_without_the_probe_a_nic_is_idle_although_its_address_is_used(new_host: NewHost, sim: Sim) -> None:
     here, there = new_host(), new_host()
     here.start(duplicate_probe="false", **ONE)
     there.start(**ONE)

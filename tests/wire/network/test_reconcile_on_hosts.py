@@ -1,4 +1,4 @@
-"""Table, kernel and cloud compared on a real fabric: what people are told, and links where nobody expects them."""
+"""Table, kernel and cloud compared on a real fabric: what operators see, and links in unexpected namespaces."""
 
 import json
 import time

@@ -108,7 +108,7 @@ def wait_for(host: Host, wanted: dict[str, Any], seconds: float = 20.0) -> None:
 
 
 @pytest.mark.defect("ancestor-4")
-def test_adds_at_once_make_one_gateway_and_all_are_told_its_address(new_host: NewHost, sim: Sim) -> None:
+def test_adds_at_once_make_one_gateway_and_all_get_its_address(new_host: NewHost, sim: Sim) -> None:
     """Link, address, table, rules and nftables on the host; anti-spoofing off on it and on no other NIC."""
     host = new_host()
     agent = host.start(min_idle=1, max_idle=8)
@@ -305,7 +305,7 @@ def pair(new_host: NewHost) -> Iterator[Pair]:
 
 
 def test_after_a_kill_the_gateway_is_found_again(pair: Pair, sim: Sim) -> None:
-    """The Service works while the agent is away and afterwards; nothing is made anew."""
+    """The Service works while the agent is away and afterwards; nothing is created again."""
     host = pair.host
     assert pair.asks()
     before, nics, calls = state(host), host.cloud_nics("qingcni", "hostnic"), sim.status()["calls"]
@@ -327,7 +327,7 @@ def test_after_a_kill_the_gateway_is_found_again(pair: Pair, sim: Sim) -> None:
     assert host.is_calm()
 
 
-def test_what_somebody_undid_on_the_host_is_done_again_at_the_next_start(pair: Pair) -> None:
+def test_the_next_start_restores_what_somebody_undid_on_the_host(pair: Pair) -> None:
     host = pair.host
     before = state(host)
     host.agent.kill()
@@ -354,7 +354,7 @@ def test_a_gateway_that_is_detached_in_the_console_is_attached_again(pair: Pair,
     eventually(host.is_calm, "table and cloud agree")
 
 
-def test_a_gateway_that_is_deleted_in_the_console_is_made_anew(pair: Pair, sim: Sim) -> None:
+def test_a_gateway_deleted_in_the_console_is_replaced(pair: Pair, sim: Sim) -> None:
     """For the next ADD: a container that has its address keeps it for good."""
     host = pair.host
     lost = gateway_of(host)["nic_id"]
@@ -371,7 +371,7 @@ def test_a_gateway_that_is_deleted_in_the_console_is_made_anew(pair: Pair, sim: 
     eventually(host.is_calm, "table and cloud agree")
 
 
-def test_a_gateway_whose_link_is_renamed_and_down_is_mended_by_the_next_check(pair: Pair) -> None:
+def test_a_gateway_whose_link_is_renamed_and_down_is_fixed_by_the_next_check(pair: Pair) -> None:
     host = pair.host
     before = state(host)
     for words in ("link set hostnic down", "link set hostnic name ens9"):

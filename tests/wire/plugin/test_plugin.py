@@ -386,7 +386,7 @@ def test_a_token_that_cannot_be_trusted_is_code_7(
 
 @pytest.mark.parametrize(("verb", "code"), [("ADD", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)])
 @pytest.mark.parametrize("kind", ["no file", "no listener", "no port"])
-def test_an_absent_agent_is_told_at_once(run: Run, tmp_path: Path, verb: str, code: int, kind: str) -> None:
+def test_an_absent_agent_is_reported_at_once(run: Run, tmp_path: Path, verb: str, code: int, kind: str) -> None:
     path = tmp_path / "agent.sock"
     address = f"unix://{path}"
     if kind == "no listener":
@@ -491,7 +491,7 @@ def test_a_full_queue_is_waited_for_until_the_time_is_over(run: Run, tmp_path: P
         (answer(500, b'{"code":7,"msg":""}'), 11, "answered HTTP 500 with something else"),
     ],
 )
-def test_what_is_no_answer_of_an_agent_is_told(
+def test_an_answer_that_is_not_an_agents_is_an_error(
     run: Run, agent: PlayedAgent, reply: bytes, code: int, says: str
 ) -> None:
     agent.reply = reply

@@ -116,7 +116,7 @@ def test_a_repeated_del_replaces_its_file_as_a_whole(run: Run, tmp_path: Path) -
 
 
 def test_each_attachment_has_a_file_of_its_own(run: Run, tmp_path: Path) -> None:
-    """Names may be longer than a file's, and no two attachments look alike when joined."""
+    """Names may be longer than a file's, and no two attachments share a joined name."""
     keys = [("n", "c" * 255, "eth0"), ("n", "c" * 254, "eth0"), ("nc", "c" * 254, "eth0"), ("n", "c" * 255, "eth1")]
     for network, container, ifname in keys:
         document = config(f"unix://{tmp_path}/agent.sock") | {"name": network}

@@ -104,7 +104,7 @@ OWN: dict[str, Callable[[Host], str]] = {
 @pytest.mark.cni(35)
 @pytest.mark.parametrize("way", OWN)
 def test_the_hosts_own_namespaces_are_refused_by_whichever_path(host: Host, way: str) -> None:
-    """`eth0` is there already, so a plugin that looks no further would say something else."""
+    """`eth0` is there already, so a plugin that stopped there would report something else."""
     before = links(host.netns)
     host.cni("ADD", "c1", CNI_NETNS=OWN[way](host)).refused(8, "netns")
     assert links(host.netns) == before
@@ -153,7 +153,7 @@ def test_an_add_that_the_kernel_refuses_at_its_last_step_is_undone(host: Host) -
 @pytest.mark.cni(32)
 @pytest.mark.parametrize("gateway", ["172.20.1.0", "172.20.1.255", "172.20.9.1"])
 def test_a_gateway_that_can_be_none_is_refused_before_the_nic_is_moved(host: Host, gateway: str) -> None:
-    """It is not worth a rest: whoever repeats it would use up the pool."""
+    """It needs no cooldown: repeats would use up the pool."""
     container = host.container()
     conf = host.conf(routes=[{"dst": "10.96.0.0/12", "gw": gateway}])
     host.cni("ADD", container, conf=conf).refused(7, gateway, "172.20.1.0/24", "vxnet-pods001")

@@ -1,4 +1,4 @@
-"""CHECK: it finds what is no longer as ADD left it, overlooks what others added, and changes nothing."""
+"""CHECK: it finds what differs from ADD's result, ignores what others added, and changes nothing."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ def container(host: Host) -> Container:
 
 
 def add(host: Host, container: Container, version: str = "1.0.0", ifname: str = "eth0") -> dict[str, Any]:
-    """ADD; tells the configuration that CHECK gets."""
+    """ADD; returns the configuration that CHECK gets."""
     conf = host.conf(version, routes=[{"dst": SERVICES, "gw": ROUTER}])
     return conf | {"prevResult": host.add(container, ifname, conf)}
 
@@ -95,7 +95,7 @@ def test_check_finds_what_is_wrong_and_says_it(host: Host, container: Container,
 
 @pytest.mark.cni(58)
 def test_an_interface_of_that_name_that_is_another_one_is_found_out(host: Host, container: Container) -> None:
-    """With the NIC's own address: only the MAC tells."""
+    """With the NIC's own address: only the MAC differs."""
     conf = add(host, container)
     address = conf["prevResult"]["ips"][0]["address"]
     within(
@@ -108,9 +108,7 @@ def test_an_interface_of_that_name_that_is_another_one_is_found_out(host: Host, 
 
 @pytest.mark.cni(58)
 @pytest.mark.parametrize("lost", ["interface", "address", "all"])
-def test_a_previous_result_that_does_not_speak_of_the_nic_is_told(
-    host: Host, container: Container, lost: str
-) -> None:
+def test_a_previous_result_without_the_nic_is_an_error(host: Host, container: Container, lost: str) -> None:
     conf = add(host, container)
     previous = conf["prevResult"]
     words = [

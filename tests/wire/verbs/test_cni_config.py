@@ -1,4 +1,4 @@
-"""What a runtime puts into the network configuration beyond what we asked for: it is tolerated, and some of it kept.
+"""What a runtime adds to the network configuration: it is tolerated, and some of it recorded.
 
 What is refused before the agent is asked is proved in test_plugin.py.
 """
@@ -41,7 +41,7 @@ OTHER_ARGS: dict[str, dict[str, Any]] = {
 
 
 def assert_works(host: Host, conf: dict[str, Any], **variables: str) -> dict[str, Any]:
-    """ADD, the same again, DEL: as with the plain configuration; tells what the agent recorded."""
+    """ADD, the same again, DEL: as with the plain configuration. Returns what the agent recorded."""
     container = host.container()
     first = host.cni("ADD", container, "eth0", conf, **variables).succeeded()
     assert host.cni("ADD", container, "eth0", conf, **variables).stdout == first.stdout

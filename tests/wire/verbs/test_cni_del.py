@@ -57,7 +57,7 @@ def test_del_needs_no_previous_result(host: Host, version: str) -> None:
 
 @pytest.mark.cni(43)
 def test_del_of_a_container_never_added_leaves_the_interface_of_another_alone(host: Host) -> None:
-    """Though it has the name that is to go, and is in the namespace that is told."""
+    """Although it has the name and the namespace of the request."""
     container = host.container()
     host.add(container)
     before = container.picture()

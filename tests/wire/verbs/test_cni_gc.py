@@ -118,7 +118,7 @@ def test_what_is_not_listed_but_lives_keeps_its_nic_until_its_end(host: Host, no
 
 @pytest.mark.cni(71)
 def test_a_namespace_that_only_lost_its_path_lives(host: Host) -> None:
-    """A process is in it: a path that cannot be opened is no evidence."""
+    """A process is in it: a path that cannot be opened proves nothing."""
     container = added(host)
     with container.process("sleep", "60"):
         container.delete()

@@ -1,4 +1,4 @@
-"""ADD behind other plugins of a chain: what they said is kept, ours comes behind it, and indexes fit.
+"""ADD behind other plugins of a chain: their result stays, ours follows it, and indexes fit.
 
 The expected results are computed by the tests' own model of the library (`cni_results`).
 """

@@ -67,7 +67,7 @@ def test_a_version_without_status_is_code_1(host: Host, version: str) -> None:
 @pytest.mark.cni(63)
 @pytest.mark.parametrize("odd", ODD, ids=str)
 def test_a_configuration_that_add_refuses_is_no_matter_of_status(host: Host, odd: dict[str, Any]) -> None:
-    """Nobody would look for a mistake in one network in the state of the node."""
+    """A fault of one network must not change the state of the node."""
     host.cni("STATUS", "", "", host.conf("1.1.0") | odd, CNI_NETNS="").succeeded()
 
 
@@ -104,7 +104,7 @@ def test_without_an_agent_status_is_code_50_at_once_and_add_works_when_it_is_the
 
 
 @pytest.mark.cni(64, 66, 77)
-def test_of_an_agent_that_stands_still_status_tells_in_time(host: Host) -> None:
+def test_status_reports_a_stopped_agent_in_time(host: Host) -> None:
     host.agent.process.send_signal(signal.SIGSTOP)
     try:
         refused = status(host).refused(50, "no answer")

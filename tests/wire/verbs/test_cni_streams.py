@@ -47,7 +47,7 @@ def ended(plugin: subprocess.Popen[bytes]) -> bytes:
 @pytest.mark.cni(77)
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_process_ends_in_time_while_the_agent_stands_still(host: Host, verb: str) -> None:
-    """Its time is over, it says so, and there is no child that a runtime would wait for."""
+    """It reports the timeout, and leaves no child that a runtime would wait for."""
     host.agent.process.send_signal(signal.SIGSTOP)
     try:
         plugin = call(host, verb)
@@ -61,7 +61,7 @@ def test_the_process_ends_in_time_while_the_agent_stands_still(host: Host, verb:
 
 @pytest.mark.cni(77)
 def test_a_del_ends_in_time_while_the_agent_stands_still(host: Host) -> None:
-    """It is kept for later, and that is within its time as well."""
+    """It is spooled, within its time as well."""
     host.agent.process.send_signal(signal.SIGSTOP)
     try:
         plugin = call(host, "DEL")
@@ -73,7 +73,7 @@ def test_a_del_ends_in_time_while_the_agent_stands_still(host: Host) -> None:
 
 @contextlib.contextmanager
 def dripping(path: Path) -> Iterator[str]:
-    """An agent that goes on answering for ever, byte by byte; tells its address."""
+    """An agent that answers for ever, byte by byte: its address."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
@@ -110,7 +110,7 @@ def test_the_process_ends_in_time_though_the_answer_has_no_end(host: Host, tmp_p
 
 @pytest.mark.cni(78)
 @pytest.mark.parametrize("verb", VERBS)
-def test_an_interrupt_nobody_expects_is_told_as_an_error_object(host: Host, verb: str) -> None:
+def test_an_unexpected_interrupt_becomes_an_error_object(host: Host, verb: str) -> None:
     host.agent.process.send_signal(signal.SIGSTOP)
     try:
         plugin = call(host, verb)
