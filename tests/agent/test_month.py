@@ -9,7 +9,7 @@ from inprocess.agent import SimulatedHost, lived, netns_of
 from qingcloud_cni.agent import agent, gateways
 from qingcloud_cni.agent.attachments import spool
 from qingcloud_cni.agent.pool import pool
-from qingcloud_cni.core.nics.changes import EVENTS_KEPT
+from qingcloud_cni.core.nics.changes import EVENT_LIMIT
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.store import database
 from qingcloud_cni.store.database import EVENTS_TRIMMED
@@ -54,7 +54,7 @@ def test_a_month_of_churn_leaves_the_state_file_small(tmp_path: Path, monkeypatc
         assert max(sizes[-5:]) < 1.1 * max(sizes[18:23]), "it still grows"
         journal = host.agent.context.journal
         kept = await journal.events(EventFilter(1_000_000))
-        assert EVENTS_KEPT <= len(kept) <= EVENTS_KEPT + EVENTS_TRIMMED
+        assert EVENT_LIMIT <= len(kept) <= EVENT_LIMIT + EVENTS_TRIMMED
         assert kept[-1].seq - kept[0].seq == len(kept) - 1
         on_disk = host.store.on_disk()
         assert len(on_disk.attachments) == len(alive) <= 11

@@ -108,10 +108,10 @@ def test_check_fails_where_the_agent_holds_nothing_and_where_it_is_not_told_what
         host.kernel.make_netns(netns_of("c1"))
         with pytest.raises(CheckFailed, match="is not the namespace of its ADD"):
             await host.ask(Verb.CHECK, "c0", netns=netns_of("c1"), prevResult=result)
-        with pytest.raises(CheckFailed, match="the agent knows no such attachment"):
+        with pytest.raises(CheckFailed, match="the agent has no such attachment"):
             await host.ask(Verb.CHECK, "c1", prevResult=result)
         await host.ask(Verb.DEL, "c0")
-        with pytest.raises(CheckFailed, match="the agent knows no such attachment"):
+        with pytest.raises(CheckFailed, match="the agent has no such attachment"):
             await host.ask(Verb.CHECK, "c0", prevResult=result)
 
     lived(test, tmp_path)
@@ -286,7 +286,7 @@ def test_a_result_of_plugins_before_us_is_extended(tmp_path: Path) -> None:
     ("keys", "says"),
     [
         ({"prevResult": PREVIOUS | {"interfaces": [{"name": "eth0"}]}}, "prevResult has an interface eth0 already"),
-        ({"prevResult": PREVIOUS, "cniVersion": "0.2.0"}, "cniVersion 0.2.0 has room for one address of each family"),
+        ({"prevResult": PREVIOUS, "cniVersion": "0.2.0"}, "cniVersion 0.2.0 holds one address of each family"),
         ({"prevResult": PREVIOUS | {"cniVersion": "9"}}, "prevResult.cniVersion '9' is not supported"),
         ({"prevResult": PREVIOUS | {"interfaces": []}}, r"prevResult.ips\[0\].interface 0 is beyond"),
         ({"runtimeConfig": {"ips": ["172.20.1.250"]}}, "address 172.20.1.250 .*: no idle NIC of this host has it"),

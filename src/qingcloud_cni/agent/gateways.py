@@ -357,7 +357,7 @@ class Gateways:
             path = service_path(nics, attachments, others, self._identity.gateway_prefix)
             if path != self._served or is_check:
                 if before := await self._context.kernel.settings_before(path):
-                    table.remember(before)
+                    table.record_settings(before)
                     await self._context.journal.record()  # else a crash would leave ours as the host's own
                 await self._context.kernel.serve(path)
             if path != self._served:

@@ -16,7 +16,7 @@ import msgspec
 
 from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
 from qingcloud_cni.core.nics.changes import (
-    EVENTS_KEPT,
+    EVENT_LIMIT,
     Change,
     DropAttachment,
     DropIntent,
@@ -150,7 +150,7 @@ class Database:
                     self._apply(change)
             self._db.execute("UPDATE meta SET writes = ?", (self.writes + 1,))
             if last // EVENTS_TRIMMED > self._last_seq // EVENTS_TRIMMED:
-                self._db.execute("DELETE FROM events WHERE seq <= ?", (last - EVENTS_KEPT,))
+                self._db.execute("DELETE FROM events WHERE seq <= ?", (last - EVENT_LIMIT,))
         self._last_seq = last
         self.writes += 1
 

@@ -271,7 +271,7 @@ def test_whoever_was_held_back_is_told_when_the_disk_takes_it_again(path: Path) 
 
 def test_what_is_kept_stays_small_however_long_it_takes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "ROOM", 100)
-    monkeypatch.setattr(backlog, "EVENTS_KEPT", 50)
+    monkeypatch.setattr(backlog, "EVENT_LIMIT", 50)
 
     async def use(bench: Bench) -> None:
         bench.disk.obstacle = FULL
@@ -393,7 +393,7 @@ def test_a_new_file_gets_the_whole_table(path: Path, *, is_gone: bool) -> None:
     async def use(bench: Bench) -> None:
         bench.add(0)
         bench.table.intend_create("op0", "v", "name", 2, 0.0)
-        bench.table.remember({"net/ipv4/ip_forward": "0"})
+        bench.table.record_settings({"net/ipv4/ip_forward": "0"})
         await bench.journal.save()
         path.rename(path.with_name("elsewhere"))
         if not is_gone:

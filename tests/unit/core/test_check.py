@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qingcloud_cni.core.cni.check import faults
-from qingcloud_cni.core.cni.gc import KEYS, is_disabled, unlisted, valid_attachments
+from qingcloud_cni.core.cni.check import mismatches
+from qingcloud_cni.core.cni.network_config import (
+    VALID_KEYS,
+    is_gc_disabled,
+    unlisted_attachments,
+    valid_attachments,
+)
 from qingcloud_cni.core.cni.results import Interface, Ip, Result, ResultRoute, extended, result_of
 from qingcloud_cni.core.errors import InvalidConfig
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Netns, Nic, NicState, Route
@@ -33,7 +38,7 @@ def found(
     attachment: Attachment | None = ATTACHMENT,
     nic: Nic | None = NIC,
 ) -> tuple[str, ...]:
-    return faults(attachment, nic, seen, previous, "eth0")
+    return mismatches(attachment, nic, seen, previous, "eth0")
 
 
 def test_an_attachment_as_add_left_it_has_no_fault() -> None:
@@ -41,7 +46,7 @@ def test_an_attachment_as_add_left_it_has_no_fault() -> None:
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown": ({"attachment": None, "nic": None}, "the agent knows no such attachment"),
+    "unknown": ({"attachment": None, "nic": None}, "the agent has no such attachment"),
     "not ready": ({"attachment": replace(ATTACHMENT, is_ready=False)}, "the agent has not finished its ADD"),
     "another namespace": (
         {"seen": replace(SEEN, netns=Netns("/run/netns/b", 4, 8))},
@@ -144,7 +149,7 @@ def listed(container_id: str, ifname: str = "eth0") -> dict[str, str]:
     return {"containerID": container_id, "ifname": ifname}
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", VALID_KEYS)
 @pytest.mark.parametrize("spell", [str, str.upper, str.title])
 def test_both_keys_are_honoured_in_any_case(key: str, spell: Callable[[str], str]) -> None:
     config = {spell(key): [{spell(k): v for k, v in listed("a").items()}, listed("b", "net1")]}
@@ -153,25 +158,28 @@ def test_both_keys_are_honoured_in_any_case(key: str, spell: Callable[[str], str
 
 @pytest.mark.parametrize("nothing", [None, []])
 def test_null_and_an_empty_list_say_that_nothing_is_valid(nothing: object) -> None:
-    assert valid_attachments({KEYS[0]: nothing}, "net") == frozenset()
+    assert valid_attachments({VALID_KEYS[0]: nothing}, "net") == frozenset()
 
 
 def test_the_new_key_counts_where_both_are_there() -> None:
-    assert valid_attachments({KEYS[1]: [listed("a")], KEYS[0]: []}, "net") == frozenset()
+    assert valid_attachments({VALID_KEYS[1]: [listed("a")], VALID_KEYS[0]: []}, "net") == frozenset()
 
 
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({}, "GC without cni.dev/valid-attachments: nothing says which attachments are valid, so nothing is freed"),
-        ({KEYS[0]: {}}, "cni.dev/valid-attachments {} is not a list"),
-        ({KEYS[0]: ["a"]}, "cni.dev/valid-attachments[0] 'a' is not an object"),
+        ({}, "GC: cni.dev/valid-attachments is missing, so nothing is freed"),
+        ({VALID_KEYS[0]: {}}, "cni.dev/valid-attachments {} is not a list"),
+        ({VALID_KEYS[0]: ["a"]}, "cni.dev/valid-attachments[0] 'a' is not an object"),
         (
-            {KEYS[0]: [listed("a"), {"containerID": "b"}]},
-            "cni.dev/valid-attachments[1] names not both containerID",
+            {VALID_KEYS[0]: [listed("a"), {"containerID": "b"}]},
+            "cni.dev/valid-attachments[1]: containerID or ifname is missing",
         ),
-        ({KEYS[0]: [listed("")]}, "cni.dev/valid-attachments[0] names not both containerID and ifname"),
-        ({KEYS[1]: [{"containerID": 7, "ifname": "eth0"}]}, "cni.dev/attachments[0].containerID 7 is not a string"),
+        ({VALID_KEYS[0]: [listed("")]}, "cni.dev/valid-attachments[0]: containerID or ifname is missing"),
+        (
+            {VALID_KEYS[1]: [{"containerID": 7, "ifname": "eth0"}]},
+            "cni.dev/attachments[0].containerID 7 is not a string",
+        ),
     ],
 )
 def test_a_list_that_cannot_be_read_frees_nothing(config: dict[str, object], says: str) -> None:
@@ -182,10 +190,10 @@ def test_a_list_that_cannot_be_read_frees_nothing(config: dict[str, object], say
 
 @pytest.mark.parametrize(("value", "is_off"), [(True, True), ("true", True), (False, False), (None, False)])
 def test_the_operators_own_switch(value: object, is_off: bool) -> None:
-    assert is_disabled({"Args": {"disablegc": value}}) == is_off
-    assert not is_disabled({})
+    assert is_gc_disabled({"Args": {"disablegc": value}}) == is_off
+    assert not is_gc_disabled({})
     with pytest.raises(InvalidConfig, match=r"args\.DisableGC 1 is neither true nor false"):
-        is_disabled({"args": {"DisableGC": 1}})
+        is_gc_disabled({"args": {"DisableGC": 1}})
 
 
 keys = st.builds(AttachmentKey, st.sampled_from(["net", "other"]), names, st.sampled_from(["eth0", "eth1"]))
@@ -194,4 +202,6 @@ keys = st.builds(AttachmentKey, st.sampled_from(["net", "other"]), names, st.sam
 @given(st.sets(keys), st.frozensets(keys))
 def test_unlisted_are_of_this_network_only(present: set[AttachmentKey], valid: frozenset[AttachmentKey]) -> None:
     attachments = [replace(ATTACHMENT, key=key) for key in present]
-    assert {a.key for a in unlisted(attachments, "net", valid)} == {k for k in present - valid if k.network == "net"}
+    assert {a.key for a in unlisted_attachments(attachments, "net", valid)} == {
+        k for k in present - valid if k.network == "net"
+    }

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qingcloud_cni.core.cni.network_config import NetworkConfig, Wish, read_cni_args, read_config, routes_for
+from qingcloud_cni.core.cni.network_config import (
+    AddressRequest,
+    NetworkConfig,
+    read_cni_args,
+    read_config,
+    routes_for,
+)
 from qingcloud_cni.core.cni.protocol import VERSIONS
 from qingcloud_cni.core.cni.reading import folded
 from qingcloud_cni.core.cni.results import Result
@@ -221,7 +227,7 @@ def test_a_gateway_must_be_a_neighbour_in_the_vxnet(gateway: str) -> None:
         assert word in str(refusal.value)
 
 
-# --- what a runtime asks for -------------------------------------------------------------------------
+# --- what a runtime requests -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,9 +246,9 @@ def test_a_gateway_must_be_a_neighbour_in_the_vxnet(gateway: str) -> None:
 def test_the_capability_comes_before_args_and_args_before_cni_args(
     keys: dict[str, object], cni_args: str, address: str, mac: str
 ) -> None:
-    wish = read_config(conf(**keys), cni_args).wish
-    assert (wish.address, wish.mac) == (address, mac)
-    assert bool(wish) == bool(address or mac)
+    request = read_config(conf(**keys), cni_args).request
+    assert (request.address, request.mac) == (address, mac)
+    assert bool(request) == bool(address or mac)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +264,7 @@ def test_the_capability_comes_before_args_and_args_before_cni_args(
     ],
 )
 def test_a_nic_fits_a_wish_by_address_and_mac(address: str, mac: str, fits: bool) -> None:
-    assert Wish(address, mac).fits(NIC) == fits
+    assert AddressRequest(address, mac).fits(NIC) == fits
 
 
 @pytest.mark.parametrize(
@@ -267,12 +273,12 @@ def test_a_nic_fits_a_wish_by_address_and_mac(address: str, mac: str, fits: bool
         ({"runtimeConfig": []}, "", "runtimeConfig [] is not an object"),
         ({"runtimeConfig": {"ips": "172.16.3.7"}}, "", "runtimeConfig.ips '172.16.3.7' is not a list of strings"),
         ({"runtimeConfig": {"ips": ["172.16.3.7", "172.16.3.8"]}}, "",
-         "runtimeConfig.ips asks for 172.16.3.7, 172.16.3.8, and a NIC has one address"),
-        ({"runtimeConfig": {"ips": ["fd00::7"]}}, "", "runtimeConfig.ips asks for 'fd00::7', which is not an IPv4"),
-        ({"args": {"cni": {"ips": ["x"]}}}, "", "args.cni.ips asks for 'x', which is not an IPv4 address"),
-        ({}, "IP=172.16.3.7,172.16.3.8", "IP in CNI_ARGS asks for 172.16.3.7, 172.16.3.8, and a NIC"),
-        ({"runtimeConfig": {"mac": "52-54"}}, "", "runtimeConfig.mac asks for '52-54', which is not a MAC"),
-        ({}, "MAC=zz:54:9e:01:02:04", "MAC in CNI_ARGS asks for 'zz:54:9e:01:02:04', which is not a MAC"),
+         "runtimeConfig.ips: 172.16.3.7, 172.16.3.8: a NIC has one address"),
+        ({"runtimeConfig": {"ips": ["fd00::7"]}}, "", "runtimeConfig.ips: 'fd00::7' is not an IPv4"),
+        ({"args": {"cni": {"ips": ["x"]}}}, "", "args.cni.ips: 'x' is not an IPv4 address"),
+        ({}, "IP=172.16.3.7,172.16.3.8", "IP in CNI_ARGS: 172.16.3.7, 172.16.3.8: a NIC"),
+        ({"runtimeConfig": {"mac": "52-54"}}, "", "runtimeConfig.mac: '52-54' is not a MAC"),
+        ({}, "MAC=zz:54:9e:01:02:04", "MAC in CNI_ARGS: 'zz:54:9e:01:02:04' is not a MAC"),
         ({"runtimeConfig": {"dns": {"Servers": "1.1.1.1"}}}, "",
          "runtimeConfig.dns.servers '1.1.1.1' is not a list of strings"),
         ({"args": 5}, "", "args 5 is not an object"),
@@ -287,8 +293,8 @@ def test_a_wish_that_cannot_be_read_is_refused(keys: dict[str, object], cni_args
 
 def test_a_wish_says_who_asked() -> None:
     config = conf(runtimeConfig={"ips": ["172.16.3.7"]}, args={"cni": {"mac": NIC.nic_id}})
-    asked = "address 172.16.3.7 with MAC 52:54:9e:01:02:03 (asked for by runtimeConfig.ips and args.cni.mac)"
-    assert str(read_config(config).wish) == asked
+    asked = "address 172.16.3.7 with MAC 52:54:9e:01:02:03 (requested by runtimeConfig.ips and args.cni.mac)"
+    assert str(read_config(config).request) == asked
 
 
 @pytest.mark.parametrize("keys", [("servers", "searches", "options"), ("Servers", "Searches", "Options")])

@@ -48,7 +48,7 @@ def test_a_verb_is_allowed_from_the_version_on_that_brought_it(verb: Verb, versi
         return
     with pytest.raises(IncompatibleVersion) as refusal:
         check_allowed(verb, version)
-    assert str(refusal.value) == f"cniVersion {version} does not allow {verb}: it came with {SINCE[verb]}"
+    assert str(refusal.value) == f"cniVersion {version} does not allow {verb}; use {SINCE[verb]} or newer"
 
 
 def test_verbs_are_known_by_their_exact_name() -> None:
@@ -85,11 +85,11 @@ def test_interface_names(ifname: str) -> None:
         (".pod", "eth0", "CNI_CONTAINERID '.pod': invalid characters"),
         ("pod", "a" * 16, "CNI_IFNAME 'aaaaaaaaaaaaaaaa' is longer than 15 bytes"),
         ("pod", "ä" * 8, "CNI_IFNAME 'ääääääää' is longer than 15 bytes"),
-        ("pod", "..", "CNI_IFNAME '..' is no interface name"),
-        ("pod", "eth%d", "CNI_IFNAME 'eth%d' is no interface name"),
-        ("pod", "a b", "CNI_IFNAME 'a b' is no interface name"),
-        ("pod", "a/b", "CNI_IFNAME 'a/b' is no interface name"),
-        ("pod", "a:b", "CNI_IFNAME 'a:b' is no interface name"),
+        ("pod", "..", "CNI_IFNAME '..' is not an interface name"),
+        ("pod", "eth%d", "CNI_IFNAME 'eth%d' is not an interface name"),
+        ("pod", "a b", "CNI_IFNAME 'a b' is not an interface name"),
+        ("pod", "a/b", "CNI_IFNAME 'a/b' is not an interface name"),
+        ("pod", "a:b", "CNI_IFNAME 'a:b' is not an interface name"),
     ],
 )
 def test_refused_environments_name_the_variable(container_id: str, ifname: str, says: str) -> None:

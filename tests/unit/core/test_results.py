@@ -252,7 +252,7 @@ def test_an_address_that_the_version_has_no_room_for_is_refused(version: str) ->
     check_extensible(Result(), "eth0", version)
     if version in HALVES:
         for previous in (full, Result(ips=(Ip("fd00::2/64"), Ip("fd00::3/64")))):
-            with pytest.raises(InvalidConfig, match=f"cniVersion {version} has room for one address of each family"):
+            with pytest.raises(InvalidConfig, match=f"cniVersion {version} holds one address of each family"):
                 check_extensible(previous, "eth0", version)
     else:
         check_extensible(full, "eth0", version)

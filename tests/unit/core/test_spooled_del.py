@@ -51,17 +51,17 @@ def test_a_file_is_read() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"network": "a/b"}, "it names no attachment"),
-        ({"network": ""}, "it names no attachment"),
-        ({"containerID": ""}, "it names no attachment"),
-        ({"ifname": "eth%d"}, "it names no attachment"),
+        ({"network": "a/b"}, "it does not name an attachment"),
+        ({"network": ""}, "it does not name an attachment"),
+        ({"containerID": ""}, "it does not name an attachment"),
+        ({"ifname": "eth%d"}, "it does not name an attachment"),
         ({"ifname": 7}, "ifname 7 is not a string"),
         ({"address": None}, "address None is not a string"),
         ({"bootID": 1}, "bootID 1 is not a string"),
-        ({"uptime": "1"}, "uptime '1' is no number of seconds"),
-        ({"uptime": True}, "uptime True is no number"),
+        ({"uptime": "1"}, "uptime '1' is not a number of seconds"),
+        ({"uptime": True}, "uptime True is not a number"),
         ({"uptime": 1e999}, "Infinity is not JSON"),
-        ({"uptime": None}, "uptime None is no number"),
+        ({"uptime": None}, "uptime None is not a number"),
     ],
 )
 def test_a_file_that_does_not_say_enough_is_refused(change: dict[str, object], says: str) -> None:

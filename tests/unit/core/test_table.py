@@ -193,7 +193,7 @@ class TableMachine(RuleBasedStateMachine):
         nic_id = new_nic(number).nic_id
         state = self.parked_state(nic_id)
         is_legal = self.may(nic_id, state)
-        self.attempt(lambda: self.table.kept(nic_id, self.now, "why"), is_legal)
+        self.attempt(lambda: self.table.not_detached(nic_id, self.now, "why"), is_legal)
         assert not is_legal or self.table.nics[nic_id].state is state
 
     # --- cloud operations
@@ -237,7 +237,7 @@ class TableMachine(RuleBasedStateMachine):
     def renew(self, operation: int) -> None:
         op_id = str(operation)
         is_legal = op_id in self.table.intents
-        self.attempt(lambda: self.table.renew(op_id, self.now), is_legal)
+        self.attempt(lambda: self.table.restarted(op_id, self.now), is_legal)
         assert not is_legal or self.table.intents[op_id].since == self.now
 
     @rule(operation=numbers, of=st.lists(numbers, max_size=3))
@@ -276,7 +276,7 @@ class TableMachine(RuleBasedStateMachine):
         attachment = replace(before, key=new_attachment("", container).key)
         known = self.table.attachments
         is_legal = before.key in known and attachment.key not in known
-        self.attempt(lambda: self.table.named(before.key, attachment, self.now), is_legal)
+        self.attempt(lambda: self.table.claimed(before.key, attachment, self.now), is_legal)
 
     @rule(number=numbers, container=numbers)
     def configured(self, number: int, container: int) -> None:
@@ -330,7 +330,7 @@ def test_every_state_can_be_left_and_none_follows_itself() -> None:
 
 def test_an_address_rests_after_a_detach_that_did_not_happen() -> None:
     table = reached(S.DETACHING, released=5.0)
-    table.kept(new_nic(1).nic_id, 9.0, "the cloud has not detached it")
+    table.not_detached(new_nic(1).nic_id, 9.0, "the cloud has not detached it")
     assert table.nics[new_nic(1).nic_id].state is S.COOLING
 
 

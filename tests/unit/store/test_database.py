@@ -435,7 +435,7 @@ def test_events_that_are_written_again_are_there_once(path: Path) -> None:
 
 
 def test_old_events_go_as_new_ones_come(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "EVENTS_KEPT", 10)
+    monkeypatch.setattr(database, "EVENT_LIMIT", 10)
     monkeypatch.setattr(database, "EVENTS_TRIMMED", 5)
     monkeypatch.setattr(time, "time_ns", lambda: 0)  # so that the first event has number 1
     opened = Database(path)

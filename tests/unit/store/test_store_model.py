@@ -140,7 +140,7 @@ class StoreMachine(RuleBasedStateMachine):
         if nic is None:
             new = Nic(nic_id, "n", "v", f"10.0.0.{number}/24", "10.0.0.254", NicState.CREATING, now)
             return [lambda: table.add(new, "nic.created")]
-        found: list[Callable[[], object]] = [lambda: table.remember({f"net/{number}": str(now)})]
+        found: list[Callable[[], object]] = [lambda: table.record_settings({f"net/{number}": str(now)})]
         if nic_id not in table.busy:
             found.append(lambda: table.drop(nic_id, "nic.gone", now))
         if held is not None:
@@ -150,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
                 lambda: table.returned_unused(key, now, "refused"),
             ]
         elif nameless.key in table.attachments:
-            found.append(lambda: table.named(nameless.key, replace(nameless, key=key), now))
+            found.append(lambda: table.claimed(nameless.key, replace(nameless, key=key), now))
         if op_id in table.intents:
             found.append(lambda: table.finish(op_id, f"{table.intents[op_id].kind}.finished", now))
         match nic.state:

@@ -13,8 +13,13 @@ from qingcloud_cni.agent.api.metrics import Metrics
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.attachment_lock import CniCall
 from qingcloud_cni.agent.base.phases import Phases
-from qingcloud_cni.core.cni import gc
-from qingcloud_cni.core.cni.network_config import read_config, read_previous
+from qingcloud_cni.core.cni.network_config import (
+    VALID_KEYS,
+    is_gc_disabled,
+    read_config,
+    read_previous,
+    valid_attachments,
+)
 from qingcloud_cni.core.cni.protocol import (
     IDENTIFIER,
     IFNAME_BYTES,
@@ -63,7 +68,7 @@ _CONFIG_SCHEMA = {
         "args": {"type": "object"},
         "runtimeConfig": {"type": "object"},
         "prevResult": {"type": "object"},
-        gc.KEYS[0]: {"type": ["array", "null"], "items": {"type": "object"}},
+        VALID_KEYS[0]: {"type": ["array", "null"], "items": {"type": "object"}},
     },
 }
 
@@ -163,9 +168,9 @@ class CniApi:
         await self._agent.attachments.check(key, request.netns, previous, call)
 
     async def _collect(self, request: CniRequest, network: str, call: CniCall) -> None:
-        if gc.is_disabled(request.config):
+        if is_gc_disabled(request.config):
             return
-        valid = gc.valid_attachments(request.config, network)
+        valid = valid_attachments(request.config, network)
         self._agent.check_kernel_compared()
         await self._agent.attachments.collect(network, valid, call)
 

@@ -84,7 +84,7 @@ class PlanView(msgspec.Struct, frozen=True):
 def plan_view(agent: Agent) -> PlanView:
     pool, context = agent.pool, agent.context
     state, policy, now = pool.state(), agent.policy, context.now()
-    have, planned, asked = balance(state, policy, now), steps(state, policy, now), context.table.asked_in
+    have, planned, asked = balance(state, policy, now), steps(state, policy, now), context.table.creating_by_vxnet
     return PlanView(
         mode=state.mode,
         actions=[_action_view(s, pool.chooser.preview(_created(s.action), now, asked)) for s in planned],

@@ -12,9 +12,8 @@ from qingcloud_cni.agent.base.phases import Phase, Phases
 from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.pool import Pool
-from qingcloud_cni.core.cni.check import faults
-from qingcloud_cni.core.cni.gc import unlisted
-from qingcloud_cni.core.cni.network_config import NetworkConfig, routes_for
+from qingcloud_cni.core.cni.check import mismatches
+from qingcloud_cni.core.cni.network_config import NetworkConfig, routes_for, unlisted_attachments
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.cni.results import Result, result_of
 from qingcloud_cni.core.errors import (
@@ -136,7 +135,7 @@ class Attachments:
                 seen = await self._context.kernel.inspect(netns_path, key.ifname)
             attachment = self._context.table.attachments.get(key)
             nic = self._context.table.nics[attachment.nic_id] if attachment is not None else None
-            if found := faults(attachment, nic, seen, previous, key.ifname):
+            if found := mismatches(attachment, nic, seen, previous, key.ifname):
                 raise CheckFailed(f"attachment {key}: {'; '.join(found)}")
 
     async def collect(self, network: str, valid: frozenset[AttachmentKey], call: CniCall) -> None:
@@ -146,7 +145,7 @@ class Attachments:
         for. At the end KernelRefused names what could not be released; Unavailable if time ran out.
         """
         failures: list[str] = []
-        left = [*unlisted(self._context.table.attachments.values(), network, valid)]
+        left = [*unlisted_attachments(self._context.table.attachments.values(), network, valid)]
         for n, attachment in enumerate(left):
             if not call.left:
                 rest = f"{len(left) - n} of {len(left)} unlisted attachments not checked within {call.seconds:.0f} s"
@@ -257,7 +256,7 @@ class Attachments:
             return None
         found = replace(known, netns=netns) if known.netns.is_same(netns) else known  # whatever its path is now
         nic = self._context.table.nics[known.nic_id]
-        if not faults(found, nic, seen, result_of(found, nic), key.ifname):
+        if not mismatches(found, nic, seen, result_of(found, nic), key.ifname):
             return found
         await self._release(known, "a repeated ADD found its link changed", call.phases)
         return None
@@ -288,7 +287,7 @@ class Attachments:
             uptime=context.clock.uptime(),
         )
         with call.phases.waiting(Phase.QUEUE):
-            move = await self._pool.take(wanted, config.wish, call)
+            move = await self._pool.take(wanted, config.request, call)
         with move:
             attachment, nic, is_on_disk = await self._configure(table.attachments[key], config, call)
         if not is_on_disk:

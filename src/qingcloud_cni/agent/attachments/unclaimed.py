@@ -59,6 +59,6 @@ class Unclaimed:
             holder = unclaimed_attachment(nic, seen, context.now())
             table.found(holder, context.now())
         if holder is not None and holder.key.is_unclaimed:
-            table.named(holder.key, claimed(holder, key, config), context.now())
+            table.claimed(holder.key, claimed(holder, key, config), context.now())
             context.journal.push()
         return seen

@@ -49,7 +49,7 @@ class CloudWrites:
         self._signals.plan_due.notify()
         await self._context.journal.save()
         while (now := self._context.now()) - self._table.intents[intent.op_id].since > FRESH:
-            self._table.renew(intent.op_id, now)
+            self._table.restarted(intent.op_id, now)
             await self._context.journal.save()
         return self._table.intents[intent.op_id]
 

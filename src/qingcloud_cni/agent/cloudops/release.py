@@ -149,7 +149,7 @@ class Releaser(CloudWrites):
                 if intent.is_repair:
                     self._table.lost(nic_id, now, "the cloud has not detached it")
                 else:
-                    self._table.kept(nic_id, now, "the cloud has not detached it")
+                    self._table.not_detached(nic_id, now, "the cloud has not detached it")
                 attached.append(nic_id)
             else:
                 free.append(nic_id)

@@ -17,7 +17,7 @@ from qingcloud_cni.agent.cloudops.provisioning import Provisioner
 from qingcloud_cni.agent.cloudops.release import Releaser
 from qingcloud_cni.agent.pool.duplicates import Duplicates
 from qingcloud_cni.agent.pool.flows import Flows
-from qingcloud_cni.core.cni.network_config import Wish
+from qingcloud_cni.core.cni.network_config import AddressRequest
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty, Unavailable
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.metrics import gauge
@@ -136,7 +136,7 @@ class Pool:
         table, now = self._context.table, self._context.now()
         nics = tuple(table.nics.values())
         idle_gateways = unused(nics, tuple(table.attachments.values())) if self.is_draining else frozenset()
-        asked = table.asked(self._identity.gateway_prefix)
+        asked = table.creating_named(self._identity.gateway_prefix)
         return PoolState(
             nics=tuple(n for n in nics if not n.is_gateway or n.nic_id in idle_gateways),
             mode=self.mode,
@@ -144,7 +144,7 @@ class Pool:
             gateways=asked + sum(n.is_gateway and n.nic_id not in idle_gateways for n in nics),
             waiting=self.waiting,
             instance_room=max(self._instance_nic_limit - self._others, 0),
-            vxnet_room=self.chooser.room(now, table.asked_in),
+            vxnet_room=self.chooser.room(now, table.creating_by_vxnet),
             grows_at=self._provisioner.backoff.until,
             shrinks_at=self._releaser.backoff.until,
             attach_seconds=self._provisioner.attach_time.seconds,
@@ -179,7 +179,7 @@ class Pool:
 
     # --- handing out ---------------------------------------------------------------------------------
 
-    async def take(self, attachment: Attachment, wish: Wish, call: CniCall) -> Move:
+    async def take(self, attachment: Attachment, request: AddressRequest, call: CniCall) -> Move:
         """Assign a NIC to this attachment. The answer marks it as moving; the caller ends that.
 
         PoolEmpty with the cause once its time is up; InvalidConfig if no idle NIC is as requested; Unavailable if the
@@ -187,8 +187,8 @@ class Pool:
         """
         if self._refusal:
             raise Draining(self._refusal)
-        if wish:
-            return self._assign(attachment, self._requested(wish))
+        if request:
+            return self._assign(attachment, self._requested(request))
         waiter = _Waiter(attachment, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         self.hand_out()
@@ -243,13 +243,13 @@ class Pool:
         self._context.table.assign(replace(attachment, nic_id=nic.nic_id, since=self._context.now()))
         return self._context.moves.of(nic.nic_id)
 
-    def _requested(self, wish: Wish) -> Nic:
+    def _requested(self, request: AddressRequest) -> Nic:
         for nic in self._ready():
-            if wish.fits(nic):
+            if request.fits(nic):
                 return nic
         raise InvalidConfig(
-            f"{wish}: no idle NIC of this host has it, and a NIC keeps what the cloud gave it; leave it out, or ask"
-            " for that of an idle one (qingagent nics)"
+            f"{request}: no idle NIC of this host has it, and a NIC keeps what the cloud gave it; leave it out, or"
+            " ask for that of an idle one (qingagent nics)"
         )
 
     def _leave(self, waiter: _Waiter, cause: str) -> None:
@@ -367,7 +367,7 @@ class Pool:
         for step in steps(self.state(), self._policy, self._context.now()):
             match step.action:
                 case CreateNics(count) if calls := self._provisioning_permits.take():
-                    asked = self._context.table.asked_in
+                    asked = self._context.table.creating_by_vxnet
                     self._provisioner.start_create(self.chooser.choose(count, self._context.now(), asked), calls)
                 case AttachNics(nic_ids) if calls := self._provisioning_permits.take():
                     self._provisioner.start_attach(nic_ids, calls)

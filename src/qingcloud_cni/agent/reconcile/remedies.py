@@ -65,7 +65,7 @@ class Remedies:
     def forgive(self) -> None:
         """Let NICs be repaired again whose repairs have failed too often."""
         for nic in self._context.table.in_state(NicState.MISSING):
-            self._context.table.forgive(nic.nic_id)
+            self._context.table.reset_repairs(nic.nic_id)
 
     def begin(self) -> None:
         """A comparison begins."""

@@ -1,27 +1,27 @@
-"""Whether an attachment is as ADD left it: for CHECK, and for an ADD that is repeated. Pure."""
+"""Compare an attachment with what ADD left: for CHECK, and for a repeated ADD. Pure."""
 
 from qingcloud_cni.core.cni.results import Result
 from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
 from qingcloud_cni.core.seams.kernel import Inspection
 
 
-def faults(
+def mismatches(
     attachment: Attachment | None, nic: Nic | None, seen: Inspection, previous: Result, ifname: str
 ) -> tuple[str, ...]:
-    """Everything that is wrong, in words; empty where all is well.
+    """Describe every mismatch.
 
-    What others added is none of it: more addresses, routes and interfaces, a MAC that *previous* lists, routes of
-    ours in another table.
+    Additions by others do not count: more addresses, routes and interfaces, a MAC that *previous* lists, our routes
+    in another table.
     """
     if attachment is None or nic is None:
-        return ("the agent knows no such attachment",)
+        return ("the agent has no such attachment",)
     if not attachment.is_ready or nic.state is not NicState.ASSIGNED:
         return ("the agent has not finished its ADD",)
     if not attachment.netns.is_same(seen.netns):
         return (f"CNI_NETNS {seen.netns.path} is not the namespace of its ADD ({attachment.netns.path})",)
     sandboxes = {seen.netns.path, attachment.netns.path}
     listed = [n for n, i in enumerate(previous.interfaces) if i.name == ifname and i.sandbox in sandboxes]
-    found = [*_link_faults(nic, seen, {previous.interfaces[n].mac.lower() for n in listed}, ifname)]
+    found = [*_link_mismatches(nic, seen, {previous.interfaces[n].mac.lower() for n in listed}, ifname)]
     if not listed:
         found.append(f"prevResult lists no interface {ifname} in {seen.netns.path}")
     if not any(ip.address == nic.address and ip.interface in (None, *listed) for ip in previous.ips):
@@ -33,7 +33,7 @@ def faults(
     return tuple(found)
 
 
-def _link_faults(nic: Nic, seen: Inspection, macs: set[str], ifname: str) -> tuple[str, ...]:
+def _link_mismatches(nic: Nic, seen: Inspection, macs: set[str], ifname: str) -> tuple[str, ...]:
     link = seen.link
     if link is None:
         return (f"interface {ifname} is missing in {seen.netns.path}",)

@@ -1,27 +1,27 @@
-"""The network configuration and CNI_ARGS: all that a runtime asks for a container, checked."""
+"""The network configuration and CNI_ARGS, checked: requests of ADD, valid attachments of GC."""
 
 import ipaddress
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from qingcloud_cni.core.cni.protocol import network_name, version_of
-from qingcloud_cni.core.cni.reading import flag, folded, section, text, texts
+from qingcloud_cni.core.cni.reading import flag, folded, section, sections, text, texts
 from qingcloud_cni.core.cni.results import Result, read_dns, read_result
 from qingcloud_cni.core.errors import InvalidConfig
-from qingcloud_cni.core.nics.model import Dns, Nic, Route, Workload
+from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Dns, Nic, Route, Workload
+from qingcloud_cni.core.nics.names import MAC
 
 UNSPECIFIED = "0.0.0.0"  # noqa: S104 - a gateway the agent is asked to fill in, not an address to listen on
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+VALID_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")  # of GC; the second one as in the tag spec-v1.1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """The address and the MAC the NIC shall have, each "" if any will do."""
+class AddressRequest:
+    """The address and MAC that a container requests, each "" for any."""
 
     address: str = ""  # with or without prefix length
     mac: str = ""  # lower case
-    asked_by: str = ""  # the keys, for messages
+    requested_by: str = ""  # the keys, for messages
 
     def __bool__(self) -> bool:
         return bool(self.address or self.mac)
@@ -29,7 +29,7 @@ class Wish:
     def __str__(self) -> str:
         parts = [f"address {self.address}"] if self.address else []
         parts += [f"MAC {self.mac}"] if self.mac else []
-        return f"{' with '.join(parts)} (asked for by {self.asked_by})"
+        return f"{' with '.join(parts)} (requested by {self.requested_by})"
 
     def fits(self, nic: Nic) -> bool:
         return self.mac in ("", nic.nic_id) and self.address in ("", nic.address, nic.address.partition("/")[0])
@@ -37,26 +37,24 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """A network configuration, checked."""
-
     cni_version: str
     name: str
-    routes: tuple[Route, ...]  # a gateway of "" is the vxnet's own router, one of 0.0.0.0 this host's gateway
+    routes: tuple[Route, ...]  # gateway "": the vxnet's router; 0.0.0.0: this host's gateway
     dns: Dns
     is_gateway: bool
     ip_masq: bool
-    wish: Wish = field(default_factory=Wish)
+    request: AddressRequest = field(default_factory=AddressRequest)
     workload: Workload = field(default_factory=Workload)
-    previous: Result | None = None  # of the plugins before us in the chain
+    previous: Result | None = None  # of the earlier plugins in the chain
 
     @property
     def services(self) -> tuple[str, ...]:
-        """What is to be reached through this host's gateway: the routes via 0.0.0.0."""
+        """The ranges to reach through this host's gateway: routes via 0.0.0.0."""
         return tuple(r.dst for r in self.routes if r.gw == UNSPECIFIED)
 
 
 def read_config(config: Mapping[str, object], cni_args: str = "") -> NetworkConfig:
-    """Check all of a network configuration that matters to ADD; keys match without regard to case."""
+    """Check what ADD needs of a network configuration; keys are case-insensitive."""
     keys = folded(config)
     args = section("args", keys.get("args"))
     runtime = section("runtimeConfig", keys.get("runtimeconfig"))
@@ -68,20 +66,20 @@ def read_config(config: Mapping[str, object], cni_args: str = "") -> NetworkConf
         dns=_with_runtime_dns(read_dns("dns", keys.get("dns")), runtime.get("dns")),
         is_gateway=flag(keys, "isGateway", default=True),
         ip_masq=flag(keys, "ipMasq", default=False),
-        wish=_wish(runtime, _object(args.get("cni")), pairs),
+        request=_address_request(runtime, _object(args.get("cni")), pairs),
         workload=_workload(args, pairs),
         previous=read_previous(config),
     )
 
 
 def read_previous(config: Mapping[str, object]) -> Result | None:
-    """The `prevResult`, in whichever supported version it is; None where there is none."""
+    """Return the `prevResult`, in any supported version, if there is one."""
     value = folded(config).get("prevresult")
     return None if value is None else read_result("prevResult", value, version_of(config))
 
 
 def read_cni_args(cni_args: str) -> dict[str, str]:
-    """The pairs of CNI_ARGS: `K=V;K=V`. What is no pair is passed over, as is, by those who read, an unknown key."""
+    """Return the pairs of CNI_ARGS: `K=V;K=V`. Readers ignore malformed pairs and unknown keys."""
     pairs = (pair.partition("=") for pair in cni_args.split(";"))
     return {key: value for key, equals, value in pairs if key and equals}
 
@@ -109,19 +107,19 @@ def _route(where: str, entry: object) -> Route:
     except ValueError as err:
         raise InvalidConfig(f"{where}.dst {dst!r} is not an IPv4 network ({err})") from None
     if network is None:
-        raise InvalidConfig(f"{where}.dst {dst!r} is not an IPv4 network; put one there, such as 10.96.0.0/12")
+        raise InvalidConfig(f"{where}.dst {dst!r} is not an IPv4 network, such as 10.96.0.0/12")
     if not isinstance(gw, str):
         raise InvalidConfig(f"{where}.gw {gw!r} is not an IPv4 address")
     try:
         return Route(str(network), str(ipaddress.IPv4Address(gw)) if gw else "")
     except ValueError:
         raise InvalidConfig(
-            f"{where}.gw {gw!r} is not an IPv4 address; give that of a gateway in the pod's vxnet"
+            f"{where}.gw {gw!r} is not an IPv4 address; use that of a gateway in the pod's vxnet"
         ) from None
 
 
 def _with_runtime_dns(dns: Dns, value: object) -> Dns:
-    """What the runtime says replaces what the configuration says, list by list; the keys are not those of `dns`."""
+    """Replace each list that the runtime gives; its keys are not those of `dns`."""
     keys = section("runtimeConfig.dns", value)
     servers, searches, options = (
         texts(f"runtimeConfig.dns.{k}", keys.get(k)) for k in ("servers", "searches", "options")
@@ -131,11 +129,13 @@ def _with_runtime_dns(dns: Dns, value: object) -> Dns:
     )
 
 
-# --- address and MAC that were asked for -------------------------------------------------------------
+# --- requested address and MAC -----------------------------------------------------------------------
 
 
-def _wish(runtime: Mapping[str, object], cni: Mapping[str, object], pairs: Mapping[str, str]) -> Wish:
-    """The first of those who ask counts: the capability, then `args`, then CNI_ARGS."""
+def _address_request(
+    runtime: Mapping[str, object], cni: Mapping[str, object], pairs: Mapping[str, str]
+) -> AddressRequest:
+    """Read the first source that has one: the capability, then `args`, then CNI_ARGS."""
     addresses: dict[str, tuple[str, ...]] = {
         "runtimeConfig.ips": texts("runtimeConfig.ips", runtime.get("ips")),
         "args.cni.ips": texts("args.cni.ips", cni.get("ips")),
@@ -146,36 +146,32 @@ def _wish(runtime: Mapping[str, object], cni: Mapping[str, object], pairs: Mappi
         "args.cni.mac": text("args.cni.mac", cni.get("mac")),
         "MAC in CNI_ARGS": pairs.get("MAC", ""),
     }
-    by_address = next((where for where, asked in addresses.items() if asked), "")
-    by_mac = next((where for where, asked in macs.items() if asked), "")
-    return Wish(
-        _wished_address(by_address, addresses[by_address]) if by_address else "",
-        _wished_mac(by_mac, macs[by_mac]) if by_mac else "",
+    by_address = next((where for where, requested in addresses.items() if requested), "")
+    by_mac = next((where for where, requested in macs.items() if requested), "")
+    return AddressRequest(
+        _requested_address(by_address, addresses[by_address]) if by_address else "",
+        _requested_mac(by_mac, macs[by_mac]) if by_mac else "",
         " and ".join(filter(None, (by_address, by_mac))),
     )
 
 
-def _wished_address(where: str, addresses: tuple[str, ...]) -> str:
+def _requested_address(where: str, addresses: tuple[str, ...]) -> str:
     if len(addresses) > 1:
-        raise InvalidConfig(
-            f"{where} asks for {', '.join(addresses)}, and a NIC has one address; ask for one at most"
-        )
+        raise InvalidConfig(f"{where}: {', '.join(addresses)}: a NIC has one address; request one at most")
     (address,) = addresses
     try:
         return str(ipaddress.IPv4Interface(address) if "/" in address else ipaddress.IPv4Address(address))
     except ValueError:
-        raise InvalidConfig(
-            f"{where} asks for {address!r}, which is not an IPv4 address; NICs have no others"
-        ) from None
+        raise InvalidConfig(f"{where}: {address!r} is not an IPv4 address; NICs have no others") from None
 
 
-def _wished_mac(where: str, mac: str) -> str:
-    if not _MAC.fullmatch(mac.lower()):
-        raise InvalidConfig(f"{where} asks for {mac!r}, which is not a MAC such as 52:54:9e:01:02:03")
+def _requested_mac(where: str, mac: str) -> str:
+    if not MAC.fullmatch(mac.lower()):
+        raise InvalidConfig(f"{where}: {mac!r} is not a MAC such as 52:54:9e:01:02:03")
     return mac.lower()
 
 
-# --- what is told of the container -------------------------------------------------------------------
+# --- the container -----------------------------------------------------------------------------------
 
 
 def _workload(args: Mapping[str, object], pairs: Mapping[str, str]) -> Workload:
@@ -190,7 +186,7 @@ def _workload(args: Mapping[str, object], pairs: Mapping[str, str]) -> Workload:
 
 
 def _labels(value: object) -> tuple[tuple[str, str], ...]:
-    """Those that are key and value: this is optional data, and the rest of it means nothing to us."""
+    """Return the labels with key and value; they are optional, so others are ignored."""
     entries = [_object(entry) for entry in value] if isinstance(value, list) else []
     pairs = [(entry.get("key"), entry.get("value", "")) for entry in entries]
     return tuple((key, label) for key, label in pairs if isinstance(key, str) and isinstance(label, str))
@@ -204,23 +200,52 @@ def _object(value: object) -> dict[str, object]:
 
 
 def routes_for(nic: Nic, config: NetworkConfig, host_gateway: str = "") -> tuple[Route, ...]:
-    """The routes to install with this NIC: the default one unless it is given, then those asked for.
+    """Return the routes to install: the default route unless the configuration has one, then its routes.
 
-    *host_gateway* replaces 0.0.0.0.
-
-    InvalidConfig where a given gateway can be none in the NIC's vxnet: the kernel could not reach it.
+    *host_gateway* replaces 0.0.0.0. InvalidConfig if a gateway is not an address of the NIC's vxnet.
     """
     own = ipaddress.IPv4Interface(nic.address)
     network = own.network
-    nobody = {own.ip, network.network_address, network.broadcast_address}
+    not_neighbours = {own.ip, network.network_address, network.broadcast_address}
     routes = tuple(Route(r.dst, host_gateway if r.gw == UNSPECIFIED else r.gw or nic.gateway) for r in config.routes)
     for route in routes:
         gateway = ipaddress.IPv4Address(route.gw)
-        if gateway not in network or gateway in nobody:
+        if gateway not in network or gateway in not_neighbours:
             raise InvalidConfig(
                 f"route to {route.dst}: gateway {route.gw} is not a neighbour in vxnet {nic.vxnet_id} ({network});"
-                " give an address of that vxnet or another --vxnet"
+                " use an address of that vxnet or another --vxnet"
             )
     if any(r.dst == "0.0.0.0/0" for r in routes):
         return routes
     return (Route("0.0.0.0/0", nic.gateway), *routes)
+
+
+# --- GC ----------------------------------------------------------------------------------------------
+
+
+def is_gc_disabled(config: Mapping[str, object]) -> bool:
+    """Read `args.DisableGC`: runtimes do not pass a list's `disableGC` to plugins."""
+    args = section("args", folded(config).get("args"))
+    return flag(args, "DisableGC", default=False, within="args.")
+
+
+def valid_attachments(config: Mapping[str, object], network: str) -> frozenset[AttachmentKey]:
+    """Return the attachments of *network* to retain; null is an empty list, no list is InvalidConfig."""
+    keys = folded(config)
+    key = next((key for key in VALID_KEYS if key in keys), None)
+    if key is None:
+        raise InvalidConfig(f"GC: {VALID_KEYS[0]} is missing, so nothing is freed")
+    found = set()
+    for n, entry in enumerate(sections(key, keys[key])):
+        container_id, ifname = (text(f"{key}[{n}].{k}", entry.get(k.lower())) for k in ("containerID", "ifname"))
+        if not (container_id and ifname):
+            raise InvalidConfig(f"{key}[{n}]: containerID or ifname is missing, so nothing is freed")
+        found.add(AttachmentKey(network, container_id, ifname))
+    return frozenset(found)
+
+
+def unlisted_attachments(
+    attachments: Iterable[Attachment], network: str, valid: frozenset[AttachmentKey]
+) -> tuple[Attachment, ...]:
+    """Return the attachments of *network* that are not in *valid*. Their namespaces may still live."""
+    return tuple(a for a in attachments if a.key.network == network and a.key not in valid)

@@ -1,4 +1,4 @@
-"""The CNI protocol as data: verbs, the versions of the specification and what differs between them, keys, errors."""
+"""The CNI protocol as data: verbs, versions of the specification and their differences, keys, errors."""
 
 import re
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from qingcloud_cni.core.errors import (
 )
 from qingcloud_cni.core.nics.model import AttachmentKey
 
-IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")  # container ids and network names (cni.md section 1.2)
-IFNAME_FORBIDDEN = re.compile(r"[/:%\s]")  # "%" because the kernel expands eth%d
+IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")  # container ids and network names, by the specification
+IFNAME_FORBIDDEN = re.compile(r"[/:%\s]")  # the kernel expands "eth%d"
 IFNAME_BYTES = 15  # IFNAMSIZ - 1
 LARGEST_CONFIG = 8 * 1024 * 1024  # bytes on stdin; the plugin has the same limit
 LARGEST_REQUEST = 2 * LARGEST_CONFIG  # bytes; with the CNI variables, which Linux limits to 128 KiB each
 
 
 class Verb(StrEnum):
-    """What is asked of the agent; the plugin answers VERSION by itself."""
+    """Verbs of the agent; the plugin answers VERSION."""
 
     ADD = "ADD"
     DEL = "DEL"
@@ -41,7 +41,7 @@ class Shape(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What differs between versions of the specification (cni.md, first table and section 2.2)."""
+    """What differs between versions; see docs/reference/cni.md, "Versions"."""
 
     verbs: frozenset[Verb]
     shape: Shape
@@ -61,12 +61,12 @@ VERSIONS: Mapping[str, Version] = MappingProxyType(
         "1.1.0": Version(frozenset(Verb), Shape.IPS, has_details=True),
     }
 )
-DEFAULT_VERSION = "0.1.0"  # where a configuration names none (cni.md section 1.4)
+DEFAULT_VERSION = "0.1.0"  # of a configuration without cniVersion
 NEWEST_VERSION = "1.1.0"
 
 
 def check_names(container_id: str, ifname: str) -> None:
-    """InvalidEnvironment where one of them is malformed; GC and STATUS have neither."""
+    """InvalidEnvironment if one is malformed; both are empty in GC and STATUS."""
     if container_id and not IDENTIFIER.fullmatch(container_id):
         raise InvalidEnvironment(
             f"CNI_CONTAINERID {container_id!r}: invalid characters; wanted letters, digits, '_', '.', '-'"
@@ -75,12 +75,12 @@ def check_names(container_id: str, ifname: str) -> None:
         raise InvalidEnvironment(f"CNI_IFNAME {ifname!r} is longer than {IFNAME_BYTES} bytes")
     if ifname in {".", ".."} or IFNAME_FORBIDDEN.search(ifname):
         raise InvalidEnvironment(
-            f"CNI_IFNAME {ifname!r} is no interface name; it must not hold '/', ':', '%' or blanks"
+            f"CNI_IFNAME {ifname!r} is not an interface name; it must not contain '/', ':', '%' or blanks"
         )
 
 
 def check_key(network: str, container_id: str, ifname: str) -> AttachmentKey:
-    """The attachment a request speaks of; InvalidEnvironment where a part of it is missing or malformed."""
+    """Return the attachment of a request; InvalidEnvironment if a part is missing or malformed."""
     missing = [n for n, v in (("CNI_CONTAINERID", container_id), ("CNI_IFNAME", ifname)) if not v]
     if missing:
         raise InvalidEnvironment(f"required environment variables {', '.join(missing)} are missing")
@@ -92,18 +92,18 @@ def known_verb(command: str) -> Verb:
     try:
         return Verb(command)
     except ValueError:
-        raise InvalidEnvironment(f"CNI_COMMAND {command!r} is unknown; served are {', '.join(Verb)}") from None
+        raise InvalidEnvironment(f"CNI_COMMAND {command!r} is unknown; supported are {', '.join(Verb)}") from None
 
 
 def check_allowed(verb: Verb, version: str) -> None:
-    """IncompatibleVersion where the configuration's version has no such verb."""
+    """IncompatibleVersion if the configuration's version does not have the verb."""
     if verb not in VERSIONS[version].verbs:
         first = next(name for name, known in VERSIONS.items() if verb in known.verbs)
-        raise IncompatibleVersion(f"cniVersion {version} does not allow {verb}: it came with {first}")
+        raise IncompatibleVersion(f"cniVersion {version} does not allow {verb}; use {first} or newer")
 
 
 def version_of(config: Mapping[str, object]) -> str:
-    """The configuration's cniVersion, one of VERSIONS."""
+    """Return the configuration's cniVersion, one of VERSIONS."""
     version = folded(config).get("cniversion")
     if version is None or version == "":
         return DEFAULT_VERSION
@@ -117,14 +117,14 @@ def version_of(config: Mapping[str, object]) -> str:
 def network_name(config: Mapping[str, object]) -> str:
     name = folded(config).get("name")
     if not isinstance(name, str) or not name:
-        raise InvalidConfig('the network configuration has no name; give it one: "name": "mynet"')
+        raise InvalidConfig('the network configuration has no name; add one: "name": "mynet"')
     if not IDENTIFIER.fullmatch(name):
         raise InvalidConfig(f"name {name!r}: invalid characters; wanted letters, digits, '_', '.', '-'")
     return name
 
 
 def render_error(code: int, message: str, version: str = NEWEST_VERSION, details: str = "") -> dict[str, object]:
-    """The CNI error object; *version* is the request's where it could be read."""
+    """Return the CNI error object; *version* is the request's, if it could be read."""
     error: dict[str, object] = {"cniVersion": version, "code": code, "msg": harmless(message)}
     return error | {"details": harmless(details)} if details else error
 
@@ -133,5 +133,5 @@ _TAKEN_FOR_SUCCESS = re.compile(r"not found|no such file", re.IGNORECASE)
 
 
 def harmless(message: str) -> str:
-    """*message* without the words by which containerd and Nomad take a failed DEL for a success (go-cni)."""
+    """Replace the words by which go-cni (containerd, Nomad) takes a failed DEL for a success."""
     return _TAKEN_FOR_SUCCESS.sub("missing", message)

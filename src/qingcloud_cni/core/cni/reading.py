@@ -1,4 +1,4 @@
-"""Reading JSON that others wrote: values of the type wanted, or InvalidConfig that names key and value."""
+"""Readers of JSON values: each returns its type, or raises InvalidConfig naming key and value."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,12 @@ from qingcloud_cni.core.errors import InvalidConfig
 
 
 def folded(mapping: Mapping[str, object]) -> dict[str, object]:
-    """The same mapping with lower-case keys; Go runtimes match keys without regard to case."""
+    """Return the mapping with lower-case keys, as Go runtimes ignore their case."""
     return {k.lower(): v for k, v in mapping.items()}
 
 
 def section(where: str, value: object) -> dict[str, object]:
-    """An object with its keys folded; empty where it is absent."""
+    """Read an object and fold its keys; {} if absent."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -20,7 +20,7 @@ def section(where: str, value: object) -> dict[str, object]:
 
 
 def sections(where: str, value: object) -> tuple[dict[str, object], ...]:
-    """A list of objects, as `section` gives each of them."""
+    """Read a list of objects, each as in `section`."""
     if not isinstance(value, list | None):
         raise InvalidConfig(f"{where} {value!r} is not a list")
     for n, entry in enumerate(value or ()):
@@ -30,14 +30,14 @@ def sections(where: str, value: object) -> tuple[dict[str, object], ...]:
 
 
 def text(where: str, value: object) -> str:
-    """A string; empty where it is absent."""
+    """Read a string; "" if absent."""
     if value is not None and not isinstance(value, str):
         raise InvalidConfig(f"{where} {value!r} is not a string")
     return value or ""
 
 
 def texts(where: str, value: object) -> tuple[str, ...]:
-    """A list of strings; empty where it is absent."""
+    """Read a list of strings; () if absent."""
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -46,14 +46,14 @@ def texts(where: str, value: object) -> tuple[str, ...]:
 
 
 def number(where: str, value: object) -> int | None:
-    """A whole number, not below 0; None where it is absent."""
+    """Read an integer of at least 0; None if absent."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise InvalidConfig(f"{where} {value!r} is not a whole number from 0 on")
+        raise InvalidConfig(f"{where} {value!r} is not a whole number, 0 or more")
     return value
 
 
 def flag(keys: Mapping[str, object], key: str, *, default: bool, within: str = "") -> bool:
-    """The truth under *key* of folded *keys*, as JSON has it or as 0.4.0 typed it: "true" or "false"."""
+    """Read a boolean under *key* of folded *keys*; version 0.4.0 typed some as the strings "true" and "false"."""
     value = keys.get(key.lower())
     if value is None:
         return default

@@ -1,6 +1,6 @@
-"""Results of ADD: read in any version of the specification, extended, and written in any other (cni.md section 2).
+"""Results of ADD, read and written in any version of the specification; docs/reference/cni.md, "Results".
 
-In memory a result has what the newest version can say. Writing it for an older one leaves out what that cannot.
+In memory a result has all fields of the newest version. Rendering for an older one leaves out the others.
 """
 
 import ipaddress
@@ -19,7 +19,7 @@ _ROUTE_DETAILS = ("mtu", "advmss", "priority", "table", "scope")  # of 1.1.0
 class Interface:
     name: str
     mac: str = ""
-    sandbox: str = ""  # CNI_NETNS; "" for one on the host
+    sandbox: str = ""  # CNI_NETNS; "" on the host
     mtu: int | None = None
     socket_path: str = ""
     pci_id: str = ""
@@ -40,7 +40,7 @@ class Ip:
 class ResultRoute:
     dst: str  # CIDR
     gw: str = ""
-    details: tuple[tuple[str, int], ...] = ()  # those of _ROUTE_DETAILS that were given
+    details: tuple[tuple[str, int], ...] = ()  # by the keys of _ROUTE_DETAILS
 
     @property
     def family(self) -> str:
@@ -63,14 +63,14 @@ def _family(network: str) -> str:
 
 
 def result_of(attachment: Attachment, nic: Nic) -> Result:
-    """What ADD made, by itself."""
+    """Return the result of one attachment."""
     interface = Interface(attachment.key.ifname, nic.nic_id, attachment.netns.path, attachment.mtu or None)
     routes = tuple(ResultRoute(r.dst, r.gw) for r in attachment.routes)
     return Result((interface,), (Ip(nic.address, nic.gateway, 0),), routes, attachment.dns)
 
 
 def extended(previous: Result, own: Result) -> Result:
-    """The result of a chain so far, and ours behind it: nothing of either is lost."""
+    """Append our result to that of the earlier plugins; nothing of either is lost."""
     shift = len(previous.interfaces)
     ips = tuple(ip if ip.interface is None else replace(ip, interface=ip.interface + shift) for ip in own.ips)
     return Result(
@@ -94,16 +94,16 @@ def _merged(one: Dns, other: Dns) -> Dns:
 
 
 def check_extensible(previous: Result, ifname: str, version: str) -> None:
-    """InvalidConfig where our interface and address cannot be told beside those of *previous*."""
+    """InvalidConfig if *version* cannot hold our interface and address beside those of *previous*."""
     if any(interface.name == ifname for interface in previous.interfaces):
         raise InvalidConfig(
-            f"prevResult has an interface {ifname} already: qingcni makes one and changes none, so it comes first in"
-            " a chain, or gets another CNI_IFNAME"
+            f"prevResult has an interface {ifname} already: qingcni only creates interfaces; put it first in the"
+            " chain, or use another CNI_IFNAME"
         )
     families = [ip.family for ip in previous.ips] + ["4"]
     if VERSIONS[version].shape is Shape.IP4 and len(set(families)) < len(families):
         raise InvalidConfig(
-            f"cniVersion {version} has room for one address of each family, and prevResult has"
+            f"cniVersion {version} holds one address of each family, and prevResult has"
             f" {', '.join(ip.address for ip in previous.ips)} already; use 0.3.0 or newer"
         )
 
@@ -112,7 +112,7 @@ def check_extensible(previous: Result, ifname: str, version: str) -> None:
 
 
 def read_result(where: str, value: object, default_version: str) -> Result:
-    """A result in the version it names, *default_version* where it names none; InvalidConfig if it is none."""
+    """Read a result in its cniVersion, or *default_version*; InvalidConfig if it is malformed."""
     keys = section(where, value)
     version = text(f"{where}.cniVersion", keys.get("cniversion")) or default_version
     if version not in VERSIONS:
@@ -182,9 +182,9 @@ def _read_route(where: str, keys: Mapping[str, object]) -> ResultRoute:
 
 
 def _cidr(where: str, value: object) -> str:
-    """As it stands there, once it is known to be an address or a network with its prefix length."""
+    """Return the text unchanged if it is an address or network with a prefix length."""
     try:
-        if isinstance(value, str) and value.rpartition("/")[2].isdecimal():  # Python would take a netmask as well
+        if isinstance(value, str) and value.rpartition("/")[2].isdecimal():  # Python accepts a netmask as well
             ipaddress.ip_interface(value)
             return value
     except ValueError:
@@ -193,7 +193,7 @@ def _cidr(where: str, value: object) -> str:
 
 
 def _address(where: str, value: object) -> str:
-    """An address as it stands there; empty where it is absent."""
+    """Return the text unchanged if it is an address; "" if absent."""
     if value is None or value == "":
         return ""
     try:
@@ -209,7 +209,7 @@ def _address(where: str, value: object) -> str:
 
 
 def render(result: Result, version: str) -> dict[str, object]:
-    """The result in the shape of *version* (cni.md section 2.3); InvalidConfig where it has no address to tell."""
+    """Render the result in the shape of *version*; InvalidConfig if that requires an address and there is none."""
     shape = VERSIONS[version].shape
     body = _render_halves(result) if shape is Shape.IP4 else _render_lists(result, version)
     return {"cniVersion": version, **body, "dns": _render_dns(result.dns)}
@@ -224,7 +224,7 @@ def _render_halves(result: Result) -> dict[str, object]:
             routes = [_render_route(r, has_details=False) for r in result.routes if r.family == family]
             halves[f"ip{family}"] = _given(ip=ip.address, gateway=ip.gateway, routes=routes or None)
     if not halves:
-        raise InvalidConfig("the result has no address, which versions up to 0.2.0 cannot say")
+        raise InvalidConfig("the result has no address, which versions up to 0.2.0 require")
     return halves
 
 
@@ -264,5 +264,5 @@ def _render_dns(dns: Dns) -> dict[str, object]:
 
 
 def _given(**fields: object) -> dict[str, object]:
-    """Without those that say nothing: an index or a metric of 0 does."""
+    """Drop empty values; 0 is a value (index, metric)."""
     return {key: value for key, value in fields.items() if value is not None and value != ""}

@@ -1,4 +1,4 @@
-"""A DEL that the plugin kept in a file because it could not ask the agent: what the file says, and whom it is for."""
+"""Spool files: a DEL that the plugin writes while it cannot reach the agent, and which agent it is for."""
 
 import json
 from dataclasses import dataclass
@@ -17,26 +17,24 @@ _THIS_HOST = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1",
 
 @dataclass(frozen=True, slots=True)
 class SpooledDel:
-    """What a file says."""
-
     key: AttachmentKey
-    boot: str  # the kernel's id of the boot in which the runtime asked for it
-    uptime: float  # seconds from that boot until then
-    address: str  # where the plugin was told to find the agent
-    instance_id: str  # of the agent's host; "" where the plugin was not told
+    boot: str  # the kernel's boot id at the DEL
+    uptime: float  # seconds from the boot to the DEL
+    address: str  # the agent's, in the plugin's configuration
+    instance_id: str  # of the agent's host; "" if the plugin does not know
 
     def is_after(self, boot: str, uptime: float) -> bool:
-        """Whether it was asked for at that moment or later; no clock that was set in between matters."""
+        """Whether the DEL came at that moment or later; independent of wall clocks."""
         return self.boot == boot and self.uptime >= uptime
 
 
 def file_name(key: AttachmentKey) -> str:
-    """One file for each attachment: a later DEL replaces it."""
+    """Return the name of the attachment's file, which a later DEL replaces."""
     return sha256("\0".join((key.network, key.container_id, key.ifname)).encode()).hexdigest() + ".json"
 
 
 def read_spooled(content: bytes) -> SpooledDel:
-    """What a file says; UndecodableRequest where it cannot be one of the plugin's."""
+    """Read a file's content; UndecodableRequest if it is malformed."""
     try:
         said = json.loads(content, parse_constant=_refuse)
     except (ValueError, RecursionError) as err:
@@ -47,16 +45,16 @@ def read_spooled(content: bytes) -> SpooledDel:
     network, container_id, ifname, address, instance_id, boot = (_text(name, said.get(name)) for name in names)
     uptime = said.get("uptime")
     if not isinstance(uptime, int | float) or isinstance(uptime, bool) or not isfinite(uptime):
-        raise UndecodableRequest(f"uptime {uptime!r} is no number of seconds")
+        raise UndecodableRequest(f"uptime {uptime!r} is not a number of seconds")
     try:
         key = check_key(network_name({"name": network}), container_id, ifname)
     except AgentError as err:
-        raise UndecodableRequest(f"it names no attachment: {err}") from None
+        raise UndecodableRequest(f"it does not name an attachment: {err}") from None
     return SpooledDel(key, boot, float(uptime), address, instance_id)
 
 
 def reaches(address: str, host: str, port: int) -> bool:
-    """Whether *address*, as a network configuration has it, leads to an agent that listens at *host* and *port*."""
+    """Whether *address*, of a network configuration, is that of an agent listening at *host* and *port*."""
     there, _, number = address.rpartition(":")
     there = _THIS_HOST.get(there, there.strip("[]"))
     try:

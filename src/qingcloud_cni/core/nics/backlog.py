@@ -1,9 +1,9 @@
-"""Changes that could not be written yet: kept in few rows, however long it takes. Pure."""
+"""Changes that could not be written yet, in bounded space. Pure."""
 
 from collections.abc import Iterable
 
 from qingcloud_cni.core.nics.changes import (
-    EVENTS_KEPT,
+    EVENT_LIMIT,
     Change,
     DropAttachment,
     DropIntent,
@@ -19,7 +19,7 @@ from qingcloud_cni.core.nics.model import Event
 
 
 def compacted(changes: Iterable[Change]) -> list[Change]:
-    """What *changes* come to, written in one transaction: of every row the last one, and the latest events."""
+    """Return the last change of every row and the latest events: the same in one transaction."""
     last: dict[tuple[str, object], Change] = {}
     events: list[Change] = []
     for change in changes:
@@ -27,7 +27,7 @@ def compacted(changes: Iterable[Change]) -> list[Change]:
             events.append(change)
         else:
             last[_row(change)] = change
-    return [*last.values(), *events[-EVENTS_KEPT:]]
+    return [*last.values(), *events[-EVENT_LIMIT:]]
 
 
 def _row(change: Change) -> tuple[str, object]:

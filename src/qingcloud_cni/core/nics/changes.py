@@ -1,11 +1,11 @@
-"""What is on disk, and what may change of it: plain data between the table and the store."""
+"""Rows on disk and their changes: plain data between the table and the store."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Intent, Nic
 
-EVENTS_KEPT = 10_000  # the latest events, or somewhat more; about 3 MB
+EVENT_LIMIT = 10_000  # the latest events to retain, or somewhat more; about 3 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class DropIntent:
 
 @dataclass(frozen=True, slots=True)
 class PutSetting:
-    """A kernel setting that was changed, and its value before."""
+    """A sysctl that the agent changed, and its value before."""
 
     name: str
     before: str
@@ -53,7 +53,7 @@ class DropSetting:
 
 @dataclass(frozen=True, slots=True)
 class PutBoot:
-    """The boot of the host in which everything on disk is as it is."""
+    """The boot of the host in which the rows were written."""
 
     boot_id: str
 
@@ -74,11 +74,11 @@ Change = (
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything on disk but the events."""
+    """All rows but the events."""
 
     nics: tuple[Nic, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     intents: tuple[Intent, ...] = ()
-    settings: Mapping[str, str] = field(default_factory=dict)  # of the kernel: values before they were changed
-    boot_id: str = ""  # of the host, when this was written; "" where nobody knows
-    set_aside: str = ""  # what was wrong with a file that could not be used, and where it is kept
+    settings: Mapping[str, str] = field(default_factory=dict)  # sysctls: values before the first change
+    boot_id: str = ""  # of the host at the last write; "" if unknown
+    set_aside: str = ""  # why a damaged file could not be used, and its new path

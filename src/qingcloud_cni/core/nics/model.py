@@ -1,26 +1,26 @@
-"""What the agent knows: NICs, attachments and the cloud operations under way. Frozen data."""
+"""NICs, attachments, intents and events. Frozen data."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-NO_GATEWAY = -1  # index of NICs that are no gateway
-GONE = "gone"  # what events call the state of a NIC that left the table
+NO_GATEWAY = -1  # index of NICs that are not gateways
+GONE = "gone"  # in events, the state of a NIC that left the table
 
 
 class NicState(StrEnum):
-    """The life of a NIC of ours (design section 3); a NIC is in exactly one state."""
+    """The states of a NIC of ours; `table.FOLLOWS` has the transitions."""
 
     CREATING = "creating"  # exists in the cloud, attached nowhere
-    ATTACHING = "attaching"  # asked of the cloud, its link not seen yet
-    ARRIVING = "arriving"  # its link is on its way to a container or to the parking namespace
+    ATTACHING = "attaching"  # requested from the cloud, its link not seen yet
+    ARRIVING = "arriving"  # its link is on its way to the parking namespace or a container
     IDLE = "idle"  # parked, ready to serve
     ASSIGNED = "assigned"  # serves an attachment
-    COOLING = "cooling"  # parked; its address rests before it is used again
-    DETACHING = "detaching"  # asked of the cloud, not confirmed yet
-    DELETING = "deleting"  # detached; deletion asked of the cloud
-    MISSING = "missing"  # attached says the cloud, but its link is nowhere
-    QUARANTINED = "quarantined"  # parked; its address answered a duplicate probe
-    GATEWAY = "gateway"  # on the host, pinned: takes pods' packets to Service addresses
+    COOLING = "cooling"  # parked; its address cools down before it is used again
+    DETACHING = "detaching"  # requested from the cloud, not confirmed yet
+    DELETING = "deleting"  # detached; delete requested from the cloud
+    MISSING = "missing"  # attached in the cloud, but its link is nowhere
+    QUARANTINED = "quarantined"  # parked; another machine answered a probe of its address
+    GATEWAY = "gateway"  # stays on the host: takes pods' packets to Service addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +28,21 @@ class Nic:
     """One NIC of ours. *nic_id* is its MAC, lower case."""
 
     nic_id: str
-    name: str  # the unique name it was created under (core.names)
+    name: str  # the unique name of its create (core.nics.names)
     vxnet_id: str
     address: str  # with prefix length: "172.16.3.7/24"
     gateway: str  # the vxnet's router: "172.16.3.1"
     state: NicState
-    since: float  # seconds since the epoch at which the state was entered
-    released: float = 0.0  # when it last left a container; 0 while its address owes no rest
-    gateway_index: int = NO_GATEWAY  # of a gateway NIC: its link's number, mark and routing table follow from it
-    claimant: str = ""  # of a quarantined NIC: the MAC that answered for its address
-    repairs: int = 0  # times in a row it was detached and attached again because its link was nowhere
-    repaired: float = 0.0  # when that was begun last, in seconds since the epoch
+    since: float  # when the state was entered, in seconds since the epoch
+    released: float = 0.0  # when it last left a container; 0 if its address need not cool down
+    gateway_index: int = NO_GATEWAY  # of a gateway: link name, mark and routing table follow from it
+    claimant: str = ""  # of a quarantined NIC: the MAC that answered the probe
+    repairs: int = 0  # times in a row that it was detached and attached again, as its link was nowhere
+    repaired: float = 0.0  # when the last of them began, in seconds since the epoch
 
     @property
     def host_address(self) -> str:
-        """The address alone: "172.16.3.7"."""
+        """The address without prefix length."""
         return self.address.partition("/")[0]
 
     @property
@@ -52,7 +52,7 @@ class Nic:
 
 @dataclass(frozen=True, slots=True, order=True)
 class AttachmentKey:
-    """What identifies an attachment, as the CNI specification says."""
+    """What identifies an attachment, by the CNI specification."""
 
     network: str
     container_id: str
@@ -63,23 +63,23 @@ class AttachmentKey:
 
     @property
     def is_unclaimed(self) -> bool:
-        """Of a NIC found in a container by a table begun anew, until a request tells whose it is.
+        """Whether a new table found the NIC in a container, and no request has named the attachment yet.
 
-        The NIC's id stands in the place of the container's.
+        `container_id` is the NIC's id meanwhile.
         """
         return not self.network
 
 
 @dataclass(frozen=True, slots=True)
 class Netns:
-    """A network namespace as it was when a container was added: the path given, and its identity behind it."""
+    """A network namespace at the time of ADD: the path, and the identity behind it."""
 
     path: str  # CNI_NETNS, byte for byte
     dev: int
     inode: int
 
     def is_same(self, other: "Netns") -> bool:
-        """Whether both are one namespace, by whichever paths."""
+        """Whether both are one namespace, whatever the paths."""
         return (self.dev, self.inode) == (other.dev, other.inode)
 
 
@@ -91,7 +91,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Dns:
-    """The `dns` of a network configuration, carried into results."""
+    """The `dns` of a network configuration and of results."""
 
     nameservers: tuple[str, ...] = ()
     domain: str = ""
@@ -101,7 +101,7 @@ class Dns:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What the runtime told of a container besides its id: shown to people, nothing is decided by it."""
+    """Further data of a container, for people only."""
 
     pod_name: str = ""
     pod_namespace: str = ""
@@ -111,7 +111,7 @@ class Workload:
 
     @property
     def pod(self) -> str:
-        """Namespace and name; the name alone where there is no namespace, "" where neither was told."""
+        """Namespace and name, the name alone, or ""."""
         return f"{self.pod_namespace}/{self.pod_name}" if self.pod_namespace else self.pod_name
 
 
@@ -131,11 +131,11 @@ class Attachment:
     services: tuple[str, ...] = ()  # ranges (CIDR) it reaches through this host's gateway
     ip_masq: bool = False  # its flows to Services are masqueraded
     workload: Workload = field(default_factory=Workload)
-    uptime: float = 0.0  # seconds the host had been up when it began; 0 of one that was found
+    uptime: float = 0.0  # of the host when the attachment began, in seconds; 0 if it was found
 
 
 class OpKind(StrEnum):
-    """The cloud writes, by what they do to NICs."""
+    """The cloud writes."""
 
     CREATE = "create"
     ATTACH = "attach"
@@ -145,17 +145,17 @@ class OpKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A cloud write that is about to be made, or was made and is not finished. On disk before the call."""
+    """A cloud write that is not finished; on disk before the call."""
 
     op_id: str
     kind: OpKind
     since: float  # seconds since the epoch
     vxnet_id: str = ""  # create only
     name: str = ""  # create only: the unique name to look up after a lost reply
-    count: int = 0  # create only: NICs asked for
+    count: int = 0  # create only: NICs requested
     nic_ids: tuple[str, ...] = ()  # all but create
-    job_id: str = ""  # attach and detach, once the cloud has answered
-    is_repair: bool = False  # detach only: the NICs are to be attached again, not deleted
+    job_id: str = ""  # attach and detach, after the cloud's answer
+    is_repair: bool = False  # detach only: attach the NICs again, do not delete them
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Event:
     nic_id: str = ""
     subject: str = ""  # attachment key or operation id
     detail: str = ""
-    state: str = ""  # of the NIC from now on: a NicState, or GONE; "" where it did not change
+    state: str = ""  # the NIC's new state: a NicState or GONE; "" if unchanged
     job_id: str = ""  # the cloud's, of the operation
-    pod: str = ""  # of the attachment: "namespace/name", where the runtime told it
-    seq: int = field(default=0, compare=False)  # its place among all events; 0 until it is on disk
+    pod: str = ""  # of the attachment: "namespace/name", if known
+    seq: int = field(default=0, compare=False)  # its number among all events; 0 until it is on disk

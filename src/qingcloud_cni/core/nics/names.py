@@ -1,9 +1,9 @@
-"""Names of NICs in the cloud: how the agent knows its own, and looks up an operation after a lost reply."""
+"""Names of NICs in the cloud, by which the agent knows its own and finds a create after a lost reply."""
 
 import re
 from dataclasses import dataclass
 
-INSTANCE_ID = re.compile(r"i-[0-9a-z]+")  # qingcloud-api.md section 6
+INSTANCE_ID = re.compile(r"i-[0-9a-z]+")  # as the cloud makes them
 NIC_NAME_PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")  # no "_": it separates the parts
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 OPERATION_ID = re.compile(r"[0-9a-f]{16}")
@@ -22,7 +22,7 @@ class NicName:
 
 
 def parse_nic_name(name: str) -> NicName | None:
-    """Split a NIC's name; None where it is not of the form this program gives."""
+    """Split a NIC's name; None if the agent cannot have made it."""
     parts = name.split("_")
     if len(parts) != 3:
         return None
@@ -34,17 +34,17 @@ def parse_nic_name(name: str) -> NicName | None:
 
 
 def is_ours(name: str, prefix: str, instance_id: str) -> bool:
-    """Whether a NIC's name says that this host's agent made it; compared exactly, never by the cloud's filter."""
+    """Whether this host's agent named the NIC; compared exactly, as the cloud's filter is loose."""
     parsed = parse_nic_name(name)
     return parsed is not None and parsed.prefix == prefix and parsed.instance_id == instance_id
 
 
 def link_alias(instance_id: str, nic_id: str) -> str:
-    """What is written on a NIC's link, so that it is known inside a container even if its MAC was changed there."""
+    """Return the alias of a NIC's link, which identifies it in a container even if its MAC changes."""
     return f"qingcni/{instance_id}/{nic_id}"
 
 
 def aliased_nic(alias: str, instance_id: str) -> str:
-    """The NIC that `link_alias` speaks of; "" if none of this instance's. A container may write anything there."""
+    """Return the NIC id of an alias by `link_alias`; "" otherwise, as a container may write anything there."""
     nic_id = alias.removeprefix(link_alias(instance_id, ""))
     return nic_id if MAC.fullmatch(nic_id) and alias == link_alias(instance_id, nic_id) else ""

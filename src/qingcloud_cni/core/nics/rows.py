@@ -1,4 +1,4 @@
-"""What the table holds, and what has changed of it since the store was told."""
+"""The rows of the table, and their changes since the last save."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class TableStatistics:
 
 
 class Rows:
-    """NICs, attachments, operations, and kernel settings as they were; what is on disk lags by `take_changes`."""
+    """NICs, attachments, intents and sysctls; the disk lags behind by `take_changes`."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._nics = {n.nic_id: n for n in snapshot.nics}
@@ -39,7 +39,7 @@ class Rows:
         self._intents = {i.op_id: i for i in snapshot.intents}
         self._settings = dict(snapshot.settings)
         self._boot_id = snapshot.boot_id
-        self._new_addresses: dict[str, Nic] = {}  # of NICs that serve a container, which has the old one
+        self._new_addresses: dict[str, Nic] = {}  # of NICs whose container still uses the old address
         self._changes: list[Change] = []
 
     def __repr__(self) -> str:
@@ -65,30 +65,29 @@ class Rows:
 
     @property
     def creating(self) -> int:
-        """NICs asked of the cloud and not answered yet."""
+        """NICs requested from the cloud, without an answer yet."""
         return sum(i.count for i in self._intents.values() if i.kind is OpKind.CREATE)
 
     @property
-    def asked_in(self) -> Mapping[str, int]:
-        """The same by vxnet."""
-        asked: dict[str, int] = {}
+    def creating_by_vxnet(self) -> Mapping[str, int]:
+        counts: dict[str, int] = {}
         for intent in self._intents.values():
             if intent.kind is OpKind.CREATE:
-                asked[intent.vxnet_id] = asked.get(intent.vxnet_id, 0) + intent.count
-        return asked
+                counts[intent.vxnet_id] = counts.get(intent.vxnet_id, 0) + intent.count
+        return counts
 
-    def asked(self, prefix: str) -> int:
-        """NICs asked of the cloud under names that begin with *prefix*, and not answered yet."""
+    def creating_named(self, prefix: str) -> int:
+        """Count the NICs of `creating` whose names begin with *prefix*."""
         names = {i.op_id: parse_nic_name(i.name) for i in self._intents.values() if i.kind is OpKind.CREATE}
         return sum(self._intents[op_id].count for op_id, name in names.items() if name and name.prefix == prefix)
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Kernel settings that were changed, with the values they had before the first change."""
+        """Sysctls that the agent changed, with their values before the first change."""
         return MappingProxyType(self._settings)
 
-    def remember(self, settings: Mapping[str, str]) -> None:
-        """Keep what kernel settings were, unless an earlier value is kept already."""
+    def record_settings(self, settings: Mapping[str, str]) -> None:
+        """Record sysctls before a change, unless an earlier value is recorded."""
         for name, value in settings.items():
             if name not in self._settings:
                 self._settings[name] = value
@@ -96,7 +95,7 @@ class Rows:
 
     @property
     def busy(self) -> frozenset[str]:
-        """NICs that a cloud operation under way speaks of."""
+        """NICs of cloud operations under way."""
         return frozenset(nic_id for i in self._intents.values() for nic_id in i.nic_ids)
 
     def attachment_of(self, nic_id: str) -> Attachment | None:
@@ -110,7 +109,7 @@ class Rows:
         return changes
 
     def rows(self) -> tuple[Change, ...]:
-        """All that the table holds, as changes that make it from nothing."""
+        """Return all rows, as changes of an empty store."""
         settings = tuple(PutSetting(name, before) for name, before in self._settings.items())
         return (
             *map(PutNic, self._nics.values()),
@@ -121,14 +120,14 @@ class Rows:
         )
 
     def note(self, event: Event) -> None:
-        """Record something that happened and changed no state."""
+        """Record an event without a change of state."""
         assert event.name in EVENTS, event.name
         self._changes.append(event)
 
     def reset_clock(self, forward: float, now: float) -> None:
-        """The clock was set, *forward* by so many seconds or back: what has passed since then stays what it was.
+        """Shift persisted times *forward* after a clock step, so that durations stay the same.
 
-        Times that lie ahead become *now*: the rest of an address begins anew.
+        Times that then lie ahead become *now*: the cooldown of an address restarts.
         """
 
         def moved(at: float) -> float:
@@ -178,7 +177,7 @@ class Rows:
 
 
 def violations(nics: Iterable[Nic], attachments: Iterable[Attachment]) -> tuple[str, ...]:
-    """What breaks invariant 1 of design section 3, in words; empty when it holds."""
+    """Describe where attachments and assigned NICs do not match one to one."""
     by_id = {n.nic_id: n for n in nics}
     found: list[str] = []
     serving: dict[str, AttachmentKey] = {}

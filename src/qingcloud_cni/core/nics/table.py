@@ -1,7 +1,7 @@
 """The table of this host's NICs: every transition, each recorded as changes for the store.
 
-Transitions are plain functions that touch nothing but the table, so no other task sees one half done. What they
-changed is collected until `take_changes` (`core/rows.py`); the shell saves it before it acts on it.
+Transitions are plain functions without I/O, so no other task sees one half done. Their changes are collected until
+`take_changes`; the agent saves them before it acts on them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,18 +31,18 @@ FOLLOWS: Mapping[NicState, frozenset[NicState]] = MappingProxyType(
 
 
 class IllegalTransition(RuntimeError):
-    """A bug: a NIC was to enter a state that does not follow its own, or something to begin twice."""
+    """A bug: a state that does not follow the NIC's own, or something that begins twice."""
 
 
 class Table(Rows):
-    """All that the agent holds, in memory."""
+    """All that the agent holds, in memory. Methods say what happened."""
 
     # --- the host ------------------------------------------------------------------------------------
 
     def note_boot(self, boot_id: str, now: float) -> None:
-        """The host is in this boot. After a new one its containers are over and its settings a new kernel's.
+        """Record the host's boot. A new boot ends all containers and restores the kernel's sysctls.
 
-        Whether their links are on the host already is for a look to find out.
+        A survey decides later which links are back on the host.
         """
         if boot_id == self._boot_id:
             return
@@ -69,7 +69,7 @@ class Table(Rows):
         return self._intend_for(intent, NicState.DETACHING, "nic.detaching", cause)
 
     def intend_repair(self, op_id: str, nic_ids: Sequence[str], now: float, repairs: Mapping[str, int]) -> Intent:
-        """As `intend_detach`, to attach them again; *repairs* counts the times in a row for each, with this one."""
+        """As `intend_detach`, to attach them again; *repairs* counts the repairs in a row of each, with this one."""
         intent = Intent(op_id, OpKind.DETACH, now, nic_ids=tuple(nic_ids), is_repair=True)
         intent = self._intend_for(
             intent, NicState.DETACHING, "nic.detaching", "its link is nowhere; to attach it again"
@@ -88,25 +88,25 @@ class Table(Rows):
         self._put_intent(intent)
         self.note(Event(now, event, subject=op_id, job_id=job_id))
 
-    def renew(self, op_id: str, now: float) -> None:
-        """The operation begins only now: its record waited for the disk."""
+    def restarted(self, op_id: str, now: float) -> None:
+        """The operation starts only now, as its intent waited for the disk."""
         self._put_intent(replace(self._intents[op_id], since=now))
 
     def finish(self, op_id: str, event: str, now: float, detail: str = "") -> None:
-        """The operation is over, well or badly; its NICs have been moved on by the caller."""
+        """The operation is over, successful or not; the caller has moved its NICs on."""
         intent = self._intents[op_id]
         self._drop_intent(op_id)
         self.note(Event(now, event, subject=op_id, detail=detail, job_id=intent.job_id))
 
     def reserve(self, op_id: str, nic_ids: Sequence[str]) -> None:
-        """NICs that a create brought belong to its operation until they are asked to be attached."""
+        """The NICs of a create belong to its operation until their attach."""
         self._put_intent(replace(self._intents[op_id], count=0, nic_ids=tuple(nic_ids)))
 
     def _intend_for(self, intent: Intent, state: NicState, event: str, detail: str = "") -> Intent:
-        """An operation on NICs begins for all of them or for none."""
+        """Start an operation on all its NICs or on none."""
         self._check_new(intent)
         if len(set(intent.nic_ids)) < len(intent.nic_ids):
-            raise IllegalTransition(f"operation {intent.op_id}: a NIC stands twice in {intent.nic_ids}")
+            raise IllegalTransition(f"operation {intent.op_id}: a NIC is twice in {intent.nic_ids}")
         for nic_id in intent.nic_ids:
             self._check(nic_id, state, event)
         for nic_id in intent.nic_ids:
@@ -133,7 +133,7 @@ class Table(Rows):
         self.note(Event(nic.since, event, nic.nic_id, subject, detail or nic.address, nic.state.value))
 
     def drop(self, nic_id: str, event: str, now: float, detail: str = "") -> None:
-        """The NIC is no more; so is an attachment it may have had."""
+        """The NIC is gone, and its attachment with it."""
         attachment = self.attachment_of(nic_id)
         if attachment is not None:
             self._drop_attachment(attachment.key)
@@ -149,19 +149,19 @@ class Table(Rows):
         self._move(nic_id, NicState.ARRIVING, "nic.arrived", now)
 
     def parked(self, nic_id: str, now: float) -> None:
-        """Its link lies in the parking namespace; an address that served a container rests from when it left."""
+        """Its link is in the parking namespace; an address that served a container cools down since it left."""
         self._move(nic_id, self._parked_state(nic_id), "nic.parked", now)
 
     def strayed(self, nic_id: str, now: float, detail: str) -> None:
-        """Its link is in a container that has no attachment: it is awaited, and its address may have been used."""
+        """Its link is in a container without an attachment, which may use its address; it should return."""
         self._move(nic_id, NicState.ARRIVING, "nic.strayed", now, detail=detail, released=now)
 
     def forget_new_addresses(self) -> None:
-        """The cloud is about to be asked anew."""
+        """The cloud is about to be read again."""
         self._new_addresses.clear()
 
     def readdressed(self, nic_id: str, vxnet_id: str, address: str, gateway: str, now: float) -> None:
-        """The cloud has given it another address; while a container has the old one, so has the table."""
+        """The cloud changed its address. A container keeps the old one, and so does the table meanwhile."""
         nic = replace(self._nics[nic_id], vxnet_id=vxnet_id, address=address, gateway=gateway)
         detail = f"{self._nics[nic_id].address} has become {address} in {vxnet_id}"
         if nic.state is NicState.ASSIGNED:
@@ -175,7 +175,7 @@ class Table(Rows):
         self._move(nic_id, NicState.GATEWAY, "nic.gateway", now)
 
     def quarantined(self, nic_id: str, now: float, claimant: str) -> None:
-        """Somebody else uses its address."""
+        """Another machine uses its address."""
         detail = f"{self._nics[nic_id].host_address} is used by {claimant}"
         self._move(nic_id, NicState.QUARANTINED, "nic.quarantined", now, detail=detail, claimant=claimant)
 
@@ -190,16 +190,12 @@ class Table(Rows):
         """The cloud has it attached to this instance, and its link is nowhere."""
         self._move(nic_id, NicState.MISSING, "nic.missing", now, detail=detail)
 
-    def forgive(self, nic_id: str) -> None:
-        """Repairs that were in vain do not count any more."""
+    def reset_repairs(self, nic_id: str) -> None:
         if self._nics[nic_id].repairs:
             self._put_nic(replace(self._nics[nic_id], repairs=0))
 
-    def kept(self, nic_id: str, now: float, detail: str) -> None:
-        """A detach did not happen: the link is parked as before, and an address that rested goes on resting.
-
-        A gateway's link has to be looked for.
-        """
+    def not_detached(self, nic_id: str, now: float, detail: str) -> None:
+        """The cloud did not detach it. Its link is parked as before, but a gateway's may be anywhere."""
         state = NicState.MISSING if self._nics[nic_id].is_gateway else self._parked_state(nic_id)
         self._move(nic_id, state, "nic.kept", now, detail=detail)
 
@@ -237,12 +233,12 @@ class Table(Rows):
     # --- attachments ---------------------------------------------------------------------------------
 
     def assign(self, attachment: Attachment) -> None:
-        """The NIC serves this attachment from now on; *attachment* is not ready yet."""
+        """The NIC serves this attachment, which is not ready yet."""
         key = attachment.key
         if key in self._attachments:
             raise IllegalTransition(f"attachment {key} exists already")
         if self._nics[attachment.nic_id].state is NicState.MISSING:
-            raise IllegalTransition(f"nic {attachment.nic_id} is missing: it cannot be given to {key}")
+            raise IllegalTransition(f"nic {attachment.nic_id} is missing: it cannot serve {key}")
         self._move(
             attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key),
             pod=attachment.workload.pod,
@@ -250,7 +246,7 @@ class Table(Rows):
         self._put_attachment(attachment)
 
     def found(self, attachment: Attachment, now: float) -> None:
-        """A missing NIC's link is in a container that the table does not know: *attachment* is nameless."""
+        """A missing NIC's link is in a container that the table does not know: *attachment* is unclaimed."""
         key, netns = attachment.key, attachment.netns
         if self._nics[attachment.nic_id].state is not NicState.MISSING or key in self._attachments:
             raise IllegalTransition(f"nic {attachment.nic_id} is found though it is not missing: {key}")
@@ -259,29 +255,29 @@ class Table(Rows):
         )
         self._put_attachment(attachment)
 
-    def named(self, nameless: AttachmentKey, attachment: Attachment, now: float) -> None:
-        """A request has told whose a NIC is that was found."""
-        known = self._attachments.get(nameless)
+    def claimed(self, unclaimed: AttachmentKey, attachment: Attachment, now: float) -> None:
+        """A request named the attachment of a NIC that was found."""
+        known = self._attachments.get(unclaimed)
         if known is None or known.nic_id != attachment.nic_id or attachment.key in self._attachments:
-            raise IllegalTransition(f"attachment {nameless} is to be {attachment.key}, but was {known}")
-        self._drop_attachment(nameless)
+            raise IllegalTransition(f"attachment {unclaimed} is to be {attachment.key}, but was {known}")
+        self._drop_attachment(unclaimed)
         self._put_attachment(attachment)
-        self._tell(attachment, "attachment.named", now, str(nameless))
+        self._note(attachment, "attachment.named", now, str(unclaimed))
 
     def routed(self, attachment: Attachment) -> None:
         """Its routes are decided; the link is about to be moved."""
         self._put_attachment(attachment)
 
     def configured(self, attachment: Attachment, now: float, detail: str = "") -> None:
-        """The link is as asked."""
+        """The link is configured."""
         known = self._attachments.get(attachment.key)
         if known is None or known.nic_id != attachment.nic_id:
             raise IllegalTransition(f"attachment {attachment.key} with NIC {attachment.nic_id} is unknown: {known}")
         self._put_attachment(replace(attachment, is_ready=True))
-        self._tell(attachment, "attachment.ready", now, detail)
+        self._note(attachment, "attachment.ready", now, detail)
 
     def returned_unused(self, key: AttachmentKey, now: float, detail: str) -> None:
-        """The ADD failed before the link left the parking namespace: the NIC is as good as before."""
+        """The ADD failed before the link left the parking namespace: the NIC is idle again."""
         attachment = self._attachments[key]
         self._drop_attachment(key)
         self._move(
@@ -290,7 +286,7 @@ class Table(Rows):
         )  # fmt: skip
 
     def released(self, key: AttachmentKey, now: float, *, is_parked: bool, cause: str) -> None:
-        """The attachment is over. The address rests; a link that is not parked yet is awaited on the host."""
+        """The attachment is over. Its address cools down; unless the link *is_parked* it should return."""
         attachment = self._attachments[key]
         self._drop_attachment(key)
         state = NicState.COOLING if is_parked else NicState.ARRIVING
@@ -299,5 +295,5 @@ class Table(Rows):
             pod=attachment.workload.pod,
         )  # fmt: skip
 
-    def _tell(self, attachment: Attachment, event: str, now: float, detail: str) -> None:
+    def _note(self, attachment: Attachment, event: str, now: float, detail: str) -> None:
         self.note(Event(now, event, attachment.nic_id, str(attachment.key), detail, pod=attachment.workload.pod))
