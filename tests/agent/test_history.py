@@ -10,7 +10,7 @@ from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.errors import AgentError, PoolEmpty
 from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.seams.store import EventFilter
-from qingcloud_cni.core.timeline import Story, stories
+from qingcloud_cni.core.timeline import Timeline, timelines
 from qingcloud_cni.sim.cloud.faults import LOSE_REPLY
 from qingcloud_cni.sim.topology import FaultSpec
 
@@ -22,12 +22,12 @@ async def all_events(host: SimulatedHost) -> tuple[Event, ...]:
     return await host.agent.context.journal.events(EventFilter(20_000))
 
 
-async def told(host: SimulatedHost, of: str) -> tuple[Story, ...]:
-    return stories(await all_events(host), of)
+async def told(host: SimulatedHost, of: str) -> tuple[Timeline, ...]:
+    return timelines(await all_events(host), of)
 
 
-def names(story: Story) -> list[str]:
-    return [step.name for step in story.steps]
+def names(timeline: Timeline) -> list[str]:
+    return [step.name for step in timeline.steps]
 
 
 def test_a_containers_story_has_every_step_with_its_time_and_the_calls_that_brought_its_nic(tmp_path: Path) -> None:
@@ -38,26 +38,26 @@ def test_a_containers_story_has_every_step_with_its_time_and_the_calls_that_brou
         (job,) = host.model.state.jobs
         await host.clock.sleep(600.0)
         await host.ask(Verb.DEL, "c0", CONF)
-        (story,) = await told(host, "c0")
-        assert (story.subject, story.pod, story.is_over) == (str(key_of("c0")), "shop/web-1", True)
-        assert names(story) == [
+        (timeline,) = await told(host, "c0")
+        assert (timeline.subject, timeline.pod, timeline.is_over) == (str(key_of("c0")), "shop/web-1", True)
+        assert names(timeline) == [
             "attachment.requested", "attachment.queued", "nic.assigned", "attachment.ready", "nic.released",
         ]  # fmt: skip
-        requested, queued, assigned, ready, released = story.steps
+        requested, queued, assigned, ready, released = timeline.steps
         assert requested.at == pytest.approx(begun, abs=0.1)
         assert queued.detail == "the cloud has not attached one yet"
         assert 1.0 < assigned.seconds < 10.0
         assert f"queue {assigned.at - requested.at:.3f} s" in ready.detail
         assert released.seconds == pytest.approx(600.0, abs=1.0)
         assert released.detail == "DEL"
-        create, attach = story.operations
+        create, attach = timeline.operations
         assert [o.kind for o in (create, attach)] == ["create", "attach"]
         assert all(o.is_over and not o.troubles for o in (create, attach))
         assert (create.job_id, attach.job_id) == ("", job)
         assert begun <= create.at <= attach.at <= assigned.at
         assert attach.seconds > 1.0
         for of in ("c", "shop/web-1", "web-1", str(key_of("c0"))):
-            assert await told(host, of) == (story,)
+            assert await told(host, of) == (timeline,)
         for of in ("eth0", "net", "shop", "web", "c1", ""):
             assert await told(host, of) == ()
 
@@ -70,18 +70,18 @@ def test_a_nics_story_reaches_from_its_making_to_its_end(tmp_path: Path) -> None
         await host.delete("c0")
         host.agent.pool.drain()
         await host.until(lambda: not host.nics, "drained")
-        (story,) = await told(host, nic_id)
-        assert story.is_over
-        assert names(story) == [
+        (timeline,) = await told(host, nic_id)
+        assert timeline.is_over
+        assert names(timeline) == [
             "nic.created", "nic.attaching", "nic.arrived", "nic.parked", "nic.assigned", "attachment.ready",
             "nic.released", "nic.detaching", "nic.deleting", "nic.deleted",
         ]  # fmt: skip
-        assert [operation.kind for operation in story.operations] == ["create", "attach", "detach", "delete"]
-        jobs = [operation.job_id for operation in story.operations]
+        assert [operation.kind for operation in timeline.operations] == ["create", "attach", "detach", "delete"]
+        jobs = [operation.job_id for operation in timeline.operations]
         assert jobs[0] == jobs[3] == ""
         assert {jobs[1], jobs[2]} <= set(host.model.state.jobs)
-        (of_operation,) = await told(host, story.operations[1].op_id)
-        assert of_operation.operations == (story.operations[1],)
+        (of_operation,) = await told(host, timeline.operations[1].op_id)
+        assert of_operation.operations == (timeline.operations[1],)
 
     lived(test, tmp_path)
 
@@ -106,11 +106,11 @@ def test_an_add_that_failed_tells_why(tmp_path: Path) -> None:
         set_faults(host, FaultSpec("CreateNics", "refuse", times=1000, code=1400, message="PermissionDenied"))
         with pytest.raises(PoolEmpty):
             await host.add("c0", seconds=20.0)
-        (story,) = await told(host, "c0")
-        assert names(story) == ["attachment.requested", "attachment.queued", "attachment.refused"]
-        assert story.is_over
-        assert "PermissionDenied" in story.steps[-1].detail
-        assert (story.nic_id, story.operations) == ("", ())
+        (timeline,) = await told(host, "c0")
+        assert names(timeline) == ["attachment.requested", "attachment.queued", "attachment.refused"]
+        assert timeline.is_over
+        assert "PermissionDenied" in timeline.steps[-1].detail
+        assert (timeline.nic_id, timeline.operations) == ("", ())
 
     lived(test, tmp_path, is_warm=False, min_idle=0)
 
@@ -119,11 +119,11 @@ def test_what_went_wrong_on_the_way_is_told_with_the_call(tmp_path: Path) -> Non
     async def test(host: SimulatedHost) -> None:
         set_faults(host, FaultSpec("CreateNics", LOSE_REPLY), FaultSpec("AttachNics", "fail-job"))
         await host.add("c0", seconds=100.0)
-        (story,) = await told(host, "c0")
-        create, attach = story.operations
+        (timeline,) = await told(host, "c0")
+        create, attach = timeline.operations
         assert len(create.troubles) == 1
         assert attach.troubles == ()  # the second attach brought it
-        (of_nic,) = await told(host, story.nic_id)
+        (of_nic,) = await told(host, timeline.nic_id)
         failed = next(o for o in of_nic.operations if o.kind == "attach")
         assert "failed" in failed.troubles[0]
         assert failed.job_id
@@ -144,11 +144,11 @@ def test_a_refused_link_shows_every_nic_that_was_tried(tmp_path: Path, monkeypat
 
         monkeypatch.setattr(host.kernel, "attach", unplugging)
         nic_id = (await host.add("c0")).nic_id
-        (story,) = await told(host, "c0")
-        assert names(story) == [
+        (timeline,) = await told(host, "c0")
+        assert names(timeline) == [
             "attachment.requested", "nic.assigned", "nic.released", "nic.assigned", "attachment.ready",
         ]  # fmt: skip
-        assert (story.nic_id, story.is_over) == (nic_id, False)
+        assert (timeline.nic_id, timeline.is_over) == (nic_id, False)
 
     lived(test, tmp_path)
 
@@ -165,7 +165,7 @@ def test_no_event_names_what_it_should_not(tmp_path: Path) -> None:
         secret = host.topology.secret_access_key
         assert not [e for e in found if secret in e.detail]
         for n in range(6):
-            times = [step.at for story in stories(found, f"c{n}") for step in story.steps]
+            times = [step.at for timeline in timelines(found, f"c{n}") for step in timeline.steps]
             assert times == sorted(times)
 
     lived(test, tmp_path)

@@ -1,4 +1,4 @@
-"""The agent's API from a command's side: plain calls over its unix socket."""
+"""Calls of the agent's API over its unix socket."""
 
 import http.client
 import json
@@ -22,35 +22,35 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def connect(path: Path) -> socket.socket:
-    """A connection to the agent; Unavailable where none listens, AbilityMissing where only root may ask."""
+    """Connect to the agent; Unavailable if none listens, AbilityMissing if only root may connect."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(TIMEOUT)
     try:
         connection.connect(str(path))
     except PermissionError:
         connection.close()
-        raise AbilityMissing(f"the agent at {path} answers root alone: run this as root") from None
+        raise AbilityMissing(f"agent at {path}: connect failed: only root may connect; run this as root") from None
     except OSError as err:
         connection.close()
-        raise Unavailable(f"no agent answers at {path} ({err.strerror or err}); is qingagent running?") from err
+        raise Unavailable(f"agent at {path}: connect failed: {err.strerror or err}; is qingagent running?") from err
     return connection
 
 
 def call(path: Path, method: str, target: str) -> Any:
-    """The decoded answer; AgentError with the agent's own words where it refuses."""
+    """Return the decoded answer; AgentError with the agent's own message if it fails."""
     connection = _UnixConnection(path)
     try:
         connection.request(method, target)
         reply = connection.getresponse()
         body = reply.read()
     except (OSError, http.client.HTTPException) as err:
-        raise Unavailable(f"the agent at {path} broke off: {err}") from err
+        raise Unavailable(f"agent at {path}: no answer: {err}") from err
     finally:
         connection.close()
     try:
         answer = json.loads(body)
     except ValueError:
-        raise AgentError(f"{method} {target}: the agent answered {reply.status} and no JSON") from None
+        raise AgentError(f"{method} {target}: failed: the agent answered {reply.status} without JSON") from None
     if reply.status != http.client.OK:
         raise AgentError(f"{method} {target}: {answer.get('msg', reply.reason)}")
     return answer

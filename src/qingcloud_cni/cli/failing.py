@@ -1,4 +1,4 @@
-"""How a command fails: one sentence on stderr and the exit status of design section 9."""
+"""How a command fails: one sentence on stderr, and the exit status of the error."""
 
 import sys
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from qingcloud_cni.core.errors import AgentError, exit_status
 P = ParamSpec("P")
 
 
-def told_plainly(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Decorate a command: expected failures become a sentence; bugs keep their traceback."""
+def reports_errors(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Decorate a command: an expected error becomes a sentence, a bug keeps its traceback."""
 
     def decorate(command: Callable[P, None]) -> Callable[P, None]:
         @wraps(command)
@@ -34,7 +34,7 @@ def told_plainly(program: str) -> Callable[[Callable[P, None]], Callable[P, None
 
 
 def _leaf(group: BaseExceptionGroup[BaseException]) -> AgentError | None:
-    """The one expected error that a task group reports; None where there is anything else in it."""
+    """The first expected error of a task group; None if the group has any other."""
     matched, rest = group.split(AgentError)
     if rest is not None or matched is None:
         return None

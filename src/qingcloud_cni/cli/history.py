@@ -1,4 +1,4 @@
-"""What has happened on this host, as commands print it: events, and the stories they make up."""
+"""Prints what has happened on this host: events, and the timelines made from them."""
 
 import json
 import time
@@ -13,60 +13,60 @@ import msgspec
 from qingcloud_cni.cli import show
 from qingcloud_cni.core.errors import AgentError, Unavailable
 from qingcloud_cni.core.nics.model import Event
-from qingcloud_cni.core.timeline import Operation, Story, StoryStep, stories
+from qingcloud_cni.core.timeline import Operation, Timeline, TimelineStep, timelines
 
-MOST = 20_000  # events in one answer; the agent keeps fewer
-POLL = 0.5  # seconds between questions for more
+MOST = 20_000  # events in one answer; the agent stores fewer
+POLL = 0.5  # seconds between requests for more
 _STEPS = {"AT (UTC)": "at", "AFTER": "after", "WHAT": "name", "JOB": "job", "DETAIL": "detail"}
-_CALLS = {"AT (UTC)": "at", "TOOK": "took", "CALL": "kind", "OPERATION": "op", "JOB": "job", "TROUBLE": "why"}
+_CALLS = {"AT (UTC)": "at", "TOOK": "took", "CALL": "kind", "OPERATION": "op", "JOB": "job", "FAULT": "why"}
 Ask = Callable[[str], Any]  # asks the agent for a target of its API
 
 
-def show_events(ask: Ask, wanted: Mapping[str, object], output: str, *, follow: bool) -> None:
-    """*wanted* are parameters of the API; with *follow* until interrupted, one line each."""
-    found = ask(_target(wanted))
+def show_events(ask: Ask, query: Mapping[str, object], output: str, *, follow: bool) -> None:
+    """*query* are parameters of the API. With *follow* runs until interrupted, and prints one line each."""
+    found = ask(_target(query))
     if output == "json" and not follow:
         show.as_json(found)
         return
-    tell = json.dumps if output == "json" else _line
+    formatted = json.dumps if output == "json" else _line
     last = 0
     while True:
         for event in found:
-            click.echo(tell(event))
+            click.echo(formatted(event))
             last = event["seq"]
         if not follow:
             return
         time.sleep(POLL)
-        found = _ask_patiently(ask, _target({**wanted, "limit": MOST, "after": last}))
+        found = _ask_until_answered(ask, _target({**query, "limit": MOST, "after": last}))
 
 
-def show_stories(ask: Ask, of: str, output: str) -> None:
-    """What became of a container, pod, NIC or operation; AgentError if no event speaks of it."""
+def show_timelines(ask: Ask, of: str, output: str) -> None:
+    """Print the timelines of a container, pod, NIC or operation; AgentError if no event has it."""
     known = msgspec.convert(ask(_target({"limit": MOST})), list[Event])
-    found = stories(known, of)
+    found = timelines(known, of)
     if not found:
-        since = f"; they reach back to {_moment(known[0].at)} (UTC)" if known else ""
-        raise AgentError(f"no event speaks of a container, pod, NIC or operation {of!r}{since}")
+        since = f"; the oldest is of {_moment(known[0].at)} (UTC)" if known else ""
+        raise AgentError(f"no event has a container, pod, NIC or operation {of!r}{since}")
     if output == "json":
         show.as_json(msgspec.to_builtins(found))
     else:
-        _tell(found)
+        _show(found)
 
 
-def _target(wanted: Mapping[str, object]) -> str:
-    return f"/v1/events?{urlencode({name: value for name, value in wanted.items() if value})}"
+def _target(query: Mapping[str, object]) -> str:
+    return f"/v1/events?{urlencode({name: value for name, value in query.items() if value})}"
 
 
-def _ask_patiently(ask: Ask, target: str) -> Any:
-    """Ask until the agent answers: it may be restarted meanwhile."""
-    told = ""
+def _ask_until_answered(ask: Ask, target: str) -> Any:
+    """The agent may be restarting."""
+    last = ""
     while True:
         try:
             return ask(target)
         except Unavailable as err:
-            if str(err) != told:
+            if str(err) != last:
                 click.echo(f"qingagent: {err}", err=True)
-                told = str(err)
+                last = str(err)
             time.sleep(POLL)
 
 
@@ -76,26 +76,26 @@ def _line(event: Mapping[str, Any]) -> str:
     return f"{_moment(event['at'])}  {event['name']:22} {'  '.join(words)}".rstrip()
 
 
-def _tell(found: Sequence[Story]) -> None:
-    for number, story in enumerate(found):
+def _show(found: Sequence[Timeline]) -> None:
+    for number, timeline in enumerate(found):
         if number:
             click.echo()
-        title = [story.subject]
-        title += [f"pod {story.pod}"] if story.pod else []
-        title += [f"NIC {story.nic_id}"] if story.nic_id not in ("", story.subject) else []
-        click.echo(", ".join(title) + ("" if story.is_over else ", goes on"))
-        _table([_step_row(step) for step in story.steps], _STEPS, "nothing")
+        title = [timeline.subject]
+        title += [f"pod {timeline.pod}"] if timeline.pod else []
+        title += [f"NIC {timeline.nic_id}"] if timeline.nic_id not in ("", timeline.subject) else []
+        click.echo(", ".join(title) + ("" if timeline.is_over else ", continues"))
+        _table([_step_row(step) for step in timeline.steps], _STEPS, "nothing")
         click.echo()
-        unknown = "no calls of the cloud are known: none was needed, or the events do not reach back so far"
-        _table([_call_row(operation) for operation in story.operations], _CALLS, unknown)
+        unknown = "no calls of the cloud: none was needed, or their events are no longer stored"
+        _table([_call_row(operation) for operation in timeline.operations], _CALLS, unknown)
 
 
 def _table(rows: Sequence[Mapping[str, str]], columns: Mapping[str, str], empty: str) -> None:
-    """Without the columns that have nothing to say."""
+    """Without empty columns."""
     show.as_table(rows, {title: key for title, key in columns.items() if any(row[key] for row in rows)}, empty)
 
 
-def _step_row(step: StoryStep) -> dict[str, str]:
+def _step_row(step: TimelineStep) -> dict[str, str]:
     return {
         "at": _moment(step.at),
         "after": _span(step.seconds),

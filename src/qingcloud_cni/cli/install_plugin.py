@@ -1,8 +1,8 @@
-"""Writing the plugin where the container runtime looks for it.
+"""Writes the plugin into the container runtime's directory.
 
 A console script of pip would lose the interpreter's flags and run from a virtual environment, which triples the
-start. So the file is written here: a shebang with `-IS`, the program compiled by that very interpreter (compiling it
-anew for every pod would cost a third of the start), and its source for the day the interpreter is upgraded.
+start. The file has a shebang with `-IS`, the program compiled by that interpreter (compiling for every pod would cost
+a third of the start), and the source for after an upgrade of the interpreter.
 """
 
 import contextlib
@@ -48,13 +48,13 @@ else:
 
 
 def install_plugin(bin_dir: Path, python: Path | None) -> Path:
-    """Write the plugin into *bin_dir*, replacing an older one in one step; the path of the file.
+    """Write the plugin into *bin_dir* atomically; return its path.
 
-    *python* is the interpreter in its shebang; None takes the one this program's environment was made from.
-    StartRefused where interpreter or directory will not do.
+    *python* is the interpreter in its shebang, by default the base of this program's environment. StartRefused if the
+    interpreter or the directory is unusable.
     """
     if not bin_dir.is_dir():
-        raise StartRefused(f"{bin_dir} is no directory: make it first, or name the runtime's with --bin-dir")
+        raise StartRefused(f"{bin_dir}: not a directory; create it, or set the runtime's with --bin-dir")
     source = resources.files("qingcloud_cni.plugin").joinpath("qingcni.py").read_text(encoding="utf-8")
     interpreter = _base_interpreter() if python is None else python
     text = _compose(interpreter, source)
@@ -69,14 +69,14 @@ def install_plugin(bin_dir: Path, python: Path | None) -> Path:
         finally:
             draft.unlink(missing_ok=True)
     except OSError as err:
-        raise StartRefused(f"{path} cannot be written: {err.strerror}") from err
+        raise StartRefused(f"{path}: write failed: {err.strerror}") from err
     return path
 
 
 def _base_interpreter() -> Path:
-    """The interpreter a virtual environment was made from; its plain name where that is the same one.
+    """The interpreter that a virtual environment was created from.
 
-    The plain name outlives an upgrade of the distribution's Python.
+    By its plain name if possible, which outlives an upgrade of the distribution's Python.
     """
     prefix = Path(sys.base_prefix) / "bin"
     versioned = prefix / f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -86,26 +86,26 @@ def _base_interpreter() -> Path:
             return plain
     if versioned.exists():
         return versioned
-    raise StartRefused(f"no interpreter {versioned}: name one with --python")
+    raise StartRefused(f"{versioned}: not found; set an interpreter with --python")
 
 
 def _compose(python: Path, source: str) -> str:
     if not python.is_absolute():
-        raise StartRefused(f"{python}: name the interpreter by its absolute path")
+        raise StartRefused(f"{python}: not an absolute path; set the interpreter's absolute path")
     shebang = f"#!{python} -IS"
     if any(char.isspace() for char in str(python)) or len(os.fsencode(shebang)) > SHEBANG_LIMIT:
         raise StartRefused(
-            f"{python}: the kernel takes no interpreter with a blank in its path or more than 120 bytes"
+            f"{python}: the kernel rejects an interpreter whose path has blanks or more than 120 bytes"
         )
     facts = _examine(python, source)
     version = ".".join(map(str, facts["version"]))
     if facts["implementation"] != "cpython" or tuple(facts["version"]) < OLDEST:
         raise StartRefused(
-            f"{python} is {facts['implementation']} {version}: it must be CPython {OLDEST[0]}.{OLDEST[1]} or later"
+            f"{python}: is {facts['implementation']} {version}; CPython {OLDEST[0]}.{OLDEST[1]} or later is required"
         )
     if facts["is_virtual"]:
         raise StartRefused(
-            f"{python} belongs to a virtual environment, which may be removed: name the interpreter in "
+            f"{python}: belongs to a virtual environment, which may be removed; set the interpreter in "
             f"{facts['base']}/bin, or none"
         )
     return _FILE.format(
@@ -114,15 +114,15 @@ def _compose(python: Path, source: str) -> str:
 
 
 def _examine(python: Path, source: str) -> dict[str, Any]:
-    """What the interpreter says of itself, and the plugin as it compiles it."""
+    """Facts about the interpreter, and the plugin compiled by it."""
     if not os.access(python, os.X_OK) or not python.is_file():
-        raise StartRefused(f"{python} is no program that can be run: name an interpreter with --python")
+        raise StartRefused(f"{python}: not executable; set an interpreter with --python")
     command = [str(python), "-I", "-c", _EXAMINE]
     try:
         done = subprocess.run(command, input=source.encode(), capture_output=True, timeout=_TIMEOUT, check=True)
         facts: dict[str, Any] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as err:
-        raise StartRefused(f"{python} does not answer as a Python interpreter that can run the plugin") from err
+        raise StartRefused(f"{python}: not a Python interpreter that can run the plugin") from err
     return facts
 
 
@@ -135,7 +135,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _try(path: Path) -> None:
-    """Run the new file before it takes its place: the directory may be mounted noexec."""
+    """Run the new file before it replaces the old one."""
     environment = {"CNI_COMMAND": "VERSION"}
     try:
         done = subprocess.run(
@@ -143,8 +143,8 @@ def _try(path: Path) -> None:
         )
         works = "supportedVersions" in json.loads(done.stdout)
     except PermissionError:
-        raise StartRefused(f"{path.parent}: programs there may not be run: is it mounted noexec?") from None
+        raise StartRefused(f"{path.parent}: execution denied: is it mounted noexec?") from None
     except (subprocess.SubprocessError, ValueError):
         works = False
     if not works:
-        raise StartRefused(f"the plugin written to {path.parent} does not run")
+        raise StartRefused(f"{path.parent}: the plugin written there does not run")

@@ -1,4 +1,4 @@
-"""Flags made from the agent's table of settings, and a help page in the seed's layout."""
+"""Flags made from the table of settings, and help in the layout of the earlier agent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -98,7 +98,7 @@ def _help(setting: Setting) -> str:
 
 def _option(setting: Setting) -> click.Option:
     decls = [f"--{setting.name}", setting.field]
-    if setting.kind is FLAG:  # alone it means true; `--name=false` and `--name false` say what they say
+    if setting.kind is FLAG:  # `--name`, `--name=false` and `--name false` all work
         return click.Option(decls, is_flag=False, flag_value="true", metavar="", help=_help(setting))
     return click.Option(decls, metavar=setting.kind.metavar, multiple=setting.kind is TEXTS, help=_help(setting))
 
@@ -109,7 +109,7 @@ def global_options() -> list[click.Option]:
 
 
 def with_settings(*names: str) -> Callable[[click.Command], click.Command]:
-    """Give a command the flags of these settings, or of all, and the global ones."""
+    """Add the flags of these settings, or of all, and the global ones."""
     chosen = [BY_KEY[n.lower()] for n in names] if names else list(SETTINGS)
 
     def add(command: click.Command) -> click.Command:
@@ -121,12 +121,12 @@ def with_settings(*names: str) -> Callable[[click.Command], click.Command]:
 
 
 def resolved(*, access_zone: Given | None = None) -> Resolved:
-    """The settings of this call: its flags, the environment, the config file, *access_zone*, the defaults."""
+    """The settings of this command: flags, environment, config file, *access_zone*, defaults."""
     import os
 
     given: dict[str, Any] = {}
     level: click.Context | None = click.get_current_context()
-    while level is not None:  # the nearest comes first: a flag after the command beats the one before it
+    while level is not None:  # a flag after the command wins over one before it
         given = {k: v for k, v in level.params.items() if v is not None and v != ()} | given
         level = level.parent
     config = given.pop("config", None)
@@ -137,40 +137,40 @@ def resolved(*, access_zone: Given | None = None) -> Resolved:
 
 
 def _joined(value: object) -> object:
-    """A flag that was repeated, as if its values had been given at once."""
+    """A repeated flag as one value."""
     return ",".join(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
-    """What is needed to ask the cloud."""
+class CloudConfig:
+    """Settings and access file."""
 
     resolved: Resolved
     access: "Access"
 
 
-def reached() -> Reached:
-    """StartRefused where settings or access file will not do."""
+def cloud_config() -> CloudConfig:
+    """StartRefused if settings or access file are invalid."""
     from qingcloud_cni.cloud import load_access
 
     settings = resolved().settings
     path = settings.qyaccessfilepath
     access = load_access(path, allow_readable=settings.allow_readable_access_file)
     merged = resolved(access_zone=Given(access.zone, str(path)) if access.zone else None)
-    return Reached(merged, replace(access, zone=merged.settings.zone))
+    return CloudConfig(merged, replace(access, zone=merged.settings.zone))
 
 
 @dataclass(frozen=True, slots=True)
-class Checked(Reached):
-    """What an agent is started with, as far as it can be checked without becoming one."""
+class AgentConfig(CloudConfig):
+    """All that an agent needs to start."""
 
     instance_id: str
 
 
-def checked() -> Checked:
-    """StartRefused where settings, access file, vxnet ids or the instance id will not do."""
+def agent_config() -> AgentConfig:
+    """StartRefused if settings, access file, vxnet ids or instance id are invalid."""
     from qingcloud_cni.agent.settings.resolution import check_vxnets, read_instance_id
 
-    found = reached()
+    found = cloud_config()
     check_vxnets(found.resolved)
-    return Checked(found.resolved, found.access, read_instance_id(found.resolved.settings))
+    return AgentConfig(found.resolved, found.access, read_instance_id(found.resolved.settings))

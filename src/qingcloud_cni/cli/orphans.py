@@ -1,4 +1,4 @@
-"""What `qingagent orphans` says and asks."""
+"""The command `qingagent orphans`."""
 
 import asyncio
 import sys
@@ -12,24 +12,24 @@ from qingcloud_cni.agent.orphans.orphan_finder import Deleted, Found, OrphanFind
 from qingcloud_cni.agent.settings.resolution import read_instance_id
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cli import show
-from qingcloud_cni.cli.options import Reached
+from qingcloud_cni.cli.options import CloudConfig
 from qingcloud_cni.core.drift.orphans import LeftAlone, Orphan, free_since
 from qingcloud_cni.core.errors import AgentError, StartRefused
 
 LISTED = 3  # instances named in the question
 
 
-def run(reached: Reached, *, older_than: float, delete: bool, is_agreed: bool, as_json: bool) -> None:
-    """Show the orphans of the zone and, if asked to, delete them; AgentError if one of them is left."""
+def run(config: CloudConfig, *, older_than: float, delete: bool, is_agreed: bool, as_json: bool) -> None:
+    """Show the orphans of the zone and with *delete* delete them; AgentError if that fails for one."""
     if is_agreed and not delete:
-        raise StartRefused("--yes answers the question of --delete, which is not given")
+        raise StartRefused("--yes needs --delete")
     if delete and not is_agreed and not sys.stdin.isatty():
-        raise StartRefused("--delete asks before it deletes, and nobody is there to answer: give --yes as well")
-    settings = reached.resolved.settings
+        raise StartRefused("--delete asks for confirmation, but stdin is not a terminal; add --yes")
+    settings = config.resolved.settings
 
     def opened() -> AbstractAsyncContextManager[OrphanFinder]:
         own = _own_instance(settings)
-        return orphan_finder(settings, reached.access, own_instance=own, older_than=older_than)
+        return orphan_finder(settings, config.access, own_instance=own, older_than=older_than)
 
     found = asyncio.run(_find(opened()))
     if not as_json:
@@ -41,19 +41,19 @@ def run(reached: Reached, *, older_than: float, delete: bool, is_agreed: bool, a
     finally:
         if as_json:
             show.as_json(_document(found, ends))
-    if kept := [end for end in ends if end.error]:
-        raise AgentError(f"{len(kept)} of {len(ends)} NICs were not deleted")
+    if failed := [end for end in ends if end.error]:
+        raise AgentError(f"{len(failed)} of {len(ends)} NICs: delete failed")
 
 
 def _own_instance(settings: Settings) -> str:
-    """The instance this is; "" where it is none, for an operator may ask from elsewhere."""
+    """The instance of this host; "" if the command runs elsewhere."""
     is_known = settings.instance_id or settings.instance_id_file.exists()
     return read_instance_id(settings) if is_known else ""
 
 
 async def _find(opened: AbstractAsyncContextManager[OrphanFinder]) -> Found:
-    async with opened as place:
-        return await place.find()
+    async with opened as finder:
+        return await finder.find()
 
 
 async def _delete(
@@ -63,14 +63,14 @@ async def _delete(
     *,
     is_quiet: bool,
 ) -> None:
-    def tell(end: Deleted) -> None:
+    def report(end: Deleted) -> None:
         ends.append(end)
         if not is_quiet:
             nic_id = end.orphan.nic.nic_id
             click.echo(f"not deleted: {nic_id}: {end.error}" if end.error else f"deleted: {nic_id}")
 
-    async with opened as place:
-        await place.delete(doomed, tell)
+    async with opened as finder:
+        await finder.delete(doomed, report)
 
 
 def _is_agreed(orphans: Sequence[Orphan]) -> bool:

@@ -12,16 +12,16 @@ from typing import Any, TextIO
 
 import click
 
-from qingcloud_cni.cli.failing import told_plainly
-from qingcloud_cni.cli.options import SeedGroupHelp, SeedHelp, checked, global_options, resolved, with_settings
+from qingcloud_cni.cli.failing import reports_errors
+from qingcloud_cni.cli.options import SeedGroupHelp, SeedHelp, agent_config, global_options, resolved, with_settings
 from qingcloud_cni.core.errors import AgentError
 
-_plainly = told_plainly("qingagent")
+_reports_errors = reports_errors("qingagent")
 _output = click.option("--output", "-o", "output", metavar="string", type=click.Choice(["table", "json"]),
                        default="table", help="table or json (default \"table\")")  # fmt: skip
 START_HELP = "QingCloud container networking agent is a daemon process which allocates and recollects nics resources."
-STOP_SECONDS = 30.0  # an agent that was told to stop is given this long
-POLL = 0.5  # seconds between looks while a command waits
+STOP_SECONDS = 30.0  # for which `stop` waits
+POLL = 0.5  # seconds between requests while a command waits
 
 
 @click.group(
@@ -33,22 +33,21 @@ def main(**_flags: Any) -> None:
 
 @with_settings()
 @main.command(cls=SeedHelp, help=START_HELP)
-@_plainly
+@_reports_errors
 def start(**_flags: Any) -> None:
-    """Stays in the foreground."""
+    """Run in the foreground."""
     from qingcloud_cni.agent.process.main import serve
 
     asyncio.run(serve(_host(sys.stdout)))
 
 
 def _host(log_stream: TextIO) -> Any:
-    """Everything an agent is started with, checked."""
     from qingcloud_cni.agent.api.config_report import config_report
     from qingcloud_cni.agent.base import logs
     from qingcloud_cni.agent.process.main import Host, check_root
 
     check_root()
-    found = checked()
+    found = agent_config()
     settings, access = found.resolved.settings, found.access
     logs.set_up(settings.loglevel, log_stream)
     if access.unknown:
@@ -59,7 +58,7 @@ def _host(log_stream: TextIO) -> Any:
 
 @with_settings("run-dir")
 @main.command(cls=SeedHelp, help="Stop the agent of this host; NICs and containers stay as they are.")
-@_plainly
+@_reports_errors
 def stop(**_flags: Any) -> None:
     from qingcloud_cni.cli.agent_client import agent_pid
 
@@ -74,15 +73,13 @@ def stop(**_flags: Any) -> None:
     finally:
         os.close(process)
     if not ended:
-        raise AgentError(
-            f"the agent (pid {pid}) has not ended within {STOP_SECONDS:.0f} s; a second stop ends it at once"
-        )
+        raise AgentError(f"agent (pid {pid}): not stopped within {STOP_SECONDS:.0f} s; a second stop ends it at once")
 
 
 @with_settings("run-dir")
 @main.command(cls=SeedHelp, help="Show whether the agent is ready, and what it holds.")
 @_output
-@_plainly
+@_reports_errors
 def status(output: str, **_flags: Any) -> None:
     from qingcloud_cni.cli import show
 
@@ -101,25 +98,24 @@ def status(output: str, **_flags: Any) -> None:
         "attachments": found["attachments"],
         "waiting": found["waiting"],
         "operations": ", ".join(found["operations"]),
-        "calls": _tell_calls(found["calls"]),
+        "calls": _calls(found["calls"]),
         "cloud": found["cloud_error"] or ("fine" if found["cloud_compared"] else "not compared yet"),
         "disk": found["store_error"] and f"{found['store_error']} ({found['unsaved']} changes wait for it)",
     }
     for name, value in lines.items():
         if value != "":
             click.echo(f"{name + ':':13}{value}")
-    for found_odd in found["differences"]:
-        whose = f" ({found_odd['attachment']})" if found_odd["attachment"] else ""
-        seen = f"for {show.age(found_odd['since'])}, {'to be cured' if found_odd['is_cured'] else 'told only'}"
-        click.echo(f"{'drift:':13}{found_odd['nic_id']}{whose}: {found_odd['detail']} ({seen})")
+    for difference in found["differences"]:
+        whose = f" ({difference['attachment']})" if difference["attachment"] else ""
+        seen = f"for {show.age(difference['since'])}, {'to be fixed' if difference['is_cured'] else 'reported only'}"
+        click.echo(f"{'drift:':13}{difference['nic_id']}{whose}: {difference['detail']} ({seen})")
 
 
 def _use(nic: Mapping[str, Any]) -> str:
-    """Who uses a NIC, or its address."""
     return f"address used by {nic['claimant']}" if nic["claimant"] else str(nic["attachment"])
 
 
-def _tell_calls(calls: dict[str, Any]) -> str:
+def _calls(calls: dict[str, Any]) -> str:
     text = f"{calls['tokens']:.0f} left, {calls['rate']:.0f} of {calls['per_hour']} an hour"
     queued = ", ".join(f"{count} {urgency}" for urgency, count in calls["waiting"].items())
     text += f"; wait: {queued}" if queued else ""
@@ -129,7 +125,7 @@ def _tell_calls(calls: dict[str, Any]) -> str:
 @with_settings("run-dir")
 @main.command(cls=SeedHelp, help="List the NICs of this host.")
 @_output
-@_plainly
+@_reports_errors
 def nics(output: str, **_flags: Any) -> None:
     from qingcloud_cni.cli import show
 
@@ -146,7 +142,7 @@ def nics(output: str, **_flags: Any) -> None:
 @with_settings("run-dir")
 @main.command(cls=SeedHelp, help="List the containers that have a NIC.")
 @_output
-@_plainly
+@_reports_errors
 def attachments(output: str, **_flags: Any) -> None:
     from qingcloud_cni.cli import show
 
@@ -171,40 +167,38 @@ def _pod(pod: dict[str, str]) -> str:
 
 
 @with_settings("run-dir")
-@main.command(cls=SeedHelp, help="List what has happened on this host, oldest first.")
+@main.command(cls=SeedHelp, help="List the events of this host, oldest first.")
 @click.option("--lines", "-n", "limit", metavar="int", type=click.IntRange(1), default=100,
-              help="the latest so many (default 100)")  # fmt: skip
-@click.option("--follow", "-f", is_flag=True, help="go on with what happens from now on")
+              help="number of the latest events (default 100)")  # fmt: skip
+@click.option("--follow", "-f", is_flag=True, help="print new events until interrupted")
 @click.option("--nic", metavar="string", default="", help="only of this NIC")
-@click.option("--container", metavar="string", default="", help="only of containers whose id begins so")
+@click.option("--container", metavar="string", default="", help="only of containers whose id begins with this")
 @click.option("--pod", metavar="string", default="", help="only of this pod: namespace/name, or the name alone")
 @click.option("--name", metavar="string", default="", help="only events of this name, or of a kind such as nic")
 @_output
-@_plainly
+@_reports_errors
 def events(output: str, *, follow: bool, **asked: Any) -> None:
     from qingcloud_cni.cli import history
 
-    wanted = {name: asked[name] for name in ("limit", "nic", "container", "pod", "name")}
-    history.show_events(lambda target: _call("GET", target), wanted, output, follow=follow)
+    query = {name: asked[name] for name in ("limit", "nic", "container", "pod", "name")}
+    history.show_events(lambda target: _call("GET", target), query, output, follow=follow)
 
 
 @with_settings("run-dir")
-@main.command(cls=SeedHelp, help="Tell what became of a container, pod or NIC, and how long each step took.")
+@main.command(cls=SeedHelp, help="Show the timeline of a container, pod or NIC, with the time each step took.")
 @click.argument("of", metavar="id")
 @_output
-@_plainly
+@_reports_errors
 def explain(output: str, *, of: str, **_flags: Any) -> None:
     from qingcloud_cni.cli import history
 
-    history.show_stories(lambda target: _call("GET", target), of, output)
+    history.show_timelines(lambda target: _call("GET", target), of, output)
 
 
 @with_settings("run-dir")
-@main.command(
-    cls=SeedHelp, help="List the periodic tasks of the agent: when they last succeeded, and what hinders them."
-)
+@main.command(cls=SeedHelp, help="List the periodic tasks of the agent: last success, failures, and their cause.")
 @_output
-@_plainly
+@_reports_errors
 def tasks(output: str, **_flags: Any) -> None:
     from qingcloud_cni.cli import show
 
@@ -232,7 +226,7 @@ def tasks(output: str, **_flags: Any) -> None:
 @with_settings("run-dir")
 @main.command(cls=SeedHelp, help="Show what the pool would do now and why, and what it waits for.")
 @_output
-@_plainly
+@_reports_errors
 def plan(output: str, **_flags: Any) -> None:
     from qingcloud_cni.cli import show
 
@@ -244,26 +238,26 @@ def plan(output: str, **_flags: Any) -> None:
 
 
 @with_settings("run-dir")
-@main.command(cls=SeedHelp, help="Accept no new container, give back every free NIC, and wait for the rest. "
+@main.command(cls=SeedHelp, help="Accept no new container, release every free NIC, and wait for the others. "
               "A restart of the agent ends it.")  # fmt: skip
 @click.option(
-    "--timeout", metavar="duration", help="give up waiting after this long; the draining goes on (default none)"
+    "--timeout", metavar="duration", help="stop waiting after this long; the agent continues to drain (default none)"
 )
-@_plainly
+@_reports_errors
 def drain(timeout: str | None, **_flags: Any) -> None:
     end = time.monotonic() + (_seconds("--timeout", timeout) if timeout else float("inf"))
     _call("POST", "/v1/drain")
-    told, listed = "", ""
+    last, listed = "", ""
     while True:
         found = _call("GET", "/v1/status")
         if found["drained"] and not found["attachments"]:
-            click.echo("drained: no NIC is left")
+            click.echo("drained: no NICs left")
             return
         text = f"NICs left: {sum(found['nics'].values())}, containers that have one: {found['attachments']}"
         text += f"; {found['cloud_error']}" if found["cloud_error"] else ""
-        if text != told:
+        if text != last:
             click.echo(text)
-            told = text
+            last = text
         if found["drained"] and text != listed:
             _show_attachments(_call("GET", "/v1/attachments"))
             listed = text
@@ -274,54 +268,58 @@ def drain(timeout: str | None, **_flags: Any) -> None:
 
 @with_settings()
 @main.command(
-    cls=SeedHelp, help="With the agent stopped: give back all NICs of this host's agent, and remove what it left."
+    cls=SeedHelp, help="With the agent stopped: release all NICs of this host's agent, and remove its files."
 )
-@click.option("--force", is_flag=True, help="also take the NICs of containers that still run")
-@_plainly
+@click.option("--force", is_flag=True, help="also take the NICs of running containers")
+@_reports_errors
 def cleanup(*, force: bool, **_flags: Any) -> None:
     from qingcloud_cni.agent.process.cleanup import clean_up
 
-    asyncio.run(clean_up(_host(sys.stderr), force=force, say=click.echo))
+    asyncio.run(clean_up(_host(sys.stderr), force=force, report=click.echo))
 
 
 @with_settings("QYAccessFilePath", "zone", "gatewayns", "nic-name-prefix", "instance-id", "instance-id-file",
                "allow-readable-access-file")  # fmt: skip
-@main.command(cls=SeedHelp, help="Find the NICs in this zone whose instance is gone, and delete them if asked to. "
-              "It needs no agent.")  # fmt: skip
+@main.command(cls=SeedHelp, help="List the NICs in this zone whose instance is gone; delete them with --delete. "
+              "Needs no agent.")  # fmt: skip
 @_output
-@click.option("--delete", is_flag=True, help="delete them, after a question")
-@click.option("--yes", is_flag=True, help="delete without the question")
+@click.option("--delete", is_flag=True, help="delete them, after a confirmation")
+@click.option("--yes", is_flag=True, help="delete without confirmation")
 @click.option(
     "--older-than", metavar="duration", default="10m",
-    help='a NIC that has been free for less is left alone (default "10m")',
+    help='ignore NICs that have been free for less (default "10m")',
 )  # fmt: skip
-@_plainly
+@_reports_errors
 def orphans(*, output: str, delete: bool, yes: bool, older_than: str, **_flags: Any) -> None:
     from qingcloud_cni.agent.base import logs
-    from qingcloud_cni.cli.options import reached
+    from qingcloud_cni.cli.options import cloud_config
     from qingcloud_cni.cli.orphans import run
 
-    found = reached()
+    found = cloud_config()
     logs.set_up(found.resolved.settings.loglevel, sys.stderr)
     seconds = _seconds("--older-than", older_than)
     run(found, older_than=seconds, delete=delete, is_agreed=yes, as_json=output == "json")
 
 
-@main.group(cls=SeedGroupHelp, help="Look at what the agent is set to.", params=list(global_options()))
+@main.group(cls=SeedGroupHelp, help="Inspect the settings of the agent.", params=list(global_options()))
 def config(**_flags: Any) -> None: ...
 
 
 @with_settings()
-@config.command("check", cls=SeedHelp, help="Check settings and access file as a start would, and show who set what.")
+@config.command(
+    "check",
+    cls=SeedHelp,
+    help="Check settings and access file as a start would; show each with its source.",
+)
 @_output
-@_plainly
+@_reports_errors
 def config_check(output: str, **_flags: Any) -> None:
     import msgspec
 
     from qingcloud_cni.agent.api.config_report import CHECKED_AT_START, config_report
     from qingcloud_cni.cli import show
 
-    found = checked()
+    found = agent_config()
     report = msgspec.to_builtins(config_report(found.resolved, found.instance_id, found.access))
     if output == "json":
         show.as_json({**report, "checked_at_start": CHECKED_AT_START})
@@ -330,13 +328,13 @@ def config_check(output: str, **_flags: Any) -> None:
 
 
 @main.command(
-    "install-plugin", cls=SeedHelp, help="Write the CNI plugin qingcni where the container runtime looks for it."
+    "install-plugin", cls=SeedHelp, help="Write the CNI plugin qingcni into the container runtime's directory."
 )
 @click.option("--bin-dir", "bin_dir", metavar="path", required=True, type=click.Path(path_type=Path, file_okay=False),
               help="directory of CNI plugins, such as /opt/cni/bin")  # fmt: skip
 @click.option("--python", "python", metavar="path", type=click.Path(path_type=Path, dir_okay=False),
-              help="interpreter that runs the plugin (default: this program's, outside its environment)")  # fmt: skip
-@_plainly
+              help="interpreter that runs the plugin (default: the base of this program's environment)")  # fmt: skip
+@_reports_errors
 def install_plugin(bin_dir: Path, python: Path | None) -> None:
     from qingcloud_cni.cli.install_plugin import install_plugin as install
 

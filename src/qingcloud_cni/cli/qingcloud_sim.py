@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import click
 
-from qingcloud_cni.cli.failing import told_plainly
+from qingcloud_cni.cli.failing import reports_errors
 
 Range = tuple[float, float]
 
@@ -23,7 +23,7 @@ def _read_range(_ctx: click.Context, param: click.Parameter, value: str | None) 
         raise click.BadParameter(str(err), param=param) from err
 
 
-_told_plainly = told_plainly("qingcloud-sim")
+_reports_errors = reports_errors("qingcloud-sim")
 _name = click.option(
     "--name", default="sim", show_default=True, help="Prefix of every namespace; runs coexist by it."
 )
@@ -65,7 +65,7 @@ def main() -> None:
     "--keep", is_flag=True, help="At the end leave everything there, for an `up` with the same --state-dir."
 )
 @click.option("--verbose", "-v", is_flag=True, help="Tell on stderr what happens to NICs.")
-@_told_plainly
+@_reports_errors
 def up(
     *,
     name: str,
@@ -122,7 +122,7 @@ def up(
 @main.command()
 @_name
 @_state_dir
-@_told_plainly
+@_reports_errors
 def down(name: str, state_dir: Path | None) -> None:
     """Take a simulated cloud down and remove all it made, also after it was killed; nothing else is touched."""
     from qingcloud_cni.sim.server import control
@@ -136,7 +136,7 @@ def down(name: str, state_dir: Path | None) -> None:
 @_name
 @_state_dir
 @_output
-@_told_plainly
+@_reports_errors
 def status(name: str, state_dir: Path | None, output: str) -> None:
     """Show instances, NICs, jobs and counted API calls of a simulated cloud."""
     from qingcloud_cni.sim.server import control
@@ -158,7 +158,7 @@ def faults() -> None:
 @click.argument("file", type=click.File("rb"))
 @_name
 @_state_dir
-@_told_plainly
+@_reports_errors
 def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
     """Replace all faults by the list in FILE (YAML or JSON; - is stdin). Calls are counted anew."""
     import yaml
@@ -184,7 +184,7 @@ def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
 @_name
 @_state_dir
 @_output
-@_told_plainly
+@_reports_errors
 def list_faults(name: str, state_dir: Path | None, output: str) -> None:
     """Show the faults in force and how many calls each will still strike."""
     from qingcloud_cni.sim.server import control
@@ -200,7 +200,7 @@ def list_faults(name: str, state_dir: Path | None, output: str) -> None:
 @faults.command("clear")
 @_name
 @_state_dir
-@_told_plainly
+@_reports_errors
 def clear_faults(name: str, state_dir: Path | None) -> None:
     """Let everything go right from now on."""
     from qingcloud_cni.sim.server import control

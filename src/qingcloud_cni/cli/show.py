@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs."""
+"""Output of the commands: tables for people, JSON for programs."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-PIPE_WIDTH = 1000  # columns where nobody folds lines
+PIPE_WIDTH = 1000  # columns if the output is not a terminal: no line is folded
 
 
 def as_json(content: Any) -> None:
@@ -15,7 +15,7 @@ def as_json(content: Any) -> None:
 
 
 def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empty: str) -> None:
-    """*columns* maps headings to keys of the rows; *empty* is said where there are none."""
+    """*columns* maps headings to keys of the rows; *empty* replaces a table without rows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -35,7 +35,7 @@ def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empt
 
 
 def as_config(report: Mapping[str, Any], checked_at_start: Sequence[str]) -> None:
-    """What `config_report` found, and what only a start can tell."""
+    """The `config_report`, and what only a start can check."""
     cloud = report["cloud"]
     click.echo(f"config file: {report['file'] or 'none'}")
     click.echo(f"cloud:       {cloud['endpoint']}{cloud['uri']}")
@@ -44,13 +44,13 @@ def as_config(report: Mapping[str, Any], checked_at_start: Sequence[str]) -> Non
     click.echo()
     rows = [row | {"value": _setting(row["value"])} for row in report["settings"]]
     as_table(rows, {"SETTING": "name", "VALUE": "value", "FROM": "source"}, "")
-    click.echo("\nWhat only a start can tell:")
+    click.echo("\nChecked only by a start:")
     for sentence in checked_at_start:
         click.echo(f"  - {sentence}")
 
 
 def as_plan(found: Mapping[str, Any]) -> None:
-    """What GET /v1/plan answers."""
+    """The answer of GET /v1/plan."""
     lines = {
         "mode": found["mode"],
         "pool": f"{found['idle']} idle, {found['coming']} on their way, {found['waiting']} ADDs wait;"
@@ -86,7 +86,7 @@ def as_plan(found: Mapping[str, Any]) -> None:
 
 
 def _which(vxnets: Mapping[str, int], nic_ids: Sequence[str]) -> str:
-    """How many NICs in which vxnets; or NICs, the first two of them."""
+    """NICs per vxnet, or the first two NICs."""
     more = f" and {len(nic_ids) - 2} more" if len(nic_ids) > 2 else ""
     return ", ".join((*(f"{count} in {vxnet_id}" for vxnet_id, count in vxnets.items()), *nic_ids[:2])) + more
 
@@ -96,7 +96,7 @@ def _setting(value: object) -> str:
         case bool():
             return str(value).lower()
         case float():
-            return f"{value:g}s"  # the durations
+            return f"{value:g}s"  # every float is a duration
         case list() | tuple():
             return ",".join(map(str, value))
         case _:
@@ -104,17 +104,16 @@ def _setting(value: object) -> str:
 
 
 def age(since: float) -> str:
-    """How long ago."""
     return duration(float(int(max(time.time() - since, 0.0))))
 
 
 def until(at: float) -> str:
-    """How long until then; "-" where nobody knows."""
+    """Time left; "-" if unknown."""
     return f"in {duration(float(int(max(at - time.time(), 0.0))))}" if at else "-"
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit that fits twice, and below two seconds in milliseconds."""
+    """In the largest unit that fits twice."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f}{unit}"

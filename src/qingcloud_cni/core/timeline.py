@@ -1,4 +1,4 @@
-"""What became of a container or a NIC, told from the events: step by step, with the time each took. Pure."""
+"""Timelines of a container or a NIC, made from the events: each step with the time it took."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _KINDS = tuple(kind.value for kind in OpKind)
 
 
 @dataclass(frozen=True, slots=True)
-class StoryStep:
+class TimelineStep:
     at: float  # seconds since the epoch
     seconds: float  # since the step before; 0 for the first
     name: str
@@ -21,74 +21,73 @@ class StoryStep:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A call of the cloud that concerned a NIC, from its record to its end."""
+    """A cloud write that concerned a NIC, from its intent to its end."""
 
     op_id: str
     kind: str  # of OpKind
     at: float
-    seconds: float  # until its end, or its last event while it has none
+    seconds: float  # to its last event
     is_over: bool
     job_id: str
-    troubles: tuple[str, ...]  # what went wrong on the way
+    troubles: tuple[str, ...]  # why calls failed
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
-    """Of one attachment from its ADD to its end, or of a NIC as far as the events reach back."""
+class Timeline:
+    """Of one attachment from its ADD to its end, or of a NIC since the oldest event."""
 
     subject: str  # network/container/ifname, or the NIC's id
     pod: str
     nic_id: str  # "" while the attachment has none
     is_over: bool
-    steps: tuple[StoryStep, ...]
+    steps: tuple[TimelineStep, ...]
     operations: tuple[Operation, ...]  # of an attachment: those that brought its NIC
 
 
-def stories(events: Sequence[Event], wanted: str) -> tuple[Story, ...]:
-    """Everything about *wanted*: a NIC, a container (its id may be cut off), a pod, an attachment or an operation.
+def timelines(events: Sequence[Event], wanted: str) -> tuple[Timeline, ...]:
+    """Return those of *wanted*: a NIC, a container (or the start of its id), a pod, an attachment or an operation.
 
-    *events* are all there are, oldest first.
+    *events* are all that are stored, oldest first.
     """
     if not wanted:
         return ()
     about = [e for e in events if wanted in (e.nic_id, e.subject)]
     if about and "/" not in wanted:
         return (_of_nic(events, about, wanted),)
-    subjects = dict.fromkeys(e.subject for e in events if _speaks_of(e, wanted))
-    return tuple(story for subject in subjects for story in _of_attachment(events, subject))
+    subjects = dict.fromkeys(e.subject for e in events if _matches(e, wanted))
+    return tuple(timeline for subject in subjects for timeline in _of_attachment(events, subject))
 
 
-def _speaks_of(event: Event, wanted: str) -> bool:
-    """Whether it is an event of an attachment that may be meant."""
+def _matches(event: Event, wanted: str) -> bool:
     _network, is_attachment, rest = event.subject.partition("/")
     names = {event.subject, event.pod, event.pod.rpartition("/")[2]}
     return bool(is_attachment) and (wanted in names or rest.startswith(wanted))
 
 
-def _of_attachment(events: Sequence[Event], subject: str) -> Iterable[Story]:
-    """One story for each ADD of this attachment: after a DEL the same container may ask again."""
-    lives: list[list[Event]] = []
+def _of_attachment(events: Sequence[Event], subject: str) -> Iterable[Timeline]:
+    """One for each ADD: after a DEL the same container may be added again."""
+    spans: list[list[Event]] = []
     for event in events:
         if event.subject == subject:
-            if not lives or event.name == BEGUN:
-                lives.append([])
-            lives[-1].append(event)
-    for life in lives:
-        last = next((e for e in reversed(life) if e.nic_id), None)
-        given = next((e for e in reversed(life) if e.name == "nic.assigned"), None)
-        yield Story(
+            if not spans or event.name == BEGUN:
+                spans.append([])
+            spans[-1].append(event)
+    for span in spans:
+        last = next((e for e in reversed(span) if e.nic_id), None)
+        assigned = next((e for e in reversed(span) if e.name == "nic.assigned"), None)
+        yield Timeline(
             subject=subject,
-            pod=next((e.pod for e in life if e.pod), ""),
+            pod=next((e.pod for e in span if e.pod), ""),
             nic_id=last.nic_id if last is not None else "",
-            is_over=life[-1].name in ENDS,
-            steps=_steps(life, with_subject=False),
-            operations=_brought(events, given) if given is not None else (),
+            is_over=span[-1].name in ENDS,
+            steps=_steps(span, with_subject=False),
+            operations=_brought(events, assigned) if assigned is not None else (),
         )
 
 
-def _of_nic(events: Sequence[Event], about: Sequence[Event], name: str) -> Story:
+def _of_nic(events: Sequence[Event], about: Sequence[Event], name: str) -> Timeline:
     op_ids = dict.fromkeys(e.subject for e in about if "/" not in e.subject)
-    return Story(
+    return Timeline(
         subject=name,
         pod="",
         nic_id=about[0].nic_id,
@@ -98,24 +97,26 @@ def _of_nic(events: Sequence[Event], about: Sequence[Event], name: str) -> Story
     )
 
 
-def _steps(events: Iterable[Event], *, with_subject: bool) -> tuple[StoryStep, ...]:
-    steps: list[StoryStep] = []
+def _steps(events: Iterable[Event], *, with_subject: bool) -> tuple[TimelineStep, ...]:
+    steps: list[TimelineStep] = []
     for event in events:
         since = steps[-1].at if steps else event.at
         words = (event.subject if with_subject else "", event.detail)
         steps.append(
-            StoryStep(event.at, max(event.at - since, 0.0), event.name, ": ".join(filter(None, words)), event.job_id)
+            TimelineStep(
+                event.at, max(event.at - since, 0.0), event.name, ": ".join(filter(None, words)), event.job_id
+            )
         )
     return tuple(steps)
 
 
-def _brought(events: Sequence[Event], given: Event) -> tuple[Operation, ...]:
-    """The operations by which a NIC came to this host: the last create and attach before it was given away."""
+def _brought(events: Sequence[Event], assigned: Event) -> tuple[Operation, ...]:
+    """The operations that brought a NIC to this host: the last create and attach before *assigned*."""
     op_ids: dict[str, str] = {}
     for event in events:
-        if event is given:
+        if event is assigned:
             break
-        if event.nic_id == given.nic_id and event.name in {"nic.created", "nic.attaching"}:
+        if event.nic_id == assigned.nic_id and event.name in {"nic.created", "nic.attaching"}:
             op_ids[event.name] = event.subject
     return tuple(op for op_id in op_ids.values() if op_id for op in _operation(events, op_id))
 

@@ -191,7 +191,7 @@ async def test_the_unix_socket_is_for_root_only(served: Served) -> None:
         writer.close()
         await writer.wait_closed()
     assert reply.startswith(b"HTTP/1.1 403 ")
-    assert reply.endswith(b"user 65534 may not ask; only root")
+    assert reply.endswith(b"user 65534: denied: only root may use the API")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])

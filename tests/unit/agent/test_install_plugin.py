@@ -52,13 +52,15 @@ def virtual_python(tmp_path: Path) -> Path:
     ("python", "says"),
     [
         pytest.param(lambda _: Path("python3"), "absolute path", id="relative"),
-        pytest.param(lambda tmp: tmp / "none", "no program that can be run", id="absent"),
-        pytest.param(lambda tmp: tmp, "no program that can be run", id="directory"),
-        pytest.param(lambda tmp: script(tmp / "a b" / "python", ""), "blank in its path", id="blank"),
+        pytest.param(lambda tmp: tmp / "none", "not executable", id="absent"),
+        pytest.param(lambda tmp: tmp, "not executable", id="directory"),
+        pytest.param(lambda tmp: script(tmp / "a b" / "python", ""), "path has blanks", id="blank"),
         pytest.param(lambda tmp: script(tmp / ("d" * 120) / "python", ""), "more than 120 bytes", id="long"),
-        pytest.param(lambda tmp: script(tmp / "sh", "#!/bin/sh\necho hello\n"), "does not answer as", id="no-python"),
-        pytest.param(lambda tmp: script(tmp / "sh", "#!/bin/sh\nexit 1\n"), "does not answer as", id="failing"),
-        pytest.param(old_python, "is cpython 3.9: it must be CPython 3.11 or later", id="old"),
+        pytest.param(
+            lambda tmp: script(tmp / "sh", "#!/bin/sh\necho hello\n"), "not a Python interpreter", id="no-python"
+        ),
+        pytest.param(lambda tmp: script(tmp / "sh", "#!/bin/sh\nexit 1\n"), "not a Python interpreter", id="failing"),
+        pytest.param(old_python, "is cpython 3.9; CPython 3.11 or later is required", id="old"),
         pytest.param(virtual_python, "belongs to a virtual environment", id="virtual"),
     ],
 )
@@ -72,12 +74,12 @@ def test_an_interpreter_that_will_not_do_is_refused(tmp_path: Path, python: obje
 
 
 def test_an_absent_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StartRefused, match="is no directory: make it first"):
+    with pytest.raises(StartRefused, match="not a directory; create it"):
         install_plugin(tmp_path / "none", BASE)
 
 
 def test_a_directory_in_the_files_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "qingcni").mkdir()
-    with pytest.raises(StartRefused, match="qingcni cannot be written"):
+    with pytest.raises(StartRefused, match="qingcni: write failed"):
         install_plugin(tmp_path, BASE)
     assert [path.name for path in tmp_path.iterdir()] == ["qingcni"]

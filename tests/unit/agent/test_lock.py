@@ -6,16 +6,16 @@ import sys
 
 import pytest
 
-from qingcloud_cni.agent.process import lock
-from qingcloud_cni.agent.process.lock import take_lock
+from qingcloud_cni.agent.process import listeners
+from qingcloud_cni.agent.process.listeners import take_lock
 from qingcloud_cni.core.errors import AlreadyRunning, exit_status
 
 HOLD = """
 import sys
-from qingcloud_cni.agent.process import lock
-from qingcloud_cni.agent.process.lock import take_lock
+from qingcloud_cni.agent.process import listeners
+from qingcloud_cni.agent.process.listeners import take_lock
 from qingcloud_cni.core.errors import AlreadyRunning, exit_status
-lock._NAME = sys.argv[1]
+listeners._LOCK = sys.argv[1]
 try:
     held = take_lock()
 except AlreadyRunning as err:
@@ -33,7 +33,7 @@ CAN_UNSHARE = (
 def name(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A name of this test's own: an agent may be running on this machine."""
     own = f"\0qingcloud-cni/test{tmp_path_factory.mktemp('lock')}"
-    monkeypatch.setattr(lock, "_NAME", own)
+    monkeypatch.setattr(listeners, "_LOCK", own)
     return own
 
 

@@ -23,7 +23,7 @@ def test_a_container_is_explained_by_its_id_its_pod_and_its_nic(new_host: NewHos
     eventually(lambda: not host.status()["unsaved"], "all on disk")
     told = host.qingagent("explain", container.name[:-2]).stdout
     lines = told.splitlines()
-    assert lines[0] == f"mynet/{container.name}/eth0, pod shop/web-1, NIC {nic_id}, goes on"
+    assert lines[0] == f"mynet/{container.name}/eth0, pod shop/web-1, NIC {nic_id}, continues"
     for word in ("attachment.requested", "nic.assigned", "attachment.ready", "kernel 0.0", "create", "attach"):
         assert word in told
     for of in ("shop/web-1", "web-1", f"mynet/{container.name}/eth0"):
@@ -45,7 +45,7 @@ def test_explain_reports_a_subject_without_events(new_host: NewHost) -> None:
     host.start(**ONE)
     answer = host.qingagent("explain", "nothing-of-that-name", check=False)
     assert (answer.returncode, answer.stdout, answer.stderr.count("\n")) == (1, "", 1)
-    said = "no event speaks of a container, pod, NIC or operation 'nothing-of-that-name'; they reach back to"
+    said = "no event has a container, pod, NIC or operation 'nothing-of-that-name'; the oldest is of"
     assert said in answer.stderr
     for target, words in {
         "limit=0": "limit",
@@ -89,7 +89,7 @@ def test_events_are_listed_filtered_and_followed_through_a_restart(new_host: New
             host.delete(container)
             eventually(lambda: "nic.released" in out.read_text(), "the release")
             agent.stop()
-            eventually(lambda: "no agent answers" in complaints.read_text(), "the agent missed")
+            eventually(lambda: "connect failed" in complaints.read_text(), "the agent missed")
             host.start(idle=0, **ONE)
             host.add(container)
             eventually(lambda: "attachment.ready" in out.read_text(), "the next ADD")

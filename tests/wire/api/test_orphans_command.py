@@ -97,7 +97,7 @@ def test_a_question_comes_before_anything_is_deleted(new_host: NewHost, sim: Sim
     host = new_host()
     refused = orphans(host, "--older-than", "0s", "--delete", check=False)
     assert refused.returncode == 2
-    assert "give --yes as well" in refused.stderr
+    assert "add --yes" in refused.stderr
     assert left(sim, "i-dead2") == nics
     status, said = typed(host, "n\n")
     assert (status, left(sim, "i-dead2")) == (0, nics)
@@ -142,7 +142,7 @@ def test_a_nic_the_cloud_does_not_delete_is_reported_and_is_a_failure(new_host: 
     with sim.faults(*fault):
         done = orphans(host, "--older-than", "0s", "--delete", "--yes", check=False)
         assert done.returncode == 1
-        assert "3 of 3 NICs were not deleted" in done.stderr
+        assert "3 of 3 NICs: delete failed" in done.stderr
         assert all(f"not deleted: {nic_id}: DeleteNics" in done.stdout for nic_id in nics)
         assert "NotYours" in done.stdout
     assert left(sim, "i-dead4") == nics
@@ -163,7 +163,7 @@ def test_if_the_cloud_lists_nothing_no_nic_is_deleted(new_host: NewHost, sim: Si
 @pytest.mark.parametrize(
     ("args", "settings", "words"),
     [
-        (("--yes",), {}, "--yes answers the question of --delete"),
+        (("--yes",), {}, "--yes needs --delete"),
         (("--older-than", "soon"), {}, "--older-than 'soon': rejected: expected"),
         ((), {"QYAccessFilePath": "/nowhere/client.yaml"}, "access file /nowhere/client.yaml does not exist"),
         ((), {"instance-id-file": "/etc/hostname"}, "instance id file /etc/hostname holds"),

@@ -135,7 +135,7 @@ SETTINGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
         ("gatewayns qingcni (--gatewayns)", "nic-name-prefix qingcni (default)", "change one"),
     ),
     "run-dir too long": ({"run_dir": "/run/" + "x" * 100}, ("run-dir", "too long", "shorter --run-dir")),
-    "iface": ({"iface": "eth9"}, ("iface eth9", "no such link", "but lo;", "--iface")),
+    "iface": ({"iface": "eth9"}, ("iface eth9", "not found", "which has lo;", "--iface")),
     "config file": ({"config": "nowhere.yaml"}, ("config file nowhere.yaml", "No such file", "--config")),
     "config format": ({"config": "QingAgent.txt"}, ("QingAgent.txt", "must end in .yaml, .yml, .json, .toml, .xml")),
     "instance id": ({"instance_id": "x"}, ("--instance-id 'x'", "such as i-1234abcd")),
@@ -231,7 +231,7 @@ def test_a_bad_variable_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) 
 def test_a_port_in_use_is_refused_and_nothing_else_was_begun(place: Place) -> None:
     with inside(place.netns, lambda: socket.create_server(("127.0.0.1", 31080))):
         said = sentence(place.start())
-    assert "bindaddr 0.0.0.0:31080 cannot be had: Address already in use; free it or choose another" in said
+    assert "bindaddr 0.0.0.0:31080: bind failed: Address already in use; free it, or choose another" in said
     assert not place.parking()
     assert not (place.run_dir / "agent.sock").exists()
     assert not place.state_dir.exists()
@@ -282,7 +282,7 @@ def test_something_else_in_the_place_of_the_socket_is_refused_and_kept(place: Pl
     place.run_dir.mkdir(mode=0o700)
     path = place.run_dir / "agent.sock"
     path.write_text("mine")
-    assert f"socket {path} cannot be made: Address already in use; remove" in sentence(place.start())
+    assert f"socket {path}: bind failed: Address already in use; remove" in sentence(place.start())
     assert path.read_text() == "mine"
 
 
@@ -334,7 +334,7 @@ def test_a_second_agent_is_refused_with_status_3_and_the_first_one_goes_on(
 def test_a_command_without_root_reports_that_it_needs_root(place: Place, agent: subprocess.Popen[bytes]) -> None:
     """And does not ask whether the agent runs."""
     done = run(sys.executable, "-c", AS_NOBODY, "status", "--run-dir", str(place.run_dir), check=False)
-    assert sentence(done, status=4).endswith("agent.sock answers root alone: run this as root\n")
+    assert sentence(done, status=4).endswith("agent.sock: connect failed: only root may connect; run this as root\n")
     assert agent.poll() is None
 
 
@@ -346,9 +346,7 @@ def test_an_agent_of_another_namespace_with_the_same_run_dir_is_refused(
     elsewhere[:2] = ["unshare", "--net"]
     done = run(*elsewhere, check=False, cwd=place.directory)
     said = sentence(done)
-    assert (
-        f"socket {place.run_dir / 'agent.sock'} is served by another agent; give this one its own --run-dir" in said
-    )
+    assert f"socket {place.run_dir / 'agent.sock'}: another agent serves it; give this one its own --run-dir" in said
     assert agent.poll() is None
     assert run(QINGAGENT, "status", "--run-dir", str(place.run_dir)).stdout.startswith("instance:")
 
@@ -384,7 +382,7 @@ def test_config_check_needs_neither_root_nor_agent_and_refuses_as_a_start_does(p
     assert rows["cooldown"] == ["120s", str(place.directory / "QingAgent.toml")]
     assert rows["max-idle"] == ["9", "QINGAGENT_MAX_IDLE"]
     assert rows["iface"] == ["lo", "--iface"]
-    assert "What only a start can tell:" in shown
+    assert "Checked only by a start:" in shown
     assert "every vxnet is managed and of that VPC" in shown
     for wrong in (("--vxnet", "vxnet-xxxxxxx"), ("--cooldown", "x"), ("--config", "none.ini")):
         done = run(QINGAGENT, "config", "check", *flags, *wrong, cwd=place.directory, check=False)

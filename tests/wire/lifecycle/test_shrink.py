@@ -129,7 +129,7 @@ def test_drain_leaves_nothing_and_refuses_adds_with_code_11(new_host: NewHost) -
     host = new_host()
     host.start(min_idle=3, max_idle=3)
     told = host.qingagent("drain").stdout
-    assert told.splitlines()[-1] == "drained: no NIC is left"
+    assert told.splitlines()[-1] == "drained: no NICs left"
     assert (host.nics(), host.cloud_nics()) == ([], {})
     answer = host.cni("ADD", host.container())
     assert answer.code == 11, answer
@@ -153,7 +153,7 @@ def test_drain_waits_for_a_container_and_names_it(new_host: NewHost) -> None:
     assert len(host.cloud_nics()) == 1
     assert container.reaches("172.20.1.1")
     host.delete(container)
-    assert host.qingagent("drain").stdout.splitlines()[-1] == "drained: no NIC is left"
+    assert host.qingagent("drain").stdout.splitlines()[-1] == "drained: no NICs left"
     assert host.cloud_nics() == {}
 
 

@@ -286,7 +286,7 @@ def test_an_agent_that_has_not_heard_of_the_cloud_is_not_drained(new_host: NewHo
         assert "NICs left: 0, containers that have one: 0; DescribeInstances" in waiting.stdout
         assert "check the clock" in waiting.stdout
         assert not host.status()["drained"]
-    assert host.qingagent("drain").stdout.splitlines()[-1] == "drained: no NIC is left"
+    assert host.qingagent("drain").stdout.splitlines()[-1] == "drained: no NICs left"
 
 
 def test_a_node_of_an_appcenter_cluster_is_found(new_host: NewHost, sim: Sim) -> None:

@@ -187,7 +187,7 @@ def test_cleanup_names_the_containers_that_nobody_has_named_and_takes_their_nics
     (host.state_dir / "agent.db").write_bytes(b"")
     refused = host.cleanup(check=False)
     assert refused.returncode == 1
-    assert f"containers still have NICs: {nic_id} in {container.path}; remove them first" in refused.stderr
+    assert f"cleanup: containers have NICs: {nic_id} in {container.path}; remove them" in refused.stderr
     assert "eth0" in container.names
     host.cleanup("--force")
     assert container.names == ["lo"]

@@ -86,7 +86,7 @@ def test_what_differs_is_shown_in_status_and_metrics(new_host: NewHost, sim: Sim
     assert host.status()["differences"] == [difference]
     (line,) = (n for n in host.qingagent("status").stdout.splitlines() if n.startswith("drift:"))
     assert made["nic_id"] in line
-    assert "told only" in line
+    assert "reported only" in line
     assert metric(host, 'qingagent_drift{kind="young"}') == 1
     assert metric(host, 'qingagent_drift{kind="twice"}') == 0
     (event,) = host.agent.events("drift.seen")

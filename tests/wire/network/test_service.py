@@ -395,7 +395,7 @@ def test_drain_and_cleanup_leave_the_host_as_it_was(new_host: NewHost) -> None:
     assert sorted(nic["state"] for nic in host.nics()) == ["assigned", "gateway"]
     assert "hostnic" in state(host)["links"]
     host.delete(container)
-    assert host.qingagent("drain").stdout.splitlines()[-1] == "drained: no NIC is left"
+    assert host.qingagent("drain").stdout.splitlines()[-1] == "drained: no NICs left"
     assert host.cloud_nics("qingcni", "hostnic") == {}
     after = state(host)
     assert {k: v for k, v in after.items() if k != "settings"} == {k: v for k, v in before.items() if k != "settings"}

@@ -1,4 +1,4 @@
-"""Who may ask: the token file, and the peers of each listener (design section 10)."""
+"""Who may use the API: root on the unix socket; on TCP this host, with the token."""
 
 import hmac
 import os
@@ -12,7 +12,7 @@ from qingcloud_cni.posix import peer_credentials
 
 
 class AccessGuard:
-    """Decides for each request; AccessDenied says what is missing, never what the token is."""
+    """Checks each request; AccessDenied never shows the token."""
 
     def __init__(self, token: str, open_paths: frozenset[str]) -> None:
         self._open_paths = open_paths
@@ -23,23 +23,23 @@ class AccessGuard:
             return
         peer = request.transport.get_extra_info("socket") if request.transport is not None else None
         if peer is None:
-            raise AccessDenied("the connection is gone")
+            raise AccessDenied("connection closed")
         if peer.family == socket.AF_UNIX:
             _check_uid(peer)
         else:
             self._check_tcp(request, peer)
 
     def _check_tcp(self, request: web.Request, peer: socket.socket) -> None:
-        """Only this host, and with the token: any host of the vxnet can reach a TCP port."""
+        """Any host of the vxnet can reach a TCP port, so both address and token are checked."""
         try:
-            there, here = _address(peer.getpeername()), _address(peer.getsockname())
+            remote, local = _address(peer.getpeername()), _address(peer.getsockname())
         except OSError:
-            raise AccessDenied("the connection is gone") from None
-        if not there.is_loopback and there != here:
-            raise AccessDenied(f"requests from {there} are not served; only this host may ask")
-        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")  # the bytes as they came
+            raise AccessDenied("connection closed") from None
+        if not remote.is_loopback and remote != local:
+            raise AccessDenied(f"request from {remote}: denied: only this host may use the API")
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")  # the bytes on the wire
         if not hmac.compare_digest(given, self._expected):
-            raise AccessDenied("the token is missing or wrong; it is in the agent's run directory, readable by root")
+            raise AccessDenied("the token is missing or wrong; root finds it in the agent's run directory")
 
 
 def _address(name: tuple[str, int]) -> IPv4Address | IPv6Address:
@@ -50,4 +50,4 @@ def _address(name: tuple[str, int]) -> IPv4Address | IPv6Address:
 def _check_uid(peer: socket.socket) -> None:
     uid = peer_credentials(peer).uid
     if uid not in {0, os.geteuid()}:
-        raise AccessDenied(f"user {uid} may not ask; only root")
+        raise AccessDenied(f"user {uid}: denied: only root may use the API")

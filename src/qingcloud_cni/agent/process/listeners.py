@@ -1,5 +1,6 @@
-"""The agent's addresses: taken before anything else is touched, served once the agent works."""
+"""The agent's sockets: the lock and both addresses, bound before anything else is touched."""
 
+import errno
 import os
 import socket
 import stat
@@ -10,12 +11,29 @@ from pathlib import Path
 from qingcloud_cni.agent.api.server import Listeners
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.agent.settings.values import Address
-from qingcloud_cni.core.errors import StartRefused
+from qingcloud_cni.core.errors import AlreadyRunning, StartRefused
+
+_LOCK = "\0qingcloud-cni/agent"  # abstract names belong to the network namespace
+
+
+def take_lock() -> socket.socket:
+    """Be the only agent of this network namespace while the socket is open; AlreadyRunning if another is."""
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        lock.bind(_LOCK)
+    except OSError as err:
+        lock.close()
+        if err.errno != errno.EADDRINUSE:
+            raise
+        raise AlreadyRunning(
+            "another agent runs in this network namespace; `qingagent status` shows it, `qingagent stop` ends it"
+        ) from None
+    return lock
 
 
 @contextmanager
 def bound(settings: Settings) -> Iterator[Listeners]:
-    """Both addresses, given back at the end; StartRefused where one cannot be had."""
+    """Bind both addresses until the end of the block; StartRefused if one is not available."""
     with ExitStack() as stack:
         tcp = stack.enter_context(_tcp(settings.bindaddr))
         unix = stack.enter_context(_unix(settings.socket))
@@ -24,12 +42,12 @@ def bound(settings: Settings) -> Iterator[Listeners]:
 
 
 def check_iface(name: str) -> None:
-    """The link of the host itself must be there: under a wrong name its NIC would not be known as the host's."""
+    """StartRefused if the host has no such link: under a wrong name the agent would not reserve the host's NIC."""
     names = sorted(link for _, link in socket.if_nameindex())
     if name not in names:
         raise StartRefused(
-            f"iface {name}: there is no such link in this network namespace, but {', '.join(names)};"
-            " name the host's own with --iface"
+            f"iface {name}: not found in this network namespace, which has {', '.join(names)};"
+            " set the host's own link with --iface"
         )
 
 
@@ -45,7 +63,7 @@ def _tcp(address: Address) -> socket.socket:
     except OSError as err:
         listener.close()
         raise StartRefused(
-            f"bindaddr {address} cannot be had: {os.strerror(err.errno or 0)}; free it or choose another --bindaddr"
+            f"bindaddr {address}: bind failed: {os.strerror(err.errno or 0)}; free it, or choose another --bindaddr"
         ) from err
     return listener
 
@@ -53,15 +71,14 @@ def _tcp(address: Address) -> socket.socket:
 def _unix(path: Path) -> socket.socket:
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o177)  # the socket is made with it: for root only from its first moment
+    umask = os.umask(0o177)  # so that only root can ever connect
     try:
         listener.bind(str(path))
         listener.listen()
     except OSError as err:
         listener.close()
         raise StartRefused(
-            f"socket {path} cannot be made: {os.strerror(err.errno or 0)}; remove what stands there,"
-            " or choose another --run-dir"
+            f"socket {path}: bind failed: {os.strerror(err.errno or 0)}; remove the file, or choose another --run-dir"
         ) from err
     finally:
         os.umask(umask)
@@ -69,7 +86,7 @@ def _unix(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """A socket that nobody serves is what a killed agent leaves; one that is served belongs to another agent."""
+    """Remove the socket of a killed agent; StartRefused if another agent serves it."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             return
@@ -82,6 +99,6 @@ def _remove_stale(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
         except OSError:
-            return  # binding will tell
+            return  # bind reports it
         else:
-            raise StartRefused(f"socket {path} is served by another agent; give this one its own --run-dir")
+            raise StartRefused(f"socket {path}: another agent serves it; give this one its own --run-dir")

@@ -1,4 +1,4 @@
-"""The agent as a process: lock, kernel, store and cloud are opened, served, and closed again in turn."""
+"""The agent as a process: opens lock, kernel, store and cloud, serves, and closes them in reverse order."""
 
 import asyncio
 import os
@@ -15,8 +15,7 @@ from qingcloud_cni.agent.api.server import Server
 from qingcloud_cni.agent.api.views import ConfigView
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.clock import BootTime, SystemClock
-from qingcloud_cni.agent.process.listeners import bound, check_iface
-from qingcloud_cni.agent.process.lock import take_lock
+from qingcloud_cni.agent.process.listeners import bound, check_iface, take_lock
 from qingcloud_cni.agent.process.run_files import ensure_directory, ensure_token
 from qingcloud_cni.agent.settings.resolution import read_boot_id
 from qingcloud_cni.agent.settings.settings import Settings
@@ -29,12 +28,12 @@ from qingcloud_cni.store.threaded import ThreadedStore
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What one agent process is started with."""
+    """What an agent process needs to start."""
 
     settings: Settings
     instance_id: str
     access: Access
-    config: ConfigView  # as config_report tells it
+    config: ConfigView  # of `config_report`
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def check_root() -> None:
 
 
 async def serve(host: Host) -> None:
-    """Run the agent until it is told to stop; raises what ended it otherwise."""
+    """Run the agent until a signal stops it, or an error that is raised."""
     stop = asyncio.Event()
     _watch_signals(stop)
     settings = host.settings
@@ -75,10 +74,7 @@ async def serve(host: Host) -> None:
 
 @asynccontextmanager
 async def opened(host: Host) -> AsyncIterator[OpenAgent]:
-    """An agent that works; on exit its tasks are cancelled and everything is closed. NICs stay where they are.
-
-    The caller holds the lock.
-    """
+    """Run an agent without its API for the block; NICs stay where they are. The caller holds the lock."""
     ensure_directory(host.settings.state_dir, "--state-dir")
     boot_id = read_boot_id(host.settings)
     metrics, clock, rng = Metrics(), SystemClock(), random.Random()
@@ -107,7 +103,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
             logs.write("store.unsaved", changes=journal.unsaved, cause=journal.trouble)
     except* StartRefused:
         if kernel is not None:
-            await _leave_nothing(kernel)
+            await _remove_if_empty(kernel)
         raise
     finally:
         if cloud is not None:
@@ -117,8 +113,8 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
             await kernel.close()
 
 
-async def _leave_nothing(kernel: HostKernel) -> None:
-    """A start that is refused takes its parking namespace along, if there is nothing in it."""
+async def _remove_if_empty(kernel: HostKernel) -> None:
+    """Remove the parking namespace that a failed start has created."""
     if not (await kernel.survey()).parked:
         await kernel.remove()
 
@@ -132,7 +128,7 @@ def _observer(metrics: Metrics) -> Callable[[CallSeen], None]:
 
 
 def _watch_signals(stop: asyncio.Event) -> None:
-    """The first signal stops gracefully, a second one at once: the table is on disk either way."""
+    """The first signal stops the agent gracefully, a second one at once; the table is on disk either way."""
     loop = asyncio.get_running_loop()
 
     def stopping(number: int) -> None:

@@ -1,4 +1,4 @@
-"""The run directory and the token file in it: made at start, root's own."""
+"""The run directory and the token file in it, created at start for root alone."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ _LONGEST_TOKEN = 4096  # bytes; one of ours has 65
 
 
 def ensure_directory(path: Path, flag: str) -> None:
-    """A directory of root's own; *flag* is the one that names it."""
+    """Create *path* for root alone; *flag* is the setting that names it."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as err:

@@ -121,7 +121,7 @@ def _check(resolved: Resolved) -> None:
         raise StartRefused(f"{shown('max-nics')} is below {shown('min-idle')}; raise it or lower min-idle")
     if settings.gatewayns == settings.nic_name_prefix:
         raise StartRefused(
-            f"{shown('gatewayns')} equals {shown('nic-name-prefix')}; NICs are told apart by them, so change one"
+            f"{shown('gatewayns')} equals {shown('nic-name-prefix')}; they tell NICs apart, so change one"
         )
     if settings.gatewayns == settings.iface:
         raise StartRefused(f"{shown('gatewayns')} equals {shown('iface')}; a gateway NIC needs another name")
