@@ -137,7 +137,7 @@ class Agent:
         )  # fmt: skip
         self._left_over = tuple(context.table.intents.values())
         self._is_kernel_compared = False
-        self._is_cloud_compared = False
+        self.is_cloud_compared = False
         self.orphans = TaskRecord(SURVEY_PERIOD)
         self.vxnets = TaskRecord(HOUR)
         self.upkeep = TaskRecord(HOUR)
@@ -194,13 +194,9 @@ class Agent:
         return self._startup.error or self.reconciler.last_error
 
     @property
-    def is_cloud_compared(self) -> bool:
-        return self._is_cloud_compared
-
-    @property
     def is_initialised(self) -> bool:
         """Kernel compared with the table, and the cloud compared once or the table not empty."""
-        return self._is_kernel_compared and (self._is_cloud_compared or self._serves_from_disk)
+        return self._is_kernel_compared and (self.is_cloud_compared or self._serves_from_disk)
 
     @property
     def obstacle(self) -> str:
@@ -246,7 +242,7 @@ class Agent:
     async def reconcile(self) -> None:
         """Compare with the cloud until it has answered once; only then begin cloud writes, and go on comparing."""
         await self._startup.run()
-        self._is_cloud_compared = True
+        self.is_cloud_compared = True
         self.context.urgency.serve()
         for intent in self._left_over:
             writes = self.provisioner if intent.kind in {OpKind.CREATE, OpKind.ATTACH} else self.releaser
@@ -267,7 +263,7 @@ class Agent:
         spare = unused(nics, tuple(table.attachments.values()))
         serving = {NicState.ASSIGNED, NicState.GATEWAY}
         is_free = all(n.state in serving and n.nic_id not in spare for n in nics)
-        return self._is_cloud_compared and not self.reconciler.expects_more and is_free and not table.intents
+        return self.is_cloud_compared and not self.reconciler.expects_more and is_free and not table.intents
 
     def stop(self) -> None:
         """Fail waiting and new ADDs, and begin nothing more. NICs stay where they are."""

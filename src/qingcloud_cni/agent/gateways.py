@@ -319,8 +319,8 @@ class Gateways:
             self._context.tasks.spawn(f"gateway {nic_id}", self._configure(move))
 
     async def _configure(self, move: Move) -> None:
-        context, nic_id = self._context, move.nic_id
-        with move:
+        context = self._context
+        with move as nic_id:
             try:
                 is_open = await self._open([nic_id])
                 if is_open and nic_id in context.table.nics and context.table.nics[nic_id].state is NicState.ARRIVING:

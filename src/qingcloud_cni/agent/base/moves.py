@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager
-from types import TracebackType
+from contextlib import AbstractContextManager, contextmanager
+
+Move = AbstractContextManager[str]  # its block, which gets the NIC's id, ends the move
 
 
 class Moves(Collection[str]):
@@ -12,18 +13,20 @@ class Moves(Collection[str]):
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def of(self, nic_id: str) -> "Move":
+    def of(self, nic_id: str) -> Move:
         """Mark the NIC now; the mark ends with the block that enters the result.
 
         A task that shall carry out the move gets the result as an argument: the NIC is marked before the task runs.
         """
         self._counts[nic_id] += 1
-        return Move(self, nic_id)
+        return self._until_end(nic_id)
 
-    def end(self, nic_id: str) -> None:
-        self._counts[nic_id] -= 1
-        if not self._counts[nic_id]:
-            del self._counts[nic_id]
+    @contextmanager
+    def _until_end(self, nic_id: str) -> Iterator[str]:
+        try:
+            yield nic_id
+        finally:
+            self._counts -= Counter((nic_id,))
 
     def __contains__(self, nic_id: object) -> bool:
         return nic_id in self._counts
@@ -33,16 +36,3 @@ class Moves(Collection[str]):
 
     def __len__(self) -> int:
         return len(self._counts)
-
-
-class Move(AbstractContextManager["Move"]):
-    """One move, from `Moves.of` to the end of the block."""
-
-    def __init__(self, moves: Moves, nic_id: str) -> None:
-        self._moves = moves
-        self.nic_id = nic_id
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._moves.end(self.nic_id)

@@ -19,15 +19,11 @@ class CallUrgency:
         self._adds = 0
         self._askers = 0
         self._is_serving = False
-        self._is_draining = False
-
-    @property
-    def is_draining(self) -> bool:
-        return self._is_draining
+        self.is_draining = False
 
     def drain(self) -> None:
         """An operator waits until the NICs of this host are deleted."""
-        self._is_draining = True
+        self.is_draining = True
         self._on_more()
 
     def serve(self) -> None:
@@ -59,10 +55,10 @@ class CallUrgency:
 
     def comparison(self) -> Urgency:
         """For comparisons with the cloud and the repairs that follow from them."""
-        return Urgency.REFILL if self._askers or self._is_draining else Urgency.RECONCILE
+        return Urgency.REFILL if self._askers or self.is_draining else Urgency.RECONCILE
 
     def release(self) -> Urgency:
-        return Urgency.REFILL if self._is_draining else Urgency.RELEASE
+        return Urgency.REFILL if self.is_draining else Urgency.RELEASE
 
 
 class Permits:

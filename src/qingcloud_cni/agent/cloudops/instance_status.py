@@ -16,22 +16,17 @@ class InstanceStatus:
         self._context = context
         self._signals = signals
         self._instance_id = instance_id
-        self._leaving = ""
+        self.leaving = ""  # why this instance is going away; "" if it stays
         self._is_watching = False
-
-    @property
-    def leaving(self) -> str:
-        """Why this instance is going away; "" if it stays."""
-        return self._leaving
 
     def learn(self, instance: Instance) -> None:
         context, cause = self._context, instance.going_away
-        if cause != self._leaving:
+        if cause != self.leaving:
             if cause:
                 context.note("instance.leaving", detail=cause)
             else:
                 context.note("instance.staying", detail=f"it is {instance.status} again")
-            self._leaving = cause
+            self.leaving = cause
             self._signals.obstacle_gone()
         if cause and not self._is_watching:
             self._is_watching = True
@@ -46,7 +41,7 @@ class InstanceStatus:
     async def _watch(self) -> None:
         """A stopped instance may be started again, and a termination may be cancelled."""
         checks = 0
-        while self._leaving:
+        while self.leaving:
             checks += 1
             self._context.journal.push()
             await self._context.clock.sleep(

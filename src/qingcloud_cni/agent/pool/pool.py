@@ -85,10 +85,10 @@ class Pool:
         self._provisioning_permits = permits("provisioning", context.urgency.provisioning)
         self._release_permits = permits("release", context.urgency.release)
         self._waiters: deque[_Waiter] = deque()
-        self._others = 0  # secondary NICs of the instance that are not ours
+        self.others = 0  # secondary NICs of the instance that are not ours
         self._is_open = False
         self._is_stopping = False
-        self._nowhere: frozenset[str] = frozenset()
+        self.nowhere: frozenset[str] = frozenset()  # missing NICs whose link is in no reachable namespace
         self._refusal = ""  # why no ADD is served any more
         self.record = TaskRecord(PERIOD)
         self.cooldown = TaskRecord()
@@ -97,16 +97,6 @@ class Pool:
     def may_begin(self) -> bool:
         """Whether cloud writes may be begun at all."""
         return self.mode in {Mode.SERVING, Mode.LEAVING, Mode.DRAINING}
-
-    @property
-    def nowhere(self) -> frozenset[str]:
-        """Missing NICs whose link was in no reachable namespace at the last survey of all."""
-        return self._nowhere
-
-    @property
-    def others(self) -> int:
-        """Secondary NICs of the instance that are not ours."""
-        return self._others
 
     @property
     def is_draining(self) -> bool:
@@ -143,14 +133,14 @@ class Pool:
             creating=table.creating - asked,
             gateways=asked + sum(n.is_gateway and n.nic_id not in idle_gateways for n in nics),
             waiting=self.waiting,
-            instance_room=max(self._instance_nic_limit - self._others, 0),
+            instance_room=max(self._instance_nic_limit - self.others, 0),
             vxnet_room=self.chooser.room(now, table.creating_by_vxnet),
             grows_at=self._provisioner.backoff.until,
             shrinks_at=self._releaser.backoff.until,
             attach_seconds=self._provisioner.attach_time.seconds,
             is_thrifty=self._context.cloud.spending().is_scarce,
             busy=table.busy,
-            nowhere=self._nowhere,
+            nowhere=self.nowhere,
         )
 
     def plan(self) -> tuple[Action, ...]:
@@ -170,11 +160,11 @@ class Pool:
         self._is_open = True
 
     def learn_others(self, count: int) -> None:
-        self._others = count
+        self.others = count
 
     def learn_nowhere(self, nic_ids: frozenset[str]) -> None:
-        if nic_ids != self._nowhere:
-            self._nowhere = nic_ids
+        if nic_ids != self.nowhere:
+            self.nowhere = nic_ids
             self._signals.obstacle_gone()
 
     # --- handing out ---------------------------------------------------------------------------------

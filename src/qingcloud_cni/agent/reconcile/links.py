@@ -164,8 +164,8 @@ class Links:
         self._context.tasks.spawn(f"park {nic_id}", self._park(self._context.moves.of(nic_id)))
 
     async def _park(self, move: Move) -> None:
-        context, nic_id = self._context, move.nic_id
-        with move:
+        context = self._context
+        with move as nic_id:
             try:
                 await context.kernel.park(nic_id, self._identity.alias(nic_id))
             except KernelRefused as err:

@@ -27,13 +27,8 @@ class Preflight:
         self._instance_status = instance_status
         self._vxnets = vxnets
         self._configured = tuple(configured)
-        self._is_bare = False
+        self.is_bare = False  # the instance has only its primary NIC, in a vxnet where that cannot be a gateway
         self._own: tuple[str, ...] = ()  # the vxnet of the instance's primary NIC, once it is known
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether the instance has only its primary NIC, in a vxnet where that cannot be a gateway."""
-        return self._is_bare
 
     async def check(self) -> None:
         """StartRefused if the configuration is wrong; any CloudError means "retry later".
@@ -49,7 +44,7 @@ class Preflight:
                 action="DescribeInstances",
             )
         self._instance_status.learn(instance)
-        self._is_bare = all(n.role == 1 and n.vxnet_id not in self._configured for n in instance.nics)
+        self.is_bare = all(n.role == 1 and n.vxnet_id not in self._configured for n in instance.nics)
         own = tuple(n.vxnet_id for n in instance.nics if n.role == 1) or tuple(n.vxnet_id for n in instance.nics)
         self._own = tuple(dict.fromkeys(own))
         await self._check_vxnets(urgency)

@@ -56,8 +56,8 @@ class Reconciler:
     ) -> None:
         """*iface* is the host's own link, whose NIC is never adopted."""
         self.record = TaskRecord(PERIOD)
-        self._last_error = ""
-        self._is_postponed = False
+        self.last_error = ""  # of the latest comparison
+        self.is_postponed = False  # the first comparison
         self._context = context
         self._identity = identity
         self._signals = signals
@@ -73,11 +73,6 @@ class Reconciler:
         self._waiting: list[asyncio.Future[None]] = []  # for a comparison that begins after they asked
 
     @property
-    def last_error(self) -> str:
-        """Why the latest comparison failed; "" if it did not."""
-        return self._last_error
-
-    @property
     def open(self) -> tuple[Tracked, ...]:
         """All differences, the oldest first."""
         return tuple(sorted((*self._in_kernel.values(), *self._in_cloud.values()), key=lambda seen: seen.since))
@@ -87,14 +82,9 @@ class Reconciler:
         return DriftStatistics({kind.value: kinds.count(kind) for kind in DifferenceKind})
 
     @property
-    def is_postponed(self) -> bool:
-        """Whether the first comparison was postponed, and has not been made yet."""
-        return self._is_postponed
-
-    @property
     def expects_more(self) -> bool:
         """Whether NICs of ours may exist that the table does not know yet."""
-        return self._is_postponed or any(
+        return self.is_postponed or any(
             seen.difference.kind is DifferenceKind.YOUNG for seen in self._in_cloud.values()
         )
 
@@ -103,7 +93,7 @@ class Reconciler:
     async def run(self) -> None:
         """Compare whenever it is due, until cancelled. `compare` or `postpone` comes first."""
         urgency = self._context.urgency.comparison
-        if not self._is_postponed:
+        if not self.is_postponed:
             self._done()
         while True:
             await self._pause()
@@ -122,7 +112,7 @@ class Reconciler:
 
     def postpone(self) -> None:
         """No NIC is ours, so the first comparison may come later, or when the host is drained."""
-        self._is_postponed = True
+        self.is_postponed = True
         self._gateways.learn(())
         self._schedule.postpone(self._now() + self._context.rng.uniform(*POSTPONED))
 
@@ -150,7 +140,7 @@ class Reconciler:
             if self._signals.has_doubts:
                 self._schedule.doubt(self._now())
             until = (seen.difference.until for seen in self._in_cloud.values())
-            asked_for = -inf if self._is_postponed and self._context.urgency.is_draining else inf
+            asked_for = -inf if self.is_postponed and self._context.urgency.is_draining else inf
             left = self._schedule.due_at(min(self._remedies.next_at, *until, asked_for)) - self._now()
             if left <= 0:
                 return
@@ -188,10 +178,10 @@ class Reconciler:
         finally:
             for calls in permits:
                 calls.return_permit()
-        self._last_error = ""
+        self.last_error = ""
 
     def failed(self, err: AgentError) -> None:
-        self._last_error = str(err)
+        self.last_error = str(err)
         self._context.note("cloud.unanswered", detail=str(err))
         self._context.journal.push()
 
@@ -224,7 +214,7 @@ class Reconciler:
         context.journal.push()
         await self._links.compare(is_wide=any(isinstance(remedy, Adopt) for remedy in verdict.remedies))
         self._signals.obstacle_gone()  # only now: gateways depend on whom adopted NICs serve
-        self._is_postponed = False
+        self.is_postponed = False
         self._learn_others(cloud, reserved)  # last: then gateways that serve nothing are released
 
     def _asked(self) -> tuple[str, ...]:

@@ -47,20 +47,10 @@ class Remedies:
         self._links = links
         self._attachments = attachments
         self._vxnets = vxnets
-        self._next_at = inf
-        self._has_begun = False
+        self.next_at = inf  # when a postponed repair is due, in seconds since the epoch
+        self.has_begun = False  # a remedy that takes time, since the latest `begin`
         self._to_repair: set[str] = set()  # as soon as a call may go
         self._repairs = sorted({n.repaired for n in context.table.nics.values() if n.repairs})  # when
-
-    @property
-    def next_at(self) -> float:
-        """When a repair that was postponed is due, in seconds since the epoch; inf if there is none."""
-        return self._next_at
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a remedy that takes time has begun since the latest `begin`."""
-        return self._has_begun
 
     def forgive(self) -> None:
         """Let NICs be repaired again whose repairs have failed too often."""
@@ -69,7 +59,7 @@ class Remedies:
 
     def begin(self) -> None:
         """A comparison begins."""
-        self._next_at, self._has_begun = inf, False
+        self.next_at, self.has_begun = inf, False
 
     def carry_out(self, remedies: Iterable[Remedy]) -> None:
         replug = []
@@ -117,7 +107,7 @@ class Remedies:
     # --- in the kernel -------------------------------------------------------------------------------
 
     def _fetch(self, remedy: Fetch) -> None:
-        self._has_begun = True
+        self.has_begun = True
         move = self._context.moves.of(remedy.nic_id)
         self._context.tasks.spawn(f"fetch {remedy.nic_id}", self._bring_home(remedy, move))
 
@@ -151,10 +141,10 @@ class Remedies:
             if nic_id not in self._to_repair
         }
         now_due = [nic_id for nic_id, at in due.items() if at <= now]
-        self._next_at = min((at for at in due.values() if at > now), default=inf)
+        self.next_at = min((at for at in due.values() if at > now), default=inf)
         if not now_due:
             return
-        self._has_begun = True
+        self.has_begun = True
         self._repairs = [*self._repairs[-schedule.REPAIRS_PER_HOUR :], now]
         self._to_repair.update(now_due)
         context.tasks.spawn(f"repair {', '.join(now_due)}", self._repair(now_due))
@@ -183,7 +173,7 @@ class Remedies:
         )
         if not self._pool.may_begin or (is_needed and self._pool.mode is Mode.LEAVING):
             return
-        self._has_begun = True
+        self.has_begun = True
         now = self._context.now()
         detail = "the cloud has it attached nowhere, though its link is here"
         if table.nics[nic_id].state is NicState.GATEWAY:
