@@ -35,7 +35,7 @@ async def fill(host: SimulatedHost) -> None:
     host.disk.obstacle = FULL
     host.agent.context.note("test.note")
     host.agent.context.journal.push()
-    await host.until(lambda: host.agent.context.journal.trouble, "the disk's refusal is known", 5.0)
+    await host.until(lambda: host.agent.context.journal.error, "the disk's refusal is known", 5.0)
 
 
 async def empty(host: SimulatedHost) -> None:
@@ -427,7 +427,7 @@ def test_a_disk_that_is_full_for_a_day_ends_no_agent(tmp_path: Path) -> None:
         await host.clock.sleep(24 * 3600.0)
         await host.check_alive()
         host.disk.obstacle = ""
-        await host.until(lambda: not host.agent.context.journal.trouble, "all is on disk", 30.0)
+        await host.until(lambda: not host.agent.context.journal.error, "all is on disk", 30.0)
 
     lived(test, tmp_path)
 

@@ -391,7 +391,7 @@ def test_what_settings_were_is_on_disk_before_they_change(tmp_path: Path, *, is_
             assert not known
             assert host.kernel.settings == before
             host.disk.obstacle = ""
-            await host.until(lambda: not host.agent.context.journal.trouble, "written")
+            await host.until(lambda: not host.agent.context.journal.error, "written")
         await host.add("c0", config=CONFIG)
         assert host.kernel.settings != before
         assert known

@@ -225,7 +225,7 @@ async def fleet_of(
 ) -> AsyncIterator[tuple[Fleet, asyncio.TaskGroup]]:
     """A cloud with hosts whose agents are not started yet, and the group to start them in; all end with the block."""
     fleet = Fleet(directory, hosts, pool, api_budget=api_budget, calls_per_hour=calls_per_hour, seed=seed)
-    usual, attachment_lock.GLANCE = attachment_lock.GLANCE, UNHURRIED
+    usual, attachment_lock.CHECK_PERIOD = attachment_lock.CHECK_PERIOD, UNHURRIED
     try:
         async with asyncio.TaskGroup() as group:
             pump = group.create_task(run_jobs(fleet.model, fleet.carry_out, fleet.clock.sleep, fleet.clock.now))
@@ -233,4 +233,4 @@ async def fleet_of(
             pump.cancel()
             fleet.end()
     finally:
-        attachment_lock.GLANCE = usual
+        attachment_lock.CHECK_PERIOD = usual

@@ -203,7 +203,7 @@ class Agent:
         """Why no ADD is served at the moment; "" if ADDs are served."""
         if not self.is_initialised:
             return self.last_cloud_error or "the comparison at start is under way"
-        trouble = self.context.journal.trouble
+        trouble = self.context.journal.error
         return f"{trouble} (ADD is refused; DEL, CHECK and GC are served)" if trouble else ""
 
     def check_initialised(self) -> None:

@@ -50,13 +50,13 @@ def test_the_next_agent_of_the_same_boot_learns_how_far_the_clock_was_set_forwar
 ) -> None:
     path = tmp_path / "boot-time"
     assert BootTime(path).set_forward(SystemClock()) == 0.0  # there was none
-    BootTime(path).keep(SystemClock())
+    BootTime(path).write(SystemClock())
     assert BootTime(path).set_forward(SystemClock()) == 0.0
     host.boot += 0.5  # no clock is that exact
     assert BootTime(path).set_forward(SystemClock()) == 0.0
     host.boot += 3600.0
     assert BootTime(path).set_forward(SystemClock()) == 3600.5
-    BootTime(path).keep(SystemClock())
+    BootTime(path).write(SystemClock())
     assert BootTime(path).set_forward(SystemClock()) == 0.0
     host.boot -= 7200.0  # what lies ahead shows by itself
     assert BootTime(path).set_forward(SystemClock()) == 0.0
@@ -64,7 +64,7 @@ def test_the_next_agent_of_the_same_boot_learns_how_far_the_clock_was_set_forwar
 
 def test_after_a_reboot_nothing_is_concluded(host: SetClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, boot_id = tmp_path / "boot-time", tmp_path / "boot-id"
-    BootTime(path).keep(SystemClock())
+    BootTime(path).write(SystemClock())
     boot_id.write_text("another\n")
     monkeypatch.setattr(clock_module, "BOOT_ID", boot_id)
     host.boot += 3600.0
@@ -80,7 +80,7 @@ def test_a_file_that_cannot_be_read_is_as_none(host: SetClock, tmp_path: Path, t
 
 
 def test_a_disk_that_refuses_is_no_reason_not_to_start(host: SetClock, tmp_path: Path) -> None:
-    BootTime(tmp_path / "absent" / "boot-time").keep(SystemClock())
+    BootTime(tmp_path / "absent" / "boot-time").write(SystemClock())
     assert host.up == 500.0
 
 

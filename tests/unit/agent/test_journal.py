@@ -51,7 +51,7 @@ class Bench:
         self.recovered: list[str] = []
         self.journal = Journal(
             self.table, self.store, VirtualClock(), random.Random(1), (lambda e: self.heard.append(_title(e)),),
-            on_recovered=lambda: self.recovered.append(self.journal.trouble),
+            on_recovered=lambda: self.recovered.append(self.journal.error),
         )  # fmt: skip
 
     def add(self, number: int) -> None:
@@ -213,7 +213,7 @@ def test_who_may_not_wait_is_told_at_once_and_who_may_waits(path: Path) -> None:
         bench.add(1)
         with pytest.raises(StoreRefused, match=f"{path} cannot be written: {FULL}"):
             await bench.journal.record()
-        assert bench.journal.trouble == f"state file {path} cannot be written: {FULL}"
+        assert bench.journal.error == f"state file {path} cannot be written: {FULL}"
         tries = bench.disk.tries
         with pytest.raises(StoreRefused, match=FULL):
             await bench.journal.record()
@@ -248,7 +248,7 @@ def test_a_full_disk_is_tried_again_and_again_at_pauses_that_grow(path: Path) ->
         bench.disk.obstacle = "disk I/O error"
         await asyncio.sleep(60.0)
         assert bench.heard.count("store.refused") == 2
-        assert "I/O error" in bench.journal.trouble
+        assert "I/O error" in bench.journal.error
         assert bench.journal.refusals == bench.disk.tries
         bench.disk.obstacle = ""
 

@@ -185,7 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             self.run(self.journal.record())
         except StoreRefused:
-            assert self.disk.obstacle or self.disk.is_stuck or self.journal.trouble
+            assert self.disk.obstacle or self.disk.is_stuck or self.journal.error
             return
         assert by_key(self.store.on_disk()) == rows_of(self.table)
         self.durable, self.since = rows_of(self.table), []

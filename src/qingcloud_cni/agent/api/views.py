@@ -219,7 +219,7 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         or agent.instance_status.leaving
         or agent.provisioner.cause
         or agent.releaser.cause,
-        store_error=agent.context.journal.trouble,
+        store_error=agent.context.journal.error,
         unsaved=agent.context.journal.unsaved,
         draining=agent.pool.is_draining,
         drained=agent.is_drained(),

@@ -317,7 +317,7 @@ class Attachments:
             with call.phases.waiting(Phase.KERNEL):
                 placed = await self._attach_link(attachment, nic, routes)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
-            table.configured(attachment, context.now(), call.phases.told())
+            table.configured(attachment, context.now(), call.phases.summary())
             return table.attachments[key], nic, placed.routes == routes  # the kernel shows all else after a crash
         except (InvalidConfig, InvalidNetns, Unavailable) as err:  # the address was not used
             table.returned_unused(key, context.now(), str(err))

@@ -1,4 +1,4 @@
-"""Requests for one attachment take turns; and whoever waits learns when nobody wants its answer any more."""
+"""Locks attachments for requests, and cancels requests whose answer is not wanted any more."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -9,12 +9,12 @@ from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.errors import Unavailable
 from qingcloud_cni.core.nics.model import AttachmentKey
 
-GLANCE = 0.5  # seconds between looks whether a caller who waits is still there
-_HEEDED = frozenset({Verb.ADD, Verb.DEL})  # of these a caller that has gone may have asked the opposite since
+CHECK_PERIOD = 0.5  # seconds between checks whether the caller of a waiting request is still there
+_CANCELLED = frozenset({Verb.ADD, Verb.DEL})  # if their caller has gone: it may have requested the opposite since
 
 
 class CniCall:
-    """A request while it is served: it may wait, for its turn, a NIC or a gateway, and be called off meanwhile."""
+    """A request being served. While it waits, for the lock, a NIC or a gateway, it may be cancelled."""
 
     def __init__(
         self,
@@ -24,15 +24,15 @@ class CniCall:
         phases: Phases | None = None,
         is_awaited: Callable[[], bool] = lambda: True,
     ) -> None:
-        """*seconds* bounds all its waiting together; *is_awaited* tells whether the caller is still there."""
+        """*seconds* limits the sum of its waits; *is_awaited* returns whether the caller is still there."""
         self.verb = verb
         self.seconds = seconds
         self.phases = phases or Phases()
-        self.cause = ""  # why it was called off; "" while it was not
+        self.cause = ""  # why it was cancelled; "" if it was not
         self._end = asyncio.get_running_loop().time() + seconds
         self._is_awaited = is_awaited
         self._waiting: asyncio.Task[object] | None = None  # the task to wake, while it waits
-        self._glance: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
 
     @property
     def left(self) -> float:
@@ -40,95 +40,95 @@ class CniCall:
         return max(self._end - asyncio.get_running_loop().time(), 0.0)
 
     def call_off(self, cause: str) -> None:
-        """Nobody wants the answer any more. What waits ends at once, what is being done runs to its end."""
+        """End a wait at once; work that has begun goes on to its end."""
         self.cause = self.cause or cause
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
 
     def check(self) -> None:
-        """Unavailable if the answer is not wanted any more."""
-        self._look()
+        """Unavailable if it was cancelled, or if its caller has gone."""
+        self._check_caller()
         if self.cause:
             raise Unavailable(self.cause)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """A block in which nothing is done but waiting: it ends with Unavailable once the call is off.
+        """A block that only waits; it ends with Unavailable if the request is cancelled.
 
-        Caution: what it waits for may come at the very moment it is called off; it must be given back then.
+        What it waits for may come at that very moment; the caller has to release it then.
         """
         self.check()
         task = self._waiting = asyncio.current_task()
         assert task is not None
-        self._glance = asyncio.get_running_loop().call_later(GLANCE, self._look_again)
+        self._check_timer = asyncio.get_running_loop().call_later(CHECK_PERIOD, self._check_again)
         try:
             yield
         except asyncio.CancelledError:
-            if self._waiting is None and not task.uncancel():  # ours, and nobody else's besides
+            if self._waiting is None and not task.uncancel():  # by `call_off`, and by nothing else
                 raise Unavailable(self.cause) from None
             raise
         finally:
-            self._glance.cancel()
+            self._check_timer.cancel()
             self._waiting = None
 
-    def _look_again(self) -> None:
-        self._glance = asyncio.get_running_loop().call_later(GLANCE, self._look_again)
-        self._look()
+    def _check_again(self) -> None:
+        self._check_timer = asyncio.get_running_loop().call_later(CHECK_PERIOD, self._check_again)
+        self._check_caller()
 
-    def _look(self) -> None:
-        if self.verb in _HEEDED and not self._is_awaited():
+    def _check_caller(self) -> None:
+        if self.verb in _CANCELLED and not self._is_awaited():
             self.call_off(f"the caller of its {self.verb} has gone")
 
 
 class AttachmentLock:
-    """First come, first served, for each attachment."""
+    """One lock for each attachment, in the order of requests."""
 
     def __init__(self) -> None:
-        self._rows: dict[AttachmentKey, _Row] = {}
+        self._queues: dict[AttachmentKey, _Queue] = {}
 
     def __contains__(self, key: AttachmentKey) -> bool:
-        """Whether a request for this attachment is being served, or waits."""
-        return key in self._rows
+        """Whether a request for this attachment is being served or waits."""
+        return key in self._queues
 
     def call_off_adds(self, key: AttachmentKey, cause: str) -> None:
-        """End the ADDs that wait; those that are past waiting are undone as soon as they are done."""
-        for call in tuple(self._rows[key].calls) if key in self._rows else ():
+        """Cancel the attachment's ADDs; those that do not wait are undone at their end."""
+        for call in tuple(self._queues[key].calls) if key in self._queues else ():
             if call.verb is Verb.ADD:
                 call.call_off(cause)
 
     @asynccontextmanager
     async def hold(self, key: AttachmentKey, call: CniCall) -> AsyncIterator[None]:
-        """Be the only one for *key*; Unavailable if that is not to be had in time, or if the call is off."""
-        row = self._rows.setdefault(key, _Row())
-        row.calls.append(call)
+        """Lock *key*; Unavailable if that takes too long, or if the request is cancelled."""
+        queue = self._queues.setdefault(key, _Queue())
+        queue.calls.append(call)
         try:
-            await self._acquire(row, key, call)
+            await self._acquire(queue, key, call)
             try:
                 yield
             finally:
-                row.lock.release()
+                queue.lock.release()
         finally:
-            row.calls.remove(call)
-            if not row.calls:
-                del self._rows[key]
+            queue.calls.remove(call)
+            if not queue.calls:
+                del self._queues[key]
 
-    async def _acquire(self, row: "_Row", key: AttachmentKey, call: CniCall) -> None:
-        if len(row.calls) == 1:
-            await row.lock.acquire()
+    async def _acquire(self, queue: "_Queue", key: AttachmentKey, call: CniCall) -> None:
+        if len(queue.calls) == 1:
+            await queue.lock.acquire()
             return
         try:
             with call.waiting():
                 async with asyncio.timeout(call.left):
-                    await row.lock.acquire()
+                    await queue.lock.acquire()
         except TimeoutError:
-            holder = row.calls[0].verb
+            holder = queue.calls[0].verb
             raise Unavailable(
                 f"{call.verb} of {key}: not begun within {call.seconds:.0f} s, for its {holder} is still under way"
             ) from None
 
 
-class _Row:
+class _Queue:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.calls: list[CniCall] = []  # the one that is served, and those that wait
+        self.calls: list[CniCall] = []  # the one being served, and those that wait

@@ -1,4 +1,4 @@
-"""Time as the agent sees it, and how long to wait after failures."""
+"""The agent's clock, and pauses after failures."""
 
 import asyncio
 import random
@@ -9,19 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-SLACK = 1.0  # seconds by which a clock may differ without having been set
+SLACK = 1.0  # seconds by which a clock may drift without having been set
 
 
 class SystemClock:
-    """`core.seams.HostClock` of the real world.
+    """`core.seams.HostClock` of the host.
 
-    `now` is the host's clock as it was when this was made, and what has passed since: setting the host's clock cuts
-    no rest short and draws no wait out.
+    `now` is the host's clock at the start plus the time since: a clock step changes no cooldown and no pause.
     """
 
     def __init__(self) -> None:
         self.boot = BOOT_ID.read_text().strip()
-        self.base = time.time() - self.uptime()  # when the host booted, by the clock of that moment
+        self.base = time.time() - self.uptime()  # when the host booted, by its clock now
 
     def now(self) -> float:
         return self.base + self.uptime()
@@ -30,44 +29,44 @@ class SystemClock:
         return time.time()
 
     def uptime(self) -> float:
-        """Seconds, those in which the host was suspended included."""
+        """Seconds since the boot, including those in which the host was suspended."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-MOST_DOUBLINGS = 30  # further ones change nothing, and after a thousand a float does not hold the number
+MOST_DOUBLINGS = 30  # more change nothing, and a float overflows after a thousand
 
 
 def delay_after(failures: int, rng: random.Random, *, first: float = 1.0, longest: float = 60.0) -> float:
-    """Seconds to wait after so many failures in a row: doubled each time, and spread so that hosts do not march."""
+    """Seconds to wait after so many failures in a row: doubled each time, with jitter to keep hosts out of step."""
     doubled = min(failures - 1, MOST_DOUBLINGS)
     return float(min(first * 2.0**doubled, longest) * rng.uniform(0.75, 1.25))
 
 
 class BootTime:
-    """When the host booted, by the clock of an agent: kept in a file, so that the next one sees that it was set.
+    """A file with the boot time by the agent's clock, so that the next agent detects a clock step.
 
-    If it was set forward between two agents of one boot, times on disk seem longer ago than they are. If it was set
-    back they lie ahead, which shows without this.
+    After a step forward, times on disk seem older than they are. A step back shows without this file, for they lie in
+    the future then.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def set_forward(self, clock: SystemClock) -> float:
-        """Seconds by which the clock is further on than an earlier agent of this boot had it; else 0."""
+        """Seconds by which the clock was set forward since an earlier agent of this boot; else 0."""
         with suppress(OSError, ValueError):
             boot, base = self._path.read_text().split()
             forward = clock.base - float(base)
             return forward if boot == clock.boot and forward > SLACK else 0.0
         return 0.0
 
-    def keep(self, clock: SystemClock) -> None:
-        """To be called when times on disk are by *clock*: a crash in between lets addresses rest once more.
+    def write(self, clock: SystemClock) -> None:
+        """Call this once times on disk are by *clock*; after a crash in between, addresses only cool down again.
 
-        A disk that is full is no reason not to start.
+        A full disk does not prevent the start.
         """
         draft = self._path.with_name(f"{self._path.name}.new")
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The table's way to disk: changes are written in order, and kept while the disk does not take them."""
+"""Writes the table's changes to disk in order, and retains them while the disk rejects writes."""
 
 import asyncio
 import random
@@ -19,18 +19,18 @@ from qingcloud_cni.core.seams.store import EventFilter, Store
 
 T = TypeVar("T")
 
-SLOW = 10.0  # seconds without an answer after which a disk counts as one that takes nothing
-LONGEST_PAUSE = 15.0  # seconds between two tries to write what was not taken
-ROOM = 10_000  # changes that gather during one write before they are put together
+SLOW = 10.0  # seconds without an answer after which a disk counts as failed
+LONGEST_PAUSE = 15.0  # seconds between two tries of a failed write
+ROOM = 10_000  # changes that may gather during one write before they are compacted
 ANSWER = 5.0  # seconds within which the events are read
 
-Listener = Callable[[Event], None]  # logs and metrics hear of every event
+Listener = Callable[[Event], None]  # called with every event
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiter:
     target: int
-    is_patient: bool  # waits out a disk that takes nothing
+    is_patient: bool  # waits until the disk takes writes again
     done: "asyncio.Future[None]"
 
 
@@ -45,11 +45,11 @@ class JournalStatistics:
 
 
 class Journal:
-    """Memory runs ahead of the disk by what was not written yet, and nobody is told of more than is on disk.
+    """The table in memory is ahead of the disk, but answers tell only what is on disk.
 
-    One write is under way at a time; what changes meanwhile is the next. While the disk takes nothing *trouble* says
-    why, and the rule is: nothing is given away and nothing asked of the cloud, for no record of it would survive;
-    whatever the kernel shows by itself after a crash, as where a link is, may go on.
+    One write is under way at a time; later changes are the next one. While the disk rejects writes, the agent assigns
+    no NIC and begins no cloud write, for a crash would lose their records. What the kernel shows after a crash, such
+    as where a link is, may go on.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Journal:
         *,
         on_recovered: Callable[[], None] = lambda: None,
     ) -> None:
-        """*on_recovered* is called when a disk that refused writes takes them again."""
+        """*on_recovered* is called when a disk that rejected writes takes them again."""
         self._table = table
         self._store = store
         self._clock = clock
         self._rng = rng
         self._listeners = listeners
         self._on_recovered = on_recovered
-        self._unsaved: list[Change] = []  # but for those being written
+        self._unsaved: list[Change] = []  # without those being written
         self._taken = 0  # changes of the table, since the start
         self._saved = 0  # of them on disk
         self._waiters: list[_Waiter] = []
@@ -77,15 +77,15 @@ class Journal:
         self._ending = Signal()
         self._is_ending = False
         self._failures = 0  # in a row
-        self._damage: StoreDamaged | None = None  # that was found when nothing was written
+        self._damage: StoreDamaged | None = None  # found by `upkeep`
         self._behind_since = 0.0  # seconds since the epoch
-        self.refusals = 0  # writes the disk did not take, since the start
-        self.trouble = ""  # why nothing is written at the moment; "" while all is well
+        self.refusals = 0  # failed writes since the start
+        self.error = ""  # why the disk rejects writes at the moment; "" if it does not
 
-    # --- for whoever changes the table -----------------------------------------------------------------
+    # --- for those who change the table ----------------------------------------------------------------
 
     def push(self) -> int:
-        """Have what has changed written soon; for what may be lost, since the kernel or the cloud shows it again."""
+        """Have the changes written soon; for those that kernel or cloud show again after a crash."""
         changes = self._table.take_changes()
         for change in changes:
             if isinstance(change, Event):
@@ -100,21 +100,21 @@ class Journal:
         return self._taken
 
     async def save(self) -> None:
-        """When this returns everything that had changed before the call is on disk, however long that takes."""
+        """Wait until all changes are on disk, however long that takes."""
         await self._until(self.push(), is_patient=True)
 
     async def record(self) -> None:
-        """As `save`, but StoreRefused where the disk takes nothing now. The changes are kept all the same."""
+        """As `save`, but StoreRefused if the disk rejects writes now; the changes are retained."""
         await self._until(self.push(), is_patient=False)
 
     def check(self) -> None:
-        """StoreRefused where nothing may be given away."""
-        if self.trouble:
-            raise StoreRefused(self.trouble)
+        """StoreRefused if no NIC may be assigned."""
+        if self.error:
+            raise StoreRefused(self.error)
 
     async def upkeep(self) -> None:
-        """What the file needs now and then. One that turns out to be damaged is replaced with the next write."""
-        if self.trouble:
+        """Periodic work on the file. If it is damaged, the next write replaces it."""
+        if self.error:
             return
         try:
             await self._store.tidy()
@@ -123,13 +123,10 @@ class Journal:
             self._note("store.damaged", str(err))
 
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
-        """Events on disk, those of this moment among them unless the disk takes nothing.
-
-        StoreRefused where it gives nothing either.
-        """
+        """Events on disk, up to now unless the disk rejects writes; StoreRefused if they cannot be read either."""
         try:
             async with asyncio.timeout(ANSWER):
-                if not self.trouble:
+                if not self.error:
                     await self.save()
                 return await self._store.events(wanted)
         except TimeoutError:
@@ -145,8 +142,8 @@ class Journal:
 
     @property
     def behind(self) -> float:
-        """Seconds for which the disk has taken nothing; 0 while all is well."""
-        return max(self._clock.now() - self._behind_since, 0.0) if self.trouble else 0.0
+        """Seconds for which the disk has rejected writes."""
+        return max(self._clock.now() - self._behind_since, 0.0) if self.error else 0.0
 
     async def _until(self, target: int, *, is_patient: bool) -> None:
         if self._saved >= target:
@@ -160,20 +157,20 @@ class Journal:
     # --- writing ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Write until `end`, and then what is left, once; any error but the disk's is a bug and ends the agent."""
+        """Write until `end`, then once more what is left."""
         while not self._is_ending:
-            if self.trouble:
+            if self.error:
                 await self._ending.wait(delay_after(self._failures, self._rng, longest=LONGEST_PAUSE))
             else:
                 await self._due.wait()
             await self._write()
-            while self._unsaved and not self.trouble:
+            while self._unsaved and not self.error:
                 await self._write()
         self.push()
         await self._write()
 
     def end(self) -> None:
-        """Nobody changes anything any more; `run` returns soon."""
+        """No change follows; `run` returns soon."""
         self._is_ending = True
         self._due.notify()
         self._ending.notify()
@@ -201,8 +198,8 @@ class Journal:
         return target
 
     async def _replace_file(self, damage: StoreDamaged) -> int:
-        """While the agent runs the whole table is in memory, and right."""
-        self.push()  # events of all that the rows have come to
+        """Write the whole table, which is in memory, to a new file."""
+        self.push()
 
         async def write(batch: Sequence[Change]) -> str:
             events = [change for change in batch if isinstance(change, Event)]
@@ -215,7 +212,7 @@ class Journal:
         return target
 
     async def _hand_over(self, write: Callable[[Sequence[Change]], Awaitable[T]]) -> tuple[int, T]:
-        """All there is, in one transaction; how many changes are saved then. What is not taken is put back."""
+        """Write all changes in one transaction; how many are saved then. If that fails they are put back."""
         batch, self._unsaved, target = self._unsaved, [], self._taken
         try:
             return target, await write(batch)
@@ -225,21 +222,21 @@ class Journal:
 
     def _succeeded(self, target: int) -> None:
         self._saved, self._failures = target, 0
-        if self.trouble:
-            waited, self.trouble = self.behind, ""
+        if self.error:
+            waited, self.error = self.behind, ""
             self._note("store.recovered", f"all is on disk again, {waited:.0f} s late at most")
             self._on_recovered()
-        self._tell(lambda w: w.target <= target, None)
+        self._settle(lambda w: w.target <= target, None)
 
     def _refused(self, cause: str) -> None:
         self._failures += 1
         self.refusals += 1
-        if not self.trouble:
+        if not self.error:
             self._behind_since = self._clock.now()
-        if cause != self.trouble:
-            self.trouble = cause
+        if cause != self.error:
+            self.error = cause
             self._note("store.refused", cause)
-        self._tell(lambda w: not w.is_patient, cause)
+        self._settle(lambda w: not w.is_patient, cause)
 
     def _stalled(self) -> None:
         self._refused(f"{self._store} cannot be written: the disk has not answered for {SLOW:.0f} s")
@@ -248,11 +245,10 @@ class Journal:
         self._table.note(Event(self._clock.now(), name, detail=detail))
         self.push()
 
-    def _tell(self, which: Callable[[_Waiter], bool], refusal: str | None) -> None:
-        """End the waiting of some, well or with a refusal."""
-        told = [w for w in self._waiters if which(w)]
+    def _settle(self, which: Callable[[_Waiter], bool], refusal: str | None) -> None:
+        settled = [w for w in self._waiters if which(w)]
         self._waiters = [w for w in self._waiters if not which(w)]
-        for waiter in told:
+        for waiter in settled:
             if waiter.done.done():
                 continue  # cancelled
             if refusal is None:

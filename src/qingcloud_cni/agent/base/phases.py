@@ -1,4 +1,4 @@
-"""Where the time of one CNI request goes: told in its log line and in the metrics."""
+"""How long each phase of one CNI request takes, for its log line and the metrics."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -7,17 +7,17 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What a request waits for; phases never overlap."""
+    """Phases never overlap."""
 
     QUEUE = "queue"  # for a NIC
     CLOUD = "cloud"  # for a gateway NIC of its vxnet: found, or made
     KERNEL = "kernel"
     STORE = "store"
-    OWN = "own"  # everything else: the agent's own work, and requests for the same attachment
+    OWN = "own"  # everything else: the agent's own work, and waiting for requests for the same attachment
 
 
 class Phases:
-    """A stopwatch that begins when it is made."""
+    """A stopwatch that starts when it is created."""
 
     def __init__(self) -> None:
         self._now = asyncio.get_running_loop().time
@@ -26,7 +26,7 @@ class Phases:
 
     @contextmanager
     def waiting(self, phase: Phase) -> Iterator[None]:
-        """The block's time belongs to *phase*."""
+        """Count the block's time for *phase*."""
         begun = self._now()
         try:
             yield
@@ -35,15 +35,15 @@ class Phases:
 
     @property
     def total(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the start."""
         return self._now() - self._begun
 
-    def told(self) -> str:
-        """Where the time went until now, for people."""
+    def summary(self) -> str:
+        """The phases until now, for people."""
         return ", ".join(f"{phase} {seconds:.3f} s" for phase, seconds in self.seconds().items() if seconds >= 0.0005)
 
     def seconds(self) -> Mapping[Phase, float]:
-        """Seconds of every phase until now; together the total."""
+        """Seconds of every phase until now; their sum is the total."""
         waits = {phase: self._waits.get(phase, 0.0) for phase in Phase}
         waits[Phase.OWN] = max(self.total - sum(waits.values()), 0.0)
         return waits

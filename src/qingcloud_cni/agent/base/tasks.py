@@ -1,4 +1,4 @@
-"""Tasks: named, in one group; a bug in any of them ends the agent, and the supervisor starts it again."""
+"""Named tasks in one group: a bug in any of them ends the agent, and the supervisor starts it again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -25,7 +25,7 @@ class Tasks:
         return task
 
     def cancel(self) -> None:
-        """End all of them, so that the group can be left."""
+        """Cancel all tasks, so that the group ends."""
         for task in tuple(self._running):
             task.cancel()
 

@@ -115,7 +115,7 @@ class Pool:
             return Mode.STOPPING
         if not self._is_open:
             return Mode.STARTING
-        if self._context.journal.trouble:
+        if self._context.journal.error:
             return Mode.UNRECORDED
         if self.is_draining:
             return Mode.DRAINING
@@ -223,7 +223,7 @@ class Pool:
         return nic.released == 0.0 and not self.duplicates.is_claimed(nic) and self._give(nic)
 
     def _give(self, nic: Nic) -> bool:
-        if not self._waiters or self._context.journal.trouble:
+        if not self._waiters or self._context.journal.error:
             return False
         waiter = self._waiters.popleft()
         waiter.move.set_result(self._assign(waiter.attachment, nic))
@@ -275,14 +275,14 @@ class Pool:
             self._provisioner.cause,
             self._releaser.cause,
             self._provisioner.leaving,
-            self._context.journal.trouble,
+            self._context.journal.error,
             explain_budget(self._context.cloud, self._context.clock),
         )
 
     def _cause(self) -> str:
         """Why an ADD waits."""
         state, now = self.state(), self._context.now()
-        if trouble := self._context.journal.trouble:
+        if trouble := self._context.journal.error:
             return trouble
         budget = explain_budget(self._context.cloud, self._context.clock)
         if state.mode is Mode.STARTING:

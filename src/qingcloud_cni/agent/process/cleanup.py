@@ -76,7 +76,7 @@ def _remove_files(settings: Settings) -> None:
 
 def _progress(parts: OpenAgent) -> str:
     agent = parts.agent
-    if trouble := agent.context.journal.trouble:
+    if trouble := agent.context.journal.error:
         return f"waiting for the disk: {trouble}"
     if not agent.is_cloud_compared:
         error = agent.last_cloud_error

@@ -96,11 +96,11 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
             await agent.compare_kernel()
             with suppress(StoreRefused):
                 await journal.record()
-                boot_time.keep(clock)
+                boot_time.write(clock)
             agent.begin()
             yield OpenAgent(agent, kernel, metrics)
         if journal.unsaved:
-            logs.write("store.unsaved", changes=journal.unsaved, cause=journal.trouble)
+            logs.write("store.unsaved", changes=journal.unsaved, cause=journal.error)
     except* StartRefused:
         if kernel is not None:
             await _remove_if_empty(kernel)
