@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One promise of design section 12: *measured* must not be above *limit*."""
+    """One target of docs/performance.md: *measured* must not be above *limit*."""
 
     name: str
     target: str  # the promise, in words

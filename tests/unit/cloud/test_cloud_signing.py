@@ -1,4 +1,4 @@
-"""The signature against the documented sample and those of the official clients (qingcloud-api.md section 1.5)."""
+"""The signature against the vectors of docs/reference/qingcloud-api.md and of the official clients."""
 
 from urllib.parse import parse_qsl
 

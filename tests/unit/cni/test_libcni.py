@@ -63,7 +63,7 @@ def config(library: Libcni, verb: str, plugin: str) -> dict[str, Any]:
     return dict([e.config for e in library.executions if (e.verb, e.plugin) == (verb, plugin)][-1])
 
 
-# --- cni.md section 1.3 ----------------------------------------------------------------------------------
+# --- verdicts on a finished plugin -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_plugins_may_stand_in_a_folder_of_the_networks_name(tmp_path: Path) -> N
         load(path)
 
 
-# --- results (cni.md section 2.3) --------------------------------------------------------------------------
+# --- conversion of results ---------------------------------------------------------------------------------
 
 
 def test_converting_to_an_older_shape_and_back_keeps_what_fits() -> None:

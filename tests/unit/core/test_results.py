@@ -45,7 +45,7 @@ HALVES = [version for version, known in VERSIONS.items() if known.shape is Shape
 NEWEST = "1.1.0"
 
 
-# --- one attachment in every version (cni.md section 2.1) ----------------------------------------------
+# --- one attachment in every version -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])

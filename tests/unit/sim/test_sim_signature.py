@@ -1,4 +1,4 @@
-"""The simulator's own verification of signatures: the vectors of qingcloud-api.md section 1.5, and its tolerance."""
+"""The simulator verifies the signatures of docs/reference/qingcloud-api.md, and tolerates clients' variants."""
 
 import base64
 import hashlib
