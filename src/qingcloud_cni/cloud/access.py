@@ -21,7 +21,7 @@ USED = frozenset(
         "connection_retries", "connection_timeout",
     }
 )  # fmt: skip
-IGNORED = frozenset(  # of the official clients, and without meaning here: passed over without a word
+IGNORED = frozenset(  # keys of the official clients without a meaning here
     {
         "log_level", "debug", "expires", "retry_time", "http_socket_timeout",
         "credential_proxy_protocol", "credential_proxy_host", "credential_proxy_port", "credential_proxy_uri",
@@ -31,18 +31,18 @@ IGNORED = frozenset(  # of the official clients, and without meaning here: passe
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What the access file says, checked. Neither key shows in its repr."""
+    """The access file, checked. Its repr shows neither key."""
 
     key_id: str = field(repr=False)
     secret: str = field(repr=False)
-    zone: str = ""  # "" where the file names none
-    host: str = "api.qingcloud.com"  # an IPv6 address stands without brackets
+    zone: str = ""  # "" if the file has none
+    host: str = "api.qingcloud.com"  # an IPv6 address has no brackets
     port: int = 443
     protocol: str = "https"
     uri: str = "/iaas"
-    connection_retries: int = 3  # further tries of reads; writes are never repeated
+    connection_retries: int = 3  # retries of reads; writes are never retried
     connection_timeout: float = 30.0  # seconds to make a connection
-    unknown: tuple[str, ...] = ()  # keys of the file that no client knows
+    unknown: tuple[str, ...] = ()  # keys that no client knows
 
     @property
     def endpoint(self) -> str:
@@ -50,7 +50,7 @@ class Access:
         return f"{self.protocol}://{host}:{self.port}"
 
     def scrub(self, text: str) -> str:
-        """*text* without the keys and without any signature, for messages and logs."""
+        """Mask keys and signatures in *text*, for messages and logs."""
         for secret in (self.secret, self.key_id):
             for form in (secret, quote(secret, safe="")):
                 text = text.replace(form, "***")
@@ -58,10 +58,9 @@ class Access:
 
 
 def load_access(path: Path, *, allow_readable: bool) -> Access:
-    """Read the access file; StartRefused says what is wrong with it and what to do.
+    """Read the access file; StartRefused if it is wrong, without quoting values, which may be secrets.
 
-    *allow_readable* accepts a file that others than its owner may read or change. No error quotes the file's
-    values: they may be the secret.
+    *allow_readable* accepts a file that others than its owner may read or change.
     """
     mapping = _mapping(path, _read(path, allow_readable=allow_readable))
     port = _number(path, mapping, "port", 443)
@@ -73,7 +72,7 @@ def load_access(path: Path, *, allow_readable: bool) -> Access:
     host = _text(path, mapping, "host", "api.qingcloud.com")
     if not _HOST.fullmatch(host):
         raise StartRefused(
-            f"access file {path}: host must be a name or an address alone: protocol, port and uri have their own keys"
+            f"access file {path}: host must be a name or an address alone; use the keys protocol, port and uri"
         )
     uri = re.sub("/+", "/", "/" + _text(path, mapping, "uri", "/iaas"))
     if not _URI.fullmatch(uri):
@@ -116,12 +115,12 @@ def _read(path: Path, *, allow_readable: bool) -> bytes:
             f"run `chmod 600 {path}`, or start with --allow-readable-access-file"
         )
     if len(text) > _MAX_SIZE:
-        raise StartRefused(f"access file {path} is larger than {_MAX_SIZE} bytes: it is no access file")
+        raise StartRefused(f"access file {path} is larger than {_MAX_SIZE} bytes: it is not an access file")
     return text
 
 
 def _mapping(path: Path, content: bytes) -> dict[str, object]:
-    """Every value as the text that stands there, as the official clients take a key that is all digits."""
+    """Return every value as written, as the official clients do: a key may be all digits."""
     fault = ""
     pairs: list[tuple[str, object]] | None = None
     try:
@@ -129,17 +128,17 @@ def _mapping(path: Path, content: bytes) -> dict[str, object]:
     except UnicodeDecodeError:
         fault = "it is not UTF-8"
     except YamlFault as err:  # the problem's words may quote the file
-        fault = f"{err.place or 'some line'} cannot be understood"
+        fault = f"{err.position or 'some line'} is malformed"
     if fault:
         raise StartRefused(f"access file {path} is not YAML: {fault}")
     if not pairs:
-        raise StartRefused(f"access file {path} holds no keys: it must have lines like `zone: pek3a`")
+        raise StartRefused(f"access file {path} holds no keys; write lines like `zone: pek3a`")
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         names = [key for key, _ in pairs]
         twice = next((key for key in USED if names.count(key) > 1), "")
         if twice:
-            raise StartRefused(f"access file {path}: {twice} stands there twice; remove the one that is not meant")
+            raise StartRefused(f"access file {path}: {twice} is there twice; remove one")
     return mapping
 
 
@@ -156,10 +155,10 @@ def _key(path: Path, mapping: dict[str, object], key: str) -> str:
     value = _text(path, mapping, key, "")
     if not value:
         raise StartRefused(
-            f"access file {path}: {key} is missing or empty: write the key there (IAM roles are not supported)"
+            f"access file {path}: {key} is missing or empty; write the key there (IAM roles are not supported)"
         )
     if not value.isascii() or not value.isprintable():
-        raise StartRefused(f"access file {path}: {key} holds characters that no key has: copy it anew")
+        raise StartRefused(f"access file {path}: {key} holds characters that no key has; copy it again")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The replies of the API, as far as they are read. What the cloud may leave out or send as null has a default."""
+"""The fields of the API's replies that the agent uses. Those that may be absent or null have a default."""
 
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
@@ -9,7 +9,7 @@ from qingcloud_cni.core.seams.cloud import CloudNic, CreatedNic, Instance, Insta
 
 
 class Reply(msgspec.Struct):
-    """The envelope of every reply: errors lack `action`, successes lack `message`, and either may be null."""
+    """The envelope of every reply. Errors have no `action`, successes no `message`; either may be null."""
 
     ret_code: int
     action: str | None = None
@@ -24,7 +24,7 @@ class NicItem(msgspec.Struct):
     vxnet_id: str | None = None
     private_ip: str | None = None
     role: int | None = None
-    enable_aspoof: bool | int | None = None  # undocumented; absent from most clouds
+    enable_aspoof: bool | int | None = None  # undocumented; most clouds do not send it
     create_time: str | None = None
     status_time: str | None = None
 
@@ -44,7 +44,7 @@ class NicItem(msgspec.Struct):
 
 
 def _seconds(stamp: str | None) -> float:
-    """Seconds since the epoch of a UTC time such as 2016-12-23T13:35:56Z, whose Z may be missing; 0 for any other."""
+    """Convert 2016-12-23T13:35:56Z, with or without Z, to seconds since the epoch; 0 if malformed."""
     try:
         time = datetime.fromisoformat(stamp or "")
     except ValueError:
@@ -64,7 +64,7 @@ class VxnetItem(msgspec.Struct):
     vxnet_type: int | None = None
     vpc_router_id: str | None = None
     available_ip_count: int | None = None
-    router: RouterItem | None = None  # null or absent where the vxnet is joined to none
+    router: RouterItem | None = None  # null or absent if the vxnet is joined to none
 
     def plain(self) -> Vxnet:
         router = self.router or RouterItem()
@@ -133,12 +133,12 @@ ItemT = TypeVar("ItemT")
 
 
 class Page(Reply, Generic[ItemT]):
-    """One page of a list, and the length of the whole list."""
+    """One page of a list."""
 
-    total_count: int | None = None
+    total_count: int | None = None  # of the whole list
 
     def items(self) -> list[tuple[str, ItemT]] | None:
-        """The items by id; None where the reply has no list, as this one, which is of no kind yet."""
+        """Return the items by id; None if the reply has no list."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""Carrying one request to the API and its answer back."""
+"""Transport of one request to the API and its answer back."""
 
 import asyncio
 import os
@@ -17,13 +17,13 @@ _MAX_CONNECTIONS = 16
 
 
 class Transport(Protocol):
-    """One request, one answer; nothing is ever sent twice."""
+    """One request, one answer; nothing is sent twice."""
 
     async def send(self, method: str, target: str, body: bytes, timeout: float) -> tuple[int, str, bytes]:  # noqa: ASYNC109
-        """Status, content type and body of the answer, within *timeout* seconds.
+        """Return status, content type and body of the answer, within *timeout* seconds.
 
-        CloudUnreachable if the request certainly was not sent, OutcomeUnknown for every other loss. Their messages
-        never hold the target: it carries key and signature.
+        CloudUnreachable if the request was certainly not sent, OutcomeUnknown for every other loss. Their messages do
+        not contain the target, which has key and signature.
         """
 
     async def close(self) -> None: ...
@@ -32,8 +32,8 @@ class Transport(Protocol):
 class AioTransport:
     """A Transport over TCP and TLS.
 
-    Every request has a connection of its own: calls are few, and a kept connection that the other side has closed
-    would leave a write in doubt.
+    Every request has its own connection: calls are few, and on a reused connection that the cloud has closed the
+    outcome of a write would be unknown.
     """
 
     def __init__(self, access: Access) -> None:
@@ -63,8 +63,7 @@ class AioTransport:
             reason = str(err)
         except (aiohttp.ClientError, OSError) as err:
             reason = _reason(err, timeout)
-        # Outside of the handler: aiohttp's own words and attributes may hold the signed URL, so they must not be
-        # reachable from what leaves here.
+        # Outside of the handler, so that the new error does not refer to aiohttp's, which may hold the signed URL.
         if progress.connected:
             raise OutcomeUnknown(f"{self._access.endpoint}: {reason}", action="")
         raise CloudUnreachable(f"{self._access.endpoint} cannot be reached: {reason}", action="")
@@ -89,7 +88,7 @@ class _BrokenOff(Exception):
 
 
 async def _only_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a GET again when its connection breaks: with this API a GET may be a write."""
+    """Keep aiohttp from retrying a GET whose connection breaks: in this API a GET may be a write."""
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
@@ -119,7 +118,7 @@ _WORDS: tuple[tuple[type[BaseException], Callable[[float], str]], ...] = (
     (asyncio.TimeoutError, lambda seconds: f"no answer within {seconds:g} s"),
     (aiohttp.ServerDisconnectedError, lambda _: "the connection was closed before an answer came"),
     (aiohttp.ClientPayloadError, lambda _: "the answer broke off"),
-    (aiohttp.ClientResponseError, lambda _: "what answers does not speak HTTP"),
+    (aiohttp.ClientResponseError, lambda _: "the answer is not HTTP"),
 )
 
 
@@ -131,7 +130,7 @@ def _reason(err: BaseException, timeout: float) -> str:
         return f"its name cannot be resolved: {err.os_error.strerror or err.os_error}"
     if isinstance(err, aiohttp.ClientSSLError):  # its errno is OpenSSL's own
         detail = getattr(err.os_error, "reason", "") or "no reason given"
-        return f"it speaks no TLS that fits: {str(detail).replace('_', ' ').lower()}"
+        return f"TLS failed: {str(detail).replace('_', ' ').lower()}"
     for kind, words in _WORDS:
         if isinstance(err, kind):
             return words(timeout)

@@ -1,7 +1,6 @@
-"""Every error that crosses a seam, and the one table that maps them outward.
+"""Every error that crosses a seam, and its CNI code, HTTP status and exit status.
 
-A class says what the caller can do next. A message names the thing, the wish and the obstacle:
-``nic 52:54:00:00:00:01: attach to i-42: quota of 63 reached``.
+A class says what the caller can do next. Messages have the form `thing: action failed: cause; what to do`.
 """
 
 
@@ -9,7 +8,7 @@ class AgentError(Exception):
     """An expected failure; anything else is a bug."""
 
 
-# --- the request is wrong; repeating it cannot help -------------------------------------------------
+# --- the request is wrong; retrying it cannot help --------------------------------------------------
 
 
 class IncompatibleVersion(AgentError):
@@ -25,30 +24,30 @@ class UndecodableRequest(AgentError):
 
 
 class InvalidConfig(AgentError):
-    """The network configuration asks for something that cannot be had; the message names key and value."""
+    """The network configuration requests something impossible; the message names key and value."""
 
 
 class InvalidNetns(AgentError):
-    """CNI_NETNS is absent on disk, no network namespace, or one that must not be touched."""
+    """CNI_NETNS does not exist, is not a network namespace, or is one that the agent must not touch."""
 
 
 class AccessDenied(AgentError):
-    """Who asks may not: no token, a wrong one, or a peer that is not this host."""
+    """The caller has no token or a wrong one, or is not on this host."""
 
 
 class CheckFailed(AgentError):
-    """An attachment is not as ADD left it; the message names each fault. Only a new container remedies it."""
+    """An attachment is not as ADD left it; the message names each mismatch. Restart the container."""
 
 
 class CannotServe(AgentError):
-    """The answer to STATUS while ADDs are not served: the runtime may ask again."""
+    """The answer to STATUS while ADDs are not served."""
 
 
 # --- try again later ---------------------------------------------------------------------------------
 
 
 class Unavailable(AgentError):
-    """Not now: the same request may succeed later."""
+    """The same request may succeed later."""
 
 
 class NotInitialised(Unavailable):
@@ -60,38 +59,38 @@ class Draining(Unavailable):
 
 
 class PoolEmpty(Unavailable):
-    """No NIC became ready before the deadline; the message gives the true cause."""
+    """No NIC became ready before the deadline; the message names the cause."""
 
 
 class StoreRefused(Unavailable):
-    """The disk does not take what must be recorded: nothing may be begun. What was done is kept and written later."""
+    """The disk refuses writes: start no operation. Changes stay in memory and are written later."""
 
 
 # --- the state file ----------------------------------------------------------------------------------
 
 
 class StoreDamaged(AgentError):
-    """What is in the state file cannot be relied on, or written to; a new one must be begun."""
+    """The state file is unreliable or gone, and must be replaced."""
 
 
 # --- the kernel --------------------------------------------------------------------------------------
 
 
 class KernelRefused(AgentError):
-    """The kernel refused a step; the message carries its own words."""
+    """The kernel refused a step; the message quotes it."""
 
 
 class LinkNotFound(KernelRefused):
-    """No link with this MAC where it was looked for."""
+    """No link with this MAC where the kernel searched."""
 
 
-# --- the cloud: Unavailable comes first in a class's bases, so that `wire` says "try again later" ------
+# --- the cloud: where Unavailable is the first base, `wire` returns "try again later" -----------------
 
 
 class CloudError(AgentError):
     """A cloud call failed.
 
-    *ret_code* is the cloud's code, 0 where no answer of the cloud's own arrived.
+    *ret_code* is the cloud's code, 0 without an answer.
     """
 
     def __init__(self, message: str, *, action: str, ret_code: int = 0) -> None:
@@ -101,19 +100,19 @@ class CloudError(AgentError):
 
 
 class CloudUnreachable(Unavailable, CloudError):
-    """The call certainly had no effect: no connection could be made."""
+    """The call had no effect: no connection could be made."""
 
 
 class OutcomeUnknown(CloudUnreachable):
-    """The call was sent and no usable answer came: a write may have taken effect. Look before repeating it."""
+    """No usable answer came: a write may have taken effect. Read before you retry it."""
 
 
 class CloudBusy(OutcomeUnknown):
-    """The cloud says it failed or is busy (5000, 5100, 5300): whether a write took effect is not certain."""
+    """The cloud failed or is busy (5000, 5100, 5300): a write may have taken effect."""
 
 
 class CloudQuota(Unavailable, CloudError):
-    """2500: a quota is used up, of resources or of API calls. Which one, the caller must find out."""
+    """2500: a quota of resources or of API calls is used up; the caller must find out which."""
 
 
 class CloudExhausted(Unavailable, CloudError):
@@ -121,11 +120,11 @@ class CloudExhausted(Unavailable, CloudError):
 
 
 class CloudRefused(CloudError):
-    """The cloud will not do this; repeating it unchanged cannot help."""
+    """The cloud refused the call; retrying it unchanged cannot help."""
 
 
 class NotListed(CloudUnreachable):
-    """A good answer does not list what must be there: an id is wrong, or the answer was not whole. Ask again."""
+    """A list lacks what must be in it: an id is wrong, or the list is incomplete. Retry."""
 
 
 class CredentialsRefused(CloudRefused):
@@ -133,33 +132,33 @@ class CredentialsRefused(CloudRefused):
 
 
 class ClockSkewed(CloudRefused):
-    """1300: the time stamp is too old; this host's clock is off."""
+    """1300: the time stamp is too old; check this host's clock."""
 
 
 class NotAllowedNow(CloudRefused):
-    """1400: not permitted, or not in the resource's present state."""
+    """1400: not permitted, or not in the resource's current state."""
 
 
 class ResourceNotFound(CloudRefused):
-    """2100: no such resource. On detach and delete that is success."""
+    """2100: no such resource; for detach and delete a success."""
 
 
-# --- the process cannot start or go on ---------------------------------------------------------------
+# --- the process cannot start or continue ------------------------------------------------------------
 
 
 class StartRefused(AgentError):
-    """Configuration, access file or command line refused."""
+    """Settings, access file or command line rejected."""
 
 
 class AlreadyRunning(AgentError):
-    """Another agent owns this network namespace."""
+    """Another agent runs in this network namespace."""
 
 
 class AbilityMissing(AgentError):
-    """No root, or a kernel feature is missing."""
+    """The process is not root, or a kernel feature is missing."""
 
 
-WIRE: dict[type[BaseException], tuple[int, int]] = {  # CNI code (spec 1.1.0 section 5, 8 as in skel), HTTP status
+WIRE: dict[type[BaseException], tuple[int, int]] = {  # CNI code (8 as the skel library has it), HTTP status
     IncompatibleVersion: (1, 400),
     InvalidEnvironment: (4, 400),
     UndecodableRequest: (6, 400),
@@ -167,14 +166,14 @@ WIRE: dict[type[BaseException], tuple[int, int]] = {  # CNI code (spec 1.1.0 sec
     InvalidNetns: (8, 400),
     Unavailable: (11, 503),
     CannotServe: (50, 503),
-    KernelRefused: (101, 500),  # from 100 on codes are the plugin's own
+    KernelRefused: (101, 500),  # from 100 on: codes of this plugin
     CloudError: (102, 502),
     AccessDenied: (103, 403),
     CheckFailed: (104, 409),
     Exception: (999, 500),
 }
 
-EXIT: dict[type[BaseException], int] = {  # design section 9
+EXIT: dict[type[BaseException], int] = {
     StartRefused: 2,
     AlreadyRunning: 3,
     AbilityMissing: 4,
@@ -183,10 +182,10 @@ EXIT: dict[type[BaseException], int] = {  # design section 9
 
 
 def wire(err: BaseException) -> tuple[int, int]:
-    """Find CNI code and HTTP status for *err*: its own, or those of the nearest base class in WIRE."""
+    """Return CNI code and HTTP status of *err*: those of its nearest class in WIRE."""
     return next(WIRE[cls] for cls in type(err).__mro__ if cls in WIRE)
 
 
 def exit_status(err: BaseException) -> int:
-    """Find the exit status for *err* in the same way."""
+    """Return the exit status of *err* in the same way."""
     return next(EXIT[cls] for cls in type(err).__mro__ if cls in EXIT)

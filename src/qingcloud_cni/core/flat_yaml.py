@@ -1,7 +1,7 @@
-"""YAML of keys and values, read as it is written.
+"""Flat YAML: keys and scalar values, as written.
 
-YAML 1.1 turns `012` into 10, `1:30` into 90, `1_0` into 10 and `no` into false. Here every scalar is the text that
-stands in the file, as in formats that know nothing else; what it means is decided by who knows the key.
+YAML 1.1 turns `012` into 10, `1:30` into 90, `1_0` into 10 and `no` into false. Here every scalar is its text; the
+reader of a key decides what it means.
 """
 
 import yaml
@@ -13,23 +13,23 @@ _TAGS = {_PREFIX + name for name in _KINDS}
 
 
 class YamlFault(ValueError):
-    """*place* says where, without any text of the file; *problem* what, perhaps in the file's words."""
+    """*position* never quotes the file; *problem* may."""
 
-    def __init__(self, place: str, problem: str) -> None:
-        super().__init__(f"{place}: {problem}" if place else problem)
-        self.place = place
+    def __init__(self, position: str, problem: str) -> None:
+        super().__init__(f"{position}: {problem}" if position else problem)
+        self.position = position
 
 
 def read_flat_yaml(text: str) -> list[tuple[str, object]] | None:
-    """Pairs in the file's order, the same key perhaps twice; None where the document is no mapping.
+    """Return the pairs in order, with duplicate keys; None if the document is not a mapping.
 
-    A value is a text, None for null, a list of these, or {} in place of whatever is nested deeper. Raises YamlFault.
+    A value is a string, None for null, a list of these, or {} for anything nested deeper. Raises YamlFault.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)  # the one in C crashes on deep nesting
     except yaml.MarkedYAMLError as err:
-        problem = (err.problem or "it cannot be understood").removeprefix("but ")  # it may go on from a context
-        raise YamlFault(_place(err.problem_mark), problem) from None
+        problem = (err.problem or "it is malformed").removeprefix("but ")  # of a context that is left out
+        raise YamlFault(_position(err.problem_mark), problem) from None
     except yaml.reader.ReaderError as err:
         raise YamlFault(f"character {err.position + 1}", str(err.reason)) from None
     except RecursionError:
@@ -41,7 +41,7 @@ def read_flat_yaml(text: str) -> list[tuple[str, object]] | None:
     pairs: list[tuple[str, object]] = []
     for key, value in root.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise YamlFault(_place(key.start_mark), "a key must be a word")
+            raise YamlFault(_position(key.start_mark), "a key must be a scalar")
         _check_tag(key)
         pairs.append((key.value, _value(value)))
     return pairs
@@ -63,8 +63,8 @@ def _scalar(node: yaml.Node) -> object:
 
 def _check_tag(node: yaml.Node) -> None:
     if node.tag not in _TAGS:
-        raise YamlFault(_place(node.start_mark), f"the tag {node.tag.removeprefix(_PREFIX)!r} means nothing here")
+        raise YamlFault(_position(node.start_mark), f"the tag {node.tag.removeprefix(_PREFIX)!r} is not supported")
 
 
-def _place(mark: yaml.Mark | None) -> str:
+def _position(mark: yaml.Mark | None) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -1,4 +1,4 @@
-"""A damaged file is kept for whoever wants to look into it, out of the way and not for ever."""
+"""Damaged files: renamed for later examination, the oldest deleted."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -7,14 +7,14 @@ from pathlib import Path
 from qingcloud_cni.core.errors import StoreRefused
 from qingcloud_cni.posix import sync_directory
 
-KEPT = 3  # damaged files beside the good one; the oldest goes
-_PARTS = ("-wal", "-shm", "-journal", "")  # what SQLite makes beside a file; each is read with the file of its name
+RETAINED = 3  # damaged files
+_PARTS = ("-wal", "-shm", "-journal", "")  # files of a SQLite database, by suffix
 
 
 def set_aside(path: Path) -> Path | None:
-    """Give the file, and what belongs to it, names with the time; the file's new name, or None if there was none.
+    """Rename the database, with the time in the name; return the new path, None if there was no file.
 
-    The WAL goes first: left alone it would be read into the file that comes next. Without its file it is of no use.
+    The WAL goes first: SQLite would read it into the next file. Without its file it is of no use and deleted.
     """
     target = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
     is_there = path.exists()
@@ -28,19 +28,19 @@ def set_aside(path: Path) -> Path | None:
         sync_directory(path.parent)
     except OSError as err:
         raise StoreRefused(f"state file {path} is damaged and cannot be set aside: {err.strerror}") from err
-    for old in earlier(path)[:-KEPT]:
+    for old in earlier(path)[:-RETAINED]:
         for part in _PARTS:
             _with(old, part).unlink(missing_ok=True)
     return target if is_there else None
 
 
 def state_files(path: Path) -> list[Path]:
-    """Every file the store may have made at *path* and beside it, there or not."""
+    """Return every path at which the store may have made a file."""
     return [_with(file, part) for file in (path, *earlier(path)) for part in _PARTS]
 
 
 def earlier(path: Path) -> list[Path]:
-    """The files that were set aside and are still there, the oldest first."""
+    """Return the damaged files that exist, the oldest first."""
     found = path.parent.glob(f"{path.name}.damaged-*")
     return sorted(p for p in found if not p.name.endswith(tuple(filter(None, _PARTS))))
 

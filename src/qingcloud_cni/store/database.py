@@ -1,4 +1,4 @@
-"""The rows on disk: one SQLite file through one connection, blocking.
+"""The state file as a SQLite database, with one connection; blocking.
 
 Exactly one connection exists: SQLite before 3.51.3 can corrupt a WAL that two connections share, and
 `locking_mode=EXCLUSIVE` enforces it.
@@ -34,14 +34,14 @@ from qingcloud_cni.core.nics.rows import violations
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.store.schema import SUMMED, checksum, upgrade
 
-BOOT = "boot-id"  # among the settings, whose names are paths
-EVENTS_TRIMMED = 1_000  # older ones go after every so many new ones
+BOOT = "boot-id"  # a row among the settings, whose names are paths
+EVENTS_TRIMMED = 1_000  # new events between two deletes of old ones
 _PRAGMAS = (
     "locking_mode=EXCLUSIVE",
     "journal_mode=WAL",
     "synchronous=FULL",  # an ADD's record survives a power cut
-    "wal_autocheckpoint=1000",  # pages, some 200 requests: the one whose record comes then waits for two fsyncs more
-    "journal_size_limit=8388608",  # bytes kept of a WAL that has grown beyond that, in a time without room for more
+    "wal_autocheckpoint=1000",  # pages, some 200 requests; the request at a checkpoint waits for two more fsyncs
+    "journal_size_limit=8388608",  # bytes to which a WAL that grew on a full disk is cut
 )
 _COLUMNS = "at, name, nic_id, subject, detail, state, job_id, pod"  # of an event, in the order of its fields
 _IN_USE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -60,21 +60,21 @@ _Row = TypeVar("_Row", Nic, Attachment, Intent)
 
 
 class Database:
-    """Changes in, rows out. Not for two threads at a time."""
+    """Reads rows and writes changes. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, make or upgrade it.
+        """Open the file; create or upgrade it if needed.
 
-        StartRefused where it is in use or of a newer version, StoreRefused where the disk does not allow it,
-        StoreDamaged where it is no database of ours, or none any more.
+        StartRefused if it is in use or of a newer version, StoreRefused if the disk does not allow it, StoreDamaged
+        if it is not a database of ours.
         """
         if path.is_dir():
-            raise StartRefused(f"{named(path)} is a directory; remove it, or choose another --state-dir")
+            raise StartRefused(f"{named(path)} is a directory; remove it, or use another --state-dir")
         self._path = path
-        with self._told():
+        with self._translated():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
         try:
-            with self._told(is_known=False):
+            with self._translated(is_known=False):
                 self._prepare()
         except BaseException:
             self._db.close()
@@ -88,17 +88,17 @@ class Database:
         upgrade(self._db, named(self._path))
         self._check()
         (last,) = self._db.execute("SELECT max(seq) FROM events").fetchone()
-        # A new file goes on with higher numbers than any before it: whoever reads on from one misses nothing.
+        # A new file continues with numbers above all of earlier files, for readers that resume after one.
         self._last_seq: int = time.time_ns() // 1_000_000 if last is None else last
-        self.birth: str  # tells it from every other file
-        self.writes: int  # since then
+        self.birth: str  # a random id of the file
+        self.writes: int  # since its creation
         self.birth, self.writes = self._db.execute("SELECT birth, writes FROM meta").fetchone()
 
     # --- rows ----------------------------------------------------------------------------------------
 
     def load(self) -> Snapshot:
-        """All rows; StoreDamaged where one cannot be read, is not what was written, or contradicts another."""
-        with self._told(is_known=False):
+        """Return all rows; StoreDamaged if one is unreadable, fails its checksum, or contradicts another."""
+        with self._translated(is_known=False):
             settings = {texts[0]: texts[1] for texts in self._texts("settings")}
             snapshot = Snapshot(
                 nics=self._rows("nics", Nic),
@@ -118,7 +118,7 @@ class Database:
             raise StoreDamaged(f"{named(self._path)} is damaged: table {table}: {err}") from err
 
     def _texts(self, table: str) -> Iterator[tuple[str, ...]]:
-        """What the rows hold, in the order of their coming, compared with their checksums."""
+        """Yield the rows' columns in order of insertion, with their checksums verified."""
         columns = ", ".join(SUMMED[table])
         rows = self._db.execute(f"SELECT {columns}, sum FROM {table} ORDER BY rowid")
         for *texts, expected in rows:
@@ -129,17 +129,19 @@ class Database:
     # --- changes -------------------------------------------------------------------------------------
 
     def write(self, changes: Sequence[Change], *, is_all: bool = False) -> None:
-        """All of *changes* in one transaction, or none; *is_all*: in the place of every row there is.
+        """Write *changes* in one transaction; *is_all*: they replace all rows.
 
-        StoreRefused where the disk does not take them: to be repeated with the same changes and more behind them, for
-        nobody knows whether they are there all the same. StoreDamaged where the file has gone.
+        StoreRefused if the disk refuses them: repeat the same changes first, as they may be on disk all the same.
+        StoreDamaged if the file is gone.
         """
         if not changes and not is_all:
             return
         if _identity(self._path) != self._identity:
-            raise StoreDamaged(f"{named(self._path)} is no longer the file that was opened: it was moved or removed")
+            raise StoreDamaged(
+                f"{named(self._path)} is no longer the file that was opened: somebody moved or removed it"
+            )
         last = self._last_seq
-        with self._told(), self._transaction():
+        with self._translated(), self._transaction():
             for table in SUMMED if is_all else ():
                 self._db.execute(f"DELETE FROM {table}")
             for change in changes:
@@ -161,7 +163,7 @@ class Database:
             yield
             self._db.execute("COMMIT")
         finally:
-            if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
+            if self._db.in_transaction:  # SQLite itself rolls back if the disk is full
                 self._db.execute("ROLLBACK")
 
     def _apply(self, change: Change) -> None:
@@ -186,15 +188,15 @@ class Database:
                 self._put("settings", BOOT, boot_id)
 
     def _put(self, table: str, *texts: str) -> None:
-        places = ", ".join("?" for _ in texts)
-        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places}, ?)", (*texts, checksum(*texts)))
+        marks = ", ".join("?" for _ in texts)
+        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks}, ?)", (*texts, checksum(*texts)))
 
     def _drop(self, table: str, *key: str) -> None:
         where = " AND ".join(f"{column} = ?" for column in SUMMED[table][: len(key)])
         self._db.execute(f"DELETE FROM {table} WHERE {where}", key)
 
     def _put_event(self, seq: int, event: Event) -> None:
-        """Under the number it got when this was tried before, if it was: it may be there already."""
+        """Replace a row with the same number: a failed attempt may have written it."""
         e = event
         self._db.execute(
             f"INSERT OR REPLACE INTO events (seq, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -202,13 +204,13 @@ class Database:
         )
 
     def tidy(self) -> None:
-        """Bring the WAL into the file, and look whether that contradicts itself; StoreRefused, StoreDamaged."""
-        with self._told():
+        """Checkpoint the WAL and check the file; StoreRefused, StoreDamaged."""
+        with self._translated():
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._check()
 
     def _check(self) -> None:
-        (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # a millisecond
+        (verdict,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()  # takes a millisecond
         if verdict != "ok":
             raise StoreDamaged(f"{named(self._path)} is damaged: {' '.join(verdict.split())}")
 
@@ -218,7 +220,7 @@ class Database:
         where, values = _conditions(wanted)
         order = "ASC" if wanted.after else "DESC"
         query = f"SELECT {_COLUMNS}, seq FROM events WHERE {where} ORDER BY seq {order} LIMIT ?"
-        with self._told():
+        with self._translated():
             rows = self._db.execute(query, (*values, wanted.limit)).fetchall()
         return tuple(Event(*row) for row in (rows if wanted.after else reversed(rows)))
 
@@ -228,16 +230,16 @@ class Database:
     # --- errors --------------------------------------------------------------------------------------
 
     @contextmanager
-    def _told(self, *, is_known: bool = True) -> Iterator[None]:
-        """SQLite's errors, in our words; *is_known* while the tables are those we know: a bug is no damage then."""
+    def _translated(self, *, is_known: bool = True) -> Iterator[None]:
+        """Translate SQLite's errors. *is_known*: the tables are ours, so a wrong statement is a bug, not damage."""
         try:
             yield
         except sqlite3.Error as err:
-            code = getattr(err, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF  # above it stands the finer reason
+            code = getattr(err, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF  # the higher bits detail it
             if code in _IN_USE:
-                raise StartRefused(f"{named(self._path)} is in use by another process; end that one first") from err
+                raise StartRefused(f"{named(self._path)} is in use by another process; end that first") from err
             if code in _REFUSED:
-                advice = "make room" if code == sqlite3.SQLITE_FULL else "mend the disk or the permissions"
+                advice = "make room" if code == sqlite3.SQLITE_FULL else "fix the disk or its permissions"
                 raise StoreRefused(f"{named(self._path)} cannot be written: {err}; {advice} there") from err
             if code in _DAMAGED or (code == sqlite3.SQLITE_ERROR and not is_known):
                 raise StoreDamaged(f"{named(self._path)} is damaged: {err}") from err
@@ -245,17 +247,17 @@ class Database:
 
 
 def named(path: Path) -> str:
-    """How the file is called in messages."""
+    """Return the file's name in messages."""
     return f"state file {path}"
 
 
 def _text(raw: bytes) -> str:
-    """A row that was damaged is told by its checksum, and an event is for people."""
+    """Decode any bytes: checksums detect damaged rows, and events are for people."""
     return raw.decode(errors="replace")
 
 
 def _conditions(wanted: EventFilter) -> tuple[str, list[str | int]]:
-    """The filter as an SQL expression and its values."""
+    """Return the filter as an SQL expression, and its values."""
     clauses: list[str] = ["seq > ?"]
     values: list[str | int] = [wanted.after]
     if wanted.nic_id:
@@ -264,7 +266,7 @@ def _conditions(wanted: EventFilter) -> tuple[str, list[str | int]]:
     if wanted.subject:
         clauses.append("subject = ?")
         values.append(wanted.subject)
-    if wanted.container:  # the second part of network/container/ifname begins with it
+    if wanted.container:  # the second part of network/container/ifname
         clauses.append("instr(substr(subject, instr(subject, '/')), '/' || ?) = 1 AND instr(subject, '/') > 0")
         values.append(wanted.container)
     if wanted.pod:

@@ -1,4 +1,4 @@
-"""The state file, whichever database is in it at the moment; blocking."""
+"""The state file, with the replacement of a damaged one; blocking."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,50 +13,50 @@ from qingcloud_cni.store.write_counter import WriteCounter
 
 
 class StateFile:
-    """What `core.seams.Store` promises. Not for two threads at a time."""
+    """Implements `core.seams.store.Store`, without async. Not thread-safe."""
 
     def __init__(self, path: Path, write_counter: Path) -> None:
         self._path = path
         self._write_counter = WriteCounter(write_counter)
         self._database: Database | None = None
-        self._aside: str | None = None  # where the damaged file went, until there is a whole one
+        self._damaged: str | None = None  # path of a damaged file that has no replacement yet
 
     def __str__(self) -> str:
         return named(self._path)
 
     def load(self) -> Snapshot:
         self.close()
-        is_empty = self._path.is_file() and not self._path.stat().st_size  # SQLite takes that for a new one
+        is_empty = self._path.is_file() and not self._path.stat().st_size  # SQLite takes it for a new database
         try:
             self._database = Database(self._path)
             self._write_counter.check(str(self), self._database.birth, self._database.writes)
             return Snapshot(set_aside=f"{self} was empty") if is_empty else self._database.load()
         except StoreDamaged as err:
             self.close()
-            told = f"{err}; it is kept as {set_aside(self._path)}"
+            cause = f"{err}; it was renamed to {set_aside(self._path)}"
         try:
             self._database = Database(self._path)
         except StoreRefused as err:
-            raise StoreRefused(f"{told}; there is no new one: {err}") from err
-        return Snapshot(set_aside=told)
+            raise StoreRefused(f"{cause}; creating a new one failed: {err}") from err
+        return Snapshot(set_aside=cause)
 
     def save(self, changes: Sequence[Change]) -> None:
         if self._database is None:
-            raise StoreDamaged(f"{self} was set aside, and there is no new one yet")
+            raise StoreDamaged(f"{self} was damaged, and its replacement could not be written yet")
         self._database.write(changes)
         self._write_counter.note(self._database.birth, self._database.writes)
 
     def replace_file(self, changes: Sequence[Change]) -> str:
         self.close()
-        if self._aside is None:
-            self._aside = str(set_aside(self._path) or "")
+        if self._damaged is None:
+            self._damaged = str(set_aside(self._path) or "")
         database = Database(self._path)
         try:
             database.write(changes, is_all=True)
         except BaseException:
             database.close()
             raise
-        self._database, where, self._aside = database, self._aside, None
+        self._database, where, self._damaged = database, self._damaged, None
         self._write_counter.note(database.birth, database.writes)
         return where
 
@@ -66,7 +66,7 @@ class StateFile:
 
     def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         if self._database is None:
-            raise StoreRefused(f"{self} was set aside, and there is no new one yet")
+            raise StoreRefused(f"{self} was damaged, and its replacement could not be written yet")
         return self._database.events(wanted)
 
     def close(self) -> None:

@@ -1,7 +1,4 @@
-"""The tables of the state file, and the steps that bring a file of an earlier version to the newest.
-
-A new file takes all steps too, so that it is the same as one that was upgraded.
-"""
+"""The tables of the state file, as upgrade steps; a new file takes all of them."""
 
 import sqlite3
 import zlib
@@ -13,17 +10,17 @@ Connection = sqlite3.Connection
 
 
 def checksum(*columns: str) -> int:
-    """Of a row's text: SQLite notices damage to its own structure, not to what it holds."""
+    """Return the checksum of a row's text. SQLite detects damage to its structure, not to contents."""
     return zlib.crc32("\0".join(columns).encode())
 
 
 def upgrade(db: Connection, file: str) -> None:
-    """Take the steps that are missing, all in one transaction; StartRefused if a newer program wrote the file."""
+    """Run the missing steps in one transaction; StartRefused if a newer program wrote the file."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise StartRefused(
             f"{file} has schema {version}, and this program knows {SCHEMA_VERSION}: a newer version wrote it;"
-            " run that one, or move the file away"
+            " run that version, or move the file away"
         )
     if version == SCHEMA_VERSION:
         return
@@ -39,7 +36,7 @@ def upgrade(db: Connection, file: str) -> None:
 
 
 def _run(db: Connection, script: str) -> None:
-    """Statement by statement: `executescript` would end the transaction."""
+    """Execute single statements, as `executescript` ends the transaction."""
     for statement in script.split(";"):
         if statement.strip():
             db.execute(statement)
@@ -61,7 +58,7 @@ CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, na
 
 
 def _to_2(db: Connection) -> None:
-    """Checksums of rows, and a count of writes; events that tell the cloud's job and the pod, numbered by us."""
+    """Add checksums of rows, a count of writes, and state, job and pod of events, which we number."""
     for table, columns in SUMMED.items():
         db.execute(f"ALTER TABLE {table} ADD COLUMN sum INTEGER NOT NULL DEFAULT 0")
         names = ", ".join(columns)
@@ -81,7 +78,7 @@ INSERT INTO meta VALUES (hex(randomblob(8)), 0)
     )
 
 
-SUMMED = {  # tables whose rows carry a checksum, and the columns it is of
+SUMMED = {  # tables with checksums, and the columns they cover
     "nics": ("nic_id", "body"),
     "attachments": ("network", "container_id", "ifname", "body"),
     "intents": ("op_id", "body"),

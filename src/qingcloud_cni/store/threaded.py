@@ -1,4 +1,4 @@
-"""`core.seams.Store` over the state file: in a thread of its own for the agent, inline for simulations."""
+"""Implementations of `core.seams.store.Store`: in a thread for the agent, inline for simulations."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ThreadedStore:
-    """For the agent: `fsync` blocks, so the file has a thread of its own."""
+    """Runs the state file in a thread of its own, as `fsync` blocks."""
 
     def __init__(self, path: Path, write_counter: Path) -> None:
         self._file = StateFile(path, write_counter)
@@ -29,7 +29,7 @@ class ThreadedStore:
         return await self._in_thread(self._file.load)
 
     async def save(self, changes: Sequence[Change]) -> None:
-        """See `core.seams.Store`; a cancelled caller's changes are written all the same."""
+        """Write as `Store.save` does, even if the caller is cancelled."""
         await self._in_thread(self._file.save, tuple(changes))
 
     async def replace_file(self, changes: Sequence[Change]) -> str:
@@ -42,7 +42,7 @@ class ThreadedStore:
         return await self._in_thread(self._file.events, wanted)
 
     async def close(self) -> None:
-        """What was asked of it is done when this returns; the store cannot be used again."""
+        """Finish all work; the store cannot be used again."""
         await self._in_thread(self._file.close)
         self._executor.shutdown()
 
@@ -64,7 +64,7 @@ class InlineStore:
 
     async def save(self, changes: Sequence[Change]) -> None:
         self._file.save(changes)
-        await asyncio.sleep(0)  # others may run here, as they do while the thread writes
+        await asyncio.sleep(0)  # other tasks may run, as they do while the thread writes
 
     async def replace_file(self, changes: Sequence[Change]) -> str:
         return self._file.replace_file(changes)

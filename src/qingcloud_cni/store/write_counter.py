@@ -1,9 +1,8 @@
-"""How far a state file has come, noted in another place: a file that has lost its latest changes gives itself away.
+"""A count of the writes outside the state file, by which a file that lost its latest changes is detected.
 
-SQLite takes a log that breaks off for one that ends there, and a copy from yesterday is a good file, too. Such a
-table is right in itself and wrong about the host: a NIC would be taken from the container that got it since. The
-other place is the run directory, in memory on every usual host; with a reboot, after which no container has a NIC,
-it goes.
+SQLite accepts a truncated WAL and an old copy of the file. Such a table is consistent but wrong about the host, and
+the agent would take NICs from newer containers. The count is in the run directory, usually in memory: it goes with a
+reboot, after which no container has a NIC.
 """
 
 import os
@@ -16,14 +15,14 @@ _DIGITS = 20
 
 
 class WriteCounter:
-    """Counts the writes of a database in a second file. Without that file it checks nothing."""
+    """Counts the writes of a database in a second file. Without that file nothing is checked."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
 
     def check(self, file: str, birth: str, writes: int) -> None:
-        """StoreDamaged if this file, known by its *birth*, had more *writes* already."""
+        """StoreDamaged if the file with this *birth* had more than *writes* before."""
         try:
             born, noted = self._path.read_text("ascii").split()
             lost = int(noted) - writes if born == birth else 0
@@ -33,7 +32,7 @@ class WriteCounter:
             raise StoreDamaged(f"{file} is damaged: its last {lost} of {noted.lstrip('0')} writes are missing")
 
     def note(self, birth: str, writes: int) -> None:
-        """Always after the write itself is on disk, so that a kill in between is no loss."""
+        """Record the count after the write is on disk, so that a kill in between loses nothing."""
         with suppress(OSError):
             if self._fd < 0:
                 self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -80,7 +80,7 @@ def test_null_is_absent(path: Path) -> None:
         ("zone: pek3a\n", "qy_access_key_id is missing or empty"),
         ("qy_access_key_id: [x]\nqy_secret_access_key: x\n", "qy_access_key_id must be a single text"),
         ("qy_access_key_id: x\nqy_secret_access_key: 'a b\tc'\n", "qy_secret_access_key holds characters that no"),
-        (KEYS + "qy_secret_access_key: y\n", "qy_secret_access_key stands there twice"),
+        (KEYS + "qy_secret_access_key: y\n", "qy_secret_access_key is there twice"),
         (KEYS + "port: 0\n", "port must lie between 1 and 65535"),
         (KEYS + "port: yes\n", "port must be a whole number"),
         (KEYS + "port: [1]\n", "port must be a single text"),

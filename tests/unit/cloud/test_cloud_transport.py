@@ -137,7 +137,7 @@ async def test_redirects_are_not_followed() -> None:
         pytest.param(
             answering("HTTP/1.1 200 OK\nTransfer-Encoding: chunked", b"5\r\n{"), "broke off", id="half-chunk"
         ),
-        pytest.param(answering("SSH-2.0-OpenSSH_9.2"), "does not speak HTTP", id="ssh"),
+        pytest.param(answering("SSH-2.0-OpenSSH_9.2"), "is not HTTP", id="ssh"),
         pytest.param(silent, "no answer within 0.3 s", id="silent"),
         pytest.param(
             answering("HTTP/1.1 200 OK\nContent-Length: 17000000", b"x" * 17_000_000), "is larger than", id="huge"
@@ -205,7 +205,7 @@ async def test_a_server_that_answers_tls_in_the_clear_is_told_as_such() -> None:
         await asyncio.start_server(plain, "127.0.0.1", 0) as listener,
         reaching(access(listener.sockets[0].getsockname()[1], protocol="https")) as transport,
     ):
-        with pytest.raises(CloudUnreachable, match="cannot be reached: it speaks no TLS that fits: ") as certain:
+        with pytest.raises(CloudUnreachable, match="cannot be reached: TLS failed: ") as certain:
             await transport.send("GET", TARGET, b"", 5)
     assert not isinstance(certain.value, OutcomeUnknown)
     assert "not permitted" not in str(certain.value)

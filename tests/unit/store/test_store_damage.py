@@ -128,7 +128,7 @@ def _opened(path: Path, states: list[Snapshot], told: str) -> str:
         assert "\n" not in found.set_aside
         if "was empty" not in found.set_aside:
             (kept,) = damaged_files.earlier(path)
-            assert found.set_aside.endswith(f"it is kept as {kept}"), told
+            assert found.set_aside.endswith(f"it was renamed to {kept}"), told
         file.save(served(1))
         file.close()
         assert len(_reloaded(path).nics) == 1
@@ -242,14 +242,14 @@ def test_a_foreign_database_is_set_aside(tmp_path: Path) -> None:
 
 def test_the_latest_damaged_files_are_kept_and_no_more(tmp_path: Path) -> None:
     path = tmp_path / "agent.db"
-    for n in range(damaged_files.KEPT + 3):
+    for n in range(damaged_files.RETAINED + 3):
         path.write_bytes(b"no database %d" % n)
         path.with_name("agent.db-wal").write_bytes(b"nor a WAL %d" % n)
         damaged_files.set_aside(path)
     kept = damaged_files.earlier(path)
-    assert [p.read_bytes() for p in kept] == [b"no database %d" % n for n in range(3, damaged_files.KEPT + 3)]
-    assert [p.with_name(p.name + "-wal").read_bytes()[:9] for p in kept] == [b"nor a WAL"] * damaged_files.KEPT
-    assert len(list(tmp_path.iterdir())) == 2 * damaged_files.KEPT
+    assert [p.read_bytes() for p in kept] == [b"no database %d" % n for n in range(3, damaged_files.RETAINED + 3)]
+    assert [p.with_name(p.name + "-wal").read_bytes()[:9] for p in kept] == [b"nor a WAL"] * damaged_files.RETAINED
+    assert len(list(tmp_path.iterdir())) == 2 * damaged_files.RETAINED
 
 
 def test_where_nothing_can_be_renamed_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,9 +305,9 @@ def test_until_the_new_file_is_whole_nothing_else_is_written_to_it(
     for n in (2, 3):
         with pytest.raises(StoreRefused):
             file.replace_file(served(n))
-        with pytest.raises(StoreDamaged, match="there is no new one yet"):
+        with pytest.raises(StoreDamaged, match="its replacement could not be written yet"):
             file.save(served(9))
-        with pytest.raises(StoreRefused, match="there is no new one yet"):
+        with pytest.raises(StoreRefused, match="its replacement could not be written yet"):
             file.events(LATEST)
     monkeypatch.undo()
     where = file.replace_file(served(4))

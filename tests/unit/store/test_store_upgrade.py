@@ -167,7 +167,9 @@ def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(path: Path) -> N
         raw.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
     raw.close()
     before = path.read_bytes()
-    with pytest.raises(StartRefused, match="newer version wrote it; run that one, or move the file away") as refused:
+    with pytest.raises(
+        StartRefused, match="newer version wrote it; run that version, or move the file away"
+    ) as refused:
         Database(path)
     assert f"has schema {SCHEMA_VERSION + 1}, and this program knows {SCHEMA_VERSION}" in str(refused.value)
     assert path.read_bytes() == before

@@ -153,7 +153,7 @@ def test_a_damaged_file_is_set_aside_and_containers_keep_their_nics(new_host: Ne
     assert event["level"] == "warning"
     assert "is damaged" in event["detail"]
     (kept,) = host.state_dir.glob("agent.db.damaged-*")
-    assert event["detail"].endswith(f"it is kept as {kept}")
+    assert event["detail"].endswith(f"it was renamed to {kept}")
     found = host.attachments()
     assert {(a["container_id"], a["network"]) for a in found} == {("", "")}
     assert {(a["netns"], a["nic_id"]) for a in found} == {

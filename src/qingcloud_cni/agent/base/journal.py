@@ -207,7 +207,7 @@ class Journal:
 
         target, where = await self._hand_over(write)
         self._damage = None
-        kept = f"it is kept as {where}" if where else "it is gone"
+        kept = f"it was renamed to {where}" if where else "it is gone"
         self._note("store.set-aside", f"{damage}; {kept}, and a new one holds all but earlier events")
         return target
 
