@@ -205,7 +205,7 @@ def test_pods_outlive_a_restart_of_the_agent(node: Containerd) -> None:
 
 def test_a_pod_that_cannot_have_a_nic_is_refused_with_the_agents_words_and_leaves_nothing(node: Containerd) -> None:
     assert node.machine.agent.stop() == 0
-    with pytest.raises(grpc.RpcError, match=r"agent at 127\.0\.0\.1:31080 cannot be reached.*is qingagent running"):
+    with pytest.raises(grpc.RpcError, match=r"agent at 127\.0\.0\.1:31080: connect failed.*is qingagent running"):
         node.new_pod("web")
     assert node.conditions() == {"RuntimeReady": True, "NetworkReady": True}
     node.machine.start(idle=0, **POOL)

@@ -189,7 +189,7 @@ def test_without_the_agent_no_container_starts_and_those_that_end_give_their_nic
     podman.machine.agent.kill()
     refused = podman.call("run", "--name=late", *podman.options(), IMAGE, check=False)
     assert refused.returncode != 0
-    assert "agent.sock cannot be reached: connection refused; is qingagent running?" in refused.stderr
+    assert "agent.sock: connect failed: connection refused; is qingagent running?" in refused.stderr
     podman("rm", "--force", "--time=0", "web")
     podman.machine.start(idle=0, **POOL)
     eventually(lambda: not podman.machine.attachments(), "the release that was left for the agent")

@@ -113,7 +113,7 @@ def test_every_cni_code_is_described_with_its_status() -> None:
         call.args[0].value
         for tree in source_trees("plugin")
         for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and _name(call.func) in {"Refusal", "Unheard"}
+        if isinstance(call, ast.Call) and _name(call.func) in {"CniError", "NoAnswer"}
         and isinstance(call.args[0], ast.Constant)
     }  # fmt: skip
     assert described == {code: NONE for code in plugins if isinstance(code, int)} | agents

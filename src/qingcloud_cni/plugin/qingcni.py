@@ -1,8 +1,8 @@
-"""The CNI plugin: carries a request of the container runtime to qingagent and prints its answer.
+"""The CNI plugin: sends a request of the container runtime to qingagent and prints its answer.
 
-It runs for every pod, so its start decides: one file, no imports but those below, `posix._exit` at the end.
-`qingagent install-plugin` writes it with a shebang that leaves `site` out. Stdout gets one JSON document, or nothing.
-Where the agent cannot be asked, a DEL becomes a file for it, and succeeds.
+It starts for every pod, so it must start fast: one file, no imports but those below, `posix._exit` at the end.
+`qingagent install-plugin` writes it with a shebang that omits `site`. Stdout gets one JSON document, or nothing.
+If the agent does not answer, the plugin spools a DEL as a file for it, and succeeds.
 """
 
 import posix
@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # as in typing, whose import would double the start
 if TYPE_CHECKING:
     from typing import NoReturn
 
-VERSIONS = {  # what differs between the versions of the specification: the verbs each allows, besides VERSION
+VERSIONS = {  # the verbs that each version of the specification allows besides VERSION
     "0.1.0": ("ADD", "DEL"),
     "0.2.0": ("ADD", "DEL"),
     "0.3.0": ("ADD", "DEL"),
@@ -27,24 +27,24 @@ VERSIONS = {  # what differs between the versions of the specification: the verb
     "1.1.0": ("ADD", "DEL", "CHECK", "GC", "STATUS"),
 }
 OLDEST, NEWEST = "0.1.0", "1.1.0"
-VERBS = {  # the variables each verb needs besides CNI_COMMAND, and the seconds its whole request may take
+VERBS = {  # the variables that each verb needs besides CNI_COMMAND, and the seconds for its whole request
     "ADD": (("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), 110.0),
     "DEL": (("CNI_CONTAINERID", "CNI_IFNAME"), 50.0),
     "CHECK": (("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"), 50.0),
     "GC": ((), 25.0),
     "STATUS": ((), 3.0),
 }
-LAST = 1.0  # seconds of them, a tenth at most, in which the agent is waited for no more: for what is done without it
-SPARE = 1.0  # seconds before these, half of what is left at most, by which the agent is to answer: the way back
+LOCAL_SECONDS = 1.0  # of them, a tenth at most, for work after the agent's deadline, such as a spooled DEL
+RETURN_SECONDS = 1.0  # before that deadline, half of the time left at most, for the way of the answer
 RUN_DIR = "/run/qingcloud-cni"
 MAX_BYTES = 8 * 1024 * 1024  # of a configuration or an answer
-BLANKS = " \t\r\n"
+WHITESPACE = " \t\r\n"
 ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 ID_CHARS = ALNUM | frozenset("_.-")
 
 
-class Refusal(Exception):
-    """An error object of the CNI specification, section 5."""
+class CniError(Exception):
+    """An error object: docs/reference/cni.md, "Errors"."""
 
     def __init__(self, code: int, msg: str, details: str = "") -> None:
         super().__init__(msg)
@@ -53,12 +53,12 @@ class Refusal(Exception):
         self.details = details
 
 
-class Unheard(Refusal):
-    """No answer of an agent's own came: it is away, silent, broke off, or somebody else has its place."""
+class NoAnswer(CniError):
+    """The agent gave no complete answer, or another program has its address."""
 
 
 class Request:
-    """What the runtime asks; *version* answers in errors until the configuration has been read."""
+    """The runtime's request; *version* is that of error objects until the configuration is read."""
 
     version = NEWEST
     verb = ""
@@ -68,13 +68,13 @@ class Request:
     stdin = b""
     network = ""
     address = ""  # the agent's, as written
-    place: "tuple[str, int] | str" = ""  # the same as a socket takes it: a path, or host and port
-    instance_id = ""  # of the agent's host, where it is told
+    endpoint: "tuple[str, int] | str" = ""  # the same for connect(): a path, or host and port
+    instance_id = ""  # of the agent's host, if configured
     spool = ""
 
     def __init__(self) -> None:
-        self.uptime = clock_gettime(CLOCK_BOOTTIME)  # seconds since the host booted, when this was asked
-        self.deadline = monotonic()  # until which the agent is waited for
+        self.uptime = clock_gettime(CLOCK_BOOTTIME)  # seconds from the host's boot to the request
+        self.deadline = monotonic()  # for the agent's answer
         self.seconds = 0.0  # for the whole request
         self.config: dict[str, object] = {}
         self.args: dict[str, object] = {}
@@ -83,8 +83,8 @@ class Request:
 # --- JSON without the json package: its import alone would double the start ---------------------------
 
 
-class Scanning:
-    """What `json.decoder.JSONDecoder` hands to the scanner in C."""
+class ScannerContext:
+    """The context that `json.decoder.JSONDecoder` passes to the scanner in C."""
 
     strict = True
     object_hook = None
@@ -98,20 +98,20 @@ class Scanning:
 
 
 def decode(data: bytes) -> object:
-    """The JSON value *data* holds; ValueError says what is wrong with it."""
-    text = data.decode("utf-8").strip(BLANKS)
+    """The JSON value in *data*; ValueError names the mistake."""
+    text = data.decode("utf-8").strip(WHITESPACE)
     try:
         from _json import make_scanner
 
-        value, end = make_scanner(Scanning)(text, 0)  # type: ignore[arg-type]
+        value, end = make_scanner(ScannerContext)(text, 0)  # type: ignore[arg-type]
         if end == len(text):
             return value
-    except Exception:  # noqa: BLE001, S110 - StopIteration, or SystemError for want of json.decoder: not JSON
+    except Exception:  # noqa: BLE001, S110 - StopIteration, or SystemError without json.decoder: not JSON
         pass
-    import json  # slow, but it says where the fault lies, and it is there where _json is not
+    import json  # slow, but it names the position, and exists without _json
 
     try:
-        return json.loads(text, parse_constant=Scanning.parse_constant)
+        return json.loads(text, parse_constant=ScannerContext.parse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -128,8 +128,8 @@ def members(fields: "tuple[tuple[str, str], ...]") -> str:
     return "".join(f'"{key}":{quote(value)},' for key, value in fields)
 
 
-def pick(mapping: "dict[str, object]", key: str) -> object:
-    """A key's value without regard to case, the last one's as Go programs have it; None where it is absent."""
+def lookup(mapping: "dict[str, object]", key: str) -> object:
+    """A key's value without regard to case, the last one's as in Go; None if absent."""
     folded = key.lower()
     value = None
     for name in mapping:
@@ -146,11 +146,11 @@ def variable(name: str) -> str:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise Refusal(4, f"{name} is not UTF-8", repr(value)) from None
+        raise CniError(4, f"{name} is not UTF-8", repr(value)) from None
 
 
-def aside(name: str) -> str:
-    """A variable on which nothing depends: what cannot be decoded is replaced."""
+def optional_variable(name: str) -> str:
+    """A variable that the plugin itself does not use; undecodable bytes are replaced."""
     return posix.environ.get(name.encode(), b"").decode("utf-8", "replace")
 
 
@@ -167,10 +167,10 @@ def check_ifname(name: str) -> None:
     elif any(char in "/:%" or char.isspace() or char < " " or char == "\x7f" for char in name):
         fault = "interface name contains / : % or a blank"  # the kernel would expand eth%d
     if fault:
-        raise Refusal(4, fault, f"CNI_IFNAME={name!r}")
+        raise CniError(4, fault, f"CNI_IFNAME={name!r}")
 
 
-def read_variables(request: Request) -> None:
+def read_environment(request: Request) -> None:
     request.verb = variable("CNI_COMMAND")
     if request.verb == "VERSION":
         return
@@ -178,7 +178,7 @@ def read_variables(request: Request) -> None:
     request.netns = variable("CNI_NETNS")
     request.ifname = variable("CNI_IFNAME")
     if request.container_id and not is_id(request.container_id):
-        raise Refusal(4, "invalid characters in containerID", f"CNI_CONTAINERID={request.container_id!r}")
+        raise CniError(4, "invalid characters in containerID", f"CNI_CONTAINERID={request.container_id!r}")
     if request.ifname:
         check_ifname(request.ifname)
     if not request.verb:
@@ -187,7 +187,7 @@ def read_variables(request: Request) -> None:
         needed = VERBS[request.verb][0] if request.verb in VERBS else ()
     missing = [name for name in needed if not variable(name)]
     if missing:
-        raise Refusal(4, f"required env variables [{','.join(missing)}] missing")
+        raise CniError(4, f"required env variables [{','.join(missing)}] missing")
 
 
 def read_stdin() -> bytes:
@@ -200,67 +200,69 @@ def read_stdin() -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > MAX_BYTES:
-            raise Refusal(6, f"the network configuration is larger than {MAX_BYTES} bytes")
+            raise CniError(6, f"network configuration: read failed: larger than {MAX_BYTES} bytes")
 
 
 def read_config(request: Request) -> None:
-    """Read and judge stdin in the order in which the reference library does."""
+    """Read and check stdin in the order of the reference library."""
     try:
         request.stdin = read_stdin()
     except OSError as err:
-        raise Refusal(5, "stdin cannot be read", reason(err)) from None
+        raise CniError(5, "stdin: read failed", reason(err)) from None
     try:
         config = decode(request.stdin)
     except ValueError as err:
-        raise Refusal(6, "the network configuration is not JSON", str(err)) from None
+        raise CniError(6, "network configuration: parse failed: not JSON", str(err)) from None
     if not isinstance(config, dict):
-        raise Refusal(6, "the network configuration is not a JSON object")
+        raise CniError(6, "network configuration: parse failed: not a JSON object")
     request.config = config
-    version = pick(config, "cniVersion")
+    version = lookup(config, "cniVersion")
     if isinstance(version, str) and version in VERSIONS:
         request.version = version
-    name = pick(config, "name")
+    name = lookup(config, "name")
     if not name:
-        raise Refusal(7, "missing network name", 'the network configuration needs one, such as "name": "mynet"')
+        raise CniError(7, "missing network name", 'the network configuration needs one, such as "name": "mynet"')
     if not isinstance(name, str) or not is_id(name):
-        raise Refusal(7, "invalid characters found in network name", f"name={name!r}")
+        raise CniError(7, "invalid characters found in network name", f"name={name!r}")
     request.network = name
     if request.verb not in VERBS:
-        raise Refusal(4, f"unknown CNI_COMMAND: {request.verb}")
+        raise CniError(4, f"unknown CNI_COMMAND: {request.verb}")
     if version is None or version == "":
         request.version = version = OLDEST
     if not isinstance(version, str):
-        raise Refusal(6, "cniVersion is not a string")
+        raise CniError(6, "cniVersion is not a string")
     if version not in VERSIONS:
-        raise Refusal(1, "incompatible CNI versions", f"config is {version!r}, plugin supports {', '.join(VERSIONS)}")
+        raise CniError(
+            1, "incompatible CNI versions", f"config is {version!r}, plugin supports {', '.join(VERSIONS)}"
+        )
     if request.verb not in VERSIONS[version]:
-        raise Refusal(1, f"config version does not allow {request.verb}", f"cniVersion is {version}")
-    if request.verb == "CHECK" and pick(config, "prevResult") is None:
-        raise Refusal(7, "required prevResult missing", "CHECK compares with what ADD answered")
+        raise CniError(1, f"config version does not allow {request.verb}", f"cniVersion is {version}")
+    if request.verb == "CHECK" and lookup(config, "prevResult") is None:
+        raise CniError(7, "required prevResult missing", "CHECK compares with the result of ADD")
 
 
 def read_args(request: Request) -> None:
-    args = pick(request.config, "args")
+    args = lookup(request.config, "args")
     if args is not None and not isinstance(args, dict):
-        raise Refusal(7, "args must be an object", f"args={args!r}")
+        raise CniError(7, "args must be an object", f"args={args!r}")
     request.args = args or {}
     seconds = VERBS[request.verb][1]
-    limit = pick(request.args, "TimeoutSeconds")
+    limit = lookup(request.args, "TimeoutSeconds")
     if limit is not None:
         if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit > 0:
-            raise Refusal(7, "args.TimeoutSeconds must be a number of seconds above 0", repr(limit))
+            raise CniError(7, "args.TimeoutSeconds must be a number of seconds above 0", repr(limit))
         seconds = min(seconds, limit)
     request.seconds = seconds
     request.instance_id = text_arg(request.args, "InstanceID")
     if not request.instance_id.isprintable():
-        raise Refusal(7, "InstanceID must be an instance's id", repr(request.instance_id))
-    request.deadline += seconds - min(LAST, seconds / 10)
+        raise CniError(7, "InstanceID must be an instance's id", repr(request.instance_id))
+    request.deadline += seconds - min(LOCAL_SECONDS, seconds / 10)
 
 
 def text_arg(mapping: "dict[str, object]", key: str) -> str:
-    value = pick(mapping, key)
+    value = lookup(mapping, key)
     if value is not None and not isinstance(value, str):
-        raise Refusal(7, f"{key} must be text", repr(value))
+        raise CniError(7, f"{key} must be text", repr(value))
     return value or ""
 
 
@@ -273,36 +275,36 @@ def is_path(text: str) -> bool:
 
 def reason(err: OSError) -> str:
     if err.errno == 2:
-        return "it does not exist"  # the system's own words would make containerd take a failed DEL for a success
+        return "it does not exist"  # the system's own message would make containerd treat a failed DEL as a success
     return posix.strerror(err.errno).lower() if err.errno else str(err)
 
 
-def find_agent(request: Request) -> None:
+def parse_address(request: Request) -> None:
     address = text_arg(request.args, "BindAddr") or text_arg(request.config, "bindaddr")
     request.address = address = address or f"unix://{RUN_DIR}/agent.sock"
     if address.startswith("unix://"):
         path = address[7:]
         if not is_path(path):
-            raise Refusal(7, "BindAddr must name an absolute path after unix://", address)
+            raise CniError(7, "BindAddr must name an absolute path after unix://", address)
         if len(path.encode()) > 107:
-            raise Refusal(7, "BindAddr names a socket path longer than 107 bytes", address)
-        request.place = path
+            raise CniError(7, "BindAddr names a socket path longer than 107 bytes", address)
+        request.endpoint = path
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
-        raise Refusal(7, "BindAddr must be host:port or unix:///path", address)
+        raise CniError(7, "BindAddr must be host:port or unix:///path", address)
     if host[:1] == "[" and host[-1:] == "]":
         host = host[1:-1]
         family = net.AF_INET6
         host = "::1" if host == "::" else host
     else:
         family = net.AF_INET
-        host = "127.0.0.1" if host in {"", "0.0.0.0", "localhost"} else host  # noqa: S104 - the agent's, not ours
+        host = "127.0.0.1" if host in {"", "0.0.0.0", "localhost"} else host  # noqa: S104 - the agent's, to connect to
     try:
         net.inet_pton(family, host)
     except (OSError, ValueError):
-        raise Refusal(7, "the host in BindAddr must be an IP address or localhost", address) from None
-    request.place = (host, int(port))
+        raise CniError(7, "the host in BindAddr must be an IP address or localhost", address) from None
+    request.endpoint = (host, int(port))
 
 
 def read_token(request: Request) -> str:
@@ -316,101 +318,101 @@ def read_token(request: Request) -> str:
         finally:
             posix.close(file)
     except (OSError, ValueError) as err:
-        raise Refusal(7, f"{named} cannot be read", reason(err) if isinstance(err, OSError) else str(err)) from None
+        raise CniError(7, f"{named}: read failed", reason(err) if isinstance(err, OSError) else str(err)) from None
     if info.st_uid != 0:
-        raise Refusal(7, f"{named} is refused: it belongs to user {info.st_uid}, not to root")
+        raise CniError(7, f"{named}: rejected: it belongs to user {info.st_uid}, not to root")
     if info.st_mode & 0o077:
-        raise Refusal(7, f"{named} is refused: others than root may use it (mode {info.st_mode & 0o7777:04o})")
+        raise CniError(7, f"{named}: rejected: other users than root may use it (mode {info.st_mode & 0o7777:04o})")
     if not token or len(token) > 4096 or not all(33 <= byte <= 126 for byte in token):
-        raise Refusal(7, f"{named} is refused: it holds no token")
+        raise CniError(7, f"{named}: rejected: it does not hold a token")
     return token.decode("ascii")
 
 
-def exchange(request: Request) -> "tuple[int, bytes]":
-    """Send the request once; status and body of the answer."""
-    place = request.place
-    family = net.AF_UNIX if isinstance(place, str) else net.AF_INET6 if ":" in place[0] else net.AF_INET
+def send(request: Request) -> "tuple[int, bytes]":
+    """Send the request once; returns status and body of the answer."""
+    endpoint = request.endpoint
+    family = net.AF_UNIX if isinstance(endpoint, str) else net.AF_INET6 if ":" in endpoint[0] else net.AF_INET
     sock = net.socket(family, net.SOCK_STREAM | net.SOCK_CLOEXEC)
     try:
         connect(request, sock)
-        message = compose(request, "" if isinstance(place, str) else read_token(request))
-        sock.settimeout(rest(request))  # of which connecting may have taken some
+        message = http_request(request, "" if isinstance(endpoint, str) else read_token(request))
+        sock.settimeout(seconds_left(request))
         try:
             sock.sendall(message)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it may have refused before reading all, and said why
+            pass  # it may have answered with an error before it read all
         return receive(request, sock)
     except TimeoutError:
-        raise silence(request) from None
+        raise timed_out(request) from None
     except OSError as err:
-        raise unheard(request, "broke off", reason(err)) from None
+        raise no_answer(request, "request failed: the connection broke off", reason(err)) from None
 
 
-def unheard(request: Request, told: str, details: str = "") -> Unheard:
-    return Unheard(11, f"agent at {request.address} {told}", details)
+def no_answer(request: Request, failure: str, details: str = "") -> NoAnswer:
+    return NoAnswer(11, f"agent at {request.address}: {failure}", details)
 
 
-def silence(request: Request) -> Unheard:
-    return unheard(request, f"gave no answer within {request.seconds:g} s")
+def timed_out(request: Request) -> NoAnswer:
+    return no_answer(request, f"request failed: no answer within {request.seconds:g} s")
 
 
 def connect(request: Request, sock: net.socket) -> None:
     while True:
-        sock.settimeout(rest(request))
+        sock.settimeout(seconds_left(request))
         try:
-            return sock.connect(request.place)
-        except BlockingIOError:  # a unix socket whose queue is full for the moment
+            return sock.connect(request.endpoint)
+        except BlockingIOError:  # a unix socket whose queue is full
             sleep(0.01)
         except TimeoutError:
             raise
         except OSError as err:
-            raise unheard(request, f"cannot be reached: {reason(err)}; is qingagent running?") from None
+            raise no_answer(request, f"connect failed: {reason(err)}; is qingagent running?") from None
 
 
-def rest(request: Request) -> float:
+def seconds_left(request: Request) -> float:
     seconds = request.deadline - monotonic()
     if seconds <= 0:
-        raise silence(request)
+        raise timed_out(request)
     return seconds
 
 
-def compose(request: Request, token: str) -> bytes:
-    content = payload(request, rest(request))
+def http_request(request: Request, token: str) -> bytes:
+    content = request_body(request, seconds_left(request))
     head = "POST /v1/cni HTTP/1.1\r\nHost: qingagent\r\nConnection: close\r\nContent-Type: application/json\r\n"
     if token:
         head += f"Authorization: Bearer {token}\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
-def payload(request: Request, seconds: float) -> bytes:
-    """What the agent is asked, with *seconds* left for its answer to arrive."""
+def request_body(request: Request, seconds: float) -> bytes:
+    """The request for the agent, whose answer must arrive within *seconds*."""
     body = members((
         ("command", request.verb),
         ("containerID", request.container_id),
         ("netns", request.netns),
         ("ifname", request.ifname),
-        ("args", aside("CNI_ARGS")),
-        ("path", aside("CNI_PATH")),
+        ("args", optional_variable("CNI_ARGS")),
+        ("path", optional_variable("CNI_PATH")),
     ))  # fmt: skip
-    body += f'"timeout":{max(seconds - SPARE, seconds / 2):.3f},"config":'
+    body += f'"timeout":{max(seconds - RETURN_SECONDS, seconds / 2):.3f},"config":'
     return b"{" + body.encode() + request.stdin + b"}"
 
 
 def receive(request: Request, sock: net.socket) -> "tuple[int, bytes]":
-    """Status and body of the answer; whatever is not a whole answer in HTTP is refused."""
+    """Status and body of the answer; NoAnswer unless it is complete HTTP."""
     data = head = b""
-    length = -1  # of the whole answer, once its head says so
+    length = -1  # of the whole answer, once its head is read
     while length < 0 or len(data) < length:
-        sock.settimeout(rest(request))
+        sock.settimeout(seconds_left(request))
         chunk = sock.recv(65536)
         data += chunk
         if data[:7] != b"HTTP/1."[: len(data)]:
-            raise unheard(request, "does not answer in HTTP: it is no qingagent")
+            raise no_answer(request, "read answer failed: it is not HTTP; another program listens there")
         if not chunk:
-            told = f"broke off its answer after {len(data)} bytes" if data else "closed the connection unanswered"
-            raise unheard(request, told)
+            cause = f"it broke off after {len(data)} bytes" if data else "the connection closed before it"
+            raise no_answer(request, f"read answer failed: {cause}")
         if len(data) > MAX_BYTES:
-            raise unheard(request, f"answers more than {MAX_BYTES} bytes: it is no qingagent")
+            raise no_answer(request, f"read answer failed: it has more than {MAX_BYTES} bytes")
         if length < 0 and b"\r\n\r\n" in data:
             head = data[: data.index(b"\r\n\r\n") + 4]
             length = len(head) + body_length(request, head)
@@ -424,12 +426,12 @@ def body_length(request: Request, head: bytes) -> int:
             name, _, value = line.partition(b":")
             if name.lower() == b"content-length" and value.strip().isdigit() and len(value) < 20:
                 return int(value)
-    raise unheard(request, "does not answer as qingagent does")
+    raise no_answer(request, "read answer failed: it is not that of qingagent")
 
 
-def carry(request: Request) -> bytes:
-    """What the agent answers, to be printed: a result for ADD, nothing for the other verbs."""
-    status, body = exchange(request)
+def ask_agent(request: Request) -> bytes:
+    """The agent's answer, to be printed: a result for ADD, nothing for the other verbs."""
+    status, body = send(request)
     if status == 200 and request.verb != "ADD" and not body.strip():
         return b""
     try:
@@ -441,42 +443,42 @@ def carry(request: Request) -> bytes:
             return body
         code, msg, details = answer.get("code"), answer.get("msg"), answer.get("details")
         if status != 200 and isinstance(code, int) and code > 0 and isinstance(msg, str) and msg:
-            raise Refusal(int(code), msg, details if isinstance(details, str) else "")
-    raise unheard(request, f"answered HTTP {status} with something else than a CNI answer")
+            raise CniError(int(code), msg, details if isinstance(details, str) else "")
+    raise no_answer(request, f"read answer failed: HTTP {status} without a CNI answer")
 
 
-# --- a DEL that the agent does later -------------------------------------------------------------------
+# --- a spooled DEL ------------------------------------------------------------------------------------
 
 
-def find_spool(request: Request) -> str:
-    """The directory, which the agent has beside its socket."""
+def spool_directory(request: Request) -> str:
+    """The configured spool directory, or the one beside the agent's socket."""
     directory = text_arg(request.args, "SpoolDir")
     if directory and not is_path(directory):
-        raise Refusal(7, "SpoolDir must name an absolute path", directory)
-    if directory or not isinstance(request.place, str):
+        raise CniError(7, "SpoolDir must name an absolute path", directory)
+    if directory or not isinstance(request.endpoint, str):
         return directory or f"{RUN_DIR}/spool"
-    return request.place.rpartition("/")[0] + "/spool"
+    return request.endpoint.rpartition("/")[0] + "/spool"
 
 
-def keep(request: Request, cause: Unheard) -> None:
-    """Leave the DEL to the agent as a file, which replaces that of an earlier DEL of the same attachment."""
-    from hashlib import sha256  # slow, but the agent is away
+def spool_del(request: Request, cause: NoAnswer) -> None:
+    """Write the DEL as a file for the agent, in place of one for an earlier DEL of the same attachment."""
+    from hashlib import sha256  # slow, but only needed without the agent
 
     key = (("network", request.network), ("containerID", request.container_id), ("ifname", request.ifname))
     name = sha256("\0".join(value for _, value in key).encode()).hexdigest() + ".json"
-    lost = f"the release cannot be kept in {request.spool}"
+    failure = f"{cause.msg}; spool directory {request.spool}: write failed"
     try:
-        meant = (("address", request.address), ("instanceID", request.instance_id), ("bootID", read_boot_id()))
-        head = members(meant + key) + f'"uptime":{request.uptime:.6f},"request":'
-        content = b"{" + head.encode() + payload(request, VERBS["DEL"][1]) + b"}\n"
+        target = (("address", request.address), ("instanceID", request.instance_id), ("bootID", read_boot_id()))
+        head = members(target + key) + f'"uptime":{request.uptime:.6f},"request":'
+        content = b"{" + head.encode() + request_body(request, VERBS["DEL"][1]) + b"}\n"
         make_directory(request.spool)
         info = posix.stat(request.spool)
         if info.st_uid != 0 or info.st_mode & 0o022:
-            raise Refusal(11, f"{cause.msg}; {lost}", "others than root may write there")
+            raise CniError(11, failure, "other users than root may write there")
         write_file(request.spool, name, content)
     except OSError as err:
-        raise Refusal(11, f"{cause.msg}; {lost}", reason(err)) from None
-    note = f"qingcni: {cause.msg}; it finds the release of {request.container_id} in {request.spool}/{name}\n"
+        raise CniError(11, failure, reason(err)) from None
+    note = f"qingcni: {cause.msg}; spooled the DEL of {request.container_id} as {request.spool}/{name}\n"
     try:
         write_all(2, note.encode())
     except OSError:
@@ -484,7 +486,7 @@ def keep(request: Request, cause: Unheard) -> None:
 
 
 def read_boot_id() -> str:
-    """The kernel's id of this boot: uptimes of different boots cannot be compared."""
+    """The kernel's id of this boot: only uptimes of one boot are comparable."""
     file = posix.open("/proc/sys/kernel/random/boot_id", posix.O_RDONLY | posix.O_CLOEXEC)
     try:
         return posix.read(file, 100).decode().strip()
@@ -493,17 +495,17 @@ def read_boot_id() -> str:
 
 
 def make_directory(path: str) -> None:
-    place = ""
+    directory = ""
     for part in path.strip("/").split("/"):
-        place += "/" + part
+        directory += "/" + part
         try:
-            posix.mkdir(place, 0o700)
+            posix.mkdir(directory, 0o700)
         except FileExistsError:
             pass
 
 
 def write_file(directory: str, name: str, content: bytes) -> None:
-    """Both the whole file and its name are on disk in the end, or nothing is."""
+    """Write the file and its name to disk, or nothing."""
     draft = f"{directory}/.{name}.{posix.urandom(4).hex()}"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
     file = posix.open(draft, flags, 0o600)
@@ -530,49 +532,49 @@ def write_file(directory: str, name: str, content: bytes) -> None:
 # --- the answer ----------------------------------------------------------------------------------------
 
 
-def version_answer() -> bytes:
-    """VERSION needs no configuration; a supported version in one is repeated."""
+def version_result() -> bytes:
+    """The versions, with the configuration's own if it is supported; VERSION needs no configuration."""
     config = None
     try:
         stdin = read_stdin()
         if stdin:
             config = decode(stdin)
-    except (OSError, ValueError, Refusal):
+    except (OSError, ValueError, CniError):
         pass
-    version = pick(config, "cniVersion") if isinstance(config, dict) else None
+    version = lookup(config, "cniVersion") if isinstance(config, dict) else None
     spoken = version if isinstance(version, str) and version in VERSIONS else NEWEST
     versions = ",".join(quote(text) for text in VERSIONS)
     return f'{{"cniVersion":{quote(spoken)},"supportedVersions":[{versions}]}}'.encode()
 
 
-def answer_to(request: Request) -> bytes:
-    read_variables(request)
+def handle(request: Request) -> bytes:
+    read_environment(request)
     if request.verb == "VERSION":
-        return version_answer()
+        return version_result()
     read_config(request)
     read_args(request)
-    find_agent(request)
-    request.spool = find_spool(request)
+    parse_address(request)
+    request.spool = spool_directory(request)
     try:
-        return carry(request)
-    except Unheard as refusal:
+        return ask_agent(request)
+    except NoAnswer as error:
         if request.verb == "STATUS":
-            raise Refusal(50, refusal.msg, refusal.details) from None  # containers cannot be added
+            raise CniError(50, error.msg, error.details) from None  # the agent cannot serve an ADD
         if request.verb != "DEL":
             raise
-        keep(request, refusal)
+        spool_del(request, error)
         return b""
 
 
-def error_object(version: str, refusal: Refusal) -> bytes:
-    details = f',"details":{quote(harmless(refusal.details))}' if refusal.details else ""
-    text = f'{{"cniVersion":{quote(version)},"code":{refusal.code},"msg":{quote(harmless(refusal.msg))}{details}}}'
+def error_object(version: str, error: CniError) -> bytes:
+    details = f',"details":{quote(sanitized(error.details))}' if error.details else ""
+    text = f'{{"cniVersion":{quote(version)},"code":{error.code},"msg":{quote(sanitized(error.msg))}{details}}}'
     return text.encode()
 
 
-def harmless(text: str) -> str:
-    """*text* on one line, without the words by which containerd takes a failed DEL for a success (go-cni)."""
-    text = text.replace("\n", "\\n")  # of a value that was given
+def sanitized(text: str) -> str:
+    """*text* on one line, without the phrases that make containerd (go-cni) treat a failed DEL as a success."""
+    text = text.replace("\n", "\\n")  # in a quoted value
     return text.replace("not found", "missing").replace("no such file", "missing file")
 
 
@@ -587,17 +589,17 @@ def finish(status: int, output: bytes) -> "NoReturn":
         write_all(1, output)
     except OSError:
         status = 1
-    posix._exit(status)  # noqa: SLF001 - public, for all its name
+    posix._exit(status)  # noqa: SLF001 - public despite its name
 
 
 def main() -> None:
     request = Request()
     try:
-        finish(0, answer_to(request))
-    except Refusal as refusal:
-        finish(1, error_object(request.version, refusal))
-    except BaseException as err:  # noqa: BLE001 - whatever it is, the runtime gets an error object
-        failure = Refusal(999, f"the plugin failed: {type(err).__name__}", str(err))
+        finish(0, handle(request))
+    except CniError as error:
+        finish(1, error_object(request.version, error))
+    except BaseException as err:  # noqa: BLE001 - after any exception the runtime gets an error object
+        failure = CniError(999, f"qingcni: request failed: {type(err).__name__}", str(err))
         finish(1, error_object(request.version, failure))
 
 

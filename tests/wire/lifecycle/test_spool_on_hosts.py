@@ -44,7 +44,7 @@ def test_a_del_while_the_agent_is_away_is_done_when_it_is_back(new_host: NewHost
     host.agent.kill()
     for container in (gone, gone, forgotten):
         answer = host.cni("DEL", container, conf=conf).succeeded()
-        assert "cannot be reached" in answer.note
+        assert "connect failed" in answer.note
         assert answer.seconds < 2
     forgotten.delete()
     assert len(spooled(host)) == 2
@@ -67,7 +67,7 @@ def test_a_del_that_a_hung_agent_finds_twice_is_done_once(new_host: NewHost) -> 
     host.add(container)
     with hung(host):
         answer = host.cni("DEL", container, conf=host.conf(TimeoutSeconds=2)).succeeded()
-        assert "gave no answer within 2 s" in answer.note
+        assert "no answer within 2 s" in answer.note
         assert len(spooled(host)) == 1
     eventually(lambda: not spooled(host), "the file done")
     assert host.attachments() == []

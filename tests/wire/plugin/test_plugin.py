@@ -361,12 +361,12 @@ def refuse_directory(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (refuse_mode, "others than root may use it (mode 0640)"),
+        (refuse_mode, "other users than root may use it (mode 0640)"),
         (refuse_owner, "belongs to user 1"),
-        (refuse_absence, "cannot be read"),
-        (refuse_emptiness, "holds no token"),
-        (refuse_lines, "holds no token"),
-        (refuse_directory, "cannot be read"),
+        (refuse_absence, "read failed"),
+        (refuse_emptiness, "does not hold a token"),
+        (refuse_lines, "does not hold a token"),
+        (refuse_directory, "read failed"),
     ],
 )
 def test_a_token_that_cannot_be_trusted_is_code_7(
@@ -398,7 +398,7 @@ def test_an_absent_agent_is_reported_at_once(run: Run, tmp_path: Path, verb: str
             address = f"127.0.0.1:{probe.getsockname()[1]}"
     done = run(VERBS[verb][0], config(address, "1.1.0") | {"prevResult": {}})
     assert done.error["code"] == code
-    assert done.error["msg"].startswith(f"agent at {address} cannot be reached: ")
+    assert done.error["msg"].startswith(f"agent at {address}: connect failed: ")
     assert done.error["msg"].endswith("; is qingagent running?")
     assert done.error["cniVersion"] == "1.1.0"
     assert done.seconds < 5
@@ -407,7 +407,7 @@ def test_an_absent_agent_is_reported_at_once(run: Run, tmp_path: Path, verb: str
 @pytest.mark.skipif(Path("/run/qingcloud-cni").exists(), reason="an agent lives on this host")
 def test_the_default_address_is_the_agents_socket(run: Run) -> None:
     error = run(ADD, {"name": "mynet"}).error
-    assert "unix:///run/qingcloud-cni/agent.sock cannot be reached" in error["msg"]
+    assert "unix:///run/qingcloud-cni/agent.sock: connect failed" in error["msg"]
     assert error["cniVersion"] == "0.1.0"
 
 
@@ -427,7 +427,7 @@ def test_an_agent_that_hangs_is_code_11_when_the_time_is_over(run: Run, agent: P
     agent.reply, agent.hangs = reply, True
     done = run(ADD, config(agent.address, TimeoutSeconds=0.7))
     assert done.error["code"] == 11
-    assert done.error["msg"] == f"agent at {agent.address} gave no answer within 0.7 s"
+    assert done.error["msg"] == f"agent at {agent.address}: request failed: no answer within 0.7 s"
     assert done.seconds > 0.6
 
 
@@ -447,13 +447,16 @@ def test_an_agent_that_reads_nothing_is_code_11_when_the_time_is_over(
         done = running.result()
         if connection is not None:
             connection.close()
-    assert done.error["msg"].endswith("gave no answer within 1 s")
+    assert done.error["msg"].endswith("no answer within 1 s")
 
 
 def test_a_silent_agent_fails_status_within_its_3_seconds(run: Run, agent: PlayedAgent) -> None:
     agent.hangs, agent.reply = True, b""
     done = run(VERBS["STATUS"][0], config(agent.address, "1.1.0"))
-    assert (done.error["code"], done.error["msg"]) == (50, f"agent at {agent.address} gave no answer within 3 s")
+    assert (done.error["code"], done.error["msg"]) == (
+        50,
+        f"agent at {agent.address}: request failed: no answer within 3 s",
+    )
     assert done.seconds > 2.5
 
 
@@ -464,31 +467,31 @@ def test_a_full_queue_is_waited_for_until_the_time_is_over(run: Run, tmp_path: P
         listener.listen(0)
         waiting.connect(path)
         done = run(ADD, config(f"unix://{path}", TimeoutSeconds=0.5))
-    assert done.error["msg"].endswith("gave no answer within 0.5 s")
+    assert done.error["msg"].endswith("no answer within 0.5 s")
 
 
 @pytest.mark.parametrize(
     ("reply", "code", "says"),
     [
-        (b"", 11, "closed the connection unanswered"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", 11, "does not answer in HTTP"),
-        (b"\x00\xff" * 50, 11, "does not answer in HTTP"),
-        (b"HTTP", 11, "broke off its answer after 4 bytes"),
-        (b"HTTP/1.1 200 OK\r\nContent-Le", 11, "broke off its answer after 27 bytes"),
-        (answer(200, RESULT)[:-5], 11, "broke off its answer"),
-        (b"HTTP/1.1 abc\r\nContent-Length: 0\r\n\r\n", 11, "does not answer as qingagent does"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 11, "does not answer as qingagent does"),
+        (b"", 11, "the connection closed before it"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 11, "it is not HTTP"),
+        (b"\x00\xff" * 50, 11, "it is not HTTP"),
+        (b"HTTP", 11, "it broke off after 4 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", 11, "it broke off after 27 bytes"),
+        (answer(200, RESULT)[:-5], 11, "it broke off"),
+        (b"HTTP/1.1 abc\r\nContent-Length: 0\r\n\r\n", 11, "it is not that of qingagent"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 11, "it is not that of qingagent"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 9_000_000, 11, "answers more than"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 11, "does not answer as qingagent does"),
-        (answer(200, b""), 11, "answered HTTP 200 with something else"),
-        (answer(200, b"{}"), 11, "answered HTTP 200 with something else"),
-        (answer(200, b"hello"), 11, "answered HTTP 200 with something else"),
-        (answer(200, b"\xff"), 11, "answered HTTP 200 with something else"),
-        (answer(404, b"404: Not Found"), 11, "answered HTTP 404 with something else"),
-        (answer(500, b'{"code":"7","msg":"x"}'), 11, "answered HTTP 500 with something else"),
-        (answer(500, b'{"code":0,"msg":"x"}'), 11, "answered HTTP 500 with something else"),
-        (answer(500, b'{"code":7}'), 11, "answered HTTP 500 with something else"),
-        (answer(500, b'{"code":7,"msg":""}'), 11, "answered HTTP 500 with something else"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 11, "it is not that of qingagent"),
+        (answer(200, b""), 11, "HTTP 200 without a CNI answer"),
+        (answer(200, b"{}"), 11, "HTTP 200 without a CNI answer"),
+        (answer(200, b"hello"), 11, "HTTP 200 without a CNI answer"),
+        (answer(200, b"\xff"), 11, "HTTP 200 without a CNI answer"),
+        (answer(404, b"404: Not Found"), 11, "HTTP 404 without a CNI answer"),
+        (answer(500, b'{"code":"7","msg":"x"}'), 11, "HTTP 500 without a CNI answer"),
+        (answer(500, b'{"code":0,"msg":"x"}'), 11, "HTTP 500 without a CNI answer"),
+        (answer(500, b'{"code":7}'), 11, "HTTP 500 without a CNI answer"),
+        (answer(500, b'{"code":7,"msg":""}'), 11, "HTTP 500 without a CNI answer"),
     ],
 )
 def test_an_answer_that_is_not_an_agents_is_an_error(
@@ -500,7 +503,7 @@ def test_an_answer_that_is_not_an_agents_is_an_error(
             continue  # that is its answer
         error = run(VERBS[verb][0], config(agent.address, "1.1.0", TimeoutSeconds=25)).error
         assert error["code"] == told
-        assert error["msg"].startswith(f"agent at {agent.address} ")
+        assert error["msg"].startswith(f"agent at {agent.address}: ")
         assert says in error["msg"]
 
 

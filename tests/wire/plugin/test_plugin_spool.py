@@ -57,7 +57,7 @@ def test_a_del_without_an_answer_is_kept_and_succeeds(
     done = run(DEL, document)
     assert (done.status, done.stdout) == (0, b"")
     note = done.stderr.decode()
-    assert note.startswith(f"qingcni: agent at {agent.address} ")
+    assert note.startswith(f"qingcni: agent at {agent.address}: ")
     assert str(tmp_path / "spool") in note
     assert note.endswith(".json\n")
     told = kept(tmp_path / "spool")
@@ -182,8 +182,8 @@ def full(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_code_11_with_the_reason_and_leaves_nothing(run: Run, full: Path) -> None:
     error = run(DEL, config("127.0.0.1:1", SpoolDir=str(full))).error
     assert (error["code"], error["details"]) == (11, "no space left on device")
-    assert error["msg"].startswith("agent at 127.0.0.1:1 cannot be reached: ")
-    assert error["msg"].endswith(f"; the release cannot be kept in {full}")
+    assert error["msg"].startswith("agent at 127.0.0.1:1: connect failed: ")
+    assert error["msg"].endswith(f"; spool directory {full}: write failed")
     assert [path.name for path in full.iterdir()] == ["filler"]
 
 
@@ -210,8 +210,8 @@ def spoil_mode(spool: Path) -> None:
     [
         (spoil_kind, "not a directory"),
         (spoil_parent, "it does not exist"),
-        (spoil_owner, "others than root may write there"),
-        (spoil_mode, "others than root may write there"),
+        (spoil_owner, "other users than root may write there"),
+        (spoil_mode, "other users than root may write there"),
     ],
 )
 def test_a_spool_that_will_not_do_is_code_11_with_the_reason(
