@@ -481,7 +481,7 @@ def test_a_full_queue_is_waited_for_until_the_time_is_over(run: Run, tmp_path: P
         (answer(200, RESULT)[:-5], 11, "it broke off"),
         (b"HTTP/1.1 abc\r\nContent-Length: 0\r\n\r\n", 11, "it is not that of qingagent"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 11, "it is not that of qingagent"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 9_000_000, 11, "answers more than"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 9_000_000, 11, "it has more than"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 11, "it is not that of qingagent"),
         (answer(200, b""), 11, "HTTP 200 without a CNI answer"),
         (answer(200, b"{}"), 11, "HTTP 200 without a CNI answer"),
