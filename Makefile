@@ -1,7 +1,6 @@
-# One command each for what people and CI do; `make` alone lists them.
-# Given git, make and python3, every target does its own set-up: the Debian packages it lacks, and a
-# virtual environment in this checkout. What it needs besides lies in the checkout or, while a command
-# runs, in a directory under /run (tools/scratch.py).
+# Commands for people and CI; `make` alone lists them. With git, make and python3, every target sets itself up: Debian
+# packages, and a virtual environment in this checkout. Other files are in the checkout or, while a command runs, in a
+# directory under /run (tools/scratch.py).
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,7 +25,7 @@ SCRATCH := $(PYTHON) tools/scratch.py
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
-demo: machine $(INSTALLED)  ## two simulated hosts, six containers, a NIC of its own for each (ARGS=--keep leaves it up)
+demo: machine $(INSTALLED)  ## two simulated hosts, six containers, each with its own NIC (ARGS=--keep leaves it up)
 	@$(SCRATCH) $(BIN)/python examples/demo.py $(ARGS)
 
 # Tests wait more than they compute, so there are more workers than processors. The tests of a file share hosts.
@@ -35,7 +34,7 @@ PYTEST := $(SCRATCH) sh -c 'exec $(BIN)/pytest --basetemp="$$TMPDIR/t" --leftove
 test: machine peers runtimes $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest; ARGS=-n0 for one after the other)
 	@$(PYTEST) $(ARGS)
 
-test-runtimes: machine peers runtimes $(INSTALLED)  ## of these the ones with real container runtimes
+test-runtimes: machine peers runtimes $(INSTALLED)  ## the tests with real container runtimes only
 	@$(PYTEST) tests/containers $(ARGS)
 
 SEEDS ?= 1000
@@ -46,16 +45,16 @@ sim: base $(INSTALLED)  ## simulated lives of an agent (SEEDS=1000 START=0; SEED
 	@PYTHONPATH=tests $(SCRATCH) $(BIN)/python -m lives $(SIMULATE) $(ARGS)
 
 MINUTES ?= 3
-chaos: machine $(INSTALLED)  ## agents, plugins, the cloud die and links go astray for minutes: nothing is lost (MINUTES=3 SEED=k)
+chaos: machine $(INSTALLED)  ## kill agents, plugins and the cloud for minutes, and check that nothing is lost (MINUTES=3 SEED=k)
 	@PYTHONPATH=tests $(SCRATCH) $(BIN)/python -m chaos --minutes=$(MINUTES) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
-bench: machine peers $(INSTALLED)  ## what it costs, beside other plugins (ARGS=--quick, --full, --only=serial, --help)
+bench: machine peers $(INSTALLED)  ## measure time, calls and memory beside other plugins (ARGS=--quick, --full, --only=serial, --help)
 	@$(SCRATCH) $(BIN)/python -m bench $(ARGS)
 
-scale: base $(INSTALLED)  ## clusters of 1 to 500 hosts on one key, on a virtual clock (ARGS=--hosts=10, --help)
+scale: base $(INSTALLED)  ## simulate clusters of 1 to 500 hosts on one API key (ARGS=--hosts=10, --help)
 	@$(SCRATCH) $(BIN)/python -m bench.scale $(ARGS)
 
-lint: base $(INSTALLED)  ## formatting, rules, types and layers
+lint: base $(INSTALLED)  ## check formatting, rules, types and layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(CHECKED)
@@ -64,7 +63,7 @@ lint: base $(INSTALLED)  ## formatting, rules, types and layers
 docs: base $(INSTALLED)  ## rewrite the generated tables and pages of the documentation
 	for tool in reference_tables cni_conformance defects_page; do $(BIN)/python -m tools.$$tool || exit 1; done
 
-format: base $(LOCKED)  ## rewrite the code as `make lint` wants it
+format: base $(LOCKED)  ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -77,7 +76,7 @@ lock: base $(LOCKED)  ## lock newer versions into requirements/
 	$(LOCK) requirements/build.in --output-file requirements/build.txt
 	$(LOCK) pyproject.toml --extra dev --constraint requirements/build.txt --output-file requirements/ci.txt
 
-clean:  ## remove all that these commands made in the checkout
+clean:  ## remove everything that these commands made in the checkout
 	rm -rf $(VENV) .build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
