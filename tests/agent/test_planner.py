@@ -385,14 +385,14 @@ def test_a_read_that_fails_during_a_release_is_not_why_an_add_waits(tmp_path: Pa
             causes: set[tuple[str, str]] = set()
 
             def is_released() -> bool:
-                found = host.agent.pool.troubles()
+                found = host.agent.pool.causes()
                 causes.add((found.provisioning, found.release))
                 return len(host.nics) == 2
 
             await host.until(is_released, "released", 300.0)
             assert {provisioning for provisioning, _ in causes} == {""}
             assert any("Busy" in release for _, release in causes)
-            assert host.agent.pool.troubles().release == ""
+            assert host.agent.pool.causes().release == ""
 
     virtual_time.run(main())
 
@@ -407,8 +407,8 @@ def test_the_error_of_a_read_goes_with_the_next_read_that_succeeds(tmp_path: Pat
                 FaultSpec("AttachNics", "endless-job"),
             )
             await host.add("c0")
-            await host.until(lambda: "Busy" in host.agent.pool.troubles().provisioning, "the read fails")
+            await host.until(lambda: "Busy" in host.agent.pool.causes().provisioning, "the read fails")
             await host.until(lambda: host.states().count("attaching") == 1, "found, and asked to be attached", 300.0)
-            assert host.agent.pool.troubles().provisioning == ""
+            assert host.agent.pool.causes().provisioning == ""
 
     virtual_time.run(main())

@@ -203,8 +203,8 @@ class Agent:
         """Why no ADD is served at the moment; "" if ADDs are served."""
         if not self.is_initialised:
             return self.last_cloud_error or "the comparison at start is under way"
-        trouble = self.context.journal.error
-        return f"{trouble} (ADD is refused; DEL, CHECK and GC are served)" if trouble else ""
+        error = self.context.journal.error
+        return f"{error} (ADD is rejected; DEL, CHECK and GC are served)" if error else ""
 
     def check_initialised(self) -> None:
         if not self.is_initialised:

@@ -27,7 +27,7 @@ CHECK_PERIOD = 30.0  # seconds between checks of the kernel's path to Services
 SEARCH = 10.0  # seconds after which a lost link has been searched for in every namespace
 RECHECK = 30.0  # seconds between reads of whether anti-spoofing of the host's own NIC was turned off
 _ON_ITS_WAY = (NicState.ATTACHING, NicState.ARRIVING, NicState.GATEWAY)
-_UNKNOWN = "the cloud has not told since the agent started which NICs this host has"
+_UNKNOWN = "the cloud has not listed the NICs of this host since the agent started"
 
 
 class Gateways:
@@ -125,7 +125,7 @@ class Gateways:
                 " another vxnet for containers"
             )
         if own.enable_aspoof is None:
-            detail = "the cloud does not tell whether its anti-spoofing is off"
+            detail = "the cloud does not report whether its anti-spoofing is off"
             self._context.note("gateway.unsure", own.nic_id, detail=detail)
         return own.address.partition("/")[0]
 

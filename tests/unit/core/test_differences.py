@@ -98,7 +98,7 @@ PERIOD = 900.0
 def made_schedule(*ends: float, is_pending: bool = False) -> Schedule:
     made = Schedule(PERIOD)
     for end in ends:
-        made.done(NOW + end, is_pending=is_pending, spread=1.0)
+        made.done(NOW + end, period=PERIOD, is_pending=is_pending, spread=1.0)
     return made
 
 
@@ -106,7 +106,7 @@ def test_a_comparison_comes_in_any_case() -> None:
     assert made_schedule().due_at() == -inf
     assert made_schedule(0.0).due_at() == NOW + PERIOD
     made = Schedule(PERIOD)
-    made.done(NOW, is_pending=False, spread=1.2)
+    made.done(NOW, period=PERIOD, is_pending=False, spread=1.2)
     assert made.due_at() == NOW + 1.2 * PERIOD
 
 
@@ -124,7 +124,7 @@ def test_a_doubt_is_followed_soon_but_not_at_once() -> None:
     made.doubt(NOW + 300.0)
     made.doubt(NOW + 301.0)
     assert made.due_at() == NOW + 300.0 + SETTLE
-    made.done(NOW + 306.0, is_pending=False, spread=1.0)
+    made.done(NOW + 306.0, period=PERIOD, is_pending=False, spread=1.0)
     made.doubt(NOW + 307.0)
     assert made.due_at() == NOW + 306.0 + DOUBT_PAUSE
 
@@ -143,7 +143,7 @@ def test_after_a_failure_only_its_pause_counts() -> None:
     made.doubt(NOW)
     made.failed(NOW + 60.0)
     assert made.due_at(NOW) == NOW + 60.0
-    made.done(NOW + 70.0, is_pending=False, spread=1.0)
+    made.done(NOW + 70.0, period=PERIOD, is_pending=False, spread=1.0)
     assert made.due_at() == NOW + 70.0 + PERIOD
 
 
@@ -151,7 +151,7 @@ def test_after_a_failure_only_its_pause_counts() -> None:
 def test_what_does_not_come_to_rest_is_compared_ever_more_seldom(*, is_pending: bool) -> None:
     made, at, ends = made_schedule(), NOW, []
     while at < NOW + 4 * 3600.0:
-        made.done(at, is_pending=is_pending, spread=1.0)
+        made.done(at, period=PERIOD, is_pending=is_pending, spread=1.0)
         ends.append(at)
         made.doubt(at)
         at = made.due_at()

@@ -70,7 +70,7 @@ def test_a_full_disk_refuses_adds_and_nothing_else(new_host: NewHost, small: Pat
     ready = host.ask("GET", "/readyz")
     assert (ready.status, ready.body.decode()) == (
         503,
-        f"not ready: {trouble} (ADD is refused; DEL, CHECK and GC are served)\n",
+        f"not ready: {trouble} (ADD is rejected; DEL, CHECK and GC are served)\n",
     )
     status = host.status()
     assert (status["ready"], status["store_error"]) == (False, trouble)

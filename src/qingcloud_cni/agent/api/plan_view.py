@@ -89,7 +89,7 @@ def plan_view(agent: Agent) -> PlanView:
         mode=state.mode,
         actions=[_action_view(s, pool.chooser.preview(_created(s.action), now, asked)) for s in planned],
         reason="" if planned else explain_no_action(state, policy, now),
-        holds=[HoldView(wait.text, wait.until) for wait in wait_reasons(state, policy, now, pool.troubles())],
+        holds=[HoldView(wait.text, wait.until) for wait in wait_reasons(state, policy, now, pool.causes())],
         waiting=state.waiting,
         idle=have.idle,
         coming=have.coming,

@@ -207,8 +207,8 @@ class Journal:
 
         target, where = await self._hand_over(write)
         self._damage = None
-        kept = f"it was renamed to {where}" if where else "it is gone"
-        self._note("store.set-aside", f"{damage}; {kept}, and a new one holds all but earlier events")
+        old = f"it was renamed to {where}" if where else "it is gone"
+        self._note("store.set-aside", f"{damage}; {old}, and a new one holds all but earlier events")
         return target
 
     async def _hand_over(self, write: Callable[[Sequence[Change]], Awaitable[T]]) -> tuple[int, T]:

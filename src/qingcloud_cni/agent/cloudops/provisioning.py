@@ -280,7 +280,7 @@ class Provisioner(CloudWrites):
             await self._context.clock.sleep(self._left(intent, LATE_EFFECT))  # the call may still take effect
             seen = await self._lookups.nics(late, self._urgency)
         now = self._context.now()
-        cause = failure or f"no link within {now - intent.since:.0f} s of asking"
+        cause = failure or f"no link within {now - intent.since:.0f} s of the call"
         self.backoff.failed(now, f"attach of {', '.join(late)}: {cause}")
         self._signals.doubt(f"attach of {', '.join(late)}: {cause}")
         self._move_on(intent, seen, cause)

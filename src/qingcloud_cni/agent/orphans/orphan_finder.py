@@ -98,8 +98,8 @@ class OrphanFinder:
                 )
         return found
 
-    async def delete(self, orphans: Sequence[Orphan], tell: Callable[[Deleted], None]) -> None:
-        """Delete those of *orphans* that still are orphans; *tell* gets each result. Any CloudError ends it midway.
+    async def delete(self, orphans: Sequence[Orphan], report: Callable[[Deleted], None]) -> None:
+        """Delete those of *orphans* that still are orphans; *report* gets each result. Any CloudError ends it midway.
 
         They may have been found long ago: an instance may have been recovered, or a NIC attached.
         """
@@ -107,32 +107,32 @@ class OrphanFinder:
         doomed = [orphan for orphan in orphans if orphan.nic.nic_id in still]
         for orphan in orphans:
             if orphan not in doomed:
-                tell(Deleted(orphan, "it is not an orphan any more"))
+                report(Deleted(orphan, "it is not an orphan any more"))
         for batch in batches(doomed, BATCH):
-            await self._delete(batch, tell)
+            await self._delete(batch, report)
 
-    async def _delete(self, orphans: Sequence[Orphan], tell: Callable[[Deleted], None], tries: int = 1) -> None:
+    async def _delete(self, orphans: Sequence[Orphan], report: Callable[[Deleted], None], tries: int = 1) -> None:
         """The cloud deletes all NICs of a call or none: if it refuses, each half is tried."""
         try:
             await (await self._calls()).delete_nics([orphan.nic.nic_id for orphan in orphans])
         except OutcomeUnknown:
             left = await self._still_there(orphans)
-            _tell_all(tell, [orphan for orphan in orphans if orphan not in left])
+            _report_all(report, [orphan for orphan in orphans if orphan not in left])
             if left and tries == ROUNDS:
                 raise
             if left:
-                await self._delete(left, tell, tries + 1)
+                await self._delete(left, report, tries + 1)
         except (CredentialsRefused, ClockSkewed):
             raise  # halves would fail as well
         except CloudRefused as err:
             if len(orphans) == 1:
-                tell(Deleted(orphans[0], "" if isinstance(err, ResourceNotFound) else str(err)))
+                report(Deleted(orphans[0], "" if isinstance(err, ResourceNotFound) else str(err)))
                 return
             middle = len(orphans) // 2
             for half in (orphans[:middle], orphans[middle:]):
-                await self._delete(half, tell)
+                await self._delete(half, report)
         else:
-            _tell_all(tell, orphans)
+            _report_all(report, orphans)
 
     async def _still_there(self, orphans: Sequence[Orphan]) -> list[Orphan]:
         """Those that one of two reads lists."""
@@ -162,6 +162,6 @@ async def orphan_finder(
         await cloud.close()
 
 
-def _tell_all(tell: Callable[[Deleted], None], orphans: Sequence[Orphan]) -> None:
+def _report_all(report: Callable[[Deleted], None], orphans: Sequence[Orphan]) -> None:
     for orphan in orphans:
-        tell(Deleted(orphan))
+        report(Deleted(orphan))

@@ -101,13 +101,13 @@ class Duplicates:
             self._claimed.pop(address, None)
         if table.nics.get(nic.nic_id) is not nic:  # an ADD took it meanwhile
             if is_used:
-                detail = f"{nic.host_address} is used by {claimant}; the NIC was taken before that was known"
+                detail = f"{nic.host_address} is used by {claimant}; the NIC was assigned before the probe ended"
                 self._context.note("nic.duplicate", nic.nic_id, detail=detail)
             return nic
         if is_used and nic.state is NicState.IDLE:
             table.quarantined(nic.nic_id, now, claimant)
         elif not is_used and nic.state is NicState.QUARANTINED:
-            table.cleared(nic.nic_id, now, f"nobody else answers for {nic.host_address} any more")
+            table.cleared(nic.nic_id, now, f"no other host answers for {nic.host_address} any more")
         return table.nics[nic.nic_id]
 
     def _others(self, nic: Nic) -> list[Nic]:
@@ -116,7 +116,7 @@ class Duplicates:
     def _distrust(self, claimant: str) -> None:
         """Clear the NICs that were quarantined because of *claimant*; they are probed once more."""
         self._proxies.add(claimant)
-        words = f"{claimant} answers for every address that is asked for: its answers are taken for none"
+        words = f"{claimant} answers for every address: its answers are ignored"
         self._context.note("probe.distrusted", detail=words)
         for nic in self._context.table.in_state(NicState.QUARANTINED):
             if nic.claimant == claimant:

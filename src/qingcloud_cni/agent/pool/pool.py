@@ -270,7 +270,7 @@ class Pool:
         self._signals.plan_due.notify()
         self._signals.doubt_due.notify()
 
-    def troubles(self) -> Causes:
+    def causes(self) -> Causes:
         return Causes(
             self._provisioner.cause,
             self._releaser.cause,
@@ -282,8 +282,8 @@ class Pool:
     def _cause(self) -> str:
         """Why an ADD waits."""
         state, now = self.state(), self._context.now()
-        if trouble := self._context.journal.error:
-            return trouble
+        if error := self._context.journal.error:
+            return error
         budget = explain_budget(self._context.cloud, self._context.clock)
         if state.mode is Mode.STARTING:
             return budget or "the cloud has not answered since the agent started"
@@ -291,8 +291,8 @@ class Pool:
             return f"{self._provisioner.leaving}: nothing is created or attached"
         if wait := explain_wait(state, self._policy, now):
             return wait
-        rest = explain_skipped(self.chooser.statuses(now), now) if state.vxnet_room == 0 else ""
-        causes = (self._provisioner.cause, rest, budget)
+        skipped = explain_skipped(self.chooser.statuses(now), now) if state.vxnet_room == 0 else ""
+        causes = (self._provisioner.cause, skipped, budget)
         return "; ".join(filter(None, causes)) or "the cloud has not attached one yet"
 
     # --- keeping the marks ---------------------------------------------------------------------------

@@ -131,9 +131,10 @@ class Reconciler:
         return tuple([await self._context.cloud.permit(urgency) for _ in range(LISTS)])
 
     def _done(self) -> None:
-        rate = self._context.cloud.spending().rate
-        self._schedule.period = self.record.period = stretched(PERIOD, rate)
-        self._schedule.done(self._now(), is_pending=self._is_pending, spread=self._context.rng.uniform(*JITTER))
+        context, period = self._context, stretched(PERIOD, self._context.cloud.spending().rate)
+        self.record.period = period
+        spread = context.rng.uniform(*JITTER)
+        self._schedule.done(context.now(), period=period, is_pending=self._is_pending, spread=spread)
 
     async def _pause(self) -> None:
         while not self._waiting:

@@ -54,8 +54,9 @@ class Schedule:
         """The comparison failed: retry at *retry_at*, whatever called for it."""
         self._retry = retry_at
 
-    def done(self, now: float, *, is_pending: bool, spread: float) -> None:
+    def done(self, now: float, *, period: float, is_pending: bool, spread: float) -> None:
         """*is_pending*: a second comparison would confirm a remedy. *spread*, around 1, keeps hosts out of step."""
+        self.period = period
         self._ends = [*(end for end in self._ends if 0.0 <= now - end < HOUR), now]
         self._regular = now + self.period * spread
         self._confirm = now + self._grown(CONFIRM_PAUSE) if is_pending else inf
