@@ -10,7 +10,7 @@ import pytest
 from inprocess import virtual_time
 from inprocess.agent import SimulatedHost, lived, netns_of, set_faults, simulated
 from qingcloud_cni.core.cni.network_config import read_config
-from qingcloud_cni.core.errors import InvalidConfig, Unavailable
+from qingcloud_cni.core.errors import InvalidConfig, KernelRefused, Unavailable
 from qingcloud_cni.core.nics.model import Nic, NicState
 from qingcloud_cni.core.seams.kernel import ServicePath
 from qingcloud_cni.sim.memory.machine import HOST_PATH
@@ -396,5 +396,24 @@ def test_what_settings_were_is_on_disk_before_they_change(tmp_path: Path, *, is_
         assert host.kernel.settings != before
         assert known
         assert all(settings == before for settings in known)
+
+    lived(test, tmp_path)
+
+
+def test_what_the_kernel_refused_once_does_not_explain_a_later_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_path: ServicePath) -> Mapping[str, str]:
+        raise KernelRefused("no buffer space")
+
+    async def test(host: SimulatedHost) -> None:
+        record = host.agent.gateways.record
+        with monkeypatch.context() as patch:
+            patch.setattr(host.kernel, "serve", refuse)
+            await host.until(lambda: record.failures > 0, "refused", 60.0)
+        await host.until(lambda: record.failures == 0, "checked", 120.0)
+        set_faults(host, FaultSpec("AttachNics", "endless-job"))
+        with pytest.raises(Unavailable, match="the cloud has not attached it yet"):
+            await host.add("c0", config=CONFIG, seconds=20.0)
 
     lived(test, tmp_path)
