@@ -48,7 +48,7 @@ from qingcloud_cni.core.errors import (
 from qingcloud_cni.core.events import Level
 from qingcloud_cni.core.nics.model import AttachmentKey
 
-LONGEST_WAIT: Mapping[Verb, float] = MappingProxyType(  # seconds: the plugin's own less 2 (design section 4)
+LONGEST_WAIT: Mapping[Verb, float] = MappingProxyType(  # seconds: the plugin's own less 2
     {Verb.ADD: 108.0, Verb.DEL: 48.0, Verb.CHECK: 48.0, Verb.GC: 23.0, Verb.STATUS: 1.0}
 )
 SPARE = 1.0  # seconds kept of the caller's time for the work after a wait
@@ -114,7 +114,7 @@ class CniApi:
             request = _decode(await _body(http))
             answer = await self._serve(request, phases, lambda: is_awaited(http))
             reply = b"" if answer is None else msgspec.json.encode(answer)
-        except Exception as err:  # noqa: BLE001 - a bug in a handler is answered 999 and logged (style.md)
+        except Exception as err:  # noqa: BLE001 - a bug in a handler is answered with 999 and logged
             code, status = wire(err)
             failure = str(err) or type(err).__name__
             if not isinstance(err, AgentError):
