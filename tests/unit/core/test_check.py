@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.cni.check import mismatches
 from qingcloud_cni.core.cni.network_config import (
     VALID_KEYS,
@@ -21,7 +22,7 @@ from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Netns, Nic,
 from qingcloud_cni.core.seams.kernel import Inspection, Link
 
 MAC, OTHER_MAC, PATH = "52:54:9e:01:02:03", "52:54:9e:ff:ff:ff", "/run/netns/cni-1"
-NIC = Nic(MAC, "n", "vxnet-1", "172.16.3.7/24", "172.16.3.1", NicState.ASSIGNED, 1.0)
+NIC = make_nic(state=NicState.ASSIGNED, nic_id=MAC)
 NETNS = Netns(PATH, 4, 7)
 ROUTES = (Route("0.0.0.0/0", "172.16.3.1"), Route("10.96.0.0/12", "172.16.3.253"))
 ATTACHMENT = Attachment(

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.drift import schedule
 from qingcloud_cni.core.drift.cloud_drift import (
     GROWN_UP,
@@ -36,7 +37,7 @@ MAC = "52:54:00:00:00:01"
 LINK = Link(MAC, "eth1", 7, is_up=False)
 VXNET = Vxnet("vxnet-1", "pods", 1, "rtr-1", "172.16.3.0/24", "172.16.3.1", None)
 NEW = Vxnet("vxnet-2", "more", 1, "rtr-1", "172.17.0.0/16", "172.17.0.1", None)
-NIC = Nic(MAC, "ours", "vxnet-1", "172.16.3.7/24", "172.16.3.1", S.IDLE, NOW - 2 * SETTLED)
+NIC = make_nic(since=NOW - 2 * SETTLED, name="ours")
 ATTACHMENT = Attachment(AttachmentKey("net", "pod", "eth0"), MAC, Netns("/x", 1, 2), NOW, ifindex=7)
 FREE = CloudNic(MAC, "ours", "available", "", "vxnet-1", "172.16.3.7", 0, created=NOW - GROWN_UP)
 ATTACHED = replace(FREE, status="in-use", instance_id=HERE)

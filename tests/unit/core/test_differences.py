@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.drift import schedule
 from qingcloud_cni.core.drift.cloud_drift import Forget
 from qingcloud_cni.core.drift.differences import CONFIRM_SECONDS, Difference, DifferenceKind, Known, track
@@ -163,7 +164,7 @@ def test_what_does_not_come_to_rest_is_compared_ever_more_seldom(*, is_pending: 
 
 
 def nic(repairs: int, ago: float) -> Nic:
-    return Nic("a", "n", "v", "1.2.3.4/24", "1.2.3.1", NicState.MISSING, NOW, repairs=repairs, repaired=NOW - ago)
+    return make_nic(1, NicState.MISSING, NOW, repairs=repairs, repaired=NOW - ago)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.nics.model import Nic, NicState
 from qingcloud_cni.core.pool.plan import FIRST_PAUSE, LONGEST_PAUSE, is_proxy, probe_due
 
@@ -11,8 +12,7 @@ ROBBER, OTHER = "02:00:00:00:00:99", "02:00:00:00:00:98"
 
 
 def nic(number: int, state: NicState = NicState.QUARANTINED, claimant: str = ROBBER) -> Nic:
-    address, nic_id = f"172.16.3.{number}/24", f"52:54:00:00:00:{number:02x}"
-    return Nic(nic_id, "name", "vxnet-1", address, "172.16.3.1", state, NOW, claimant=claimant)
+    return make_nic(number, state, NOW, claimant=claimant)
 
 
 def test_pauses_double_up_to_half_an_hour() -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.drift.differences import DifferenceKind, Remedy
 from qingcloud_cni.core.drift.link_drift import (
     ARRIVAL_SECONDS,
@@ -34,7 +35,7 @@ OTHER = "52:54:00:00:00:02"
 ALIAS = link_alias(HERE, MAC)
 LINK = Link(MAC, "eth1", 7, is_up=False)
 MARKED = replace(LINK, alias=ALIAS)
-NIC = Nic(MAC, "ours", "vxnet-1", "172.16.3.7/24", "172.16.3.1", S.IDLE, NOW)
+NIC = make_nic(since=NOW)
 HOME, THEIRS = Netns("/run/netns/pod", 4, 100), Netns("/run/netns/theirs", 4, 200)
 ATTACHMENT = Attachment(AttachmentKey("net", "pod", "eth0"), MAC, HOME, NOW, ifindex=7)
 

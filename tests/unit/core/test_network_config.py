@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.cni.network_config import (
     AddressRequest,
     NetworkConfig,
@@ -19,12 +20,12 @@ from qingcloud_cni.core.cni.protocol import VERSIONS
 from qingcloud_cni.core.cni.reading import folded
 from qingcloud_cni.core.cni.results import Result
 from qingcloud_cni.core.errors import AgentError, InvalidConfig, wire
-from qingcloud_cni.core.nics.model import Dns, Nic, NicState, Route, Workload
+from qingcloud_cni.core.nics.model import Dns, NicState, Route, Workload
 
 SEED = """{ "cniVersion": "0.3.1", "name": "mynet", "type": "qingcni", "isGateway": true,
   "args": { "BindAddr":"127.0.0.1:31080" }, "ipMasq": true,
   "ipam": { "routes":[{"dst":"kubernetes service cidr","gw":"hostip or 0.0.0.0"}] } }"""
-NIC = Nic("52:54:9e:01:02:03", "n", "vxnet-1", "172.16.3.7/24", "172.16.3.1", NicState.ASSIGNED, 1.0)
+NIC = make_nic(state=NicState.ASSIGNED, nic_id="52:54:9e:01:02:03")
 DNS = {"nameservers": ["172.16.0.2"], "domain": "vpc.local", "search": ["svc.vpc.local"], "options": ["ndots:2"]}
 
 
@@ -129,8 +130,7 @@ def test_refusals_name_key_and_value(config: Mapping[str, object], says: str) ->
 def test_a_gateway_of_0_0_0_0_is_this_hosts_and_replaced() -> None:
     config = read_config(routed({"dst": "10.96.0.0/12", "gw": "0.0.0.0"}, {"dst": "10.0.0.0/16", "gw": "172.16.3.9"}))
     assert config.services == ("10.96.0.0/12",)
-    nic = Nic("52:54:00:00:00:01", "n", "vxnet-1", "172.16.3.7/24", "172.16.3.1", NicState.IDLE, 0.0)
-    routes = routes_for(nic, config, "172.16.3.253")
+    routes = routes_for(make_nic(), config, "172.16.3.253")
     assert [(r.dst, r.gw) for r in routes] == [
         ("0.0.0.0/0", "172.16.3.1"),
         ("10.96.0.0/12", "172.16.3.253"),

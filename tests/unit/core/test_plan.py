@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.nics.model import Nic, NicState
 from qingcloud_cni.core.pool.explain import Causes, explain_no_action, explain_wait, wait_reasons
 from qingcloud_cni.core.pool.plan import (
@@ -39,10 +40,7 @@ S = NicState
 
 
 def nic(number: int, state: NicState, *, age: float = 0.0, released_ago: float | None = None) -> Nic:
-    released = 0.0 if released_ago is None else NOW - released_ago
-    return Nic(
-        f"52:54:00:00:00:{number:02x}", "n", "vxnet-1", "172.16.3.7/24", "172.16.3.1", state, NOW - age, released
-    )
+    return make_nic(number, state, NOW - age, released=0.0 if released_ago is None else NOW - released_ago)
 
 
 def nics(*states: NicState, age: float = 0.0) -> tuple[Nic, ...]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.nics.model import Nic, NicState
 from qingcloud_cni.core.pool.plan import plan, serving_order
 from qingcloud_cni.core.pool.pool_state import (
@@ -83,8 +84,8 @@ class Host:
     def create(self, count: int) -> None:
         for _ in range(count):
             self.created += 1
-            nic_id = f"52:54:00:00:{self.created >> 8:02x}:{self.created & 255:02x}"
-            self.nics[nic_id] = Nic(nic_id, "n", "v", "a", "g", S.ATTACHING, self.now)
+            nic = make_nic(self.created, S.ATTACHING, self.now)
+            self.nics[nic.nic_id] = nic
         self.turns += self.has_shrunk
         self.has_shrunk = False
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.cni.protocol import VERSIONS, Shape
 from qingcloud_cni.core.cni.results import (
     Interface,
@@ -21,9 +22,9 @@ from qingcloud_cni.core.cni.results import (
     result_of,
 )
 from qingcloud_cni.core.errors import InvalidConfig
-from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Dns, Netns, Nic, NicState, Route
+from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Dns, Netns, NicState, Route
 
-NIC = Nic("52:54:9e:01:02:03", "n", "vxnet-1", "172.16.3.7/24", "172.16.3.1", NicState.ASSIGNED, 1.0)
+NIC = make_nic(state=NicState.ASSIGNED, nic_id="52:54:9e:01:02:03")
 ATTACHMENT = Attachment(
     AttachmentKey("mynet", "pod", "eth0"),
     NIC.nic_id,

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from inprocess.rows import make_nic
 from qingcloud_cni.core.nics.changes import (
     Change,
     DropAttachment,
@@ -38,8 +39,7 @@ S = NicState
 
 
 def new_nic(number: int, state: NicState = S.CREATING, *, since: float = 1.0, released: float = 0.0) -> Nic:
-    nic_id = f"52:54:00:00:00:{number:02x}"
-    return Nic(nic_id, "n", "vxnet-1", "172.16.3.7/24", "172.16.3.1", state, since, released)
+    return make_nic(number, state, since, released=released)
 
 
 def new_attachment(nic_id: str, number: int = 1, since: float = 2.0) -> Attachment:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inprocess.rows import make_nic
 from machines.simulator import disk_of, fill, needs_root
 from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused, exit_status
 from qingcloud_cni.core.nics.changes import (
@@ -154,10 +155,6 @@ def test_any_row_comes_back_as_it_was(nic: Nic, attachment: Attachment, intent: 
 # --- the thread --------------------------------------------------------------------------------------
 
 
-def numbered(number: int) -> Nic:
-    return Nic(f"nic{number}", "n", "v", "a", "g", NicState.IDLE, float(number))
-
-
 @pytest.fixture
 async def threaded(path: Path) -> AsyncIterator[ThreadedStore]:
     store = ThreadedStore(path, path.with_name("write_counter"))
@@ -170,8 +167,8 @@ async def test_saves_are_written_in_the_order_they_were_asked_for(threaded: Thre
     done: list[int] = []
 
     async def save(number: int) -> None:
-        last = Nic("last", "n", "v", "a", "g", NicState.IDLE, number)
-        await threaded.save([PutNic(numbered(number)), PutNic(last)])
+        last = make_nic(since=number, nic_id="last")
+        await threaded.save([PutNic(make_nic(number)), PutNic(last)])
         done.append(number)
 
     await asyncio.gather(*(save(n) for n in range(50)))
@@ -182,25 +179,25 @@ async def test_saves_are_written_in_the_order_they_were_asked_for(threaded: Thre
 
 
 async def test_a_question_sees_the_saves_made_before_it(threaded: ThreadedStore) -> None:
-    saves = [asyncio.ensure_future(threaded.save([PutNic(numbered(n))])) for n in range(20)]
+    saves = [asyncio.ensure_future(threaded.save([PutNic(make_nic(n))])) for n in range(20)]
     await asyncio.sleep(0)
     assert len((await threaded.load()).nics) == 20
     await asyncio.gather(*saves)
 
 
 async def test_a_cancelled_save_is_written_all_the_same(threaded: ThreadedStore) -> None:
-    save = asyncio.ensure_future(threaded.save([PutNic(numbered(1))]))
+    save = asyncio.ensure_future(threaded.save([PutNic(make_nic(1))]))
     await asyncio.sleep(0)
     save.cancel()
     with pytest.raises(asyncio.CancelledError):
         await save
-    assert await threaded.load() == Snapshot((numbered(1),))
+    assert await threaded.load() == Snapshot((make_nic(1),))
 
 
 async def test_closing_waits_for_what_was_saved(path: Path) -> None:
     store = ThreadedStore(path, path.with_name("write_counter"))
     await store.load()
-    saves = [asyncio.ensure_future(store.save([PutNic(numbered(n))])) for n in range(50)]
+    saves = [asyncio.ensure_future(store.save([PutNic(make_nic(n))])) for n in range(50)]
     await asyncio.sleep(0)
     await store.close()
     await asyncio.gather(*saves)
@@ -299,7 +296,7 @@ def test_a_full_disk_is_told_and_takes_more_when_there_is_room(small: Path) -> N
     opened = Database(small)
     opened.write([PutIntent(CREATE)])
     others = fill(small.parent)
-    many = [PutNic(numbered(n)) for n in range(200)]
+    many = [PutNic(make_nic(n)) for n in range(200)]
     for _ in range(3):
         with pytest.raises(StoreRefused) as refused:
             opened.write(many)
@@ -330,9 +327,9 @@ def test_a_file_is_read_from_a_full_disk(small: Path, *, is_killed: bool) -> Non
     opened = Database(small)
     assert opened.load() == Snapshot(intents=(CREATE,))
     with pytest.raises(StoreRefused):
-        opened.write([PutNic(numbered(n)) for n in range(200)])
+        opened.write([PutNic(make_nic(n)) for n in range(200)])
     others.unlink()
-    opened.write([PutNic(numbered(1))])
+    opened.write([PutNic(make_nic(1))])
     assert len(opened.events(LATEST)) == 20
     opened.close()
 
