@@ -1,7 +1,6 @@
-"""Which tests stand for what: read from the marks in their source, nothing is run.
+"""Reads the marks in the source of the tests: which tests prove which claims.
 
-A page that lists claims, each with the tests that hold it, is made from such marks. So it names no test that is not
-there, and one that is renamed is renamed on the page.
+Pages that list claims with their tests are made from the marks, so they follow every renaming of a test.
 """
 
 import ast
@@ -16,7 +15,7 @@ TESTS = ROOT / "tests"
 
 
 class Claim(Protocol):
-    """Something that must hold, and why it cannot be otherwise, wholly or in part, where that is so."""
+    """Something that must hold; with *reason* if no test can prove all of it."""
 
     @property
     def key(self) -> int | str: ...
@@ -28,7 +27,7 @@ class Claim(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A test, and the key of the claim it proves."""
+    """A test that proves the claim of this key."""
 
     key: int | str
     file: Path
@@ -43,7 +42,7 @@ class Mark:
     of: type[int] | type[str]
 
     def proofs(self, folder: Path) -> tuple[Proof, ...]:
-        """All tests below *folder* that bear this mark, in the order of files and lines."""
+        """All tests below *folder* with this mark, in the order of files and lines."""
         return tuple(proof for path in sorted(folder.rglob("test_*.py")) for proof in self._of_file(path))
 
     def _of_file(self, path: Path) -> Iterator[Proof]:
@@ -51,7 +50,7 @@ class Mark:
         loose = set(self._calls(tree))
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         for function in (found for found in functions if found.name.startswith("test_")):
-            # marks of single parameters stand in a decorator too
+            # includes marks of single parameters
             for call in (mark for decorator in function.decorator_list for mark in self._calls(decorator)):
                 loose.discard(call)
                 for argument in call.args:
@@ -71,7 +70,7 @@ class Mark:
 
 
 def faults(claims: Sequence[Claim], found: Iterable[Proof]) -> Iterator[str]:
-    """What does not fit: keys that are nobody's or of several claims, and claims without a test or a reason."""
+    """Keys of no claim or of several, and claims with neither test nor reason."""
     times = Counter(claim.key for claim in claims)
     proved = set()
     for proof in found:
@@ -86,7 +85,7 @@ def faults(claims: Sequence[Claim], found: Iterable[Proof]) -> Iterator[str]:
 
 
 class ProvedBy:
-    """The last column of a page: for each claim its reason and its tests. What does not fit is refused."""
+    """The last column of a page: for each claim its reason and its tests; SystemExit on faults."""
 
     def __init__(self, page: Path, claims: Sequence[Claim], found: Sequence[Proof]) -> None:
         if misfits := list(faults(claims, found)):

@@ -25,12 +25,12 @@ def _read_range(_ctx: click.Context, param: click.Parameter, value: str | None) 
 
 _reports_errors = reports_errors("qingcloud-sim")
 _name = click.option(
-    "--name", default="sim", show_default=True, help="Prefix of every namespace; runs coexist by it."
+    "--name", default="sim", show_default=True, help="Prefix of every namespace, so that several simulators coexist."
 )
 _state_dir = click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the hosts' files and the API's socket go.  [default: /run/qingcloud-sim/NAME]",
+    help="Directory of the hosts' files and the API's socket.  [default: /run/qingcloud-sim/NAME]",
 )
 _output = click.option("--output", "-o", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
@@ -45,26 +45,26 @@ def main() -> None:
 @_state_dir
 @click.option("--topology", "file", type=click.Path(path_type=Path, dir_okay=False), help="Topology file (YAML).")
 @click.option("--hosts", type=click.IntRange(1, 100), help="Hosts of the default topology.  [default: 2]")
-@click.option("--seed", type=int, help="For everything drawn at random.  [default: a new one each time]")
+@click.option("--seed", type=int, help="Of the random generator.  [default: a new one each time]")
 @click.option(
-    "--attach-latency", metavar="DURATION", callback=_read_range, help="How long AttachNics takes, as in 2s..4s."
+    "--attach-latency", metavar="DURATION", callback=_read_range, help="Duration of AttachNics, such as 2s..4s."
 )
-@click.option("--detach-latency", metavar="DURATION", callback=_read_range, help="How long DetachNics takes.")
-@click.option("--call-latency", metavar="DURATION", callback=_read_range, help="How long every answer takes.")
+@click.option("--detach-latency", metavar="DURATION", callback=_read_range, help="Duration of DetachNics.")
+@click.option("--call-latency", metavar="DURATION", callback=_read_range, help="Latency of every answer.")
 @click.option(
     "--replug-latency",
     metavar="DURATION",
     callback=_read_range,
-    help="From the death of a NIC's namespace to its return.",
+    help="From the end of a NIC's namespace to its return.",
 )
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=7777, show_default=True, help="The API's, on each host."
+    "--port", type=click.IntRange(1, 65535), default=7777, show_default=True, help="Port of the API on each host."
 )
 @click.option("--guest-dhcp", is_flag=True, help="Hosts configure every NIC they see, as NetworkManager does.")
 @click.option(
-    "--keep", is_flag=True, help="At the end leave everything there, for an `up` with the same --state-dir."
+    "--keep", is_flag=True, help="Leave everything in place at the end, for an `up` with the same --state-dir."
 )
-@click.option("--verbose", "-v", is_flag=True, help="Tell on stderr what happens to NICs.")
+@click.option("--verbose", "-v", is_flag=True, help="Log to stderr what happens to NICs.")
 @_reports_errors
 def up(
     *,
@@ -79,10 +79,10 @@ def up(
     verbose: bool,
     **latencies: Range | None,
 ) -> None:
-    """Bring a simulated cloud up and serve it in the foreground.
+    """Start a simulated cloud and serve it in the foreground.
 
-    Prints one JSON line when it is ready: namespaces, endpoint, paths. SIGINT and SIGTERM take all of it down again.
-    With a --state-dir in which an earlier simulator of this name kept its cloud, it goes on with that.
+    Prints one JSON line when it is ready: namespaces, endpoint, paths. SIGINT and SIGTERM remove all of it. Continues
+    with the cloud that an earlier simulator of this name has saved in --state-dir.
     """
     import random
 
@@ -124,12 +124,12 @@ def up(
 @_state_dir
 @_reports_errors
 def down(name: str, state_dir: Path | None) -> None:
-    """Take a simulated cloud down and remove all it made, also after it was killed; nothing else is touched."""
+    """Stop a simulated cloud and remove all that it created, also after it was killed."""
     from qingcloud_cni.sim.server import control
 
     control.check_name(name)
     was_there = asyncio.run(control.stop_and_remove(name, _absolute(state_dir)))
-    click.echo(f"{name}: removed" if was_there else f"{name}: there is nothing to remove")
+    click.echo(f"{name}: removed" if was_there else f"{name}: nothing to remove")
 
 
 @main.command()
@@ -151,7 +151,7 @@ def status(name: str, state_dir: Path | None, output: str) -> None:
 
 @main.group()
 def faults() -> None:
-    """Choose what goes wrong in a simulated cloud that is up: its list of faults, as in the topology file."""
+    """Set the faults of a running simulated cloud, as in the topology file."""
 
 
 @faults.command("set")
@@ -160,7 +160,7 @@ def faults() -> None:
 @_state_dir
 @_reports_errors
 def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
-    """Replace all faults by the list in FILE (YAML or JSON; - is stdin). Calls are counted anew."""
+    """Replace all faults by the list in FILE (YAML or JSON; - is stdin). Counts of calls begin at 0."""
     import yaml
 
     from qingcloud_cni.core.errors import StartRefused
@@ -170,10 +170,10 @@ def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
     control.check_name(name)
     try:
         document = yaml.safe_load(file.read())
-    except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a date that is none as well
+    except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: an invalid date
         raise StartRefused(f"faults in {file.name}: {getattr(err, 'problem', None) or 'not valid YAML'}") from err
     try:
-        read_faults(document)  # here as well: what YAML has and JSON has not could not even be sent
+        read_faults(document)  # here as well: YAML has values that JSON cannot carry
         in_force = asyncio.run(control.set_faults(name, _absolute(state_dir), document or []))
     except (ValueError, StartRefused) as err:
         raise StartRefused(f"faults in {file.name}: {err}") from err
@@ -186,7 +186,7 @@ def set_faults(file: IO[bytes], name: str, state_dir: Path | None) -> None:
 @_output
 @_reports_errors
 def list_faults(name: str, state_dir: Path | None, output: str) -> None:
-    """Show the faults in force and how many calls each will still strike."""
+    """Show the faults in force, each with the number of calls it will still affect."""
     from qingcloud_cni.sim.server import control
 
     control.check_name(name)
@@ -202,7 +202,7 @@ def list_faults(name: str, state_dir: Path | None, output: str) -> None:
 @_state_dir
 @_reports_errors
 def clear_faults(name: str, state_dir: Path | None) -> None:
-    """Let everything go right from now on."""
+    """Remove all faults."""
     from qingcloud_cni.sim.server import control
 
     control.check_name(name)

@@ -1,4 +1,4 @@
-"""POST /v1/cni: the plugin's requests, answered in the shape its version wants."""
+"""POST /v1/cni: serves the plugin's requests, in the shape of their CNI version."""
 
 import select
 from collections.abc import Callable, Mapping
@@ -48,15 +48,15 @@ from qingcloud_cni.core.errors import (
 from qingcloud_cni.core.events import Level
 from qingcloud_cni.core.nics.model import AttachmentKey
 
-LONGEST_WAIT: Mapping[Verb, float] = MappingProxyType(  # seconds: the plugin's own less 2
+LONGEST_WAIT: Mapping[Verb, float] = MappingProxyType(  # seconds: 2 less than the plugin waits
     {Verb.ADD: 108.0, Verb.DEL: 48.0, Verb.CHECK: 48.0, Verb.GC: 23.0, Verb.STATUS: 1.0}
 )
-SPARE = 1.0  # seconds kept of the caller's time for the work after a wait
+SPARE = 1.0  # seconds of the caller's time reserved for the work after a wait
 _NAME = f"^{IDENTIFIER.pattern}$"
 _CONTAINER_ID = f"^({IDENTIFIER.pattern})?$"
 _IFNAME = r"^[^/:%\s]*$"
 _CONFIG_SCHEMA = {
-    "description": "the network configuration, as the runtime gave it to the plugin",
+    "description": "the network configuration of the runtime, unchanged",
     "required": ["name"],
     "properties": {
         "name": {"type": "string", "pattern": _NAME},
@@ -78,9 +78,9 @@ def _described(**schema: Any) -> msgspec.Meta:
 
 
 class CniRequest(msgspec.Struct, frozen=True):
-    """What the plugin sends: its variables, the seconds it will wait, and stdin as it came."""
+    """The plugin's variables, the seconds it waits, and its stdin unchanged."""
 
-    # The schemas describe the API only: what they say is checked, with better words, when the request is served.
+    # The schemas describe the API only. Serving the request checks the same, with better messages.
     command: Annotated[str, _described(enum=list(Verb))]
     container_id: Annotated[
         str, _described(pattern=_CONTAINER_ID, description="CNI_CONTAINERID; empty for GC and STATUS")
@@ -89,7 +89,7 @@ class CniRequest(msgspec.Struct, frozen=True):
         str, _described(pattern=_IFNAME, maxLength=IFNAME_BYTES, description="CNI_IFNAME; empty for GC and STATUS")
     ]
     config: Annotated[dict[str, object], _described(**_CONFIG_SCHEMA)]
-    netns: Annotated[str, _described(description="CNI_NETNS; needed for ADD and CHECK")] = ""
+    netns: Annotated[str, _described(description="CNI_NETNS; required for ADD and CHECK")] = ""
     args: Annotated[str, _described(description="CNI_ARGS")] = ""
     path: Annotated[str, _described(description="CNI_PATH")] = ""
     timeout: Annotated[float, _described(description="seconds the plugin waits for the answer")] = LONGEST_WAIT[
@@ -106,7 +106,7 @@ class CniApi:
         self._metrics = metrics
 
     async def handle(self, http: web.Request) -> web.Response:
-        """Serve one request; every failure is a CNI error object."""
+        """Answer one request; a failure with a CNI error object."""
         phases = Phases()
         request: CniRequest | None = None
         code, status, failure = 0, 200, ""
@@ -114,7 +114,7 @@ class CniApi:
             request = _decode(await _body(http))
             answer = await self._serve(request, phases, lambda: is_awaited(http))
             reply = b"" if answer is None else msgspec.json.encode(answer)
-        except Exception as err:  # noqa: BLE001 - a bug in a handler is answered with 999 and logged
+        except Exception as err:  # noqa: BLE001 - a bug is logged and answered with 999
             code, status = wire(err)
             failure = str(err) or type(err).__name__
             if not isinstance(err, AgentError):
@@ -137,7 +137,7 @@ class CniApi:
             if verb is Verb.GC:
                 await self._collect(request, network, call)
             else:
-                self._tell_status()
+                self._check_status()
             return None
         key = check_key(network, request.container_id, request.ifname)
         if verb is Verb.ADD:
@@ -174,15 +174,15 @@ class CniApi:
         self._agent.check_kernel_compared()
         await self._agent.attachments.collect(network, valid, call)
 
-    def _tell_status(self) -> None:
-        """An empty pool, a quota, or a drain is none of its business: the node would be taken for broken."""
+    def _check_status(self) -> None:
+        """Ignores an empty pool, a quota and a drain: the runtime would declare the node broken."""
         try:
             self._agent.check_initialised()
         except NotInitialised as err:
             raise CannotServe(str(err)) from err
 
     def _report(self, request: CniRequest | None, code: int, failure: str, phases: Phases) -> None:
-        """One line and one count per request; containerd asks for STATUS every few seconds, which is no news."""
+        """Log and count the request. containerd asks for STATUS every few seconds, so a success is at debug."""
         verb = request.command if request is not None and request.command in set(Verb) else "other"
         total, waits = phases.total, phases.seconds()
         self._metrics.cni_request(verb, code, total, waits)
@@ -207,7 +207,7 @@ def _check_netns(request: CniRequest) -> None:
 
 
 def is_awaited(http: web.Request) -> bool:
-    """Whether the caller still holds its end of the connection: the kernel knows before the loop has read so far."""
+    """Whether the caller is still connected, by the kernel, which knows before the loop does."""
     if http.transport is None:
         return False
     poll = select.poll()
@@ -225,8 +225,8 @@ async def _body(http: web.Request) -> bytes:
 def _decode(body: bytes) -> CniRequest:
     try:
         return _decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as err:  # the latter where it is nested too deeply
-        raise UndecodableRequest(f"the request cannot be read: {err}") from None
+    except (msgspec.MsgspecError, RecursionError) as err:  # the latter if it is nested too deeply
+        raise UndecodableRequest(f"request: decode failed: {err}") from None
 
 
 def _answer_version(request: CniRequest | None) -> str:

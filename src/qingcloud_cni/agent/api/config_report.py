@@ -1,4 +1,4 @@
-"""What the agent is set to, and by whom: for `qingagent config check` and `GET /v1/config`. No key, no token."""
+"""The settings with their sources, for `qingagent config check` and `GET /v1/config`. Without keys and token."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from qingcloud_cni.agent.settings.values import Address
 from qingcloud_cni.cloud import Access
 
 CHECKED_AT_START: Sequence[str] = (
-    "the user is root, and the kernel has what is needed",
+    "the user is root, and the kernel has the required features",
     "no other agent runs in this network namespace",
     "iface is a link of this host",
-    "bindaddr and run-dir can be had, state-dir can be written",
+    "bindaddr and run-dir are free, state-dir is writable",
     "the cloud answers, and accepts the keys and this host's clock",
     "the cloud knows the instance, and it is in a VPC",
     "every vxnet is managed and of that VPC",
@@ -21,8 +21,8 @@ CHECKED_AT_START: Sequence[str] = (
 
 
 def config_report(resolved: Resolved, instance_id: str, access: Access) -> ConfigView:
-    """The merged settings, each with its source; durations in seconds."""
-    values = {s.name: _plain(getattr(resolved.settings, s.field)) for s in SETTINGS}
+    """Durations are in seconds."""
+    values = {s.name: _jsonable(getattr(resolved.settings, s.field)) for s in SETTINGS}
     sources: Mapping[str, str] = resolved.sources
     if not resolved.settings.instance_id:
         values["instance-id"] = instance_id
@@ -41,7 +41,7 @@ def config_report(resolved: Resolved, instance_id: str, access: Access) -> Confi
     )
 
 
-def _plain(value: SettingValue | Path | Address | tuple[str, ...]) -> SettingValue:
+def _jsonable(value: SettingValue | Path | Address | tuple[str, ...]) -> SettingValue:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path | Address) else value

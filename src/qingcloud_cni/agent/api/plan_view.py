@@ -1,4 +1,4 @@
-"""GET /v1/plan: what the planner would do at this moment and why, and what it waits for."""
+"""GET /v1/plan: what the pool would do now and why, and what it waits for."""
 
 from collections import Counter
 from enum import StrEnum
@@ -33,51 +33,49 @@ class ActionKind(StrEnum):
 
 
 class ActionView(msgspec.Struct, frozen=True):
-    """Something the planner wants done."""
+    """An action of the plan."""
 
     kind: ActionKind
     count: Annotated[int, Meta(gt=0, description="NICs")]
-    nic_ids: Annotated[list[str], Meta(description="which NICs; empty for those to be created")]
-    vxnets: Annotated[
-        dict[str, Count], Meta(description="how many are created in which vxnet; empty where chance decides")
-    ]
+    nic_ids: Annotated[list[str], Meta(description="empty for NICs to be created")]
+    vxnets: Annotated[dict[str, Count], Meta(description="NICs to create by vxnet; empty if the policy is Random")]
     why: str
 
 
 class HoldView(msgspec.Struct, frozen=True):
-    """Something that is waited for."""
+    """Something the pool waits for."""
 
     what: str
-    until: Annotated[float | None, Meta(description="null where there is no telling")]
+    until: Annotated[float | None, Meta(description="null if unknown")]
 
 
 class VxnetView(msgspec.Struct, frozen=True):
-    """How it stands with a vxnet that NICs are created in."""
+    """A vxnet in which the pool creates NICs."""
 
     vxnet_id: str
-    is_next: Annotated[bool, Meta(description="the policy would take it for the next NIC; of Random none is")]
-    room: Annotated[Count | None, Meta(description="NICs that still fit; null where the cloud has not told lately")]
-    rests_until: Annotated[float, Meta(description="no addresses were left: it is skipped until then; 0 if not")]
+    is_next: Annotated[bool, Meta(description="the policy chooses it for the next NIC; false for Random")]
+    room: Annotated[Count | None, Meta(description="free addresses; null if the cloud has not said recently")]
+    rests_until: Annotated[float, Meta(description="it had no addresses: skipped until then; 0 if not")]
 
 
 class PlanView(msgspec.Struct, frozen=True):
     """The pool as the planner sees it."""
 
-    mode: Annotated[Mode, Meta(description="what the agent is about; it decides what may be planned")]
+    mode: Annotated[Mode, Meta(description="mode of the agent, which decides what the pool may plan")]
     actions: list[ActionView]
-    reason: Annotated[str, Meta(description="why there is nothing to do; empty where there are actions")]
-    holds: Annotated[list[HoldView], Meta(description="all that is waited for")]
+    reason: Annotated[str, Meta(description="why there is nothing to do; empty if there are actions")]
+    holds: Annotated[list[HoldView], Meta(description="everything the pool waits for")]
     waiting: Annotated[Count, Meta(description="ADDs that wait for a NIC")]
     idle: Count
-    coming: Annotated[Count, Meta(description="NICs on their way: sooner there than a new one")]
-    short: Annotated[Count, Meta(description="NICs wanted beside these, whatever the limits")]
+    coming: Annotated[Count, Meta(description="NICs that come sooner than a new one would")]
+    short: Annotated[Count, Meta(description="further NICs required, regardless of limits")]
     min_idle: Count
     max_idle: Count
-    held: Annotated[Count, Meta(description="NICs held or asked for, gateways included")]
-    limit: Annotated[Count, Meta(description="NICs that may be held")]
+    held: Annotated[Count, Meta(description="NICs held or asked of the cloud, gateways included")]
+    limit: Annotated[Count, Meta(description="maximum of NICs")]
     limited_by: str
-    attach_seconds: Annotated[float, Meta(description="how long an attach takes, as seen lately")]
-    policy: Annotated[VxnetPolicy, Meta(description="how vxnets are chosen")]
+    attach_seconds: Annotated[float, Meta(description="recent duration of an attach")]
+    policy: Annotated[VxnetPolicy, Meta(description="how the pool chooses vxnets")]
     vxnets: list[VxnetView]
 
 

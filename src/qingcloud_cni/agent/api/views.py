@@ -1,4 +1,4 @@
-"""What the agent's API answers, as typed structs: rendered by the server, described by `openapi`.
+"""Types of the API's answers, and the functions that make them; `openapi` describes them.
 
 Times are in seconds since the epoch, durations in seconds. A NIC's id is its MAC address.
 """
@@ -23,7 +23,7 @@ SettingValue = str | bool | int | float | list[str]
 
 
 class RouteView(msgspec.Struct, frozen=True):
-    """A route that was installed in a container."""
+    """A route installed in a container."""
 
     dst: Annotated[str, Meta(description="a network", examples=["10.96.0.0/12"])]
     gw: str
@@ -33,17 +33,19 @@ class NicView(msgspec.Struct, frozen=True):
     """A NIC of this host's agent."""
 
     nic_id: Annotated[str, Meta(examples=["52:54:9f:01:02:03"])]
-    name: Annotated[str, Meta(description="its name in the cloud, unique")]
+    name: Annotated[str, Meta(description="unique name in the cloud")]
     vxnet_id: str
     address: Annotated[str, Meta(description="with the prefix length", examples=["172.16.3.7/24"])]
     gateway: Annotated[str, Meta(description="the vxnet's router")]
     state: NicState
     since: Annotated[float, Meta(description="when it entered this state")]
-    released: Annotated[float, Meta(description="when it last left a container; 0 while its address owes no rest")]
-    gateway_index: Annotated[int, Meta(ge=-1, description="number of a gateway NIC; -1 for all others")]
-    repairs: Annotated[Count, Meta(description="times in a row it was attached again because its link was nowhere")]
-    attachment: Annotated[str, Meta(description="network/container/ifname it serves; empty if none")]
-    claimant: Annotated[str, Meta(description="while quarantined: the MAC that uses its address; else empty")]
+    released: Annotated[float, Meta(description="when it last left a container; 0 if its address has cooled down")]
+    gateway_index: Annotated[int, Meta(ge=-1, description="number of a gateway NIC; -1 for other NICs")]
+    repairs: Annotated[
+        Count, Meta(description="consecutive times it was attached again because its link was missing")
+    ]
+    attachment: Annotated[str, Meta(description="network/container/ifname that it serves; empty if none")]
+    claimant: Annotated[str, Meta(description="if quarantined the MAC that uses its address, else empty")]
 
 
 class LabelView(msgspec.Struct, frozen=True):
@@ -52,10 +54,10 @@ class LabelView(msgspec.Struct, frozen=True):
 
 
 class PodView(msgspec.Struct, frozen=True):
-    """What the runtime told in CNI_ARGS (K8S_POD_…); each empty where it told nothing."""
+    """The pod according to CNI_ARGS (K8S_POD_…); empty fields were not given."""
 
     namespace: str
-    name: Annotated[str, Meta(description="under podman: the container's name")]
+    name: Annotated[str, Meta(description="with podman the container's name")]
     uid: str
     infra_container_id: str
 
@@ -63,16 +65,16 @@ class PodView(msgspec.Struct, frozen=True):
 class AttachmentView(msgspec.Struct, frozen=True):
     """A container's use of a NIC."""
 
-    network: Annotated[str, Meta(description="empty while no request has told whose a NIC is that was found")]
-    container_id: Annotated[str, Meta(description="empty with the network")]
+    network: Annotated[str, Meta(description="empty for a found NIC until a request claims it")]
+    container_id: Annotated[str, Meta(description="empty if network is")]
     ifname: str
-    netns: Annotated[str, Meta(description="CNI_NETNS as the runtime gave it")]
+    netns: Annotated[str, Meta(description="CNI_NETNS, unchanged")]
     nic_id: str
     address: Annotated[str, Meta(description="with the prefix length")]
     vxnet_id: str
     routes: list[RouteView]
     pod: PodView
-    labels: Annotated[list[LabelView], Meta(description="as args.cni or Mesos gave them")]
+    labels: Annotated[list[LabelView], Meta(description="from args.cni or Mesos")]
     since: float
     is_ready: Annotated[bool, Meta(description="false until the link is configured")]
 
@@ -81,44 +83,46 @@ class CallsView(msgspec.Struct, frozen=True):
     """The call budget."""
 
     per_hour: Annotated[int, Meta(gt=0, description="the setting api-budget")]
-    rate: Annotated[float, Meta(description="calls an hour that may go now: less than that while the cloud refuses")]
+    rate: Annotated[float, Meta(description="calls per hour that may go now: less while the cloud rejects calls")]
     tokens: Annotated[float, Meta(description="calls that may go at once")]
     waiting: Annotated[
-        dict[str, Count], Meta(description="calls that wait for a permit, by urgency; none are left out")
+        dict[str, Count], Meta(description="calls that wait for a permit, by urgency; zeros are omitted")
     ]
-    obstacle: Annotated[str, Meta(description="why containers or the pool wait for the budget; empty if not")]
+    obstacle: Annotated[str, Meta(description="why containers or the pool wait for the budget; empty if they do not")]
 
 
 class DifferenceView(msgspec.Struct, frozen=True):
-    """Something that is not in the cloud, in the kernel and in the table as it should be."""
+    """A difference between table, kernel and cloud."""
 
     kind: DifferenceKind
     nic_id: str
-    attachment: Annotated[str, Meta(description="network/container/ifname that is concerned; empty if none")]
+    attachment: Annotated[str, Meta(description="network/container/ifname concerned; empty if none")]
     detail: str
-    since: Annotated[float, Meta(description="when it was first seen")]
-    looks: Annotated[int, Meta(gt=0, description="looks, some time apart, that showed it")]
-    is_cured: Annotated[bool, Meta(description="it is cured as soon as a second look shows it; else it is only told")]
+    since: Annotated[float, Meta(description="when it was first observed")]
+    looks: Annotated[int, Meta(gt=0, description="observations, some time apart")]
+    is_cured: Annotated[
+        bool, Meta(description="the agent fixes it after a second observation; else it only reports it")
+    ]
 
 
 class TaskView(msgspec.Struct, frozen=True):
-    """What a periodic task did lately."""
+    """The last run of a periodic task."""
 
     name: str
-    period: Annotated[float, Meta(ge=0, description="seconds between runs at the most; 0: it runs on change only")]
-    last_success: Annotated[float, Meta(description="0: none yet")]
-    duration: Annotated[float, Meta(ge=0, description="seconds the last run took")]
-    failures: Annotated[Count, Meta(description="in a row")]
+    period: Annotated[float, Meta(ge=0, description="maximum seconds between runs; 0: on change only")]
+    last_success: Annotated[float, Meta(description="0: never")]
+    duration: Annotated[float, Meta(ge=0, description="of the last run")]
+    failures: Annotated[Count, Meta(description="consecutive")]
     all_failures: Annotated[Count, Meta(description="since the start")]
-    last_error: Annotated[str, Meta(description="why the last run failed; empty if it did not")]
-    next_run: Annotated[float, Meta(description="0: when something happens")]
+    last_error: Annotated[str, Meta(description="cause of the last run's failure; empty if it succeeded")]
+    next_run: Annotated[float, Meta(description="0: on change")]
 
 
 class ReconcileView(msgspec.Struct, frozen=True):
-    """What a comparison of table, kernel and cloud came to."""
+    """The outcome of a comparison of table, kernel and cloud."""
 
-    compared: Annotated[bool, Meta(description="false: it failed, or was not over in time")]
-    error: Annotated[str, Meta(description="why it failed; empty if it did not")]
+    compared: Annotated[bool, Meta(description="false: it failed, or was not finished in time")]
+    error: Annotated[str, Meta(description="cause of the failure; empty if it succeeded")]
     differences: list[DifferenceView]
 
 
@@ -129,59 +133,59 @@ class StatusView(msgspec.Struct, frozen=True):
     instance_id: str
     pid: Annotated[int, Meta(gt=0)]
     ready: Annotated[bool, Meta(description="ADDs are served")]
-    cloud_compared: Annotated[bool, Meta(description="the table was compared with the cloud since the start")]
-    cloud_error: Annotated[str, Meta(description="the latest trouble with the cloud; empty if there is none")]
-    store_error: Annotated[str, Meta(description="why the disk takes nothing at the moment; empty if it does")]
+    cloud_compared: Annotated[
+        bool, Meta(description="the agent has compared its table with the cloud since the start")
+    ]
+    cloud_error: Annotated[str, Meta(description="the current fault of the cloud; empty if none")]
+    store_error: Annotated[str, Meta(description="why the disk rejects writes; empty if it accepts them")]
     unsaved: Annotated[Count, Meta(description="changes that are not on disk")]
     draining: bool
     drained: Annotated[
-        bool, Meta(description="no NIC is left but those that serve containers; not known before cloud_compared")
+        bool, Meta(description="only NICs that serve containers are left; false before cloud_compared")
     ]
-    nics: Annotated[
-        dict[NicState, Count], Meta(description="how many are in each state; states without are left out")
-    ]
-    asked: Annotated[Count, Meta(description="NICs asked of the cloud and not answered yet")]
+    nics: Annotated[dict[NicState, Count], Meta(description="number by state; zeros are omitted")]
+    asked: Annotated[Count, Meta(description="NICs asked of the cloud, without an answer yet")]
     attachments: Count
     waiting: Annotated[Count, Meta(description="ADDs that wait for a NIC")]
     operations: Annotated[list[str], Meta(description="cloud writes under way: kind and id")]
-    differences: Annotated[list[DifferenceView], Meta(description="what is not as it should be, the oldest first")]
+    differences: Annotated[list[DifferenceView], Meta(description="oldest first")]
     calls: CallsView
 
 
 Word = Annotated[str, Meta(pattern="^[!-~]*$", max_length=300)]  # ASCII without blanks
-MOST_EVENTS = 20_000  # more than are kept
+MOST_EVENTS = 20_000  # more than are stored
 
 
 class EventQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which events are wanted; what is not given admits all."""
+    """Filters for events; an absent one admits all."""
 
     limit: Annotated[
-        int, Meta(ge=1, le=MOST_EVENTS, description="the latest so many; with `after` the first so many")
+        int, Meta(ge=1, le=MOST_EVENTS, description="number of the latest; with `after` of the first")
     ] = 100
-    after: Annotated[int, Meta(ge=0, le=2**53, description="only those behind the event of this number")] = 0
+    after: Annotated[int, Meta(ge=0, le=2**53, description="only those after the event of this number")] = 0
     nic: Annotated[Word, Meta(description="of this NIC")] = ""
-    container: Annotated[Word, Meta(description="of attachments of containers whose id begins so")] = ""
-    pod: Annotated[Word, Meta(description="of attachments of this pod: namespace/name, or the name alone")] = ""
+    container: Annotated[Word, Meta(description="of containers whose id begins with this")] = ""
+    pod: Annotated[Word, Meta(description="of this pod: namespace/name, or the name alone")] = ""
     subject: Annotated[Word, Meta(description="of this attachment (network/container/ifname) or operation")] = ""
-    name: Annotated[Word, Meta(description="of this name, or of a kind: `nic` admits `nic.assigned`")] = ""
+    name: Annotated[Word, Meta(description="of this name, or of a kind: `nic` matches `nic.assigned`")] = ""
 
 
 class EventView(msgspec.Struct, frozen=True):
-    """Something that happened on this host."""
+    """An event of this host."""
 
-    seq: Annotated[int, Meta(gt=0, description="its number; they grow, with gaps now and then")]
+    seq: Annotated[int, Meta(gt=0, description="its number; numbers grow, with gaps")]
     at: Annotated[float, Meta(description="when")]
     name: Annotated[str, Meta(examples=["nic.assigned"])]
     nic_id: str
     subject: Annotated[str, Meta(description="an attachment (network/container/ifname), or an operation")]
     detail: str
-    state: Annotated[str, Meta(description="of the NIC from now on, `gone` at its end; empty if it did not change")]
+    state: Annotated[str, Meta(description="new state of the NIC, or `gone`; empty if unchanged")]
     job_id: Annotated[str, Meta(description="the cloud's job, of an operation")]
-    pod: Annotated[str, Meta(description="of an attachment, where the runtime told it")]
+    pod: Annotated[str, Meta(description="of an attachment, if the runtime gave it")]
 
 
 class SettingView(msgspec.Struct, frozen=True):
-    """A setting, and who set it."""
+    """A setting with its source."""
 
     name: str
     value: SettingValue
@@ -189,17 +193,17 @@ class SettingView(msgspec.Struct, frozen=True):
 
 
 class CloudView(msgspec.Struct, frozen=True):
-    """How the cloud is reached; never with keys."""
+    """The access file, without keys."""
 
     endpoint: str
     uri: str
     connection_retries: Count
     connection_timeout: float
-    unknown_keys: Annotated[list[str], Meta(description="keys of the access file that mean nothing here")]
+    unknown_keys: Annotated[list[str], Meta(description="keys of the access file that the agent ignores")]
 
 
 class ConfigView(msgspec.Struct, frozen=True):
-    """What the agent is set to."""
+    """The agent's configuration."""
 
     file: Annotated[str, Meta(description="the config file; empty if there is none")]
     settings: list[SettingView]

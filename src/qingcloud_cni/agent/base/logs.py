@@ -1,4 +1,4 @@
-"""Logs: JSON lines for machines, plain ones on a terminal; events have fixed names."""
+"""Logs: JSON lines, or plain text on a terminal; events have fixed names."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)  # plain ASCII: a path that is no UTF-8 costs no line
+        return json.dumps(line, default=str)  # ASCII, so that a path that is not UTF-8 is logged as well
 
 
 class PlainFormatter(logging.Formatter):

@@ -1,4 +1,4 @@
-"""Named tasks in one group: a bug in any of them ends the agent, and the supervisor starts it again."""
+"""Named tasks in one group: a bug in any of them ends the agent, and the supervisor restarts it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -25,7 +25,7 @@ class Tasks:
         return task
 
     def cancel(self) -> None:
-        """Cancel all tasks, so that the group ends."""
+        """Cancel all of them, so that the group ends."""
         for task in tuple(self._running):
             task.cancel()
 
@@ -34,17 +34,17 @@ class Tasks:
 class TaskRecord:
     """What a periodic task did last, for `qingagent tasks` and the metrics. Times in seconds since the epoch."""
 
-    period: float = 0.0  # seconds between runs at the most; 0: it runs on change only
+    period: float = 0.0  # maximum seconds between runs; 0: on change only
     last_success: float = 0.0
-    duration: float = 0.0  # seconds the last run took
-    failures: int = 0  # in a row
+    duration: float = 0.0  # of the last run, in seconds
+    failures: int = 0  # consecutive
     all_failures: int = 0  # since the start
     last_error: str = ""
-    next_run: float = 0.0  # 0 where nobody knows
+    next_run: float = 0.0  # 0 if unknown
 
     @contextmanager
     def run(self, clock: Clock) -> Iterator[None]:
-        """Record how the block ends; its error goes on."""
+        """Record how the block ends, and reraise its error."""
         begun = clock.now()
         try:
             yield
@@ -59,7 +59,7 @@ class TaskRecord:
             self.duration = max(clock.now() - begun, 0.0)
 
     async def pause(self, seconds: float, signal: Signal, clock: Clock) -> bool:
-        """Wait for the next run; True if *signal* came before its time."""
+        """Wait for the next run; True if *signal* came earlier."""
         self.next_run = clock.now() + seconds
         return await signal.wait(seconds)
 

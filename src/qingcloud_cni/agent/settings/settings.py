@@ -48,7 +48,7 @@ class Setting:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    # the seed's, in its spelling and order
+    # those of the earlier agent, in its spelling and order
     Setting("QYAccessFilePath", PATH, "/etc/qingcloud/client.yaml", "QingCloud Access File Path"),
     Setting("bindaddr", ADDRESS, "0.0.0.0:31080", "bind address of daemon process"),
     Setting("gatewayns", matching(_LINK_PREFIX, "a link name of at most 15 characters without '_'"), "hostnic",
@@ -61,26 +61,26 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("zone", matching(_ZONE, "a zone in lower case, such as pek3a"), "pek3a", "QingCloud zone"),
     Setting("loglevel", choice(("debug", "info", "warn", "error")), "info", "log level(debug,info,warn,error)"),
     # the pool
-    Setting("min-idle", WHOLE, 3, "NICs kept ready for the next containers"),
-    Setting("max-idle", WHOLE, 8, "idle NICs above which the longest idle are detached and deleted"),
-    Setting("idle-ttl", SECONDS, "10m", "a surplus NIC that has been idle for less is kept"),
-    Setting("max-nics", WHOLE, 60, "NICs this host may hold for containers and gateways"),
-    Setting("instance-nic-limit", WHOLE, 63, "NICs QingCloud lets an instance have beside its primary one"),
-    Setting("cooldown", SECONDS, "130s", "rest before an address is used again"),
-    Setting("cooldown-min", SECONDS, "30s", "rest that is enough while a container waits"),
-    Setting("duplicate-probe", FLAG, "true", "ask whether an address is in use before its NIC is kept ready"),
-    Setting("api-budget", WHOLE, 120, "calls of the QingCloud API an hour that this host makes at most; 1 or more"),
+    Setting("min-idle", WHOLE, 3, "idle NICs to hold ready"),
+    Setting("max-idle", WHOLE, 8, "idle NICs above which the longest idle are deleted"),
+    Setting("idle-ttl", SECONDS, "10m", "time that a surplus NIC stays idle before it is deleted"),
+    Setting("max-nics", WHOLE, 60, "maximum of NICs of this host, gateways included"),
+    Setting("instance-nic-limit", WHOLE, 63, "QingCloud's maximum of NICs per instance beside the primary one"),
+    Setting("cooldown", SECONDS, "130s", "time before an address is used again"),
+    Setting("cooldown-min", SECONDS, "30s", "the same while a container waits"),
+    Setting("duplicate-probe", FLAG, "true", "probe whether an address is in use before its NIC becomes idle"),
+    Setting("api-budget", WHOLE, 120, "maximum of this host's calls of the QingCloud API per hour; at least 1"),
     Setting("nic-name-prefix", matching(NIC_NAME_PREFIX, "letters, digits and '-', at most 32, a letter first"),
-            "qingcni", "first part of the names of NICs that the agent creates"),
-    # identity and places
+            "qingcni", "prefix of the names of NICs that the agent creates"),
+    # identity and directories
     Setting("instance-id", matching(INSTANCE_ID, "an instance id such as i-1234abcd"), "",
-            "id of this instance; read from instance-id-file if not given"),
-    Setting("instance-id-file", PATH, "/etc/qingcloud/instance-id", "file that holds the id of this instance"),
+            "id of this instance; by default the content of instance-id-file"),
+    Setting("instance-id-file", PATH, "/etc/qingcloud/instance-id", "file with the id of this instance"),
     Setting("boot-id-file", PATH, "/proc/sys/kernel/random/boot_id",
-            "file that holds the id of this boot of the host; containers do not outlive it"),
+            "file with the id of the host's current boot, after which its containers are gone"),
     Setting("state-dir", PATH, "/var/lib/qingcloud-cni", "directory of the agent's database"),
     Setting("run-dir", PATH, "/run/qingcloud-cni", "directory of the agent's socket, token and spool"),
-    Setting("allow-readable-access-file", FLAG, "false", "accept an access file that others than root may read"),
+    Setting("allow-readable-access-file", FLAG, "false", "accept an access file that other users can read"),
 )  # fmt: skip
 BY_KEY: Mapping[str, Setting] = {s.name.lower(): s for s in SETTINGS}
 assert len(BY_KEY) == len(SETTINGS)
