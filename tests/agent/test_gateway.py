@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inprocess import virtual_time
-from inprocess.agent import SimulatedHost, lived, netns_of, set_faults, simulated
+from inprocess.agent import SimulatedHost, netns_of, on_host, set_faults, simulated
+from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.core.cni.network_config import read_config
 from qingcloud_cni.core.errors import InvalidConfig, KernelRefused, Unavailable
 from qingcloud_cni.core.nics.model import Nic, NicState
@@ -31,335 +31,280 @@ def gateway_address(host: SimulatedHost, container: str) -> str:
 
 
 @pytest.mark.defect("slow-5")
-def test_the_first_add_makes_one_gateway_and_all_others_share_it(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            attachments = await asyncio.gather(*(host.add(f"c{n}", config=CONFIG) for n in range(3)))
-            (gateway,) = gateways(host)
-            assert gateway.state is NicState.GATEWAY
-            assert gateway.name.startswith("hostnic_")
-            own = gateway.address.partition("/")[0]
-            assert {gateway_address(host, f"c{n}") for n in range(3)} == {own}
-            assert all(any(r.gw == own for r in a.routes) for a in attachments)  # in the result too
-            assert host.model.state.nics[gateway.nic_id].enable_aspoof is False
-            others = [n for n in host.model.state.nics.values() if n.nic_id != gateway.nic_id]
-            assert all(n.enable_aspoof for n in others)
-            path = host.kernel.path
-            assert [(g.mac, g.link_name, g.address) for g in path.gateways] == [
-                (gateway.nic_id, "hostnic", gateway.address)
-            ]
-            assert (path.masquerade, path.services) == ((), ())
-
-    virtual_time.run(main())
+@on_host()
+async def test_the_first_add_makes_one_gateway_and_all_others_share_it(host: SimulatedHost) -> None:
+    attachments = await asyncio.gather(*(host.add(f"c{n}", config=CONFIG) for n in range(3)))
+    (gateway,) = gateways(host)
+    assert gateway.state is NicState.GATEWAY
+    assert gateway.name.startswith("hostnic_")
+    own = gateway.address.partition("/")[0]
+    assert {gateway_address(host, f"c{n}") for n in range(3)} == {own}
+    assert all(any(r.gw == own for r in a.routes) for a in attachments)  # in the result too
+    assert host.model.state.nics[gateway.nic_id].enable_aspoof is False
+    others = [n for n in host.model.state.nics.values() if n.nic_id != gateway.nic_id]
+    assert all(n.enable_aspoof for n in others)
+    path = host.kernel.path
+    assert [(g.mac, g.link_name, g.address) for g in path.gateways] == [(gateway.nic_id, "hostnic", gateway.address)]
+    assert (path.masquerade, path.services) == ((), ())
 
 
-def test_ip_masq_follows_the_containers_that_ask_for_it(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0", config=CONFIG)
-            await host.add("c1", config=read_config(CONF | {"ipMasq": True}))
-            assert (host.kernel.path.masquerade, host.kernel.path.services) == (("172.20.1.0/24",), (SERVICES,))
-            await host.delete("c1")
-            await host.clock.sleep(1)
-            assert (host.kernel.path.masquerade, host.kernel.path.services) == ((), ())
-
-    virtual_time.run(main())
+@on_host()
+async def test_ip_masq_follows_the_containers_that_ask_for_it(host: SimulatedHost) -> None:
+    await host.add("c0", config=CONFIG)
+    await host.add("c1", config=read_config(CONF | {"ipMasq": True}))
+    assert (host.kernel.path.masquerade, host.kernel.path.services) == (("172.20.1.0/24",), (SERVICES,))
+    await host.delete("c1")
+    await host.clock.sleep(1)
+    assert (host.kernel.path.masquerade, host.kernel.path.services) == ((), ())
 
 
-def test_each_vxnet_has_a_gateway_and_a_link_name_of_its_own(tmp_path: Path) -> None:
-    async def main() -> None:
-        vxnets = ["vxnet-pods001", "vxnet-pods002"]
-        async with simulated(tmp_path, vxnet=vxnets, policy="RoundRotate", min_idle=4, max_idle=4) as host:
-            await asyncio.gather(*(host.add(f"c{n}", config=CONFIG) for n in range(4)))
-            assert sorted(n.vxnet_id for n in gateways(host)) == vxnets
-            assert sorted(g.link_name for g in host.kernel.path.gateways) == ["hostnic", "hostnic1"]
-
-    virtual_time.run(main())
+@in_virtual_time
+async def test_each_vxnet_has_a_gateway_and_a_link_name_of_its_own(tmp_path: Path) -> None:
+    vxnets = ["vxnet-pods001", "vxnet-pods002"]
+    async with simulated(tmp_path, vxnet=vxnets, policy="RoundRotate", min_idle=4, max_idle=4) as host:
+        await asyncio.gather(*(host.add(f"c{n}", config=CONFIG) for n in range(4)))
+        assert sorted(n.vxnet_id for n in gateways(host)) == vxnets
+        assert sorted(g.link_name for g in host.kernel.path.gateways) == ["hostnic", "hostnic1"]
 
 
 @pytest.mark.defect("hostnic-20")
-def test_nobody_else_waits_while_a_gateway_is_made(tmp_path: Path) -> None:
+@on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(attach=(5.0, 5.0))))
+async def test_nobody_else_waits_while_a_gateway_is_made(host: SimulatedHost) -> None:
     """An earlier program held a lock meanwhile."""
-
-    async def test(host: SimulatedHost) -> None:
-        wants_one = asyncio.create_task(host.add("c0", config=CONFIG))
-        await host.until(lambda: bool(gateways(host)), "a gateway is created")
-        begun = host.clock.now()
-        await host.add("c1")
-        await host.delete("c1")
-        assert host.clock.now() - begun < 1.0
-        assert not wants_one.done()
-        await wants_one
-
-    topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(5.0, 5.0)))
-    lived(test, tmp_path, topology=topology)
+    wants_one = asyncio.create_task(host.add("c0", config=CONFIG))
+    await host.until(lambda: bool(gateways(host)), "a gateway is created")
+    begun = host.clock.now()
+    await host.add("c1")
+    await host.delete("c1")
+    assert host.clock.now() - begun < 1.0
+    assert not wants_one.done()
+    await wants_one
 
 
-def test_is_gateway_false_forbids_one(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            with pytest.raises(InvalidConfig, match="isGateway is false"):
-                await host.add("c0", config=read_config(CONF | {"isGateway": False}))
-            assert not gateways(host)
-            assert host.states() == ["idle"] * 3
-
-    virtual_time.run(main())
+@on_host()
+async def test_is_gateway_false_forbids_one(host: SimulatedHost) -> None:
+    with pytest.raises(InvalidConfig, match="isGateway is false"):
+        await host.add("c0", config=read_config(CONF | {"isGateway": False}))
+    assert not gateways(host)
+    assert host.states() == ["idle"] * 3
 
 
 @pytest.mark.defect("slow-5")
-def test_a_restarted_agent_finds_its_gateway_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0", config=CONFIG)
-            (gateway,) = gateways(host)
-            await host.kill()
-            host.kernel.path = ServicePath()  # whatever the kernel forgot meanwhile
-            await host.start()
-            await host.add("c1", config=CONFIG)
-            await host.until(lambda: len(host.kernel.path.gateways) == 1, "served again")
-            assert [n.nic_id for n in gateways(host)] == [gateway.nic_id]
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_restarted_agent_finds_its_gateway_again(host: SimulatedHost) -> None:
+    await host.add("c0", config=CONFIG)
+    (gateway,) = gateways(host)
+    await host.kill()
+    host.kernel.path = ServicePath()  # whatever the kernel forgot meanwhile
+    await host.start()
+    await host.add("c1", config=CONFIG)
+    await host.until(lambda: len(host.kernel.path.gateways) == 1, "served again")
+    assert [n.nic_id for n in gateways(host)] == [gateway.nic_id]
 
 
 @pytest.mark.parametrize("after", [0.05, 0.5, 2.0, 3.5])
-def test_an_agent_killed_while_it_makes_a_gateway_has_one_in_the_end(tmp_path: Path, after: float) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            adding = asyncio.create_task(host.add("c0", config=CONFIG))
-            await host.clock.sleep(after)
-            adding.cancel()
-            await host.kill()
-            await asyncio.gather(adding, return_exceptions=True)
-            await host.start()
-            await host.add("c0", config=CONFIG)
-            assert len(gateways(host)) == 1
-            await host.until(lambda: not host.agent.context.table.intents, "calm")
-            assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
-
-    virtual_time.run(main())
+@on_host()
+async def test_an_agent_killed_while_it_makes_a_gateway_has_one_in_the_end(host: SimulatedHost, after: float) -> None:
+    adding = asyncio.create_task(host.add("c0", config=CONFIG))
+    await host.clock.sleep(after)
+    adding.cancel()
+    await host.kill()
+    await asyncio.gather(adding, return_exceptions=True)
+    await host.start()
+    await host.add("c0", config=CONFIG)
+    assert len(gateways(host)) == 1
+    await host.until_calm()
+    assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
 
 
 @pytest.mark.parametrize("refusals", [0, 2])
-def test_a_gateway_that_is_detached_in_the_console_is_attached_again(tmp_path: Path, refusals: int) -> None:
+@on_host()
+async def test_a_gateway_that_is_detached_in_the_console_is_attached_again(
+    host: SimulatedHost, refusals: int
+) -> None:
     """Without any ADD: containers have its address as their gateway. Refused is what the console still detaches."""
-
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0", config=CONFIG)
-            (lost,) = gateways(host)
-            before = host.kernel.path
-            set_faults(host, *[FaultSpec("DetachNics", "refuse", nth=n + 1) for n in range(refusals)])
-            host.console("DetachNics", lost.nic_id)
-            await host.until(lambda: not host.kernel.path.gateways, "its link is gone")
-            await host.until(lambda: host.kernel.path == before, "it serves again", seconds=25.0)
-            assert gateway_address(host, "c0") == lost.address.partition("/")[0]
-            await host.until(lambda: not host.agent.context.table.intents, "calm")
-            assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
-
-    virtual_time.run(main())
+    await host.add("c0", config=CONFIG)
+    (lost,) = gateways(host)
+    before = host.kernel.path
+    set_faults(host, *[FaultSpec("DetachNics", "refuse", nth=n + 1) for n in range(refusals)])
+    host.console("DetachNics", lost.nic_id)
+    await host.until(lambda: not host.kernel.path.gateways, "its link is gone")
+    await host.until(lambda: host.kernel.path == before, "it serves again", seconds=25.0)
+    assert gateway_address(host, "c0") == lost.address.partition("/")[0]
+    await host.until_calm()
+    assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.5, 10.0, 60.0])
-def test_a_gateway_deleted_in_the_console_is_replaced(tmp_path: Path, pause: float) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0", config=CONFIG)
-            (lost,) = gateways(host)
-            set_faults(host, FaultSpec("AttachNics", "refuse", times=2))  # or the agent is quicker with its remedy
-            host.console("DetachNics", lost.nic_id)
-            await host.until(lambda: host.console("DeleteNics", lost.nic_id)["ret_code"] == 0, "deleted")
-            await host.clock.sleep(pause)
-            await host.add("c1", config=CONFIG)
-            await host.until(lambda: lost.nic_id not in host.nics, "forgotten")
-            await host.add("c2", config=CONFIG)
-            assert gateway_address(host, "c2") == gateways(host)[0].address.partition("/")[0]
-            await host.until(lambda: not host.agent.context.table.intents, "calm")
-            assert len(gateways(host)) == 1
-            assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_gateway_deleted_in_the_console_is_replaced(host: SimulatedHost, pause: float) -> None:
+    await host.add("c0", config=CONFIG)
+    (lost,) = gateways(host)
+    set_faults(host, FaultSpec("AttachNics", "refuse", times=2))  # or the agent is quicker with its remedy
+    host.console("DetachNics", lost.nic_id)
+    await host.until(lambda: host.console("DeleteNics", lost.nic_id)["ret_code"] == 0, "deleted")
+    await host.clock.sleep(pause)
+    await host.add("c1", config=CONFIG)
+    await host.until(lambda: lost.nic_id not in host.nics, "forgotten")
+    await host.add("c2", config=CONFIG)
+    assert gateway_address(host, "c2") == gateways(host)[0].address.partition("/")[0]
+    await host.until_calm()
+    assert len(gateways(host)) == 1
+    assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.5, 2.0, 5.0])
-def test_an_add_while_the_gateway_is_away_waits_for_it(tmp_path: Path, pause: float) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0", config=CONFIG)
-            (lost,) = gateways(host)
-            host.console("DetachNics", lost.nic_id)
-            await host.clock.sleep(pause)
-            await host.add("c1", config=CONFIG)
-            await host.until(lambda: not host.agent.context.table.intents, "calm")
-            assert [n.nic_id for n in gateways(host)] == [lost.nic_id]
-            assert gateway_address(host, "c1") == lost.address.partition("/")[0]
-
-    virtual_time.run(main())
+@on_host()
+async def test_an_add_while_the_gateway_is_away_waits_for_it(host: SimulatedHost, pause: float) -> None:
+    await host.add("c0", config=CONFIG)
+    (lost,) = gateways(host)
+    host.console("DetachNics", lost.nic_id)
+    await host.clock.sleep(pause)
+    await host.add("c1", config=CONFIG)
+    await host.until_calm()
+    assert [n.nic_id for n in gateways(host)] == [lost.nic_id]
+    assert gateway_address(host, "c1") == lost.address.partition("/")[0]
 
 
 @pytest.mark.parametrize("effect", ["refuse", "fail-job", "lose-reply", "silence"])
-def test_a_gateway_that_the_cloud_does_not_detach_goes_on_serving_until_it_does(tmp_path: Path, effect: str) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0", config=CONFIG)
-            await host.delete("c0")
-            set_faults(host, FaultSpec("DetachNics", effect, times=3))
-            host.agent.pool.drain()
-            await host.until(lambda: not host.nics, "drained")
-            await host.clock.sleep(1)
-            assert host.kernel.path == ServicePath()
-            assert not host.ours_in_cloud()
-            assert not _gateways_in_cloud(host)
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_gateway_that_the_cloud_does_not_detach_goes_on_serving_until_it_does(
+    host: SimulatedHost, effect: str
+) -> None:
+    await host.add("c0", config=CONFIG)
+    await host.delete("c0")
+    set_faults(host, FaultSpec("DetachNics", effect, times=3))
+    host.agent.pool.drain()
+    await host.until(lambda: not host.nics, "drained")
+    await host.clock.sleep(1)
+    assert host.kernel.path == ServicePath()
+    assert not host.ours_in_cloud()
+    assert not _gateways_in_cloud(host)
 
 
 @pytest.mark.defect("hostnic-4")
 @pytest.mark.parametrize("action", ["CreateNics", "AttachNics", "ModifyNicAttributes"])
 @pytest.mark.parametrize("effect", ["refuse", "lose-reply"])
-def test_a_failed_call_delays_the_gateway_and_leaks_nothing(tmp_path: Path, action: str, effect: str) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=5, min_idle=1, max_idle=4) as host:
-            set_faults(host, FaultSpec(action, effect))
-            await host.add("c0", config=CONFIG)
-            await host.until(lambda: not host.agent.context.table.intents, "calm")
-            assert len(gateways(host)) == 1
-            assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
-
-    virtual_time.run(main())
+@on_host(max_nics=5, min_idle=1, max_idle=4)
+async def test_a_failed_call_delays_the_gateway_and_leaks_nothing(
+    host: SimulatedHost, action: str, effect: str
+) -> None:
+    set_faults(host, FaultSpec(action, effect))
+    await host.add("c0", config=CONFIG)
+    await host.until_calm()
+    assert len(gateways(host)) == 1
+    assert set(host.ours_in_cloud() | _gateways_in_cloud(host)) == set(host.nics)
 
 
 @pytest.mark.defect("hostnic-4")
-def test_an_add_says_why_its_gateway_is_not_there(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            refusal = FaultSpec("ModifyNicAttributes", "refuse", times=1000, code=1400, message="PermissionDenied")
-            set_faults(host, refusal)
-            with pytest.raises(Unavailable, match=r"vxnet-pods001.*PermissionDenied"):
-                await host.add("c0", config=CONFIG, seconds=30.0)
-            host.check_invariants()
-            set_faults(host)
-            await host.add("c0", config=CONFIG, seconds=100.0)
-
-    virtual_time.run(main())
+@on_host()
+async def test_an_add_says_why_its_gateway_is_not_there(host: SimulatedHost) -> None:
+    refusal = FaultSpec("ModifyNicAttributes", "refuse", times=1000, code=1400, message="PermissionDenied")
+    set_faults(host, refusal)
+    with pytest.raises(Unavailable, match=r"vxnet-pods001.*PermissionDenied"):
+        await host.add("c0", config=CONFIG, seconds=30.0)
+    host.check_invariants()
+    set_faults(host)
+    await host.add("c0", config=CONFIG, seconds=100.0)
 
 
-def test_the_cloud_is_asked_less_and_less_for_what_it_refuses(tmp_path: Path) -> None:
+@on_host(max_nics=10)
+async def test_the_cloud_is_asked_less_and_less_for_what_it_refuses(host: SimulatedHost) -> None:
     """Links that come and go are no reason to ask again at once: calls are scarce."""
-
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=10) as host:
-            refusal = FaultSpec("ModifyNicAttributes", "refuse", times=1000, code=1400, message="PermissionDenied")
-            set_faults(host, refusal)
-            before = host.model.calls["ModifyNicAttributes"]
-            adding = asyncio.create_task(host.add("c0", config=CONFIG, seconds=100.0))
-            for n in range(1, 90):
-                await host.add(f"c{n}")
-                await host.clock.sleep(1)
-                await host.delete(f"c{n}")
-            assert host.model.calls["ModifyNicAttributes"] - before in range(4, 10)
-            with pytest.raises(Unavailable, match="PermissionDenied"):
-                await adding
-
-    virtual_time.run(main())
+    refusal = FaultSpec("ModifyNicAttributes", "refuse", times=1000, code=1400, message="PermissionDenied")
+    set_faults(host, refusal)
+    before = host.model.calls["ModifyNicAttributes"]
+    adding = asyncio.create_task(host.add("c0", config=CONFIG, seconds=100.0))
+    for n in range(1, 90):
+        await host.add(f"c{n}")
+        await host.clock.sleep(1)
+        await host.delete(f"c{n}")
+    assert host.model.calls["ModifyNicAttributes"] - before in range(4, 10)
+    with pytest.raises(Unavailable, match="PermissionDenied"):
+        await adding
 
 
-def test_anti_spoofing_is_off_before_the_nic_is_attached(tmp_path: Path) -> None:
+@on_host()
+async def test_anti_spoofing_is_off_before_the_nic_is_attached(host: SimulatedHost) -> None:
     """A NIC that the cloud is still attaching cannot be changed, though its link may be there."""
-
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            adding = asyncio.create_task(host.add("c0", config=CONFIG))
-            await host.until(lambda: [n for n in gateways(host) if n.state is NicState.ATTACHING], "attaching")
-            assert host.model.state.nics[gateways(host)[0].nic_id].enable_aspoof is False
-            await adding
-            assert host.model.calls["ModifyNicAttributes"] == 1
-            host.console("DetachNics", gateways(host)[0].nic_id)
-            await host.until(lambda: not host.kernel.path.gateways, "its link is gone")
-            await host.until(lambda: len(host.kernel.path.gateways) == 1, "it serves again")
-            assert host.model.calls["ModifyNicAttributes"] == 1
-
-    virtual_time.run(main())
+    adding = asyncio.create_task(host.add("c0", config=CONFIG))
+    await host.until(lambda: [n for n in gateways(host) if n.state is NicState.ATTACHING], "attaching")
+    assert host.model.state.nics[gateways(host)[0].nic_id].enable_aspoof is False
+    await adding
+    assert host.model.calls["ModifyNicAttributes"] == 1
+    host.console("DetachNics", gateways(host)[0].nic_id)
+    await host.until(lambda: not host.kernel.path.gateways, "its link is gone")
+    await host.until(lambda: len(host.kernel.path.gateways) == 1, "it serves again")
+    assert host.model.calls["ModifyNicAttributes"] == 1
 
 
-def test_without_room_the_add_says_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=3) as host:
-            with pytest.raises(Unavailable, match="no room"):
-                await host.add("c0", config=CONFIG, seconds=10.0)
-
-    virtual_time.run(main())
+@on_host(max_nics=3)
+async def test_without_room_the_add_says_so(host: SimulatedHost) -> None:
+    with pytest.raises(Unavailable, match="no room"):
+        await host.add("c0", config=CONFIG, seconds=10.0)
 
 
-def test_the_hosts_own_nic_serves_if_its_anti_spoofing_is_off(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies())
-        hosts = topology.hosts[0].vxnet_id
-        async with simulated(tmp_path, topology, vxnet=[hosts]) as host:
-            primary = next(n for n in host.model.state.nics.values() if n.role == 1)
-            host.kernel.set_address(primary.nic_id, f"{primary.private_ip}/24")
-            with pytest.raises(InvalidConfig, match=f"{primary.nic_id}.*anti-spoofing"):
-                await host.add("c0", config=CONFIG)
-            call = {"action": "ModifyNicAttributes", "zone": "pek3a", "nic": primary.nic_id, "enable_aspoof": "0"}
-            host.model.call(call)
-            await host.clock.sleep(60)  # the agent sees it without being told, though not at once: calls are scarce
-            await host.add("c0", config=read_config(CONF | {"isGateway": False}))
-            assert gateway_address(host, "c0") == primary.private_ip
-            assert [(g.mac, g.link_name) for g in host.kernel.path.gateways] == [(primary.nic_id, "")]
-            assert not gateways(host)
-
-    virtual_time.run(main())
+@on_host(
+    topology=replace(default_topology("sim", 1), latencies=Latencies()),
+    vxnet=[replace(default_topology("sim", 1), latencies=Latencies()).hosts[0].vxnet_id],
+)
+async def test_the_hosts_own_nic_serves_if_its_anti_spoofing_is_off(host: SimulatedHost) -> None:
+    primary = next(n for n in host.model.state.nics.values() if n.role == 1)
+    host.kernel.set_address(primary.nic_id, f"{primary.private_ip}/24")
+    with pytest.raises(InvalidConfig, match=f"{primary.nic_id}.*anti-spoofing"):
+        await host.add("c0", config=CONFIG)
+    call = {"action": "ModifyNicAttributes", "zone": "pek3a", "nic": primary.nic_id, "enable_aspoof": "0"}
+    host.model.call(call)
+    await host.clock.sleep(60)  # the agent sees it without being told, though not at once: calls are scarce
+    await host.add("c0", config=read_config(CONF | {"isGateway": False}))
+    assert gateway_address(host, "c0") == primary.private_ip
+    assert [(g.mac, g.link_name) for g in host.kernel.path.gateways] == [(primary.nic_id, "")]
+    assert not gateways(host)
 
 
-def test_a_restart_while_the_cloud_is_silent_keeps_the_way_by_the_hosts_own_nic(tmp_path: Path) -> None:
+@on_host(
+    topology=replace(default_topology("sim", 1), latencies=Latencies()),
+    vxnet=[replace(default_topology("sim", 1), latencies=Latencies()).hosts[0].vxnet_id],
+)
+async def test_a_restart_while_the_cloud_is_silent_keeps_the_way_by_the_hosts_own_nic(host: SimulatedHost) -> None:
     """What the host's own NICs are only the cloud tells: until then the kernel keeps what it has."""
-
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies())
-        hosts = topology.hosts[0].vxnet_id
-        async with simulated(tmp_path, topology, vxnet=[hosts]) as host:
-            primary = next(n for n in host.model.state.nics.values() if n.role == 1)
-            host.kernel.set_address(primary.nic_id, f"{primary.private_ip}/24")
-            host.console("ModifyNicAttributes", nic=primary.nic_id, enable_aspoof="0")
-            await host.kill()
-            await host.start()
-            await host.until(lambda: host.agent.is_cloud_compared, "compared")
-            await host.add("c0", config=CONFIG)
-            before = host.kernel.path
-            assert before.gateways
-            await host.kill()
-            set_faults(host, FaultSpec("*", "refuse", times=1000))
-            await host.start()
-            await host.clock.sleep(120)
-            assert host.kernel.path == before
-            await host.add("c1")
-            with pytest.raises(Unavailable, match="cloud"):
-                await host.add("c2", config=CONFIG, seconds=10.0)
-            set_faults(host)
-            await host.add("c2", config=CONFIG)
-            assert gateway_address(host, "c2") == primary.private_ip
-            assert not gateways(host)
-
-    virtual_time.run(main())
+    primary = next(n for n in host.model.state.nics.values() if n.role == 1)
+    host.kernel.set_address(primary.nic_id, f"{primary.private_ip}/24")
+    host.console("ModifyNicAttributes", nic=primary.nic_id, enable_aspoof="0")
+    await host.kill()
+    await host.start()
+    await host.until(lambda: host.agent.is_cloud_compared, "compared")
+    await host.add("c0", config=CONFIG)
+    before = host.kernel.path
+    assert before.gateways
+    await host.kill()
+    set_faults(host, FaultSpec("*", "refuse", times=1000))
+    await host.start()
+    await host.clock.sleep(120)
+    assert host.kernel.path == before
+    await host.add("c1")
+    with pytest.raises(Unavailable, match="cloud"):
+        await host.add("c2", config=CONFIG, seconds=10.0)
+    set_faults(host)
+    await host.add("c2", config=CONFIG)
+    assert gateway_address(host, "c2") == primary.private_ip
+    assert not gateways(host)
 
 
-def test_draining_gives_the_gateway_back_once_nobody_uses_it(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0", config=CONFIG)
-            host.agent.pool.drain()
-            await host.until(lambda: len(host.nics) == 2, "the container's NIC and its gateway stay")
-            await host.clock.sleep(60)
-            assert {n.state for n in host.nics.values()} == {NicState.ASSIGNED, NicState.GATEWAY}
-            await host.delete("c0")
-            await host.until(lambda: not host.nics, "drained")
-            await host.clock.sleep(1)
-            assert host.kernel.path == ServicePath()
-            assert not host.ours_in_cloud()
-            assert not _gateways_in_cloud(host)
-            assert len(host.kernel.links_in(HOST_PATH)) == 1
-
-    virtual_time.run(main())
+@on_host()
+async def test_draining_gives_the_gateway_back_once_nobody_uses_it(host: SimulatedHost) -> None:
+    await host.add("c0", config=CONFIG)
+    host.agent.pool.drain()
+    await host.until(lambda: len(host.nics) == 2, "the container's NIC and its gateway stay")
+    await host.clock.sleep(60)
+    assert {n.state for n in host.nics.values()} == {NicState.ASSIGNED, NicState.GATEWAY}
+    await host.delete("c0")
+    await host.until(lambda: not host.nics, "drained")
+    await host.clock.sleep(1)
+    assert host.kernel.path == ServicePath()
+    assert not host.ours_in_cloud()
+    assert not _gateways_in_cloud(host)
+    assert len(host.kernel.links_in(HOST_PATH)) == 1
 
 
 def _gateways_in_cloud(host: SimulatedHost) -> dict[str, str]:
@@ -368,52 +313,39 @@ def _gateways_in_cloud(host: SimulatedHost) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("is_full", [False, True])
-def test_what_settings_were_is_on_disk_before_they_change(tmp_path: Path, *, is_full: bool) -> None:
+@on_host()
+async def test_what_settings_were_is_on_disk_before_they_change(host: SimulatedHost, *, is_full: bool) -> None:
     """A crash in between would else take the agent's values for the host's own, and leave them at a cleanup."""
+    before = dict(host.kernel.settings)
+    known: list[Mapping[str, str]] = []
 
-    async def test(host: SimulatedHost) -> None:
-        before = dict(host.kernel.settings)
-        serve = host.kernel.serve
-        known: list[Mapping[str, str]] = []
+    def see(path: ServicePath) -> None:
+        if path.gateways:
+            known.append(host.store.on_disk().settings)
 
-        async def watched(path: ServicePath) -> Mapping[str, str]:
-            if path.gateways:
-                known.append(host.store.on_disk().settings)
-            return await serve(path)
-
-        host.kernel.serve = watched  # type: ignore[method-assign]
-        if is_full:
-            gateway = asyncio.create_task(host.add("c0", config=CONFIG, seconds=60.0))
-            await host.until(lambda: any(n.is_gateway for n in host.nics.values()), "it is coming")
-            host.disk.obstacle = "database or disk is full"
-            with pytest.raises(Unavailable):
-                await gateway
-            assert not known
-            assert host.kernel.settings == before
-            host.disk.obstacle = ""
-            await host.until(lambda: not host.agent.context.journal.error, "written")
-        await host.add("c0", config=CONFIG)
-        assert host.kernel.settings != before
-        assert known
-        assert all(settings == before for settings in known)
-
-    lived(test, tmp_path)
+    host.kernel.observe("serve", see)
+    if is_full:
+        gateway = asyncio.create_task(host.add("c0", config=CONFIG, seconds=60.0))
+        await host.until(lambda: any(n.is_gateway for n in host.nics.values()), "it is coming")
+        host.disk.obstacle = "database or disk is full"
+        with pytest.raises(Unavailable):
+            await gateway
+        assert not known
+        assert host.kernel.settings == before
+        host.disk.obstacle = ""
+        await host.until(lambda: not host.journal.error, "written")
+    await host.add("c0", config=CONFIG)
+    assert host.kernel.settings != before
+    assert known
+    assert all(settings == before for settings in known)
 
 
-def test_what_the_kernel_refused_once_does_not_explain_a_later_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def refuse(_path: ServicePath) -> Mapping[str, str]:
-        raise KernelRefused("no buffer space")
-
-    async def test(host: SimulatedHost) -> None:
-        record = host.agent.gateways.record
-        with monkeypatch.context() as patch:
-            patch.setattr(host.kernel, "serve", refuse)
-            await host.until(lambda: record.failures > 0, "refused", 60.0)
-        await host.until(lambda: record.failures == 0, "checked", 120.0)
-        set_faults(host, FaultSpec("AttachNics", "endless-job"))
-        with pytest.raises(Unavailable, match="the cloud has not attached it yet"):
-            await host.add("c0", config=CONFIG, seconds=20.0)
-
-    lived(test, tmp_path)
+@on_host()
+async def test_what_the_kernel_refused_once_does_not_explain_a_later_wait(host: SimulatedHost) -> None:
+    record = host.agent.gateways.record
+    with host.kernel.fail("serve", KernelRefused("no buffer space")):
+        await host.until(lambda: record.failures > 0, "refused", 60.0)
+    await host.until(lambda: record.failures == 0, "checked", 120.0)
+    set_faults(host, FaultSpec("AttachNics", "endless-job"))
+    with pytest.raises(Unavailable, match="the cloud has not attached it yet"):
+        await host.add("c0", config=CONFIG, seconds=20.0)

@@ -1,16 +1,13 @@
 """What comes late, or shows what was: effects of writes that were cut off, old surveys, old addresses."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
-from inprocess import virtual_time
-from inprocess.agent import SimulatedHost, netns_of, set_faults, simulated
+from inprocess.agent import SimulatedHost, netns_of, on_host, set_faults
 from qingcloud_cni.agent.cloudops.lookups import LATE_EFFECT
 from qingcloud_cni.core.errors import PoolEmpty
 from qingcloud_cni.core.nics.model import Intent, OpKind
-from qingcloud_cni.core.seams.kernel import Survey
 from qingcloud_cni.sim.cloud.faults import REFUSE, RESET
 from qingcloud_cni.sim.topology import FaultSpec
 
@@ -20,132 +17,102 @@ LATE = 15.0  # seconds: after the first look at what a write has done, before it
 async def _cut_off(host: SimulatedHost, kind: OpKind, action: str) -> Intent:
     """Wait for the first call of *action*, whose connection breaks, and for the time at which its effect comes."""
     await host.until(lambda: host.model.calls[action] == 1, f"{action} was sent")
-    (intent,) = (i for i in host.agent.context.table.intents.values() if i.kind is kind)
+    (intent,) = (i for i in host.table.intents.values() if i.kind is kind)
     await host.clock.sleep(LATE)
     return intent
 
 
 @pytest.mark.defect("hostnic-7")
-def test_a_create_that_takes_effect_late_is_found_and_not_repeated(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, is_warm=False) as host:
-            set_faults(host, FaultSpec("CreateNics", RESET))
-            intent = await _cut_off(host, OpKind.CREATE, "CreateNics")
-            host.console("CreateNics", vxnet=intent.vxnet_id, count=str(intent.count), nic_name=intent.name)
-            await host.until(lambda: host.states() == ["idle"] * 3, "warm")
-            assert set(host.ours_in_cloud()) == set(host.nics)
-            assert host.model.calls["CreateNics"] == 2  # the one sent, and its effect
-
-    virtual_time.run(main())
+@on_host(is_warm=False)
+async def test_a_create_that_takes_effect_late_is_found_and_not_repeated(host: SimulatedHost) -> None:
+    set_faults(host, FaultSpec("CreateNics", RESET))
+    intent = await _cut_off(host, OpKind.CREATE, "CreateNics")
+    host.console("CreateNics", vxnet=intent.vxnet_id, count=str(intent.count), nic_name=intent.name)
+    await host.until(lambda: host.states() == ["idle"] * 3, "warm")
+    assert set(host.ours_in_cloud()) == set(host.nics)
+    assert host.model.calls["CreateNics"] == 2  # the one sent, and its effect
 
 
-def test_a_create_that_the_busy_cloud_refused_is_not_awaited(tmp_path: Path) -> None:
+@on_host(is_warm=False)
+async def test_a_create_that_the_busy_cloud_refused_is_not_awaited(host: SimulatedHost) -> None:
     """It has said itself that nothing was done: only that has to be looked at, and another create follows at once."""
-
-    async def main() -> None:
-        async with simulated(tmp_path, is_warm=False) as host:
-            set_faults(host, FaultSpec("CreateNics", REFUSE, code=5100))
-            await host.until(lambda: host.states() == ["idle"] * 3, "warm", LATE_EFFECT / 2)
-
-    virtual_time.run(main())
+    set_faults(host, FaultSpec("CreateNics", REFUSE, code=5100))
+    await host.until(lambda: host.states() == ["idle"] * 3, "warm", LATE_EFFECT / 2)
 
 
-def test_an_attach_that_takes_effect_late_is_not_repeated(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, is_warm=False) as host:
-            set_faults(host, FaultSpec("AttachNics", RESET))
-            intent = await _cut_off(host, OpKind.ATTACH, "AttachNics")
-            host.console("AttachNics", *intent.nic_ids, instance=host.instance_id)
-            await host.until(lambda: host.states() == ["idle"] * 3, "warm")
-            assert host.model.calls["AttachNics"] == 2  # the one sent, and its effect
-
-    virtual_time.run(main())
+@on_host(is_warm=False)
+async def test_an_attach_that_takes_effect_late_is_not_repeated(host: SimulatedHost) -> None:
+    set_faults(host, FaultSpec("AttachNics", RESET))
+    intent = await _cut_off(host, OpKind.ATTACH, "AttachNics")
+    host.console("AttachNics", *intent.nic_ids, instance=host.instance_id)
+    await host.until(lambda: host.states() == ["idle"] * 3, "warm")
+    assert host.model.calls["AttachNics"] == 2  # the one sent, and its effect
 
 
 @pytest.mark.defect("others-25")
-def test_a_nic_whose_detach_may_still_take_effect_serves_nobody(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=4, max_idle=3, idle_ttl=5, cooldown=0) as host:
-            await asyncio.gather(*(host.add(f"c{n}") for n in range(4)))
-            set_faults(host, FaultSpec("DetachNics", RESET))
-            for n in range(4):
-                await host.delete(f"c{n}")
-            detaching = asyncio.create_task(_cut_off(host, OpKind.DETACH, "DetachNics"))
-            await host.until(lambda: "detaching" in host.states(), "surplus")
-            served = {(await host.add(f"d{n}")).nic_id for n in range(3)}
-            with pytest.raises(PoolEmpty):
-                await host.add("d3", seconds=5.0)
-            intent = await detaching
-            assert not served & set(intent.nic_ids)
-            assert host.console("DetachNics", *intent.nic_ids)["ret_code"] == 0
-            await host.until(lambda: not set(intent.nic_ids) & set(host.ours_in_cloud()), "deleted")
-            await host.clock.sleep(60)
-            host.check_invariants()
-
-    virtual_time.run(main())
+@on_host(max_nics=4, max_idle=3, idle_ttl=5, cooldown=0)
+async def test_a_nic_whose_detach_may_still_take_effect_serves_nobody(host: SimulatedHost) -> None:
+    await asyncio.gather(*(host.add(f"c{n}") for n in range(4)))
+    set_faults(host, FaultSpec("DetachNics", RESET))
+    for n in range(4):
+        await host.delete(f"c{n}")
+    detaching = asyncio.create_task(_cut_off(host, OpKind.DETACH, "DetachNics"))
+    await host.until(lambda: "detaching" in host.states(), "surplus")
+    served = {(await host.add(f"d{n}")).nic_id for n in range(3)}
+    with pytest.raises(PoolEmpty):
+        await host.add("d3", seconds=5.0)
+    intent = await detaching
+    assert not served & set(intent.nic_ids)
+    assert host.console("DetachNics", *intent.nic_ids)["ret_code"] == 0
+    await host.until(lambda: not set(intent.nic_ids) & set(host.ours_in_cloud()), "deleted")
+    await host.clock.sleep(60)
+    host.check_invariants()
 
 
-def test_an_old_survey_takes_no_nic_from_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, cooldown=0) as host:
-            survey = host.kernel.survey
-
-            async def slow() -> Survey:
-                seen = await survey()
-                await host.clock.sleep(0.3)  # an ADD and a DEL take 0.02 each
-                return seen
-
-            monkeypatch.setattr(host.kernel, "survey", slow)
-            for n in range(30):
-                attachment = await host.add(f"c{n}")
-                await host.clock.sleep(0.1)
-                assert attachment in host.agent.context.table.attachments.values()
-                assert [link.mac for link in host.kernel.links_in(netns_of(f"c{n}"))] == [attachment.nic_id]
-                if n % 3:
-                    await host.delete(f"c{n}")
-            await host.clock.sleep(5)
-            assert len(host.agent.context.table.attachments) == 10
-            host.check_invariants()
-
-    virtual_time.run(main())
+@on_host(cooldown=0)
+async def test_an_old_survey_takes_no_nic_from_a_container(host: SimulatedHost) -> None:
+    host.kernel.delay("survey", late=0.3)  # an ADD and a DEL take 0.02 each
+    for n in range(30):
+        attachment = await host.add(f"c{n}")
+        await host.clock.sleep(0.1)
+        assert attachment in host.table.attachments.values()
+        assert [link.mac for link in host.kernel.links_in(netns_of(f"c{n}"))] == [attachment.nic_id]
+        if n % 3:
+            await host.delete(f"c{n}")
+    await host.clock.sleep(5)
+    assert len(host.table.attachments) == 10
+    host.check_invariants()
 
 
-def test_a_nic_that_a_dead_container_left_rests_before_it_serves_the_add_that_waits(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=3) as host:
-            for n in range(3):
-                await host.add(f"c{n}")
-            waiting = asyncio.create_task(host.add("c3"))
-            await host.clock.sleep(1)
-            died = host.clock.now()
-            host.kernel.kill_netns(netns_of("c0"))
-            await waiting
-            assert 30.0 <= host.clock.now() - died < 32.0  # cooldown-min
-
-    virtual_time.run(main())
-
-
-def test_of_several_idle_nics_the_longest_idle_serves_first(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=3, cooldown=0) as host:
-            nic_ids = [(await host.add(f"c{n}")).nic_id for n in range(3)]
-            for n in (1, 0, 2):
-                await host.delete(f"c{n}")
-                await host.clock.sleep(1)
-            assert [(await host.add(f"d{n}")).nic_id for n in range(3)] == [nic_ids[n] for n in (1, 0, 2)]
-
-    virtual_time.run(main())
+@on_host(max_nics=3)
+async def test_a_nic_that_a_dead_container_left_rests_before_it_serves_the_add_that_waits(
+    host: SimulatedHost,
+) -> None:
+    for n in range(3):
+        await host.add(f"c{n}")
+    waiting = asyncio.create_task(host.add("c3"))
+    await host.clock.sleep(1)
+    died = host.clock.now()
+    host.kernel.kill_netns(netns_of("c0"))
+    await waiting
+    assert 30.0 <= host.clock.now() - died < 32.0  # cooldown-min
 
 
-def test_adds_that_come_one_after_the_other_are_gathered(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            before = host.model.calls["CreateNics"]
-            adding = []
-            for n in range(20):
-                adding.append(asyncio.create_task(host.add(f"c{n}")))
-                await host.clock.sleep(0.03)
-            await asyncio.gather(*adding)
-            assert host.model.calls["CreateNics"] - before <= 2
+@on_host(max_nics=3, cooldown=0)
+async def test_of_several_idle_nics_the_longest_idle_serves_first(host: SimulatedHost) -> None:
+    nic_ids = [(await host.add(f"c{n}")).nic_id for n in range(3)]
+    for n in (1, 0, 2):
+        await host.delete(f"c{n}")
+        await host.clock.sleep(1)
+    assert [(await host.add(f"d{n}")).nic_id for n in range(3)] == [nic_ids[n] for n in (1, 0, 2)]
 
-    virtual_time.run(main())
+
+@on_host()
+async def test_adds_that_come_one_after_the_other_are_gathered(host: SimulatedHost) -> None:
+    before = host.model.calls["CreateNics"]
+    adding = []
+    for n in range(20):
+        adding.append(asyncio.create_task(host.add(f"c{n}")))
+        await host.clock.sleep(0.03)
+    await asyncio.gather(*adding)
+    assert host.model.calls["CreateNics"] - before <= 2

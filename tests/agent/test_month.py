@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from inprocess.agent import SimulatedHost, lived, netns_of
+from inprocess.agent import SimulatedHost, netns_of, simulated
+from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.agent import agent, gateways
 from qingcloud_cni.agent.attachments import spool
 from qingcloud_cni.agent.pool import pool
@@ -23,13 +24,13 @@ def size_on_disk(host: SimulatedHost) -> int:
     return sum(path.stat().st_size for path in host.settings.state_dir.glob("agent.db*"))
 
 
-def test_a_month_of_churn_leaves_the_state_file_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_virtual_time
+async def test_a_month_of_churn_leaves_the_state_file_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hasty = tuple(p.replace("synchronous=FULL", "synchronous=OFF") for p in database._PRAGMAS)
     monkeypatch.setattr(database, "_PRAGMAS", hasty)  # nobody cuts the power here
     for module, name in ((spool, "PERIOD"), (pool, "PERIOD"), (gateways, "CHECK_PERIOD"), (agent, "LOOK_PERIOD")):
         monkeypatch.setattr(module, name, 300.0)  # every change is told; looking more finds nothing
-
-    async def test(host: SimulatedHost) -> None:
+    async with simulated(tmp_path, max_nics=30) as host:
         rng = random.Random(1)
         alive: list[str] = []
         sizes: list[int] = []
@@ -44,7 +45,7 @@ def test_a_month_of_churn_leaves_the_state_file_small(tmp_path: Path, monkeypatc
                         await host.delete(gone)
                     host.kernel.kill_netns(netns_of(gone))
                 await host.clock.sleep(86_400 / PER_DAY * rng.uniform(0.1, 1.9))
-            await host.agent.context.journal.upkeep()  # it comes every hour; between, the log beside the file grows
+            await host.journal.upkeep()  # it comes every hour; between, the log beside the file grows
             sizes.append(size_on_disk(host))
             if day == DAYS // 2:
                 await host.kill()
@@ -52,7 +53,7 @@ def test_a_month_of_churn_leaves_the_state_file_small(tmp_path: Path, monkeypatc
         assert max(sizes) < LARGEST
         # By the eighteenth day as many events have come as are kept: from then on old ones go.
         assert max(sizes[-5:]) < 1.1 * max(sizes[18:23]), "it still grows"
-        journal = host.agent.context.journal
+        journal = host.journal
         kept = await journal.events(EventFilter(1_000_000))
         assert EVENT_LIMIT <= len(kept) <= EVENT_LIMIT + EVENTS_TRIMMED
         assert kept[-1].seq - kept[0].seq == len(kept) - 1
@@ -61,5 +62,4 @@ def test_a_month_of_churn_leaves_the_state_file_small(tmp_path: Path, monkeypatc
         assert len(on_disk.nics) <= 20
         assert not on_disk.intents
         assert journal.unsaved == 0
-
-    lived(test, tmp_path, max_nics=30)
+        host.check_invariants()

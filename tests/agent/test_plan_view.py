@@ -2,10 +2,8 @@
 
 import asyncio
 from dataclasses import replace
-from pathlib import Path
 
-from inprocess import virtual_time
-from inprocess.agent import SimulatedHost, set_faults, simulated
+from inprocess.agent import SimulatedHost, on_host, set_faults
 from qingcloud_cni.agent.api.plan_view import PlanView, plan_view
 from qingcloud_cni.core.nics.model import NicState
 from qingcloud_cni.sim.topology import FaultSpec, Limits, default_topology
@@ -25,102 +23,84 @@ def kinds(view: PlanView) -> list[tuple[str, int]]:
     return [(action.kind.value, action.count) for action in view.actions]
 
 
-def test_a_pool_between_its_marks_says_that_nothing_is_needed(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, vxnet=PODS) as host:
-            view = seen(host)
-            assert (view.mode, view.actions, view.holds) == ("serving", [], [])
-            assert view.reason == "enough NICs: 0 ADDs wait, min-idle 3; 3 idle, 0 on their way, max-idle 8"
-            assert (view.idle, view.coming, view.short, view.held, view.limit) == (3, 0, 0, 3, 60)
-            assert 2.0 <= view.attach_seconds <= 4.5
-            assert [(v.vxnet_id, v.is_next, v.rests_until) for v in view.vxnets] == [
-                (PODS[0], True, 0.0),
-                (PODS[1], False, 0.0),
-            ]
-
-    virtual_time.run(main())
+@on_host(vxnet=PODS)
+async def test_a_pool_between_its_marks_says_that_nothing_is_needed(host: SimulatedHost) -> None:
+    view = seen(host)
+    assert (view.mode, view.actions, view.holds) == ("serving", [], [])
+    assert view.reason == "enough NICs: 0 ADDs wait, min-idle 3; 3 idle, 0 on their way, max-idle 8"
+    assert (view.idle, view.coming, view.short, view.held, view.limit) == (3, 0, 0, 3, 60)
+    assert 2.0 <= view.attach_seconds <= 4.5
+    assert [(v.vxnet_id, v.is_next, v.rests_until) for v in view.vxnets] == [
+        (PODS[0], True, 0.0),
+        (PODS[1], False, 0.0),
+    ]
 
 
-def test_before_the_comparison_nothing_is_asked_of_the_cloud(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), faults=(FaultSpec("DescribeInstances", "silence", times=99),))
-        async with simulated(tmp_path, topology, is_warm=False) as host:
-            view = seen(host)
-            assert (view.mode, view.actions) == ("starting", [])
-            assert "not compared its table with the cloud" in view.reason
-
-    virtual_time.run(main())
-
-
-def test_a_refused_create_is_told_with_the_clouds_words_and_when_it_is_tried_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            set_faults(host, FaultSpec("CreateNics", "refuse", times=99, code=2400, message="NoMoney"))
-            await host.add("c0")
-            await host.clock.sleep(20)
-            view = seen(host)
-            assert (view.actions, view.short) == ([], 1)
-            assert (
-                view.reason == "1 more wanted, but not possible yet: 0 ADDs wait, min-idle 3; 2 idle, 0 on their way"
-            )
-            (hold,) = view.holds
-            assert hold.what.startswith("a create or attach failed and will be retried (CreateNics ")
-            assert "NoMoney" in hold.what
-            assert hold.until is not None
-            assert hold.until > host.clock.now()
-
-    virtual_time.run(main())
+@on_host(
+    topology=replace(default_topology("sim", 1), faults=(FaultSpec("DescribeInstances", "silence", times=99),)),
+    is_warm=False,
+)
+async def test_before_the_comparison_nothing_is_asked_of_the_cloud(host: SimulatedHost) -> None:
+    view = seen(host)
+    assert (view.mode, view.actions) == ("starting", [])
+    assert "not compared its table with the cloud" in view.reason
 
 
-def test_full_vxnets_are_shown_with_their_rest(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2))
-        async with simulated(tmp_path, topology, vxnet=PODS, min_idle=2, max_idle=2) as host:
-            for n in range(4):
-                await host.add(f"c{n}")
-            waiting = asyncio.create_task(host.add("c4", seconds=60.0))
-            await host.clock.sleep(10)
-            view = seen(host)
-            assert all(v.rests_until > host.clock.now() and v.room == 0 for v in view.vxnets)
-            assert "the vxnets have no room for more than 0" in words(view)
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_refused_create_is_told_with_the_clouds_words_and_when_it_is_tried_again(host: SimulatedHost) -> None:
+    set_faults(host, FaultSpec("CreateNics", "refuse", times=99, code=2400, message="NoMoney"))
+    await host.add("c0")
+    await host.clock.sleep(20)
+    view = seen(host)
+    assert (view.actions, view.short) == ([], 1)
+    assert view.reason == "1 more wanted, but not possible yet: 0 ADDs wait, min-idle 3; 2 idle, 0 on their way"
+    (hold,) = view.holds
+    assert hold.what.startswith("a create or attach failed and will be retried (CreateNics ")
+    assert "NoMoney" in hold.what
+    assert hold.until is not None
+    assert hold.until > host.clock.now()
 
 
-def test_a_full_host_names_its_limit_and_the_next_address_that_has_rested(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=3) as host:
-            for n in range(3):
-                await host.add(f"c{n}")
-            await host.delete("c1")
-            view = seen(host)
-            assert (view.held, view.limit, view.limited_by) == (3, 3, "max-nics 3")
-            assert (
-                words(view)
-                == "3 NICs are held (max-nics 3): 0 more fit | 1 addresses cool down; until the next NIC is idle"
-            )
-            assert view.holds[1].until == host.agent.context.table.in_state(NicState.COOLING)[0].released + 130
-
-    virtual_time.run(main())
+@on_host(
+    topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2)), vxnet=PODS, min_idle=2, max_idle=2
+)
+async def test_full_vxnets_are_shown_with_their_rest(host: SimulatedHost) -> None:
+    for n in range(4):
+        await host.add(f"c{n}")
+    waiting = asyncio.create_task(host.add("c4", seconds=60.0))
+    await host.clock.sleep(10)
+    view = seen(host)
+    assert all(v.rests_until > host.clock.now() and v.room == 0 for v in view.vxnets)
+    assert "the vxnets have no room for more than 0" in words(view)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
 
 
-def test_a_drain_shows_what_goes_and_what_keeps_it(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0")
-            await host.until(lambda: host.states().count("idle") == 3, "refilled")
-            set_faults(host, FaultSpec("DetachNics", "refuse", times=99, code=1400, message="NotNow"))
-            host.agent.pool.drain()
-            seen_kinds, seen_words = set(), ""
-            for _ in range(200):
-                view = seen(host)
-                seen_kinds |= set(kinds(view))
-                seen_words += words(view)
-                await host.clock.sleep(0.1)
-            assert view.mode == "draining"
-            assert "NotNow" in seen_words
-            assert seen_kinds <= {("detach", 3)}
+@on_host(max_nics=3)
+async def test_a_full_host_names_its_limit_and_the_next_address_that_has_rested(host: SimulatedHost) -> None:
+    for n in range(3):
+        await host.add(f"c{n}")
+    await host.delete("c1")
+    view = seen(host)
+    assert (view.held, view.limit, view.limited_by) == (3, 3, "max-nics 3")
+    assert (
+        words(view) == "3 NICs are held (max-nics 3): 0 more fit | 1 addresses cool down; until the next NIC is idle"
+    )
+    assert view.holds[1].until == host.table.in_state(NicState.COOLING)[0].released + 130
 
-    virtual_time.run(main())
+
+@on_host()
+async def test_a_drain_shows_what_goes_and_what_keeps_it(host: SimulatedHost) -> None:
+    await host.add("c0")
+    await host.until(lambda: host.states().count("idle") == 3, "refilled")
+    set_faults(host, FaultSpec("DetachNics", "refuse", times=99, code=1400, message="NotNow"))
+    host.agent.pool.drain()
+    seen_kinds, seen_words = set(), ""
+    for _ in range(200):
+        view = seen(host)
+        seen_kinds |= set(kinds(view))
+        seen_words += words(view)
+        await host.clock.sleep(0.1)
+    assert view.mode == "draining"
+    assert "NotNow" in seen_words
+    assert seen_kinds <= {("detach", 3)}

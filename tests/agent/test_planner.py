@@ -3,12 +3,11 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from inprocess import virtual_time
-from inprocess.agent import SimulatedHost, served, set_faults, simulated
+from inprocess.agent import SimulatedHost, on_host, served, set_faults, simulated
+from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.core.errors import CloudUnreachable, Draining, PoolEmpty, Unavailable
 from qingcloud_cni.core.nics.model import NicState
 from qingcloud_cni.core.pool.pool_state import Mode
@@ -26,107 +25,88 @@ def vxnets_of(host: SimulatedHost) -> list[str]:
 # --- how long an attach takes --------------------------------------------------------------------------
 
 
-def test_how_long_an_attach_takes_is_measured(tmp_path: Path) -> None:
+@on_host(
+    topology=replace(default_topology("sim", 1), latencies=Latencies(attach=(20.0, 20.0))), min_idle=1, max_idle=1
+)
+async def test_how_long_an_attach_takes_is_measured(host: SimulatedHost) -> None:
     """With 20 s an address that has rested for 111 s is back sooner than a new NIC."""
-
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(20.0, 20.0)))
-        async with simulated(tmp_path, topology, min_idle=1, max_idle=1) as host:
-            await host.until(lambda: host.agent.pool.state().attach_seconds != 5.0, "a measure")
-            assert 20.0 <= host.agent.pool.state().attach_seconds < 30.0
-            await host.add("c0")
-            await host.until(lambda: host.states() == ["assigned", "idle"], "the next one")
-            await host.delete("c0")
-            await host.clock.sleep(111)
-            creates = host.model.calls["CreateNics"]
-            await host.add("c1")
-            await host.clock.sleep(25)
-            assert host.model.calls["CreateNics"] == creates
-            assert host.states() == ["assigned", "idle"]
-
-    virtual_time.run(main())
+    await host.until(lambda: host.agent.pool.state().attach_seconds != 5.0, "a measure")
+    assert 20.0 <= host.agent.pool.state().attach_seconds < 30.0
+    await host.add("c0")
+    await host.until(lambda: host.states() == ["assigned", "idle"], "the next one")
+    await host.delete("c0")
+    await host.clock.sleep(111)
+    creates = host.model.calls["CreateNics"]
+    await host.add("c1")
+    await host.clock.sleep(25)
+    assert host.model.calls["CreateNics"] == creates
+    assert host.states() == ["assigned", "idle"]
 
 
-def test_an_attach_that_failed_is_no_measure(tmp_path: Path) -> None:
-    async def main() -> None:
-        faults = (FaultSpec("AttachNics", "fail-job"),)
-        topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(3.0, 3.0)), faults=faults)
-        async with simulated(tmp_path, topology) as host:
-            assert 3.0 <= host.agent.pool.state().attach_seconds < 3.5
-
-    virtual_time.run(main())
+@on_host(
+    topology=replace(
+        default_topology("sim", 1),
+        latencies=Latencies(attach=(3.0, 3.0)),
+        faults=(FaultSpec("AttachNics", "fail-job"),),
+    )
+)
+async def test_an_attach_that_failed_is_no_measure(host: SimulatedHost) -> None:
+    assert 3.0 <= host.agent.pool.state().attach_seconds < 3.5
 
 
 # --- vxnets ----------------------------------------------------------------------------------------------
 
 
-def test_an_add_is_told_which_vxnets_rest_and_for_how_long(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2))
-        async with simulated(tmp_path, topology, vxnet=PODS[:2], min_idle=4) as host:
-            for n in range(4):
-                await host.add(f"c{n}")
-            with pytest.raises(PoolEmpty) as refused:
-                await host.add("c4", seconds=20.0)
-            assert "vxnet-pods001 for " in str(refused.value)
-            assert "vxnet-pods002 for " in str(refused.value)
-            assert " s more" in str(refused.value)
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2)), vxnet=PODS[:2], min_idle=4)
+async def test_an_add_is_told_which_vxnets_rest_and_for_how_long(host: SimulatedHost) -> None:
+    for n in range(4):
+        await host.add(f"c{n}")
+    with pytest.raises(PoolEmpty) as refused:
+        await host.add("c4", seconds=20.0)
+    assert "vxnet-pods001 for " in str(refused.value)
+    assert "vxnet-pods002 for " in str(refused.value)
+    assert " s more" in str(refused.value)
 
 
-def test_no_more_is_asked_of_a_vxnet_than_it_is_known_to_take(tmp_path: Path) -> None:
+@on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=5)), vxnet=PODS[:1])
+async def test_no_more_is_asked_of_a_vxnet_than_it_is_known_to_take(host: SimulatedHost) -> None:
     """Two addresses are left. While two NICs are being created there, the other ADDs ask for no more."""
-
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=5))
-        async with simulated(tmp_path, topology, vxnet=PODS[:1]) as host:
-            set_faults(host, FaultSpec("CreateNics", "late-reply", by=(5.0, 5.0)))
-            before = host.model.calls["CreateNics"]
-            adds = [asyncio.create_task(host.add(f"c{n}")) for n in range(5)]
-            await host.clock.sleep(3)
-            adds.append(asyncio.create_task(host.add("c5")))
-            await host.clock.sleep(2)
-            assert host.model.calls["CreateNics"] - before == 1
-            await asyncio.gather(*adds[:5])
-            assert not adds[5].done()
-            await host.delete("c0")
-            await adds[5]  # with the address that came free
-
-    virtual_time.run(main())
+    set_faults(host, FaultSpec("CreateNics", "late-reply", by=(5.0, 5.0)))
+    before = host.model.calls["CreateNics"]
+    adds = [asyncio.create_task(host.add(f"c{n}")) for n in range(5)]
+    await host.clock.sleep(3)
+    adds.append(asyncio.create_task(host.add("c5")))
+    await host.clock.sleep(2)
+    assert host.model.calls["CreateNics"] - before == 1
+    await asyncio.gather(*adds[:5])
+    assert not adds[5].done()
+    await host.delete("c0")
+    await adds[5]  # with the address that came free
 
 
-def test_what_is_asked_of_a_vxnet_leaves_less_room_in_it_for_the_next(tmp_path: Path) -> None:
+@on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=5)), vxnet=PODS[:2])
+async def test_what_is_asked_of_a_vxnet_leaves_less_room_in_it_for_the_next(host: SimulatedHost) -> None:
     """Two addresses are left in the first one, and both are asked for: further NICs are created in the second."""
-
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=5))
-        async with simulated(tmp_path, topology, vxnet=PODS[:2]) as host:
-            set_faults(host, FaultSpec("CreateNics", "late-reply", by=(5.0, 5.0)))
-            before = host.model.calls["CreateNics"]
-            adds = [asyncio.create_task(host.add(f"c{n}")) for n in range(2)]
-            await host.clock.sleep(3)
-            adds += [asyncio.create_task(host.add(f"c{n}")) for n in range(2, 5)]
-            await asyncio.gather(*adds)
-            await host.until(lambda: host.states().count("idle") == 3, "three more")
-            assert vxnets_of(host) == [PODS[0]] * 5 + [PODS[1]] * 3
-            assert host.model.calls["CreateNics"] - before == 2
-
-    virtual_time.run(main())
+    set_faults(host, FaultSpec("CreateNics", "late-reply", by=(5.0, 5.0)))
+    before = host.model.calls["CreateNics"]
+    adds = [asyncio.create_task(host.add(f"c{n}")) for n in range(2)]
+    await host.clock.sleep(3)
+    adds += [asyncio.create_task(host.add(f"c{n}")) for n in range(2, 5)]
+    await asyncio.gather(*adds)
+    await host.until(lambda: host.states().count("idle") == 3, "three more")
+    assert vxnets_of(host) == [PODS[0]] * 5 + [PODS[1]] * 3
+    assert host.model.calls["CreateNics"] - before == 2
 
 
-def test_a_vxnet_that_is_full_at_the_start_is_not_asked(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_vxnet_that_is_full_at_the_start_is_not_asked(tmp_path: Path) -> None:
     """The comparison with the cloud has told so."""
-
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2))
-        host = SimulatedHost(tmp_path, topology, vxnet=PODS[:2], min_idle=2)
-        host.console("CreateNics", vxnet=PODS[0], count="2", nic_name="others")
-        async with served(host):
-            assert vxnets_of(host) == [PODS[1]] * 2
-            assert host.model.calls["CreateNics"] == 2  # theirs and ours
-
-    virtual_time.run(main())
+    topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2))
+    host = SimulatedHost(tmp_path, topology, vxnet=PODS[:2], min_idle=2)
+    host.console("CreateNics", vxnet=PODS[0], count="2", nic_name="others")
+    async with served(host):
+        assert vxnets_of(host) == [PODS[1]] * 2
+        assert host.model.calls["CreateNics"] == 2  # theirs and ours
 
 
 @pytest.mark.parametrize(
@@ -139,276 +119,226 @@ def test_a_vxnet_that_is_full_at_the_start_is_not_asked(tmp_path: Path) -> None:
         pytest.param(FaultSpec("CreateNics", "reset"), PODS[0], id="the connection broke"),
     ],
 )
-def test_fail_rotate_moves_on_when_a_create_fails_and_not_for_what_is_no_vxnets_fault(
+@in_virtual_time
+async def test_fail_rotate_moves_on_when_a_create_fails_and_not_for_what_is_no_vxnets_fault(
     tmp_path: Path, fault: FaultSpec, used: str
 ) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), faults=(fault,))
-        async with simulated(tmp_path, topology, vxnet=PODS) as host:
-            assert vxnets_of(host) == [used] * 3
-
-    virtual_time.run(main())
+    topology = replace(default_topology("sim", 1), faults=(fault,))
+    async with simulated(tmp_path, topology, vxnet=PODS) as host:
+        assert vxnets_of(host) == [used] * 3
 
 
-def test_a_create_that_did_not_reach_the_cloud_did_not_fail_there(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, vxnet=PODS[:2], is_started=False) as host:
-            respond = host.api.respond
-            unreached: list[str] = []
+@on_host(vxnet=PODS[:2], is_started=False)
+async def test_a_create_that_did_not_reach_the_cloud_did_not_fail_there(host: SimulatedHost) -> None:
+    unreached: list[str] = []
 
-            async def cut_off_once(method: str, target: str, body: bytes, **more: Any) -> Any:
-                if b"CreateNics" in target.encode() + body and not unreached:
-                    unreached.append(target)
-                    raise CloudUnreachable("no route to the cloud", action="CreateNics")
-                return await respond(method, target, body, **more)
+    def cut_off_once(target: str) -> None:
+        if "action=CreateNics" in target and not unreached:
+            unreached.append(target)
+            raise CloudUnreachable("no route to the cloud", action="CreateNics")
 
-            host.api.respond = cut_off_once  # type: ignore[method-assign]
-            await host.start()
-            await host.until(lambda: host.states() == ["idle"] * 3, "a warm pool")
-            assert unreached
-            assert vxnets_of(host) == [PODS[0]] * 3
-
-    virtual_time.run(main())
+    host.cable.on_send = cut_off_once
+    await host.start()
+    await host.until(lambda: host.states() == ["idle"] * 3, "a warm pool")
+    assert unreached
+    assert vxnets_of(host) == [PODS[0]] * 3
 
 
 # --- the end ---------------------------------------------------------------------------------------------
 
 
-def test_an_agent_that_stops_begins_nothing(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_idle=3, idle_ttl=10, cooldown=0) as host:
-            await asyncio.gather(*(host.add(f"c{n}") for n in range(6)))
-            await host.until(lambda: host.states().count("idle") == 3, "the next three")
-            for n in range(6):
-                await host.delete(f"c{n}")
-            await host.until(lambda: host.states() == ["idle"] * 9, "all rested")
-            host.agent.stop()
-            before = host.calls
-            await host.clock.sleep(600)
-            assert host.states() == ["idle"] * 9  # six are surplus
-            assert host.calls == before
-            assert host.agent.pool.mode is Mode.STOPPING
-            with pytest.raises(Draining, match="stopping"):
-                await host.add("c9")
-
-    virtual_time.run(main())
+@on_host(max_idle=3, idle_ttl=10, cooldown=0)
+async def test_an_agent_that_stops_begins_nothing(host: SimulatedHost) -> None:
+    await asyncio.gather(*(host.add(f"c{n}") for n in range(6)))
+    await host.until(lambda: host.states().count("idle") == 3, "the next three")
+    for n in range(6):
+        await host.delete(f"c{n}")
+    await host.until(lambda: host.states() == ["idle"] * 9, "all rested")
+    host.agent.stop()
+    before = host.calls
+    await host.clock.sleep(600)
+    assert host.states() == ["idle"] * 9  # six are surplus
+    assert host.calls == before
+    assert host.agent.pool.mode is Mode.STOPPING
+    with pytest.raises(Draining, match="stopping"):
+        await host.add("c9")
 
 
 @pytest.mark.parametrize("action", ["TerminateInstances", "StopInstances"])
-def test_an_instance_that_goes_away_gets_no_nic_and_leaves_none_that_nobody_would_find(
-    tmp_path: Path, action: str
+@on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0))))
+async def test_an_instance_that_goes_away_gets_no_nic_and_leaves_none_that_nobody_would_find(
+    host: SimulatedHost, action: str
 ) -> None:
     """The attach is refused; the cloud tells why; what was created for it is deleted, and nothing is created anew."""
-
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0)))
-        async with simulated(tmp_path, topology) as host:
-            host.console(action, **{"instances.1": host.instance_id})
-            for n in range(3):
-                await host.add(f"c{n}")
-            with pytest.raises(PoolEmpty, match=r"instance i-simhost1 is (stopp|terminat)ing in the cloud: nothing"):
-                await host.add("c3", seconds=30.0)
-            assert host.agent.pool.mode is Mode.LEAVING
-            await host.until(lambda: len(host.ours_in_cloud()) == 3, "only what containers have")
-            creates, attaches = host.model.calls["CreateNics"], host.model.calls["AttachNics"]
-            await host.clock.sleep(200)
-            assert (host.model.calls["CreateNics"], host.model.calls["AttachNics"]) == (creates, attaches)
-
-    virtual_time.run(main())
+    host.console(action, **{"instances.1": host.instance_id})
+    for n in range(3):
+        await host.add(f"c{n}")
+    with pytest.raises(PoolEmpty, match=r"instance i-simhost1 is (stopp|terminat)ing in the cloud: nothing"):
+        await host.add("c3", seconds=30.0)
+    assert host.agent.pool.mode is Mode.LEAVING
+    await host.until(lambda: len(host.ours_in_cloud()) == 3, "only what containers have")
+    creates, attaches = host.model.calls["CreateNics"], host.model.calls["AttachNics"]
+    await host.clock.sleep(200)
+    assert (host.model.calls["CreateNics"], host.model.calls["AttachNics"]) == (creates, attaches)
 
 
-def test_an_instance_that_stays_after_all_is_served_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies(detach=(1.0, 1.0)))
-        async with simulated(tmp_path, topology) as host:
-            host.console("StopInstances", **{"instances.1": host.instance_id})
-            for n in range(3):
-                await host.add(f"c{n}")
-            await host.until(lambda: host.agent.pool.mode is Mode.LEAVING, "it stops")
-            await host.clock.sleep(2)
-            started = host.console("StartInstances", **{"instances.1": host.instance_id})
-            assert started["ret_code"] == 0
-            await host.until(lambda: host.states().count("idle") == 3, "served again", seconds=1000)
-            assert host.agent.pool.mode is Mode.SERVING
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(detach=(1.0, 1.0))))
+async def test_an_instance_that_stays_after_all_is_served_again(host: SimulatedHost) -> None:
+    host.console("StopInstances", **{"instances.1": host.instance_id})
+    for n in range(3):
+        await host.add(f"c{n}")
+    await host.until(lambda: host.agent.pool.mode is Mode.LEAVING, "it stops")
+    await host.clock.sleep(2)
+    started = host.console("StartInstances", **{"instances.1": host.instance_id})
+    assert started["ret_code"] == 0
+    await host.until(lambda: host.states().count("idle") == 3, "served again", seconds=1000)
+    assert host.agent.pool.mode is Mode.SERVING
 
 
-def test_an_agent_that_starts_on_an_instance_that_goes_away_asks_for_nothing(tmp_path: Path) -> None:
-    async def main() -> None:
-        host = SimulatedHost(tmp_path, replace(default_topology("sim", 1), latencies=SLOW))
-        host.console("StopInstances", **{"instances.1": host.instance_id})
-        async with served(host, is_warm=False):
-            await host.until(lambda: host.agent.is_cloud_compared, "compared")
-            await host.clock.sleep(120)
-            assert host.agent.pool.mode is Mode.LEAVING
-            assert host.model.calls["CreateNics"] == 0
-
-    virtual_time.run(main())
+@in_virtual_time
+async def test_an_agent_that_starts_on_an_instance_that_goes_away_asks_for_nothing(tmp_path: Path) -> None:
+    host = SimulatedHost(tmp_path, replace(default_topology("sim", 1), latencies=SLOW))
+    host.console("StopInstances", **{"instances.1": host.instance_id})
+    async with served(host, is_warm=False):
+        await host.until(lambda: host.agent.is_cloud_compared, "compared")
+        await host.clock.sleep(120)
+        assert host.agent.pool.mode is Mode.LEAVING
+        assert host.model.calls["CreateNics"] == 0
 
 
-def test_a_calm_host_asks_every_hour_whether_it_stays(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, replace(default_topology("sim", 1), latencies=SLOW)) as host:
-            host.console("StopInstances", **{"instances.1": host.instance_id})
-            await host.until(lambda: host.agent.pool.mode is Mode.LEAVING, "it is known", seconds=3700)
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), latencies=SLOW))
+async def test_a_calm_host_asks_every_hour_whether_it_stays(host: SimulatedHost) -> None:
+    host.console("StopInstances", **{"instances.1": host.instance_id})
+    await host.until(lambda: host.agent.pool.mode is Mode.LEAVING, "it is known", seconds=3700)
 
 
 @pytest.mark.parametrize("is_gateway", [False, True])
-def test_an_instance_that_goes_away_gets_nothing_repaired(tmp_path: Path, *, is_gateway: bool) -> None:
+@on_host(topology=replace(default_topology("sim", 1), latencies=SLOW))
+async def test_an_instance_that_goes_away_gets_nothing_repaired(host: SimulatedHost, *, is_gateway: bool) -> None:
     """Not what has lost its link, whether containers need it or not."""
-
-    async def main() -> None:
-        async with simulated(tmp_path, replace(default_topology("sim", 1), latencies=SLOW)) as host:
-            await host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0)
-            host.console("StopInstances", **{"instances.1": host.instance_id})
-            await host.agent.instance_status.ask(host.agent.context.urgency.provisioning)
-            state = NicState.GATEWAY if is_gateway else NicState.IDLE
-            nic = host.agent.context.table.in_state(state)[0]
-            host.kernel._unplug(nic.nic_id)
-            await host.until(lambda: host.nics[nic.nic_id].state is NicState.MISSING, "missed")
-            await host.clock.sleep(600)
-            assert host.model.calls["DetachNics"] == 0
-
-    virtual_time.run(main())
+    await host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0)
+    host.console("StopInstances", **{"instances.1": host.instance_id})
+    await host.agent.instance_status.ask(host.urgency.provisioning)
+    state = NicState.GATEWAY if is_gateway else NicState.IDLE
+    nic = host.table.in_state(state)[0]
+    host.kernel.unplug(nic.nic_id)
+    await host.until(lambda: host.nics[nic.nic_id].state is NicState.MISSING, "missed")
+    await host.clock.sleep(600)
+    assert host.model.calls["DetachNics"] == 0
 
 
 @pytest.mark.parametrize("keeps_link", [False, True])
-def test_a_gateway_nic_that_an_instance_that_goes_away_has_lost_is_not_attached_again(
-    tmp_path: Path, *, keeps_link: bool
+@on_host(topology=replace(default_topology("sim", 1), latencies=SLOW))
+async def test_a_gateway_nic_that_an_instance_that_goes_away_has_lost_is_not_attached_again(
+    host: SimulatedHost, *, keeps_link: bool
 ) -> None:
     """Not even where it was just going to be when the cloud told."""
-
-    async def main() -> None:
-        async with simulated(tmp_path, replace(default_topology("sim", 1), latencies=SLOW)) as host:
-            await host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0)
-            await host.until(lambda: host.states().count("idle") == 3, "refilled")
-            (gateway,) = host.agent.context.table.in_state(NicState.GATEWAY)
-            attaches = host.model.calls["AttachNics"]
-            await host.clock.sleep(120)
-            await host.kill()
-            nic = host.model.state.nics[gateway.nic_id]
-            host.model.state.nics[gateway.nic_id] = replace(nic, instance_id="", status="available", is_plugged=False)
-            if not keeps_link:
-                host.kernel._unplug(gateway.nic_id)
-            set_faults(host, FaultSpec("ModifyNicAttributes", "late-reply", by=(5.0, 5.0)))
-            modified = host.model.calls["ModifyNicAttributes"]
-            await host.start()
-            if not keeps_link:
-                await host.until(lambda: host.model.calls["ModifyNicAttributes"] > modified, "it is to be attached")
-            host.console("StopInstances", **{"instances.1": host.instance_id})
-            await host.agent.instance_status.ask(host.agent.context.urgency.provisioning)
-            await host.clock.sleep(600)
-            assert host.model.calls["AttachNics"] == attaches
-            assert gateway.nic_id in host.nics
-
-    virtual_time.run(main())
+    await host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0)
+    await host.until(lambda: host.states().count("idle") == 3, "refilled")
+    (gateway,) = host.table.in_state(NicState.GATEWAY)
+    attaches = host.model.calls["AttachNics"]
+    await host.clock.sleep(120)
+    await host.kill()
+    nic = host.model.state.nics[gateway.nic_id]
+    host.model.state.nics[gateway.nic_id] = replace(nic, instance_id="", status="available", is_plugged=False)
+    if not keeps_link:
+        host.kernel.unplug(gateway.nic_id)
+    set_faults(host, FaultSpec("ModifyNicAttributes", "late-reply", by=(5.0, 5.0)))
+    modified = host.model.calls["ModifyNicAttributes"]
+    await host.start()
+    if not keeps_link:
+        await host.until(lambda: host.model.calls["ModifyNicAttributes"] > modified, "it is to be attached")
+    host.console("StopInstances", **{"instances.1": host.instance_id})
+    await host.agent.instance_status.ask(host.urgency.provisioning)
+    await host.clock.sleep(600)
+    assert host.model.calls["AttachNics"] == attaches
+    assert gateway.nic_id in host.nics
 
 
-def test_an_instance_that_goes_away_gets_no_gateway(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0)))
-        async with simulated(tmp_path, topology) as host:
-            host.console("StopInstances", **{"instances.1": host.instance_id})
-            await host.agent.instance_status.ask(host.agent.context.urgency.provisioning)
-            creates = host.model.calls["CreateNics"]
-            with pytest.raises(Unavailable, match=r"no gateway NIC.*instance i-simhost1 is stopping in the cloud"):
-                await host.ask("ADD", "c0", ipam=TO_HOST, timeout=20.0)
-            assert host.model.calls["CreateNics"] == creates
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0))))
+async def test_an_instance_that_goes_away_gets_no_gateway(host: SimulatedHost) -> None:
+    host.console("StopInstances", **{"instances.1": host.instance_id})
+    await host.agent.instance_status.ask(host.urgency.provisioning)
+    creates = host.model.calls["CreateNics"]
+    with pytest.raises(Unavailable, match=r"no gateway NIC.*instance i-simhost1 is stopping in the cloud"):
+        await host.ask("ADD", "c0", ipam=TO_HOST, timeout=20.0)
+    assert host.model.calls["CreateNics"] == creates
 
 
-def test_a_gateway_nic_that_is_not_attached_before_its_instance_goes_away_is_deleted(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0)))
-        async with simulated(tmp_path, topology) as host:
-            set_faults(host, FaultSpec("AttachNics", "refuse", code=1400, times=99))
-            adding = asyncio.create_task(host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0))
-            await host.until(lambda: any(n.is_gateway for n in host.nics.values()), "a gateway NIC")
-            host.console("StopInstances", **{"instances.1": host.instance_id})
-            with pytest.raises(Unavailable):
-                await adding
-            await host.until(lambda: not any(n.is_gateway for n in host.nics.values()), "its end", seconds=30)
-            assert not [n for n in host.model.state.nics.values() if n.name.startswith("hostnic_")]
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0))))
+async def test_a_gateway_nic_that_is_not_attached_before_its_instance_goes_away_is_deleted(
+    host: SimulatedHost,
+) -> None:
+    set_faults(host, FaultSpec("AttachNics", "refuse", code=1400, times=99))
+    adding = asyncio.create_task(host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0))
+    await host.until(lambda: any(n.is_gateway for n in host.nics.values()), "a gateway NIC")
+    host.console("StopInstances", **{"instances.1": host.instance_id})
+    with pytest.raises(Unavailable):
+        await adding
+    await host.until(lambda: not any(n.is_gateway for n in host.nics.values()), "its end", seconds=30)
+    assert not [n for n in host.model.state.nics.values() if n.name.startswith("hostnic_")]
 
 
 # --- giving back -----------------------------------------------------------------------------------------
 
 
-def test_what_is_unused_is_given_back_though_containers_come_and_go_all_the_time(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, min_idle=1, max_idle=2, idle_ttl=100, cooldown=0) as host:
-            await asyncio.gather(*(host.add(f"c{n}") for n in range(12)))
-            for n in range(12):
-                await host.delete(f"c{n}")
-            for n in range(12, 42):
-                await host.add(f"c{n}")
-                await host.delete(f"c{n}")
-                await host.clock.sleep(10)
-            assert host.states() == ["idle"] * 2
-
-    virtual_time.run(main())
+@on_host(min_idle=1, max_idle=2, idle_ttl=100, cooldown=0)
+async def test_what_is_unused_is_given_back_though_containers_come_and_go_all_the_time(host: SimulatedHost) -> None:
+    await asyncio.gather(*(host.add(f"c{n}") for n in range(12)))
+    for n in range(12):
+        await host.delete(f"c{n}")
+    for n in range(12, 42):
+        await host.add(f"c{n}")
+        await host.delete(f"c{n}")
+        await host.clock.sleep(10)
+    assert host.states() == ["idle"] * 2
 
 
 @pytest.mark.parametrize(
     "fault",
     [FaultSpec("DetachNics", "refuse", code=1400, message="NotNow"), FaultSpec("DetachNics", "fail-job")],
 )
-def test_a_refused_detach_of_many_nics_is_one_failure(tmp_path: Path, fault: FaultSpec) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, min_idle=6) as host:
-            set_faults(host, fault)
-            host.agent.pool.drain()
-            await host.until(lambda: host.agent.releaser.backoff.cause, "the refusal")
-            await host.until(lambda: host.states() == ["idle"] * 6, "all are parked again")
-            assert host.agent.releaser.backoff.failures == 1
-            await host.until(lambda: not host.nics, "drained", seconds=20)
-
-    virtual_time.run(main())
+@on_host(min_idle=6)
+async def test_a_refused_detach_of_many_nics_is_one_failure(host: SimulatedHost, fault: FaultSpec) -> None:
+    set_faults(host, fault)
+    host.agent.pool.drain()
+    await host.until(lambda: host.agent.releaser.backoff.cause, "the refusal")
+    await host.until(lambda: host.states() == ["idle"] * 6, "all are parked again")
+    assert host.agent.releaser.backoff.failures == 1
+    await host.until(lambda: not host.nics, "drained", seconds=20)
 
 
-def test_a_read_that_fails_during_a_release_is_not_why_an_add_waits(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, min_idle=1, max_idle=1, idle_ttl=0, cooldown=0) as host:
-            await asyncio.gather(host.add("c0"), host.add("c1"))
-            set_faults(
-                host,
-                FaultSpec("DetachNics", "lose-reply"),
-                FaultSpec("DescribeNics", "refuse", times=3, code=5100, message="Busy"),
-            )
-            await host.delete("c0")
-            causes: set[tuple[str, str]] = set()
+@on_host(min_idle=1, max_idle=1, idle_ttl=0, cooldown=0)
+async def test_a_read_that_fails_during_a_release_is_not_why_an_add_waits(host: SimulatedHost) -> None:
+    await asyncio.gather(host.add("c0"), host.add("c1"))
+    set_faults(
+        host,
+        FaultSpec("DetachNics", "lose-reply"),
+        FaultSpec("DescribeNics", "refuse", times=3, code=5100, message="Busy"),
+    )
+    await host.delete("c0")
+    causes: set[tuple[str, str]] = set()
 
-            def is_released() -> bool:
-                found = host.agent.pool.causes()
-                causes.add((found.provisioning, found.release))
-                return len(host.nics) == 2
+    def is_released() -> bool:
+        found = host.agent.pool.causes()
+        causes.add((found.provisioning, found.release))
+        return len(host.nics) == 2
 
-            await host.until(is_released, "released", 300.0)
-            assert {provisioning for provisioning, _ in causes} == {""}
-            assert any("Busy" in release for _, release in causes)
-            assert host.agent.pool.causes().release == ""
-
-    virtual_time.run(main())
+    await host.until(is_released, "released", 300.0)
+    assert {provisioning for provisioning, _ in causes} == {""}
+    assert any("Busy" in release for _, release in causes)
+    assert host.agent.pool.causes().release == ""
 
 
-def test_the_error_of_a_read_goes_with_the_next_read_that_succeeds(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, min_idle=1) as host:
-            set_faults(
-                host,
-                FaultSpec("CreateNics", "lose-reply"),
-                FaultSpec("DescribeNics", "refuse", times=3, code=5100, message="Busy"),
-                FaultSpec("AttachNics", "endless-job"),
-            )
-            await host.add("c0")
-            await host.until(lambda: "Busy" in host.agent.pool.causes().provisioning, "the read fails")
-            await host.until(lambda: host.states().count("attaching") == 1, "found, and asked to be attached", 300.0)
-            assert host.agent.pool.causes().provisioning == ""
-
-    virtual_time.run(main())
+@on_host(min_idle=1)
+async def test_the_error_of_a_read_goes_with_the_next_read_that_succeeds(host: SimulatedHost) -> None:
+    set_faults(
+        host,
+        FaultSpec("CreateNics", "lose-reply"),
+        FaultSpec("DescribeNics", "refuse", times=3, code=5100, message="Busy"),
+        FaultSpec("AttachNics", "endless-job"),
+    )
+    await host.add("c0")
+    await host.until(lambda: "Busy" in host.agent.pool.causes().provisioning, "the read fails")
+    await host.until(lambda: host.states().count("attaching") == 1, "found, and asked to be attached", 300.0)
+    assert host.agent.pool.causes().provisioning == ""

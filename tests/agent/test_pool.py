@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from inprocess import virtual_time
-from inprocess.agent import SimulatedHost, lived, netns_of, set_faults, settings_of, simulated
+from inprocess.agent import SimulatedHost, netns_of, on_host, set_faults, settings_of, simulated
+from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.core.cni.network_config import read_config
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty
 from qingcloud_cni.core.nics.model import NicState, Route
@@ -15,187 +15,151 @@ from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_top
 
 
 @pytest.mark.defect("slow-2")
-def test_a_start_warms_the_pool_with_one_create_and_one_attach(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            assert host.states() == ["idle"] * 3
-            assert (host.model.calls["CreateNics"], host.model.calls["AttachNics"]) == (1, 1)
-            assert host.model.calls["DescribeJobs"] == 0  # the kernel showed the links first
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_start_warms_the_pool_with_one_create_and_one_attach(host: SimulatedHost) -> None:
+    assert host.states() == ["idle"] * 3
+    assert (host.model.calls["CreateNics"], host.model.calls["AttachNics"]) == (1, 1)
+    assert host.model.calls["DescribeJobs"] == 0  # the kernel showed the links first
 
 
 @pytest.mark.defect("others-29")
-def test_a_recycled_nic_costs_no_call(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=3, max_idle=3, cooldown=0) as host:
-            before = host.calls
-            for _ in range(50):
-                await host.add("c1")
-                await host.delete("c1")
-            await host.clock.sleep(60)
-            assert host.calls == before
-            assert host.states() == ["idle"] * 3
-
-    virtual_time.run(main())
+@on_host(max_nics=3, max_idle=3, cooldown=0)
+async def test_a_recycled_nic_costs_no_call(host: SimulatedHost) -> None:
+    before = host.calls
+    for _ in range(50):
+        await host.add("c1")
+        await host.delete("c1")
+    await host.clock.sleep(60)
+    assert host.calls == before
+    assert host.states() == ["idle"] * 3
 
 
 @pytest.mark.defect("ancestor-1", "slow-4")
-def test_a_cold_burst_costs_few_calls_and_one_attach_job_of_time(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(3.0, 3.0)))
-        async with simulated(tmp_path, topology) as host:
-            before, begun = host.calls, host.clock.now()
-            await asyncio.gather(*(host.add(f"c{n}") for n in range(50)))
-            took = host.clock.now() - begun
-            # one create and one attach job, 1 s of gathering, 50 moves of 19 ms one after the other
-            assert took < 0.3 + 3.0 + 1.0 + 50 * 0.019 * 1.3, took
-            assert host.calls - before <= 0.2 * 50
-            addresses = {host.nics[a.nic_id].address for a in host.agent.context.table.attachments.values()}
-            assert len(addresses) == 50
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(attach=(3.0, 3.0))))
+async def test_a_cold_burst_costs_few_calls_and_one_attach_job_of_time(host: SimulatedHost) -> None:
+    before, begun = host.calls, host.clock.now()
+    await asyncio.gather(*(host.add(f"c{n}") for n in range(50)))
+    took = host.clock.now() - begun
+    # one create and one attach job, 1 s of gathering, 50 moves of 19 ms one after the other
+    assert took < 0.3 + 3.0 + 1.0 + 50 * 0.019 * 1.3, took
+    assert host.calls - before <= 0.2 * 50
+    addresses = {host.nics[a.nic_id].address for a in host.table.attachments.values()}
+    assert len(addresses) == 50
 
 
-def test_a_burst_whose_plugins_hold_each_other_up_is_one_burst(tmp_path: Path) -> None:
+@on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(attach=(3.0, 3.0))))
+async def test_a_burst_whose_plugins_hold_each_other_up_is_one_burst(host: SimulatedHost) -> None:
     """Fifty interpreters that start on two processors do not all ask within 100 ms of each other."""
+    before = host.calls
 
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), latencies=Latencies(attach=(3.0, 3.0)))
-        async with simulated(tmp_path, topology) as host:
-            before = host.calls
+    async def late(number: int) -> None:
+        await host.clock.sleep(0.15 * max(number - 39, 0))  # forty at once, ten that come out of breath
+        await host.add(f"c{number}")
 
-            async def late(number: int) -> None:
-                await host.clock.sleep(0.15 * max(number - 39, 0))  # forty at once, ten that come out of breath
-                await host.add(f"c{number}")
-
-            await asyncio.gather(*(late(n) for n in range(45)))
-            assert host.calls - before == 2  # one create, one attach
-
-    virtual_time.run(main())
+    await asyncio.gather(*(late(n) for n in range(45)))
+    assert host.calls - before == 2  # one create, one attach
 
 
-def test_max_nics_holds_and_the_add_that_waits_in_vain_says_why(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=3) as host:
-            for n in range(3):
-                await host.add(f"c{n}")
-            with pytest.raises(PoolEmpty, match=r"all 3 NICs are taken \(max-nics 3\)"):
-                await host.add("c3", seconds=20.0)
-            assert len(host.ours_in_cloud()) == 3
-
-    virtual_time.run(main())
+@on_host(max_nics=3)
+async def test_max_nics_holds_and_the_add_that_waits_in_vain_says_why(host: SimulatedHost) -> None:
+    for n in range(3):
+        await host.add(f"c{n}")
+    with pytest.raises(PoolEmpty, match=r"all 3 NICs are taken \(max-nics 3\)"):
+        await host.add("c3", seconds=20.0)
+    assert len(host.ours_in_cloud()) == 3
 
 
 @pytest.mark.defect("others-20")
-def test_an_add_at_the_limit_waits_for_the_earliest_rested_nic(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=3) as host:
-            for n in range(3):
-                await host.add(f"c{n}")
-            first = (await host.add("c0")).nic_id
-            await host.delete("c0")
-            released = host.clock.now()
-            await host.delete("c1")
-            attachment = await host.add("c3")
-            assert attachment.nic_id == first
-            assert 30.0 <= host.clock.now() - released < 31.0  # cooldown-min, since an ADD waited
-
-    virtual_time.run(main())
+@on_host(max_nics=3)
+async def test_an_add_at_the_limit_waits_for_the_earliest_rested_nic(host: SimulatedHost) -> None:
+    for n in range(3):
+        await host.add(f"c{n}")
+    first = (await host.add("c0")).nic_id
+    await host.delete("c0")
+    released = host.clock.now()
+    await host.delete("c1")
+    attachment = await host.add("c3")
+    assert attachment.nic_id == first
+    assert 30.0 <= host.clock.now() - released < 31.0  # cooldown-min, since an ADD waited
 
 
 @pytest.mark.defect("others-20")
-def test_an_address_rests_for_the_whole_cooldown_when_nobody_waits(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=4) as host:
-            nic_id = (await host.add("c0")).nic_id
-            await host.delete("c0")
-            released = host.clock.now()
-            assert host.nics[nic_id].state is NicState.COOLING
-            await host.until(lambda: host.nics[nic_id].state is NicState.IDLE, "rested")
-            assert 130.0 <= host.clock.now() - released < 131.0
-
-    virtual_time.run(main())
+@on_host(max_nics=4)
+async def test_an_address_rests_for_the_whole_cooldown_when_nobody_waits(host: SimulatedHost) -> None:
+    nic_id = (await host.add("c0")).nic_id
+    await host.delete("c0")
+    released = host.clock.now()
+    assert host.nics[nic_id].state is NicState.COOLING
+    await host.until(lambda: host.nics[nic_id].state is NicState.IDLE, "rested")
+    assert 130.0 <= host.clock.now() - released < 131.0
 
 
-def test_unused_nics_above_max_idle_are_detached_and_deleted_after_idle_ttl(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_idle=4, cooldown=0, idle_ttl=600) as host:
-            await asyncio.gather(*(host.add(f"c{n}") for n in range(10)))
-            for n in range(10):
-                await host.delete(f"c{n}")
-            held = len(host.nics)
-            assert held >= 10
-            await host.clock.sleep(500)
-            assert len(host.nics) == held  # still young
-            await host.until(lambda: len(host.nics) == 4, "shrunk to max-idle")
-            await host.clock.sleep(3600)
-            assert host.states() == ["idle"] * 4
-            assert set(host.ours_in_cloud()) == set(host.nics)
-
-    virtual_time.run(main())
+@on_host(max_idle=4, cooldown=0, idle_ttl=600)
+async def test_unused_nics_above_max_idle_are_detached_and_deleted_after_idle_ttl(host: SimulatedHost) -> None:
+    await asyncio.gather(*(host.add(f"c{n}") for n in range(10)))
+    for n in range(10):
+        await host.delete(f"c{n}")
+    held = len(host.nics)
+    assert held >= 10
+    await host.clock.sleep(500)
+    assert len(host.nics) == held  # still young
+    await host.until(lambda: len(host.nics) == 4, "shrunk to max-idle")
+    await host.clock.sleep(3600)
+    assert host.states() == ["idle"] * 4
+    assert set(host.ours_in_cloud()) == set(host.nics)
 
 
-def test_adds_are_served_in_the_order_they_came(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            order: list[int] = []
+@on_host()
+async def test_adds_are_served_in_the_order_they_came(host: SimulatedHost) -> None:
+    order: list[int] = []
 
-            async def one(n: int) -> None:
-                await host.add(f"c{n}")
-                order.append(n)
+    async def one(n: int) -> None:
+        await host.add(f"c{n}")
+        order.append(n)
 
-            tasks = []
-            for n in range(12):
-                tasks.append(asyncio.create_task(one(n)))
-                await host.clock.sleep(0.001)
-            await asyncio.gather(*tasks)
-            assert order == list(range(12))
-
-    virtual_time.run(main())
+    tasks = []
+    for n in range(12):
+        tasks.append(asyncio.create_task(one(n)))
+        await host.clock.sleep(0.001)
+    await asyncio.gather(*tasks)
+    assert order == list(range(12))
 
 
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [("FailRotate", [1, 1, 1, 1, 1, 1]), ("RoundRotate", [1, 2, 3, 1, 2, 3])],
 )
-def test_the_policy_chooses_the_vxnet_per_nic(tmp_path: Path, policy: str, expected: list[int]) -> None:
-    async def main() -> None:
-        vxnets = ["vxnet-pods001", "vxnet-pods002", "vxnet-pods003"]
-        async with simulated(tmp_path, vxnet=vxnets, policy=policy, min_idle=6) as host:
-            assert sorted(n.vxnet_id for n in host.nics.values()) == sorted(f"vxnet-pods00{n}" for n in expected)
-
-    virtual_time.run(main())
+@in_virtual_time
+async def test_the_policy_chooses_the_vxnet_per_nic(tmp_path: Path, policy: str, expected: list[int]) -> None:
+    vxnets = ["vxnet-pods001", "vxnet-pods002", "vxnet-pods003"]
+    async with simulated(tmp_path, vxnet=vxnets, policy=policy, min_idle=6) as host:
+        assert sorted(n.vxnet_id for n in host.nics.values()) == sorted(f"vxnet-pods00{n}" for n in expected)
 
 
-def test_fail_rotate_moves_on_when_a_vxnet_is_full(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2))
-        async with simulated(tmp_path, topology, vxnet=["vxnet-pods001", "vxnet-pods002"], min_idle=4) as host:
-            used = sorted(n.vxnet_id for n in host.nics.values())
-            assert used == ["vxnet-pods001"] * 2 + ["vxnet-pods002"] * 2
-
-    virtual_time.run(main())
+@on_host(
+    topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2)),
+    vxnet=["vxnet-pods001", "vxnet-pods002"],
+    min_idle=4,
+)
+async def test_fail_rotate_moves_on_when_a_vxnet_is_full(host: SimulatedHost) -> None:
+    used = sorted(n.vxnet_id for n in host.nics.values())
+    assert used == ["vxnet-pods001"] * 2 + ["vxnet-pods002"] * 2
 
 
 @pytest.mark.defect("others-11", "others-27")
-def test_when_every_vxnet_is_full_the_add_names_it(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=3))
-        async with simulated(tmp_path, topology) as host:
-            for n in range(3):
-                await host.add(f"c{n}")
-            with pytest.raises(PoolEmpty, match="vxnet-pods001"):
-                await host.add("c3", seconds=50.0)
-            calls = host.model.calls["CreateNics"]
-            await host.clock.sleep(3600)
-            assert host.model.calls["CreateNics"] - calls <= 6  # the rest grows
-            for n in range(3):
-                await host.delete(f"c{n}")
-            await host.until(lambda: host.states().count("idle") == 3, "recycled")
-            await host.add("c4")
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=3)))
+async def test_when_every_vxnet_is_full_the_add_names_it(host: SimulatedHost) -> None:
+    for n in range(3):
+        await host.add(f"c{n}")
+    with pytest.raises(PoolEmpty, match="vxnet-pods001"):
+        await host.add("c3", seconds=50.0)
+    calls = host.model.calls["CreateNics"]
+    await host.clock.sleep(3600)
+    assert host.model.calls["CreateNics"] - calls <= 6  # the rest grows
+    for n in range(3):
+        await host.delete(f"c{n}")
+    await host.until(lambda: host.states().count("idle") == 3, "recycled")
+    await host.add("c4")
 
 
 @pytest.mark.defect("hostnic-6", "ancestor-2")
@@ -203,146 +167,120 @@ def test_when_every_vxnet_is_full_the_add_names_it(tmp_path: Path) -> None:
     "action", ["CreateNics", "AttachNics", "DescribeNics", "DescribeVxnets", "DescribeInstances"]
 )
 @pytest.mark.parametrize("effect", ["refuse", "lose-reply"])
-def test_one_failed_call_of_any_kind_delays_the_pool_and_loses_nothing(
+@in_virtual_time
+async def test_one_failed_call_of_any_kind_delays_the_pool_and_loses_nothing(
     tmp_path: Path, action: str, effect: str
 ) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), faults=(FaultSpec(action, effect),))
-        async with simulated(tmp_path, topology) as host:
-            await host.clock.sleep(120)
-            assert host.states() == ["idle"] * 3
-            assert set(host.ours_in_cloud()) == set(host.nics)
-            assert not host.agent.context.table.intents
-
-    virtual_time.run(main())
+    topology = replace(default_topology("sim", 1), faults=(FaultSpec(action, effect),))
+    async with simulated(tmp_path, topology) as host:
+        await host.clock.sleep(120)
+        assert host.states() == ["idle"] * 3
+        assert set(host.ours_in_cloud()) == set(host.nics)
+        assert not host.table.intents
 
 
 @pytest.mark.parametrize("action", ["DetachNics", "DeleteNics", "DescribeJobs"])
 @pytest.mark.parametrize("effect", ["refuse", "lose-reply"])
-def test_one_failed_call_on_the_way_out_leaves_nothing_behind(tmp_path: Path, action: str, effect: str) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            set_faults(host, FaultSpec(action, effect))
-            host.agent.pool.drain()
-            await host.until(lambda: not host.nics, "drained")
-            assert not host.ours_in_cloud()
-
-    virtual_time.run(main())
+@on_host()
+async def test_one_failed_call_on_the_way_out_leaves_nothing_behind(
+    host: SimulatedHost, action: str, effect: str
+) -> None:
+    set_faults(host, FaultSpec(action, effect))
+    host.agent.pool.drain()
+    await host.until(lambda: not host.nics, "drained")
+    assert not host.ours_in_cloud()
 
 
 @pytest.mark.defect("hostnic-6")
-def test_a_failed_attach_job_is_noticed_and_the_nic_is_not_leaked(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), faults=(FaultSpec("AttachNics", "fail-job"),))
-        async with simulated(tmp_path, topology) as host:
-            assert set(host.ours_in_cloud()) == set(host.nics)
-            assert host.model.calls["CreateNics"] == 1  # the same NICs were attached again
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), faults=(FaultSpec("AttachNics", "fail-job"),)))
+async def test_a_failed_attach_job_is_noticed_and_the_nic_is_not_leaked(host: SimulatedHost) -> None:
+    assert set(host.ours_in_cloud()) == set(host.nics)
+    assert host.model.calls["CreateNics"] == 1  # the same NICs were attached again
 
 
 @pytest.mark.defect("others-6")
-def test_a_link_that_never_comes_makes_the_nic_missing_and_another_serves(tmp_path: Path) -> None:
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), faults=(FaultSpec("AttachNics", "lose-link"),))
-        async with simulated(tmp_path, topology) as host:
-            assert host.states() == ["idle"] * 3 + ["missing"] * 3
-            assert set(host.ours_in_cloud()) == set(host.nics)
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), faults=(FaultSpec("AttachNics", "lose-link"),)))
+async def test_a_link_that_never_comes_makes_the_nic_missing_and_another_serves(host: SimulatedHost) -> None:
+    assert host.states() == ["idle"] * 3 + ["missing"] * 3
+    assert set(host.ours_in_cloud()) == set(host.nics)
 
 
-def test_the_pool_serves_while_the_cloud_is_down_and_recovers(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            set_faults(host, FaultSpec("*", "refuse", times=10_000, code=5000, message="InternalError"))
-            for n in range(3):
-                await host.add(f"c{n}")
-            with pytest.raises(PoolEmpty, match="InternalError"):
-                await host.add("c3", seconds=60.0)
-            set_faults(host)
-            await host.add("c3", seconds=100.0)
-
-    virtual_time.run(main())
+@on_host()
+async def test_the_pool_serves_while_the_cloud_is_down_and_recovers(host: SimulatedHost) -> None:
+    set_faults(host, FaultSpec("*", "refuse", times=10_000, code=5000, message="InternalError"))
+    for n in range(3):
+        await host.add(f"c{n}")
+    with pytest.raises(PoolEmpty, match="InternalError"):
+        await host.add("c3", seconds=60.0)
+    set_faults(host)
+    await host.add("c3", seconds=100.0)
 
 
 @pytest.mark.defect("others-2")
-def test_draining_refuses_adds_and_gives_back_what_is_free_and_later_the_rest(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=3) as host:
-            kept = await host.add("c0")
-            for n in (1, 2):
-                await host.add(f"c{n}")
-            waiting = asyncio.create_task(host.add("c3"))
-            await host.clock.sleep(1)
-            await host.delete("c1")
-            host.agent.pool.drain()
-            with pytest.raises(Draining):
-                await waiting
-            with pytest.raises(Draining):
-                await host.add("c4")
-            await host.delete("c2")
-            await host.until(host.agent.is_drained, "drained")
-            assert set(host.ours_in_cloud()) == {kept.nic_id}
-            assert await host.add("c0") == kept  # a repeated ADD is answered all the same
-            await host.delete("c0")
-            await host.until(lambda: not host.nics, "the last one")
-            assert not host.ours_in_cloud()
-
-    virtual_time.run(main())
+@on_host(max_nics=3)
+async def test_draining_refuses_adds_and_gives_back_what_is_free_and_later_the_rest(host: SimulatedHost) -> None:
+    kept = await host.add("c0")
+    for n in (1, 2):
+        await host.add(f"c{n}")
+    waiting = asyncio.create_task(host.add("c3"))
+    await host.clock.sleep(1)
+    await host.delete("c1")
+    host.agent.pool.drain()
+    with pytest.raises(Draining):
+        await waiting
+    with pytest.raises(Draining):
+        await host.add("c4")
+    await host.delete("c2")
+    await host.until(host.agent.is_drained, "drained")
+    assert set(host.ours_in_cloud()) == {kept.nic_id}
+    assert await host.add("c0") == kept  # a repeated ADD is answered all the same
+    await host.delete("c0")
+    await host.until(lambda: not host.nics, "the last one")
+    assert not host.ours_in_cloud()
 
 
 @pytest.mark.defect("others-8")
-def test_a_full_pool_is_given_back_with_few_calls(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        await asyncio.gather(*(host.add(f"c{n}") for n in range(50)))
-        for n in range(50):
-            await host.delete(f"c{n}")
-        host.agent.pool.drain()
-        await host.until(lambda: not host.nics, "drained")
-        assert not host.ours_in_cloud()
-        assert (host.model.calls["DetachNics"], host.model.calls["DeleteNics"]) == (1, 1)
-
-    lived(test, tmp_path)
+@on_host()
+async def test_a_full_pool_is_given_back_with_few_calls(host: SimulatedHost) -> None:
+    await asyncio.gather(*(host.add(f"c{n}") for n in range(50)))
+    for n in range(50):
+        await host.delete(f"c{n}")
+    host.agent.pool.drain()
+    await host.until(lambda: not host.nics, "drained")
+    assert not host.ours_in_cloud()
+    assert (host.model.calls["DetachNics"], host.model.calls["DeleteNics"]) == (1, 1)
 
 
 @pytest.mark.defect("others-28")
-def test_with_all_nics_in_use_a_vxnet_that_is_configured_anew_has_the_next_ones(tmp_path: Path) -> None:
+@on_host(min_idle=0, max_nics=3)
+async def test_with_all_nics_in_use_a_vxnet_that_is_configured_anew_has_the_next_ones(
+    host: SimulatedHost, tmp_path: Path
+) -> None:
     """Those in use stay in the former one, and come back to serve."""
-
-    async def test(host: SimulatedHost) -> None:
-        old = [await host.add(f"c{n}") for n in range(3)]
-        await host.kill()
-        host.settings = settings_of(tmp_path, host.topology, vxnet=["vxnet-pods002"], min_idle=0, max_nics=4)
-        await host.start()
-        new = await host.add("c3")
-        assert host.nics[new.nic_id].vxnet_id == "vxnet-pods002"
-        with pytest.raises(PoolEmpty, match="max-nics 4"):
-            await host.add("c4", seconds=20.0)
-        await host.delete("c0")
-        assert (await host.add("c4")).nic_id == old[0].nic_id
-
-    lived(test, tmp_path, min_idle=0, max_nics=3)
+    old = [await host.add(f"c{n}") for n in range(3)]
+    await host.kill()
+    host.settings = settings_of(tmp_path, host.topology, vxnet=["vxnet-pods002"], min_idle=0, max_nics=4)
+    await host.start()
+    new = await host.add("c3")
+    assert host.nics[new.nic_id].vxnet_id == "vxnet-pods002"
+    with pytest.raises(PoolEmpty, match="max-nics 4"):
+        await host.add("c4", seconds=20.0)
+    await host.delete("c0")
+    assert (await host.add("c4")).nic_id == old[0].nic_id
 
 
-def test_a_gateway_outside_the_vxnet_is_refused_and_the_nic_is_as_good_as_before(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            config = read_config({"name": "net", "ipam": {"routes": [{"dst": "10.96.0.0/12", "gw": "10.0.0.1"}]}})
-            with pytest.raises(InvalidConfig, match=r"10\.0\.0\.1.*vxnet-pods001.*172\.20\.1\.0/24"):
-                await host.add("c0", config=config)
-            assert host.states() == ["idle"] * 3
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_gateway_outside_the_vxnet_is_refused_and_the_nic_is_as_good_as_before(host: SimulatedHost) -> None:
+    config = read_config({"name": "net", "ipam": {"routes": [{"dst": "10.96.0.0/12", "gw": "10.0.0.1"}]}})
+    with pytest.raises(InvalidConfig, match=r"10\.0\.0\.1.*vxnet-pods001.*172\.20\.1\.0/24"):
+        await host.add("c0", config=config)
+    assert host.states() == ["idle"] * 3
 
 
-def test_given_routes_follow_the_default_one(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            config = read_config({"name": "net", "ipam": {"routes": [{"dst": "10.96.0.0/12", "gw": "172.20.1.9"}]}})
-            attachment = await host.add("c0", config=config)
-            address, routes = host.kernel.addresses_in(netns_of("c0"))["eth0"]
-            assert address == host.nics[attachment.nic_id].address
-            assert routes == (Route("0.0.0.0/0", "172.20.1.1"), Route("10.96.0.0/12", "172.20.1.9"))
-
-    virtual_time.run(main())
+@on_host()
+async def test_given_routes_follow_the_default_one(host: SimulatedHost) -> None:
+    config = read_config({"name": "net", "ipam": {"routes": [{"dst": "10.96.0.0/12", "gw": "172.20.1.9"}]}})
+    attachment = await host.add("c0", config=config)
+    address, routes = host.kernel.addresses_in(netns_of("c0"))["eth0"]
+    assert address == host.nics[attachment.nic_id].address
+    assert routes == (Route("0.0.0.0/0", "172.20.1.1"), Route("10.96.0.0/12", "172.20.1.9"))

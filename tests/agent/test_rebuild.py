@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from inprocess import virtual_time
-from inprocess.agent import SimulatedHost, key_of, lived, netns_of, set_faults, simulated
+from inprocess.agent import SimulatedHost, key_of, netns_of, on_host, set_faults, simulated
 from inprocess.damage import DAMAGES, Damage
+from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.core.cni.network_config import read_config
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, NicState
@@ -34,84 +34,80 @@ async def compared(host: SimulatedHost) -> None:
 
 
 def nameless(host: SimulatedHost) -> list[Attachment]:
-    return [a for a in host.agent.context.table.attachments.values() if a.key.is_unclaimed]
+    return [a for a in host.table.attachments.values() if a.key.is_unclaimed]
 
 
-def test_nics_are_adopted_and_their_addresses_rest_for_nobody_knows_whom_they_served(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        nics = set(host.nics)
-        await lose_state(host)
-        await compared(host)
-        await host.until(lambda: {host.nics[n].state for n in nics} == {NicState.COOLING}, "parked", 1.0)
-        begun = host.clock.now()
-        attachment = await host.add("c0")
-        assert attachment.nic_id not in nics or host.clock.now() - begun >= host.settings.cooldown_min
-        await host.until(lambda: all(host.nics[n].state is NicState.IDLE for n in nics), "rested", 140.0)
-        assert host.clock.now() - begun >= host.settings.cooldown - 1.0
-        assert set(host.ours_in_cloud()) == set(host.nics)
-
-    lived(test, tmp_path)
+@on_host()
+async def test_nics_are_adopted_and_their_addresses_rest_for_nobody_knows_whom_they_served(
+    host: SimulatedHost,
+) -> None:
+    nics = set(host.nics)
+    await lose_state(host)
+    await compared(host)
+    await host.until(lambda: {host.nics[n].state for n in nics} == {NicState.COOLING}, "parked", 1.0)
+    begun = host.clock.now()
+    attachment = await host.add("c0")
+    assert attachment.nic_id not in nics or host.clock.now() - begun >= host.settings.cooldown_min
+    await host.until(lambda: all(host.nics[n].state is NicState.IDLE for n in nics), "rested", 140.0)
+    assert host.clock.now() - begun >= host.settings.cooldown - 1.0
+    assert set(host.ours_in_cloud()) == set(host.nics)
 
 
 @pytest.mark.defect("others-15")
-def test_the_nic_of_a_living_container_is_left_to_it_whatever_happens(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        before = await host.add("c0")
-        await lose_state(host)
-        await compared(host)
-        (found,) = nameless(host)
-        assert (found.nic_id, found.netns, found.ifindex) == (before.nic_id, before.netns, before.ifindex)
-        assert found.routes == before.routes
-        assert host.nics[before.nic_id].state is NicState.ASSIGNED
-        await host.ask(Verb.GC, "", CONF | {"cni.dev/valid-attachments": []})
-        for n in range(1, 5):
-            assert (await host.add(f"c{n}")).nic_id != before.nic_id
-        for n in range(1, 5):
-            await host.delete(f"c{n}")
-        host.agent.pool.drain()
-        await host.until(lambda: set(host.nics) == {before.nic_id}, "all others are given back")
-        await host.clock.sleep(300)
-        assert [link.mac for link in host.kernel.links_in(netns_of("c0"))] == [before.nic_id]
-        await host.kill()
-        await host.start()  # what was found is on disk like everything else
-        assert [a.nic_id for a in nameless(host)] == [before.nic_id]
-        host.kernel.kill_netns(netns_of("c0"))
-        await host.until(lambda: host.nics[before.nic_id].state is NicState.COOLING, "its container is gone", 60.0)
-
-    lived(test, tmp_path)
+@on_host()
+async def test_the_nic_of_a_living_container_is_left_to_it_whatever_happens(host: SimulatedHost) -> None:
+    before = await host.add("c0")
+    await lose_state(host)
+    await compared(host)
+    (found,) = nameless(host)
+    assert (found.nic_id, found.netns, found.ifindex) == (before.nic_id, before.netns, before.ifindex)
+    assert found.routes == before.routes
+    assert host.nics[before.nic_id].state is NicState.ASSIGNED
+    await host.ask(Verb.GC, "", CONF | {"cni.dev/valid-attachments": []})
+    for n in range(1, 5):
+        assert (await host.add(f"c{n}")).nic_id != before.nic_id
+    for n in range(1, 5):
+        await host.delete(f"c{n}")
+    host.agent.pool.drain()
+    await host.until(lambda: set(host.nics) == {before.nic_id}, "all others are given back")
+    await host.clock.sleep(300)
+    assert [link.mac for link in host.kernel.links_in(netns_of("c0"))] == [before.nic_id]
+    await host.kill()
+    await host.start()  # what was found is on disk like everything else
+    assert [a.nic_id for a in nameless(host)] == [before.nic_id]
+    host.kernel.kill_netns(netns_of("c0"))
+    await host.until(lambda: host.nics[before.nic_id].state is NicState.COOLING, "its container is gone", 60.0)
 
 
 @pytest.mark.parametrize("is_cloud_silent", [False, True])
 @pytest.mark.parametrize("sign", ["all", "mac changed", "name changed", "both"])
-def test_a_del_brings_home_the_nic_of_a_container_that_the_table_does_not_know(
-    tmp_path: Path, sign: str, *, is_cloud_silent: bool
+@on_host()
+async def test_a_del_brings_home_the_nic_of_a_container_that_the_table_does_not_know(
+    host: SimulatedHost, sign: str, *, is_cloud_silent: bool
 ) -> None:
-    async def test(host: SimulatedHost) -> None:
-        nic_id = (await host.add("c0")).nic_id
-        (link,) = host.kernel._at(netns_of("c0")).links.values()
-        if sign in ("mac changed", "both"):
-            link.mac = "02:00:00:00:00:01"
-        if sign in ("name changed", "both"):
-            link.name = "net7"
-        if is_cloud_silent:
-            set_faults(host, FaultSpec("DescribeInstances", "refuse", times=10))
-        await lose_state(host)
-        if not is_cloud_silent:
-            await compared(host)
-        ifname = "net7" if sign in ("name changed", "both") else "eth0"
-        key = AttachmentKey("net", "c0", ifname)
-        for _ in range(2):
-            await host.agent.attachments.delete(key, _del(), netns_of("c0"))
-            assert host.kernel.links_in(netns_of("c0")) == ()
-        assert nic_id in {link.mac for link in host.kernel.links_in(host.kernel.parking_path)}
-        assert not host.agent.context.table.attachments
+    nic_id = (await host.add("c0")).nic_id
+    (link,) = host.kernel.devices_in(netns_of("c0"))
+    if sign in ("mac changed", "both"):
+        link.mac = "02:00:00:00:00:01"
+    if sign in ("name changed", "both"):
+        link.name = "net7"
+    if is_cloud_silent:
+        set_faults(host, FaultSpec("DescribeInstances", "refuse", times=10))
+    await lose_state(host)
+    if not is_cloud_silent:
         await compared(host)
-        assert host.nics[nic_id].state is NicState.COOLING
-        names = [e.name for e in await host.agent.context.journal.events(EventFilter(1000, nic_id=nic_id))]
-        assert ("nic.fetched" in names) == is_cloud_silent
-        assert ("attachment.named" in names) == (not is_cloud_silent)
-
-    lived(test, tmp_path)
+    ifname = "net7" if sign in ("name changed", "both") else "eth0"
+    key = AttachmentKey("net", "c0", ifname)
+    for _ in range(2):
+        await host.agent.attachments.delete(key, _del(), netns_of("c0"))
+        assert host.kernel.links_in(netns_of("c0")) == ()
+    assert nic_id in {link.mac for link in host.kernel.links_in(host.kernel.parking_path)}
+    assert not host.table.attachments
+    await compared(host)
+    assert host.nics[nic_id].state is NicState.COOLING
+    names = [e.name for e in await host.journal.events(EventFilter(1000, nic_id=nic_id))]
+    assert ("nic.fetched" in names) == is_cloud_silent
+    assert ("attachment.named" in names) == (not is_cloud_silent)
 
 
 def _del() -> Any:
@@ -120,91 +116,73 @@ def _del() -> Any:
     return CniCall(Verb.DEL)
 
 
-def test_a_del_takes_nothing_from_a_container_that_another_request_named(tmp_path: Path) -> None:
+@on_host()
+async def test_a_del_takes_nothing_from_a_container_that_another_request_named(host: SimulatedHost) -> None:
     """By whichever namespace, interface or container id: the alias alone is no right to a NIC."""
-
-    async def test(host: SimulatedHost) -> None:
-        nic_id = (await host.add("c0")).nic_id
-        for key in (AttachmentKey("net", "other", "eth0"), AttachmentKey("other", "c0", "eth0")):
-            await host.agent.attachments.delete(key, _del(), netns_of("c0"))
-        assert [link.mac for link in host.kernel.links_in(netns_of("c0"))] == [nic_id]
-        await lose_state(host)
-        await compared(host)
-        host.kernel.make_netns(netns_of("empty"))
-        for path in (netns_of("empty"), netns_of("none"), "", "/run/netns/host"):
-            await host.agent.attachments.delete(key_of("c0"), _del(), path)
-        await host.agent.attachments.delete(AttachmentKey("net", "c0", "net1"), _del(), netns_of("c0"))
-        assert [link.mac for link in host.kernel.links_in(netns_of("c0"))] == [nic_id]
-        assert len(nameless(host)) == 1
-
-    lived(test, tmp_path)
+    nic_id = (await host.add("c0")).nic_id
+    for key in (AttachmentKey("net", "other", "eth0"), AttachmentKey("other", "c0", "eth0")):
+        await host.agent.attachments.delete(key, _del(), netns_of("c0"))
+    assert [link.mac for link in host.kernel.links_in(netns_of("c0"))] == [nic_id]
+    await lose_state(host)
+    await compared(host)
+    host.kernel.make_netns(netns_of("empty"))
+    for path in (netns_of("empty"), netns_of("none"), "", "/run/netns/host"):
+        await host.agent.attachments.delete(key_of("c0"), _del(), path)
+    await host.agent.attachments.delete(AttachmentKey("net", "c0", "net1"), _del(), netns_of("c0"))
+    assert [link.mac for link in host.kernel.links_in(netns_of("c0"))] == [nic_id]
+    assert len(nameless(host)) == 1
 
 
-def test_a_repeated_add_and_a_check_find_what_the_first_add_made(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        first = await host.ask(Verb.ADD, "c0", CONF, cni_args="K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop")
-        second = await host.ask(Verb.ADD, "c1", CONF)
-        await lose_state(host)
-        await compared(host)
-        assert len(nameless(host)) == 2
-        await host.ask(Verb.CHECK, "c1", CONF | {"prevResult": second})
-        assert await host.ask(Verb.ADD, "c0", CONF, cni_args="K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop") == first
-        assert not nameless(host)
-        assert host.agent.context.table.attachments[key_of("c0")].workload.pod_name == "web"
-        await host.ask(Verb.CHECK, "c0", CONF | {"prevResult": first})
-
-    lived(test, tmp_path)
+@on_host()
+async def test_a_repeated_add_and_a_check_find_what_the_first_add_made(host: SimulatedHost) -> None:
+    first = await host.ask(Verb.ADD, "c0", CONF, cni_args="K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop")
+    second = await host.ask(Verb.ADD, "c1", CONF)
+    await lose_state(host)
+    await compared(host)
+    assert len(nameless(host)) == 2
+    await host.ask(Verb.CHECK, "c1", CONF | {"prevResult": second})
+    assert await host.ask(Verb.ADD, "c0", CONF, cni_args="K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop") == first
+    assert not nameless(host)
+    assert host.table.attachments[key_of("c0")].workload.pod_name == "web"
+    await host.ask(Verb.CHECK, "c0", CONF | {"prevResult": first})
 
 
-def test_an_add_that_tells_whose_a_nic_is_is_answered_once_that_is_on_disk(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        first = await host.ask(Verb.ADD, "c0", CONF)
-        await lose_state(host)
-        await compared(host)
-        await host.agent.context.journal.save()
-        host.disk.seconds = 0.5
-        assert await host.ask(Verb.ADD, "c0", CONF) == first
-        assert [a.key for a in host.store.on_disk().attachments] == [key_of("c0")]
-
-    lived(test, tmp_path)
+@on_host()
+async def test_an_add_that_tells_whose_a_nic_is_is_answered_once_that_is_on_disk(host: SimulatedHost) -> None:
+    first = await host.ask(Verb.ADD, "c0", CONF)
+    await lose_state(host)
+    await compared(host)
+    await host.journal.save()
+    host.disk.seconds = 0.5
+    assert await host.ask(Verb.ADD, "c0", CONF) == first
+    assert [a.key for a in host.store.on_disk().attachments] == [key_of("c0")]
 
 
-def test_the_gateway_goes_on_serving_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        vxnets = ["vxnet-pods001", "vxnet-pods002"]
-        async with simulated(tmp_path, vxnet=vxnets, policy="RoundRotate", min_idle=4, max_idle=4) as host:
-            config = read_config(CONF | SERVICES)
-            for n in range(4):
-                await host.add(f"c{n}", config=config)
-            served = host.kernel.path
-            assert len(served.gateways) == 2
-            assert served.masquerade
-            paths: list[ServicePath] = []
-            serve = host.kernel.serve
-
-            async def watched(path: ServicePath) -> Any:
-                paths.append(path)
-                return await serve(path)
-
-            monkeypatch.setattr(host.kernel, "serve", watched)
-            set_faults(host, FaultSpec("DescribeInstances", "refuse", times=1000))
-            await lose_state(host)
-            await host.clock.sleep(90.0)
-            assert not host.agent.is_cloud_compared
-            assert not paths
-            set_faults(host)
-            await compared(host)
-            await host.clock.sleep(120.0)
-            assert paths
-            assert {path.gateways for path in paths} == {served.gateways}
-            assert {path.masquerade for path in paths} == {served.masquerade}
-            for n in range(4):
-                await host.delete(f"c{n}")
-            host.agent.pool.drain()
-            await host.until(lambda: not host.nics, "all is given back")
-            assert host.kernel.path == ServicePath()
-
-    virtual_time.run(main())
+@on_host(vxnet=["vxnet-pods001", "vxnet-pods002"], policy="RoundRotate", min_idle=4, max_idle=4)
+async def test_the_gateway_goes_on_serving_meanwhile(host: SimulatedHost) -> None:
+    config = read_config(CONF | SERVICES)
+    for n in range(4):
+        await host.add(f"c{n}", config=config)
+    served = host.kernel.path
+    assert len(served.gateways) == 2
+    assert served.masquerade
+    serving = host.kernel.observe("serve")
+    set_faults(host, FaultSpec("DescribeInstances", "refuse", times=1000))
+    await lose_state(host)
+    await host.clock.sleep(90.0)
+    assert not host.agent.is_cloud_compared
+    assert not serving.calls
+    set_faults(host)
+    await compared(host)
+    await host.clock.sleep(120.0)
+    assert serving.calls
+    assert {path.gateways for (path,) in serving.calls} == {served.gateways}
+    assert {path.masquerade for (path,) in serving.calls} == {served.masquerade}
+    for n in range(4):
+        await host.delete(f"c{n}")
+    host.agent.pool.drain()
+    await host.until(lambda: not host.nics, "all is given back")
+    assert host.kernel.path == ServicePath()
 
 
 # --- damaged ---------------------------------------------------------------------------------------------
@@ -213,43 +191,41 @@ def test_the_gateway_goes_on_serving_meanwhile(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("part", ["agent.db", "agent.db-wal"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
-def test_whatever_befalls_the_file_containers_keep_their_nics_and_none_is_lost(
+@in_virtual_time
+async def test_whatever_befalls_the_file_containers_keep_their_nics_and_none_is_lost(
     tmp_path: Path, damage: Damage, part: str, seed: int
 ) -> None:
-    async def main() -> None:
-        rng = random.Random(f"{damage.__name__} {part} {seed}")
-        async with simulated(tmp_path, seed=seed, max_nics=20, cooldown=10, cooldown_min=5) as host:
-            alive: dict[str, str] = {}
-            for n in range(rng.randrange(4, 16)):
-                alive[f"c{n}"] = (await host.add(f"c{n}")).nic_id
-                if rng.random() < 0.6:
-                    gone = rng.choice(sorted(alive))
-                    del alive[gone]
-                    await host.delete(gone)
-                    host.kernel.kill_netns(netns_of(gone))
-                await host.clock.sleep(rng.choice((0.0, 1.0, 30.0)))
-            await _kill_with(host, rng, part, damage)
-            await host.start()
-            await compared(host)
-            await host.clock.sleep(rng.choice((0.0, 60.0)))
-            _check(host, alive)
-            for n in range(2):
-                alive[f"later{n}"] = (await host.add(f"later{n}")).nic_id
-            _check(host, alive)
-            for name in rng.sample(sorted(alive), len(alive) // 2):
-                await host.delete(name)
-                del alive[name]
-                assert host.kernel.links_in(netns_of(name)) == (), name
-            for name in sorted(alive):  # the others die without a DEL
-                host.kernel.kill_netns(netns_of(name))
-            await host.clock.sleep(300.0)
-            await host.until(lambda: not host.agent.context.table.intents, "nothing is under way")
-            assert not host.agent.context.table.attachments
-            assert set(host.ours_in_cloud()) == set(host.nics)
-            parked = {link.mac for link in host.kernel.links_in(host.kernel.parking_path)}
-            assert parked == set(host.nics), host.states()
-
-    virtual_time.run(main())
+    rng = random.Random(f"{damage.__name__} {part} {seed}")
+    async with simulated(tmp_path, seed=seed, max_nics=20, cooldown=10, cooldown_min=5) as host:
+        alive: dict[str, str] = {}
+        for n in range(rng.randrange(4, 16)):
+            alive[f"c{n}"] = (await host.add(f"c{n}")).nic_id
+            if rng.random() < 0.6:
+                gone = rng.choice(sorted(alive))
+                del alive[gone]
+                await host.delete(gone)
+                host.kernel.kill_netns(netns_of(gone))
+            await host.clock.sleep(rng.choice((0.0, 1.0, 30.0)))
+        await _kill_with(host, rng, part, damage)
+        await host.start()
+        await compared(host)
+        await host.clock.sleep(rng.choice((0.0, 60.0)))
+        _check(host, alive)
+        for n in range(2):
+            alive[f"later{n}"] = (await host.add(f"later{n}")).nic_id
+        _check(host, alive)
+        for name in rng.sample(sorted(alive), len(alive) // 2):
+            await host.delete(name)
+            del alive[name]
+            assert host.kernel.links_in(netns_of(name)) == (), name
+        for name in sorted(alive):  # the others die without a DEL
+            host.kernel.kill_netns(netns_of(name))
+        await host.clock.sleep(300.0)
+        await host.until_calm()
+        assert not host.table.attachments
+        assert set(host.ours_in_cloud()) == set(host.nics)
+        parked = {link.mac for link in host.kernel.links_in(host.kernel.parking_path)}
+        assert parked == set(host.nics), host.states()
 
 
 async def _kill_with(host: SimulatedHost, rng: random.Random, part: str, damage: Damage) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from inprocess import virtual_time
-from inprocess.agent import SimulatedHost, lived, set_faults, simulated
+from inprocess.agent import SimulatedHost, on_host, set_faults, simulated
+from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.agent.api.views import status_view
 from qingcloud_cni.core.errors import PoolEmpty, wire
 from qingcloud_cni.sim.cloud.faults import EFFECTS
@@ -56,35 +56,32 @@ def cause_told(host: SimulatedHost) -> str:
 
 @pytest.mark.defect("hostnic-1", "hostnic-5")
 @pytest.mark.parametrize("name", TROUBLES)
-def test_trouble_with_the_cloud_is_told_and_over_when_it_is_over(tmp_path: Path, name: str) -> None:
+@in_virtual_time
+async def test_trouble_with_the_cloud_is_told_and_over_when_it_is_over(tmp_path: Path, name: str) -> None:
     """The pool serves; an ADD that it cannot serve says why with code 11; afterwards table and cloud agree."""
     trouble = TROUBLES[name]
-
-    async def main() -> None:
-        async with simulated(tmp_path, min_idle=1, max_idle=2) as host:
-            set_faults(host, *faults_of(trouble))
+    async with simulated(tmp_path, min_idle=1, max_idle=2) as host:
+        set_faults(host, *faults_of(trouble))
+        await host.add("c0", seconds=1.0)
+        if trouble.says:  # else nobody notices
+            with pytest.raises(PoolEmpty) as refused:
+                await host.add("c1", seconds=70.0)
+            said = str(refused.value)
+            assert wire(refused.value)[0] == 11
+            assert all(word in said for word in trouble.says), said
+            assert "\n" not in said
+            assert all(word in cause_told(host) for word in trouble.says), cause_told(host)
+            assert host.agent.is_initialised
+            await host.delete("c0")
+            await host.until(lambda: "idle" in host.states(), "rested")
             await host.add("c0", seconds=1.0)
-            if trouble.says:  # else nobody notices
-                with pytest.raises(PoolEmpty) as refused:
-                    await host.add("c1", seconds=70.0)
-                said = str(refused.value)
-                assert wire(refused.value)[0] == 11
-                assert all(word in said for word in trouble.says), said
-                assert "\n" not in said
-                assert all(word in cause_told(host) for word in trouble.says), cause_told(host)
-                assert host.agent.is_initialised
-                await host.delete("c0")
-                await host.until(lambda: "idle" in host.states(), "rested")
-                await host.add("c0", seconds=1.0)
-            host.check_invariants()
-            set_faults(host)
-            await host.add("c1", seconds=400.0)  # a vxnet without addresses rests for a growing while
-            await host.until(lambda: not host.agent.context.table.intents, "calm")
-            await host.until(lambda: "idle" in host.states(), "refilled")
-            await host.until(lambda: not cause_told(host), "no cause any more")
-            assert set(host.ours_in_cloud()) == set(host.nics)
-
-    virtual_time.run(main())
+        host.check_invariants()
+        set_faults(host)
+        await host.add("c1", seconds=400.0)  # a vxnet without addresses rests for a growing while
+        await host.until_calm()
+        await host.until(lambda: "idle" in host.states(), "refilled")
+        await host.until(lambda: not cause_told(host), "no cause any more")
+        assert set(host.ours_in_cloud()) == set(host.nics)
 
 
 GIVING_BACK = [
@@ -96,57 +93,46 @@ GIVING_BACK = [
 
 
 @pytest.mark.parametrize(("action", "effect"), GIVING_BACK)
-def test_trouble_while_nics_are_given_back_leaves_none(tmp_path: Path, action: str, effect: str) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            set_faults(host, FaultSpec(action, effect, times=3))
-            host.agent.pool.drain()
-            await host.until(lambda: not host.nics, "drained")
-            assert not host.ours_in_cloud()
-            assert host.agent.is_drained()
-
-    virtual_time.run(main())
+@on_host()
+async def test_trouble_while_nics_are_given_back_leaves_none(host: SimulatedHost, action: str, effect: str) -> None:
+    set_faults(host, FaultSpec(action, effect, times=3))
+    host.agent.pool.drain()
+    await host.until(lambda: not host.nics, "drained")
+    assert not host.ours_in_cloud()
+    assert host.agent.is_drained()
 
 
 @pytest.mark.defect("others-9")
-def test_the_instances_limit_is_told(tmp_path: Path) -> None:
+@on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_instance=4)), min_idle=1, max_idle=2)
+async def test_the_instances_limit_is_told(host: SimulatedHost) -> None:
     """As the cloud has it: lower than --instance-nic-limit says."""
-
-    async def main() -> None:
-        topology = replace(default_topology("sim", 1), limits=Limits(nics_per_instance=4))
-        async with simulated(tmp_path, topology, min_idle=1, max_idle=2) as host:
-            for n in range(3):
-                await host.add(f"c{n}")
-            with pytest.raises(PoolEmpty, match=r"AttachNics.*holds 4 of at most 4 nics"):
-                await host.add("c3", seconds=60.0)
-            await host.delete("c0")
-            await host.add("c3", seconds=200.0)
-            host.check_invariants()
-            assert set(host.ours_in_cloud()) == set(host.nics)
-
-    virtual_time.run(main())
+    for n in range(3):
+        await host.add(f"c{n}")
+    with pytest.raises(PoolEmpty, match=r"AttachNics.*holds 4 of at most 4 nics"):
+        await host.add("c3", seconds=60.0)
+    await host.delete("c0")
+    await host.add("c3", seconds=200.0)
+    host.check_invariants()
+    assert set(host.ours_in_cloud()) == set(host.nics)
 
 
 @pytest.mark.defect("others-31")
-def test_an_attach_that_is_refused_for_good_is_tried_more_seldom_and_no_more_nics_are_made(tmp_path: Path) -> None:
+@on_host()
+async def test_an_attach_that_is_refused_for_good_is_tried_more_seldom_and_no_more_nics_are_made(
+    host: SimulatedHost,
+) -> None:
     """As on an instance that the cloud takes for ceased: the host is there to ask, so it goes on."""
-
-    async def test(host: SimulatedHost) -> None:
-        refusal = FaultSpec(
-            "AttachNics", "refuse", times=LONG, code=1400, message="PermissionDenied, instance ceased"
-        )
-        set_faults(host, refusal)
-        for n in range(3):
-            await host.add(f"c{n}")
-        with pytest.raises(PoolEmpty, match="instance ceased"):
-            await host.add("c3", seconds=60.0)
-        created = host.model.calls["CreateNics"]
-        before = host.model.calls["AttachNics"]
-        await host.clock.sleep(7_200.0)
-        assert host.model.calls["AttachNics"] - before <= 2 * 70  # its pause grows to a minute, more or less
-        assert host.model.calls["CreateNics"] == created  # those that are there are enough, once they may be attached
-        assert set(host.ours_in_cloud()) == set(host.nics)
-        set_faults(host)
-        await host.add("c3", seconds=2000.0)
-
-    lived(test, tmp_path)
+    refusal = FaultSpec("AttachNics", "refuse", times=LONG, code=1400, message="PermissionDenied, instance ceased")
+    set_faults(host, refusal)
+    for n in range(3):
+        await host.add(f"c{n}")
+    with pytest.raises(PoolEmpty, match="instance ceased"):
+        await host.add("c3", seconds=60.0)
+    created = host.model.calls["CreateNics"]
+    before = host.model.calls["AttachNics"]
+    await host.clock.sleep(7_200.0)
+    assert host.model.calls["AttachNics"] - before <= 2 * 70  # its pause grows to a minute, more or less
+    assert host.model.calls["CreateNics"] == created  # those that are there are enough, once they may be attached
+    assert set(host.ours_in_cloud()) == set(host.nics)
+    set_faults(host)
+    await host.add("c3", seconds=2000.0)

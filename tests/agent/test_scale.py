@@ -6,8 +6,8 @@ import pytest
 
 from bench import scale
 from bench.scale import HOUR, QUOTA, Case, Outcome, play
-from inprocess import virtual_time
 from inprocess.fleet import HOSTS_PER_VXNET, SeenCall, fleet_of, make_topology
+from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.cloud import CallOutcome
 from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.nics.rows import violations
@@ -63,20 +63,18 @@ def test_the_same_seed_gives_the_same_figures() -> None:
     assert first == again != other
 
 
-def test_a_fleet_is_whole_after_all_that(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with fleet_of(tmp_path, FEW, pool={}) as (fleet, group):
-            await scale.rolling(fleet, group, Case(FEW, 20))
-            await fleet.settle(12 * HOUR)
-            for host in fleet.hosts:
-                assert host.agent is not None
-                table = host.agent.context.table
-                assert not violations(table.nics.values(), table.attachments.values())
-                assert {a.key.container_id for a in table.attachments.values()} == host.pods
-                here = {n.nic_id for n in fleet.model.state.nics_of(host.spec.instance_id) if n.role == 0}
-                assert here == set(table.nics)
-
-    virtual_time.run(main())
+@in_virtual_time
+async def test_a_fleet_is_whole_after_all_that(tmp_path: Path) -> None:
+    async with fleet_of(tmp_path, FEW, pool={}) as (fleet, group):
+        await scale.rolling(fleet, group, Case(FEW, 20))
+        await fleet.settle(12 * HOUR)
+        for host in fleet.hosts:
+            assert host.agent is not None
+            table = host.agent.context.table
+            assert not violations(table.nics.values(), table.attachments.values())
+            assert {a.key.container_id for a in table.attachments.values()} == host.pods
+            here = {n.nic_id for n in fleet.model.state.nics_of(host.spec.instance_id) if n.role == 0}
+            assert here == set(table.nics)
 
 
 def test_each_few_hosts_have_a_vxnet_of_their_own() -> None:

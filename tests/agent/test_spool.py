@@ -5,16 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from inprocess import virtual_time
-from inprocess.agent import SimulatedHost, key_of, netns_of, simulated
+from inprocess.agent import SimulatedHost, key_of, netns_of, on_host
 from inprocess.spooled import keep
-from qingcloud_cni.agent.attachments.spool_files import SpoolFiles
 from qingcloud_cni.agent.base.attachment_lock import CniCall
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.cni.spool import file_name
 from qingcloud_cni.core.errors import KernelRefused, Unavailable
-from qingcloud_cni.core.nics.model import Event, Netns
-from qingcloud_cni.core.seams.kernel import LinkOrder, PlacedLink
+from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.seams.store import EventFilter
 
 
@@ -25,373 +22,287 @@ def kept(host: SimulatedHost, container: str, asked: float | None = None, **said
 
 
 def is_held(host: SimulatedHost, container: str) -> bool:
-    return key_of(container) in host.agent.context.table.attachments
+    return key_of(container) in host.table.attachments
 
 
 async def events(host: SimulatedHost, name: str) -> list[Event]:
-    return list(await host.agent.context.journal.events(EventFilter(10_000, name=name)))
+    return list(await host.journal.events(EventFilter(10_000, name=name)))
 
 
 async def until_done(host: SimulatedHost, *paths: Path) -> None:
     await host.until(lambda: not any(path.exists() for path in paths), "kept DELs done", seconds=30)
 
 
-def test_at_a_start_it_is_done_before_anything_is_served(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            for name in ("c1", "c2", "stays"):
-                await host.add(name)
-            await host.kill()
-            paths = [kept(host, name) for name in ("c1", "c2", "never-there")]
-            await host.start()  # ends as soon as requests could be served
-            assert [is_held(host, name) for name in ("c1", "c2", "stays")] == [False, False, True]
-            assert not any(path.exists() for path in paths)
-            assert host.store.on_disk().attachments == tuple(host.agent.context.table.attachments.values())
-            host.check_invariants()
-
-    virtual_time.run(main())
+@on_host()
+async def test_at_a_start_it_is_done_before_anything_is_served(host: SimulatedHost) -> None:
+    for name in ("c1", "c2", "stays"):
+        await host.add(name)
+    await host.kill()
+    paths = [kept(host, name) for name in ("c1", "c2", "never-there")]
+    await host.start()  # ends as soon as requests could be served
+    assert [is_held(host, name) for name in ("c1", "c2", "stays")] == [False, False, True]
+    assert not any(path.exists() for path in paths)
+    assert host.store.on_disk().attachments == tuple(host.table.attachments.values())
+    host.check_invariants()
 
 
-def test_a_new_file_is_seen_within_seconds(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c1")
-            path = kept(host, "c1")
-            begun = host.clock.now()
-            await until_done(host, path)
-            assert host.clock.now() - begun < 3
-            assert not is_held(host, "c1")
-            assert host.agent.spool.record.last_success >= begun
-            assert [event.subject for event in await events(host, "spool.done")] == [str(key_of("c1"))]
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_new_file_is_seen_within_seconds(host: SimulatedHost) -> None:
+    await host.add("c1")
+    path = kept(host, "c1")
+    begun = host.clock.now()
+    await until_done(host, path)
+    assert host.clock.now() - begun < 3
+    assert not is_held(host, "c1")
+    assert host.agent.spool.record.last_success >= begun
+    assert [event.subject for event in await events(host, "spool.done")] == [str(key_of("c1"))]
 
 
-def test_an_add_of_the_same_attachment_waits_for_it_and_keeps_its_own(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path, cooldown=0) as host:
-            first = await host.add("c1")
-            path = kept(host, "c1")
-            await host.clock.sleep(0.01)
-            second = await host.add("c1")  # the same namespace: without the DEL it would be the first answer again
-            assert second.since > first.since
-            assert second.nic_id != first.nic_id
-            assert not path.exists()
-            await host.clock.sleep(10)
-            assert is_held(host, "c1")
-            assert len(await events(host, "spool.done")) == 1
-
-    virtual_time.run(main())
+@on_host(cooldown=0)
+async def test_an_add_of_the_same_attachment_waits_for_it_and_keeps_its_own(host: SimulatedHost) -> None:
+    first = await host.add("c1")
+    path = kept(host, "c1")
+    await host.clock.sleep(0.01)
+    second = await host.add("c1")  # the same namespace: without the DEL it would be the first answer again
+    assert second.since > first.since
+    assert second.nic_id != first.nic_id
+    assert not path.exists()
+    await host.clock.sleep(10)
+    assert is_held(host, "c1")
+    assert len(await events(host, "spool.done")) == 1
 
 
-def test_what_was_added_after_the_del_is_not_touched(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            before = host.clock.uptime()
-            await host.clock.sleep(5)
-            attachment = await host.add("c1")
-            path = kept(host, "c1", before)
-            await until_done(host, path)
-            assert host.agent.context.table.attachments[key_of("c1")] == attachment
-            (event,) = await events(host, "spool.done")
-            assert "its ADD came later" in event.detail
-
-    virtual_time.run(main())
+@on_host()
+async def test_what_was_added_after_the_del_is_not_touched(host: SimulatedHost) -> None:
+    before = host.clock.uptime()
+    await host.clock.sleep(5)
+    attachment = await host.add("c1")
+    path = kept(host, "c1", before)
+    await until_done(host, path)
+    assert host.table.attachments[key_of("c1")] == attachment
+    (event,) = await events(host, "spool.done")
+    assert "its ADD came later" in event.detail
 
 
 @pytest.mark.parametrize("moment", ["before the kernel", "before the disk", "before the file is removed"])
-def test_cut_off_anywhere_it_is_done_once_the_agent_is_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            nic_id = (await host.add("c1")).nic_id
-            path = kept(host, "c1")
-            reached: list[str] = []
-
-            async def stuck(*_args: object) -> None:
-                reached.append(moment)
-                await asyncio.Event().wait()
-
-            with monkeypatch.context() as patch:
-                if moment == "before the kernel":
-                    patch.setattr(host.kernel, "detach", stuck)
-                elif moment == "before the disk":
-                    patch.setattr(host.store, "save", stuck)
-                else:
-                    patch.setattr(host.agent.attachments._spool, "remove", lambda _file: reached.append(moment))
-                await host.until(lambda: reached, moment)
-                is_released = not host.store.on_disk().attachments
-                await host.kill()
-            assert is_released is (moment == "before the file is removed")
-            assert path.exists()
-            await host.start()
-            assert not path.exists()
-            assert not is_held(host, "c1")
-            released = [event for event in await events(host, "nic.released") if event.nic_id == nic_id]
-            assert len(released) == 1
-            host.check_invariants()
-
-    virtual_time.run(main())
+@on_host()
+async def test_cut_off_anywhere_it_is_done_once_the_agent_is_back(host: SimulatedHost, moment: str) -> None:
+    nic_id = (await host.add("c1")).nic_id
+    path = kept(host, "c1")
+    copy = host.settings.state_dir / "copy"
+    copy.hardlink_to(path)
+    if moment == "before the kernel":
+        await host.kernel.block("detach").reached()
+    elif moment == "before the disk":
+        host.disk.is_stuck, tries = True, host.disk.tries
+        await host.until(lambda: host.disk.tries > tries, moment)
+    else:
+        await until_done(host, path)
+    is_released = not host.store.on_disk().attachments
+    await host.kill()
+    copy.replace(path)
+    host.disk.is_stuck = False
+    assert is_released is (moment == "before the file is removed")
+    await host.start()
+    assert not path.exists()
+    assert not is_held(host, "c1")
+    released = [event for event in await events(host, "nic.released") if event.nic_id == nic_id]
+    assert len(released) == 1
+    host.check_invariants()
 
 
-def test_what_an_add_has_done_meanwhile_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_host(cooldown=0)
+async def test_what_an_add_has_done_meanwhile_is_not_done_again(host: SimulatedHost) -> None:
     """The task has read both files, and is busy with the first."""
-
-    async def main() -> None:
-        async with simulated(tmp_path, cooldown=0) as host:
-            first, second = sorted(("c0", "c1"), key=lambda name: file_name(key_of(name)))
-            for name in (first, second):
-                await host.add(name)
-            busy, detach = asyncio.Event(), host.kernel.detach
-
-            async def slow(mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
-                if not busy.is_set():
-                    busy.set()
-                    await host.clock.sleep(5)
-                return await detach(mac, netns, ifindex, alias)
-
-            monkeypatch.setattr(host.kernel, "detach", slow)
-            kept(host, first)
-            path = kept(host, second)
-            await busy.wait()
-            await host.add(second)
-            assert not path.exists()
-            await host.clock.sleep(10)
-            assert is_held(host, second)
-            assert len(await events(host, "spool.done")) == 2
-
-    virtual_time.run(main())
+    first, second = sorted(("c0", "c1"), key=lambda name: file_name(key_of(name)))
+    for name in (first, second):
+        await host.add(name)
+    busy = host.kernel.delay("detach", 5.0, times=1)
+    kept(host, first)
+    path = kept(host, second)
+    await busy.reached()
+    await host.add(second)
+    assert not path.exists()
+    await host.clock.sleep(10)
+    assert is_held(host, second)
+    assert len(await events(host, "spool.done")) == 2
 
 
-def test_one_that_the_kernel_refuses_is_tried_again_and_holds_up_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            bad, detach = (await host.add("c0")).nic_id, host.kernel.detach
-
-            async def refusing(mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
-                if mac == bad:
-                    raise KernelRefused(f"nic {mac}: no buffer space")
-                return await detach(mac, netns, ifindex, alias)
-
-            monkeypatch.setattr(host.kernel, "detach", refusing)
-            stuck = kept(host, "c0")
-            await host.add("c1")
-            await until_done(host, kept(host, "c1"))
-            assert stuck.exists()
-            assert host.agent.spool.waiting == 1
-            assert "no buffer space" in host.agent.spool.record.last_error
-            await host.kill()
-            await host.start()  # it does not stand in a start's way either
-            await until_done(host, kept(host, "c2"))
-            assert stuck.exists()
-            monkeypatch.setattr(host.kernel, "detach", detach)
-            await until_done(host, stuck)
-            assert not is_held(host, "c0")
-            await host.until(lambda: host.agent.spool.waiting == 0, "nothing left")
-
-    virtual_time.run(main())
+@on_host()
+async def test_one_that_the_kernel_refuses_is_tried_again_and_holds_up_nobody(host: SimulatedHost) -> None:
+    nic_id = (await host.add("c0")).nic_id
+    refused = host.kernel.fail("detach", KernelRefused(f"nic {nic_id}: no buffer space"), nic_id=nic_id)
+    stuck = kept(host, "c0")
+    await host.add("c1")
+    await until_done(host, kept(host, "c1"))
+    assert stuck.exists()
+    assert host.agent.spool.waiting == 1
+    assert "no buffer space" in host.agent.spool.record.last_error
+    await host.kill()
+    await host.start()  # it does not stand in a start's way either
+    await until_done(host, kept(host, "c2"))
+    assert stuck.exists()
+    refused.end()
+    await until_done(host, stuck)
+    assert not is_held(host, "c0")
+    await host.until(lambda: host.agent.spool.waiting == 0, "nothing left")
 
 
-def test_while_an_add_of_its_attachment_is_served_others_are_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@on_host()
+async def test_while_an_add_of_its_attachment_is_served_others_are_done(host: SimulatedHost) -> None:
     """The DEL was asked before the end of that ADD, by a runtime that gave it up."""
-
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            attach = host.kernel.attach
-
-            async def slow(order: LinkOrder) -> PlacedLink:
-                await host.clock.sleep(20)
-                return await attach(order)
-
-            first, second = sorted(("c0", "c1"), key=lambda name: file_name(key_of(name)))  # as they are looked at
-            await host.add(second)
-            monkeypatch.setattr(host.kernel, "attach", slow)
-            adding = asyncio.create_task(host.add(first))
-            await host.clock.sleep(1)
-            mine, other = kept(host, first), kept(host, second)
-            await until_done(host, other)
-            assert mine.exists()
-            assert not adding.done()
-            await adding
-            await until_done(host, mine)
-            assert not is_held(host, first)
-
-    virtual_time.run(main())
+    first, second = sorted(("c0", "c1"), key=lambda name: file_name(key_of(name)))  # as they are looked at
+    await host.add(second)
+    host.kernel.delay("attach", 20.0)
+    adding = asyncio.create_task(host.add(first))
+    await host.clock.sleep(1)
+    mine, other = kept(host, first), kept(host, second)
+    await until_done(host, other)
+    assert mine.exists()
+    assert not adding.done()
+    await adding
+    await until_done(host, mine)
+    assert not is_held(host, first)
 
 
-def test_what_is_not_for_this_agent_or_unreadable_stays_and_is_told(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c1")
-            foreign = kept(host, "c1", instanceID="i-other")
-            broken = host.settings.spool / file_name(key_of("broken"))
-            broken.touch(mode=0o600)
-            await host.until(lambda: not broken.exists(), "the broken file set aside")
-            await host.clock.sleep(30)
-            assert is_held(host, "c1")
-            assert foreign.exists()
-            assert len([path for path in host.settings.spool.iterdir() if path.suffix == ".unreadable"]) == 1
-            assert len(await events(host, "spool.left")) == len(await events(host, "spool.unreadable")) == 1
-            await until_done(host, kept(host, "c1", instanceID=host.instance_id))  # in its place
-            assert not is_held(host, "c1")
-
-    virtual_time.run(main())
+@on_host()
+async def test_what_is_not_for_this_agent_or_unreadable_stays_and_is_told(host: SimulatedHost) -> None:
+    await host.add("c1")
+    foreign = kept(host, "c1", instanceID="i-other")
+    broken = host.settings.spool / file_name(key_of("broken"))
+    broken.touch(mode=0o600)
+    await host.until(lambda: not broken.exists(), "the broken file set aside")
+    await host.clock.sleep(30)
+    assert is_held(host, "c1")
+    assert foreign.exists()
+    assert len([path for path in host.settings.spool.iterdir() if path.suffix == ".unreadable"]) == 1
+    assert len(await events(host, "spool.left")) == len(await events(host, "spool.unreadable")) == 1
+    await until_done(host, kept(host, "c1", instanceID=host.instance_id))  # in its place
+    assert not is_held(host, "c1")
 
 
-def test_a_spool_that_others_may_change_is_told_and_does_not_stop_a_start(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c1")
-            path = kept(host, "c1")
-            host.settings.spool.chmod(0o777)
-            await host.kill()
-            await host.start()
-            await host.until(lambda: host.agent.spool.record.failures > 1, "looked at again")
-            assert "only root may change" in host.agent.spool.record.last_error
-            assert is_held(host, "c1")
-            host.settings.spool.chmod(0o700)
-            await until_done(host, path)
-            assert not is_held(host, "c1")
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_spool_that_others_may_change_is_told_and_does_not_stop_a_start(host: SimulatedHost) -> None:
+    await host.add("c1")
+    path = kept(host, "c1")
+    host.settings.spool.chmod(0o777)
+    await host.kill()
+    await host.start()
+    await host.until(lambda: host.agent.spool.record.failures > 1, "looked at again")
+    assert "only root may change" in host.agent.spool.record.last_error
+    assert is_held(host, "c1")
+    host.settings.spool.chmod(0o700)
+    await until_done(host, path)
+    assert not is_held(host, "c1")
 
 
-def test_a_container_whose_namespace_is_gone_is_released_by_it_too(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c1")
-            await host.kill()
-            host.kernel.kill_netns(netns_of("c1"))
-            path = kept(host, "c1")
-            await host.start()
-            await until_done(host, path)
-            await host.until(lambda: not is_held(host, "c1"), "released")
-            host.check_invariants()
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_container_whose_namespace_is_gone_is_released_by_it_too(host: SimulatedHost) -> None:
+    await host.add("c1")
+    await host.kill()
+    host.kernel.kill_netns(netns_of("c1"))
+    path = kept(host, "c1")
+    await host.start()
+    await until_done(host, path)
+    await host.until(lambda: not is_held(host, "c1"), "released")
+    host.check_invariants()
 
 
-def test_a_del_whose_caller_has_gone_is_not_begun(tmp_path: Path) -> None:
+@on_host(max_nics=1, min_idle=1, max_idle=1, cooldown=0)
+async def test_a_del_whose_caller_has_gone_is_not_begun(host: SimulatedHost) -> None:
     """It was kept, or is repeated; what the runtime asked since must not suffer from it."""
-
-    async def main() -> None:
-        async with simulated(tmp_path, max_nics=1, min_idle=1, max_idle=1, cooldown=0) as host:
-            await host.add("c0")
-            adding = asyncio.create_task(host.add("c1"))
-            await host.clock.sleep(1)
-            for name in ("c0", "c1"):
-                with pytest.raises(Unavailable, match="the caller of its DEL has gone"):
-                    await host.agent.attachments.delete(key_of(name), CniCall(Verb.DEL, is_awaited=lambda: False))
-            assert is_held(host, "c0")
-            await host.delete("c0")
-            await adding
-
-    virtual_time.run(main())
+    await host.add("c0")
+    adding = asyncio.create_task(host.add("c1"))
+    await host.clock.sleep(1)
+    for name in ("c0", "c1"):
+        with pytest.raises(Unavailable, match="the caller of its DEL has gone"):
+            await host.agent.attachments.delete(key_of(name), CniCall(Verb.DEL, is_awaited=lambda: False))
+    assert is_held(host, "c0")
+    await host.delete("c0")
+    await adding
 
 
 @pytest.mark.parametrize("jump", [-7200.0, 7200.0])
-def test_a_clock_that_is_set_meanwhile_changes_nothing_in_what_came_first(tmp_path: Path, jump: float) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("older")
-            host.clock.wall_ahead = jump
-            await host.clock.sleep(10)
-            paths = kept(host, "older"), kept(host, "newer")
-            await host.clock.sleep(0.01)
-            await host.add("newer")
-            await until_done(host, *paths)
-            assert (is_held(host, "older"), is_held(host, "newer")) == (False, True)
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_clock_that_is_set_meanwhile_changes_nothing_in_what_came_first(
+    host: SimulatedHost, jump: float
+) -> None:
+    await host.add("older")
+    host.clock.wall_ahead = jump
+    await host.clock.sleep(10)
+    paths = kept(host, "older"), kept(host, "newer")
+    await host.clock.sleep(0.01)
+    await host.add("newer")
+    await until_done(host, *paths)
+    assert (is_held(host, "older"), is_held(host, "newer")) == (False, True)
 
 
 @pytest.mark.parametrize("forward", [-7200.0, -30.0, 30.0, 7200.0])
-def test_a_clock_that_is_set_while_no_agent_runs_loses_no_del(tmp_path: Path, forward: float) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0")
-            await host.clock.sleep(1.0)
-            await host.kill()
-            before = kept(host, "c0")
-            host.set_clock(forward)
-            await host.start()
-            await until_done(host, before)
-            assert not is_held(host, "c0")
-            await host.add("c1")
-            await host.clock.sleep(1.0)
-            await host.kill()
-            host.set_clock(forward)
-            after = kept(host, "c1")
-            await host.start()
-            await until_done(host, after)
-            assert not is_held(host, "c1")
-
-    virtual_time.run(main())
+@on_host()
+async def test_a_clock_that_is_set_while_no_agent_runs_loses_no_del(host: SimulatedHost, forward: float) -> None:
+    await host.add("c0")
+    await host.clock.sleep(1.0)
+    await host.kill()
+    before = kept(host, "c0")
+    host.set_clock(forward)
+    await host.start()
+    await until_done(host, before)
+    assert not is_held(host, "c0")
+    await host.add("c1")
+    await host.clock.sleep(1.0)
+    await host.kill()
+    host.set_clock(forward)
+    after = kept(host, "c1")
+    await host.start()
+    await until_done(host, after)
+    assert not is_held(host, "c1")
 
 
 @pytest.mark.parametrize("forward", [-30.0, 30.0])
-def test_what_was_added_after_the_del_is_not_touched_though_the_clock_is_set_then(
-    tmp_path: Path, forward: float
+@on_host()
+async def test_what_was_added_after_the_del_is_not_touched_though_the_clock_is_set_then(
+    host: SimulatedHost, forward: float
 ) -> None:
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            asked = host.clock.uptime()
-            await host.clock.sleep(1.0)
-            await host.add("c0")
-            await host.clock.sleep(1.0)
-            await host.kill()
-            late = kept(host, "c0", asked)
-            host.set_clock(forward)
-            await host.start()
-            await until_done(host, late)
-            assert is_held(host, "c0")
-
-    virtual_time.run(main())
+    asked = host.clock.uptime()
+    await host.clock.sleep(1.0)
+    await host.add("c0")
+    await host.clock.sleep(1.0)
+    await host.kill()
+    late = kept(host, "c0", asked)
+    host.set_clock(forward)
+    await host.start()
+    await until_done(host, late)
+    assert is_held(host, "c0")
 
 
-def test_a_clock_that_was_set_before_an_agent_that_died_loses_no_del_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@on_host()
+async def test_a_clock_that_was_set_before_an_agent_that_died_loses_no_del_either(host: SimulatedHost) -> None:
     """The agent after that one no longer learns that it was set."""
-
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.add("c0")
-            await host.clock.sleep(1.0)
-            await host.kill()
-            path = kept(host, "c0")
-            host.set_clock(7200.0)
-            with monkeypatch.context() as patch:
-                patch.setattr(SpoolFiles, "look", lambda _files: [])
-                await host.start()
-                await host.kill()
-            assert path.exists()
-            await host.start()
-            await until_done(host, path)
-            assert not is_held(host, "c0")
-
-    virtual_time.run(main())
+    await host.add("c0")
+    await host.clock.sleep(1.0)
+    await host.kill()
+    path = kept(host, "c0")
+    host.set_clock(7200.0)
+    host.settings.spool.chmod(0o777)  # the agent reads no such spool
+    await host.start()
+    await host.kill()
+    host.settings.spool.chmod(0o700)
+    assert path.exists()
+    await host.start()
+    await until_done(host, path)
+    assert not is_held(host, "c0")
 
 
-def test_a_del_of_an_earlier_boot_frees_nothing_of_this_one(tmp_path: Path) -> None:
+@on_host()
+async def test_a_del_of_an_earlier_boot_frees_nothing_of_this_one(host: SimulatedHost) -> None:
     """A spool on a disk outlives the boot, and counts its seconds from there."""
-
-    async def main() -> None:
-        async with simulated(tmp_path) as host:
-            await host.clock.sleep(3600.0)
-            asked, boot = host.clock.uptime(), host.clock.boot
-            await host.kill()
-            host.kernel.reboot()
-            host.clock.reboot()
-            await host.start()
-            await host.add("c0")
-            path = keep(host.settings.spool, key_of("c0"), asked, boot)
-            await until_done(host, path)
-            assert is_held(host, "c0")
-
-    virtual_time.run(main())
+    await host.clock.sleep(3600.0)
+    asked, boot = host.clock.uptime(), host.clock.boot
+    await host.kill()
+    host.kernel.reboot()
+    host.clock.reboot()
+    await host.start()
+    await host.add("c0")
+    path = keep(host.settings.spool, key_of("c0"), asked, boot)
+    await until_done(host, path)
+    assert is_held(host, "c0")

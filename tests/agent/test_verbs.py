@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from inprocess import virtual_time
-from inprocess.agent import SimulatedHost, key_of, lived, netns_of, set_faults, simulated
+from inprocess.agent import SimulatedHost, key_of, netns_of, on_host, set_faults, simulated
+from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.core.cni.protocol import VERSIONS, Verb
 from qingcloud_cni.core.errors import (
     CannotServe,
@@ -20,7 +20,6 @@ from qingcloud_cni.core.errors import (
     KernelRefused,
     Unavailable,
 )
-from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 
@@ -32,45 +31,41 @@ def listed(*containers: str) -> list[dict[str, str]]:
 
 
 def containers_of(host: SimulatedHost) -> set[str]:
-    return {key.container_id for key in host.agent.context.table.attachments}
+    return {key.container_id for key in host.table.attachments}
 
 
 # --- versions ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_version_is_answered_in_itself(tmp_path: Path, version: str) -> None:
-    async def test(host: SimulatedHost) -> None:
-        result = await host.ask(Verb.ADD, "c0", cniVersion=version)
-        assert result is not None
-        assert result["cniVersion"] == version
-        assert ("mtu" in str(result)) == (version == "1.1.0")
-        assert await host.ask(Verb.ADD, "c0", cniVersion=version) == result
-        for verb in (Verb.CHECK, Verb.GC, Verb.STATUS):
-            more = {"prevResult": result} if verb is Verb.CHECK else {LIST: listed("c0")}
-            if verb in VERSIONS[version].verbs:
-                assert await host.ask(verb, "c0", cniVersion=version, **more) is None
-            else:
-                with pytest.raises(IncompatibleVersion, match=f"cniVersion {version} does not allow {verb}"):
-                    await host.ask(verb, "c0", cniVersion=version, **more)
-        assert await host.ask(Verb.DEL, "c0", cniVersion=version) is None
-
-    lived(test, tmp_path)
+@on_host()
+async def test_every_version_is_answered_in_itself(host: SimulatedHost, version: str) -> None:
+    result = await host.ask(Verb.ADD, "c0", cniVersion=version)
+    assert result is not None
+    assert result["cniVersion"] == version
+    assert ("mtu" in str(result)) == (version == "1.1.0")
+    assert await host.ask(Verb.ADD, "c0", cniVersion=version) == result
+    for verb in (Verb.CHECK, Verb.GC, Verb.STATUS):
+        more = {"prevResult": result} if verb is Verb.CHECK else {LIST: listed("c0")}
+        if verb in VERSIONS[version].verbs:
+            assert await host.ask(verb, "c0", cniVersion=version, **more) is None
+        else:
+            with pytest.raises(IncompatibleVersion, match=f"cniVersion {version} does not allow {verb}"):
+                await host.ask(verb, "c0", cniVersion=version, **more)
+    assert await host.ask(Verb.DEL, "c0", cniVersion=version) is None
 
 
 # --- CHECK -------------------------------------------------------------------------------------------
 
 
-def test_check_right_after_add_is_fine_and_changes_nothing(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        result = await host.ask(Verb.ADD, "c0")
-        await host.agent.context.journal.save()
-        before = (host.agent.context.table.attachments[key_of("c0")], host.kernel.links_in(netns_of("c0")))
-        await host.ask(Verb.CHECK, "c0", prevResult=result)
-        assert (host.agent.context.table.attachments[key_of("c0")], host.kernel.links_in(netns_of("c0"))) == before
-        assert not host.agent.context.table.take_changes()
-
-    lived(test, tmp_path)
+@on_host()
+async def test_check_right_after_add_is_fine_and_changes_nothing(host: SimulatedHost) -> None:
+    result = await host.ask(Verb.ADD, "c0")
+    await host.journal.save()
+    before = (host.table.attachments[key_of("c0")], host.kernel.links_in(netns_of("c0")))
+    await host.ask(Verb.CHECK, "c0", prevResult=result)
+    assert (host.table.attachments[key_of("c0")], host.kernel.links_in(netns_of("c0"))) == before
+    assert not host.table.take_changes()
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -83,177 +78,143 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_check_tells_what_a_container_changed(tmp_path: Path, change: str) -> None:
+@in_virtual_time
+async def test_check_tells_what_a_container_changed(tmp_path: Path, change: str) -> None:
     fields, says = CHANGES[change]
-
-    async def test(host: SimulatedHost) -> None:
+    async with simulated(tmp_path) as host:
         result = await host.ask(Verb.ADD, "c0")
         host.kernel.change(netns_of("c0"), "eth0", **fields)
         with pytest.raises(CheckFailed, match="attachment net/c0/eth0: ") as failure:
             await host.ask(Verb.CHECK, "c0", prevResult=result)
         assert says in str(failure.value)
+        host.check_invariants()
 
-    lived(test, tmp_path)
 
-
-def test_check_fails_where_the_agent_holds_nothing_and_where_it_is_not_told_what_was_added(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        result = await host.ask(Verb.ADD, "c0")
-        with pytest.raises(InvalidConfig, match="CHECK of net/c0/eth0: prevResult, the result of its ADD"):
-            await host.ask(Verb.CHECK, "c0")
-        with pytest.raises(InvalidEnvironment, match="CNI_NETNS is missing"):
-            await host.ask(Verb.CHECK, "c0", netns="", prevResult=result)
-        with pytest.raises(InvalidNetns):
-            await host.ask(Verb.CHECK, "c0", netns="/run/netns/none", prevResult=result)
-        host.kernel.make_netns(netns_of("c1"))
-        with pytest.raises(CheckFailed, match="is not the namespace of its ADD"):
-            await host.ask(Verb.CHECK, "c0", netns=netns_of("c1"), prevResult=result)
-        with pytest.raises(CheckFailed, match="the agent has no such attachment"):
-            await host.ask(Verb.CHECK, "c1", prevResult=result)
-        await host.ask(Verb.DEL, "c0")
-        with pytest.raises(CheckFailed, match="the agent has no such attachment"):
-            await host.ask(Verb.CHECK, "c0", prevResult=result)
-
-    lived(test, tmp_path)
+@on_host()
+async def test_check_fails_where_the_agent_holds_nothing_and_where_it_is_not_told_what_was_added(
+    host: SimulatedHost,
+) -> None:
+    result = await host.ask(Verb.ADD, "c0")
+    with pytest.raises(InvalidConfig, match="CHECK of net/c0/eth0: prevResult, the result of its ADD"):
+        await host.ask(Verb.CHECK, "c0")
+    with pytest.raises(InvalidEnvironment, match="CNI_NETNS is missing"):
+        await host.ask(Verb.CHECK, "c0", netns="", prevResult=result)
+    with pytest.raises(InvalidNetns):
+        await host.ask(Verb.CHECK, "c0", netns="/run/netns/none", prevResult=result)
+    host.kernel.make_netns(netns_of("c1"))
+    with pytest.raises(CheckFailed, match="is not the namespace of its ADD"):
+        await host.ask(Verb.CHECK, "c0", netns=netns_of("c1"), prevResult=result)
+    with pytest.raises(CheckFailed, match="the agent has no such attachment"):
+        await host.ask(Verb.CHECK, "c1", prevResult=result)
+    await host.ask(Verb.DEL, "c0")
+    with pytest.raises(CheckFailed, match="the agent has no such attachment"):
+        await host.ask(Verb.CHECK, "c0", prevResult=result)
 
 
 # --- GC ----------------------------------------------------------------------------------------------
 
 
-def test_gc_frees_what_is_not_listed_and_gone_and_keeps_what_lives(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        for container in ("listed", "dead", "alive"):
-            await host.ask(Verb.ADD, container)
-        await host.ask(Verb.ADD, "dead-elsewhere", name="other")
-        for container in ("dead", "dead-elsewhere"):
-            host.kernel.kill_netns(netns_of(container))
-        await host.ask(Verb.GC, "", {LIST: listed("listed")})
-        assert containers_of(host) == {"listed", "alive", "dead-elsewhere"}
-        kept = await host.agent.context.journal.events(EventFilter(50, name="attachment.kept"))
-        assert [(event.subject, event.detail.split(",")[0]) for event in kept] == [
-            ("net/alive/eth0", "a GC did not list it")
-        ]
-
-    lived(test, tmp_path, min_idle=4)
+@on_host(min_idle=4)
+async def test_gc_frees_what_is_not_listed_and_gone_and_keeps_what_lives(host: SimulatedHost) -> None:
+    for container in ("listed", "dead", "alive"):
+        await host.ask(Verb.ADD, container)
+    await host.ask(Verb.ADD, "dead-elsewhere", name="other")
+    for container in ("dead", "dead-elsewhere"):
+        host.kernel.kill_netns(netns_of(container))
+    await host.ask(Verb.GC, "", {LIST: listed("listed")})
+    assert containers_of(host) == {"listed", "alive", "dead-elsewhere"}
+    kept = await host.journal.events(EventFilter(50, name="attachment.kept"))
+    assert [(event.subject, event.detail.split(",")[0]) for event in kept] == [
+        ("net/alive/eth0", "a GC did not list it")
+    ]
 
 
 @pytest.mark.parametrize("key", [LIST, "cni.dev/attachments"])
 @pytest.mark.parametrize("nothing", [None, []])
-def test_gc_of_an_empty_list_frees_all_that_is_gone_in_its_network(
-    tmp_path: Path, key: str, nothing: list[object] | None
+@on_host()
+async def test_gc_of_an_empty_list_frees_all_that_is_gone_in_its_network(
+    host: SimulatedHost, key: str, nothing: list[object] | None
 ) -> None:
-    async def test(host: SimulatedHost) -> None:
-        for container in ("c0", "c1"):
-            await host.ask(Verb.ADD, container)
-        host.kernel.kill_netns(netns_of("c0"))
-        await host.ask(Verb.GC, "", {key: nothing})
-        assert containers_of(host) == {"c1"}
-
-    lived(test, tmp_path)
+    for container in ("c0", "c1"):
+        await host.ask(Verb.ADD, container)
+    host.kernel.kill_netns(netns_of("c0"))
+    await host.ask(Verb.GC, "", {key: nothing})
+    assert containers_of(host) == {"c1"}
 
 
-def test_gc_without_a_list_is_refused_and_one_that_is_switched_off_does_nothing(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        await host.ask(Verb.ADD, "c0")
-        host.kernel.kill_netns(netns_of("c0"))
-        with pytest.raises(InvalidConfig, match="so nothing is freed"):
-            await host.ask(Verb.GC, "")
-        await host.ask(Verb.GC, "", {LIST: None}, args={"DisableGC": True})
-        await host.ask(Verb.GC, "", args={"DisableGC": True})
-        assert containers_of(host) == {"c0"}
-
-    lived(test, tmp_path)
+@on_host()
+async def test_gc_without_a_list_is_refused_and_one_that_is_switched_off_does_nothing(host: SimulatedHost) -> None:
+    await host.ask(Verb.ADD, "c0")
+    host.kernel.kill_netns(netns_of("c0"))
+    with pytest.raises(InvalidConfig, match="so nothing is freed"):
+        await host.ask(Verb.GC, "")
+    await host.ask(Verb.GC, "", {LIST: None}, args={"DisableGC": True})
+    await host.ask(Verb.GC, "", args={"DisableGC": True})
+    assert containers_of(host) == {"c0"}
 
 
 @pytest.mark.cni(70)
-def test_gc_goes_on_after_one_that_fails_and_tells_it_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def test(host: SimulatedHost) -> None:
-        for container in ("c0", "c1", "c2"):
-            await host.ask(Verb.ADD, container)
-            host.kernel.kill_netns(netns_of(container))
-        is_gone = host.kernel.is_gone
-
-        async def fail_for_c1(mac: str, netns: Netns, alias: str) -> bool:
-            if netns.path == netns_of("c1"):
-                raise KernelRefused("netns /run/netns/c1: open: too many open files")
-            return await is_gone(mac, netns, alias)
-
-        monkeypatch.setattr(host.kernel, "is_gone", fail_for_c1)
-        with pytest.raises(KernelRefused, match="GC of net: 1 of 3 unlisted attachments not released: ") as failure:
-            await host.ask(Verb.GC, "", {LIST: []})
-        assert "net/c1/eth0: netns /run/netns/c1: open: too many open files" in str(failure.value)
-        assert containers_of(host) == {"c1"}
-
-    lived(test, tmp_path)
-
-
-def test_gc_stops_when_its_time_is_up_and_says_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(host: SimulatedHost) -> None:
-        for container in ("c0", "c1", "c2"):
-            await host.ask(Verb.ADD, container)
-        is_gone = host.kernel.is_gone
-
-        async def slow(mac: str, netns: Netns, alias: str) -> bool:
-            await host.clock.sleep(6)
-            return await is_gone(mac, netns, alias)
-
-        monkeypatch.setattr(host.kernel, "is_gone", slow)
-        with pytest.raises(Unavailable, match="GC of net: 1 of 3 unlisted attachments not checked within 9 s"):
-            await host.ask(Verb.GC, "", {LIST: []}, timeout=10.0)
-        assert containers_of(host) == {"c0", "c1", "c2"}
-
-    lived(test, tmp_path)
-
-
-def test_gc_leaves_alone_what_a_request_speaks_of_just_now(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        add = asyncio.create_task(host.ask(Verb.ADD, "c0"))
-        await host.until(lambda: containers_of(host) == {"c0"}, "the ADD under way", 5.0)
+@on_host()
+async def test_gc_goes_on_after_one_that_fails_and_tells_it_at_the_end(host: SimulatedHost) -> None:
+    for container in ("c0", "c1", "c2"):
+        await host.ask(Verb.ADD, container)
+        host.kernel.kill_netns(netns_of(container))
+    nic_id = host.table.attachments[key_of("c1")].nic_id
+    host.kernel.fail("is_gone", KernelRefused("netns /run/netns/c1: open: too many open files"), nic_id=nic_id)
+    with pytest.raises(KernelRefused, match="GC of net: 1 of 3 unlisted attachments not released: ") as failure:
         await host.ask(Verb.GC, "", {LIST: []})
-        assert (await add or {})["ips"]
-        assert containers_of(host) == {"c0"}
+    assert "net/c1/eth0: netns /run/netns/c1: open: too many open files" in str(failure.value)
+    assert containers_of(host) == {"c1"}
 
-    lived(test, tmp_path)
+
+@on_host()
+async def test_gc_stops_when_its_time_is_up_and_says_what_is_left(host: SimulatedHost) -> None:
+    for container in ("c0", "c1", "c2"):
+        await host.ask(Verb.ADD, container)
+    host.kernel.delay("is_gone", 6.0)
+    with pytest.raises(Unavailable, match="GC of net: 1 of 3 unlisted attachments not checked within 9 s"):
+        await host.ask(Verb.GC, "", {LIST: []}, timeout=10.0)
+    assert containers_of(host) == {"c0", "c1", "c2"}
+
+
+@on_host()
+async def test_gc_leaves_alone_what_a_request_speaks_of_just_now(host: SimulatedHost) -> None:
+    add = asyncio.create_task(host.ask(Verb.ADD, "c0"))
+    await host.until(lambda: containers_of(host) == {"c0"}, "the ADD under way", 5.0)
+    await host.ask(Verb.GC, "", {LIST: []})
+    assert (await add or {})["ips"]
+    assert containers_of(host) == {"c0"}
 
 
 # --- STATUS ------------------------------------------------------------------------------------------
 
 
-def test_status_fails_until_the_agent_is_initialised_and_not_after(tmp_path: Path) -> None:
-    topology = replace(default_topology("sim", 1), latencies=Latencies(call=(0.2, 0.2)))
-
-    async def main() -> None:
-        async with simulated(tmp_path, topology, is_warm=False) as host:
-            assert not host.agent.is_initialised
-            with pytest.raises(CannotServe, match="the agent is not ready yet"):
-                await host.ask(Verb.STATUS, "")
-            await host.until(lambda: host.agent.is_initialised, "initialised")
-            await host.ask(Verb.STATUS, "")
-
-    virtual_time.run(main())
+@on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(call=(0.2, 0.2))), is_warm=False)
+async def test_status_fails_until_the_agent_is_initialised_and_not_after(host: SimulatedHost) -> None:
+    assert not host.agent.is_initialised
+    with pytest.raises(CannotServe, match="the agent is not ready yet"):
+        await host.ask(Verb.STATUS, "")
+    await host.until(lambda: host.agent.is_initialised, "initialised")
+    await host.ask(Verb.STATUS, "")
 
 
 @pytest.mark.parametrize("trouble", ["empty pool", "quota", "silent cloud", "draining"])
-def test_status_is_fine_whatever_the_pool_and_the_cloud_are(tmp_path: Path, trouble: str) -> None:
-    async def test(host: SimulatedHost) -> None:
-        match trouble:
-            case "quota":
-                set_faults(host, FaultSpec("CreateNics", "nic-quota", times=100_000))
-            case "silent cloud":
-                set_faults(host, FaultSpec("*", "silence", times=100_000))
-            case "draining":
-                host.agent.pool.drain()
-        if trouble != "draining":
-            for n in range(3):
-                await host.ask(Verb.ADD, f"c{n}")
-            assert "idle" not in host.states()
-        await host.ask(Verb.STATUS, "")
-        await host.clock.sleep(60)
-        await host.ask(Verb.STATUS, "")
-
-    lived(test, tmp_path, max_nics=3)
+@on_host(max_nics=3)
+async def test_status_is_fine_whatever_the_pool_and_the_cloud_are(host: SimulatedHost, trouble: str) -> None:
+    match trouble:
+        case "quota":
+            set_faults(host, FaultSpec("CreateNics", "nic-quota", times=100_000))
+        case "silent cloud":
+            set_faults(host, FaultSpec("*", "silence", times=100_000))
+        case "draining":
+            host.agent.pool.drain()
+    if trouble != "draining":
+        for n in range(3):
+            await host.ask(Verb.ADD, f"c{n}")
+        assert "idle" not in host.states()
+    await host.ask(Verb.STATUS, "")
+    await host.clock.sleep(60)
+    await host.ask(Verb.STATUS, "")
 
 
 # --- chains and wishes -------------------------------------------------------------------------------
@@ -267,19 +228,17 @@ PREVIOUS = {
 }
 
 
-def test_a_result_of_plugins_before_us_is_extended(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        result: dict[str, Any] = await host.ask(Verb.ADD, "c0", prevResult=PREVIOUS, dns={"domain": "x"}) or {}
-        own = host.agent.context.table.attachments[key_of("c0")]
-        assert [i["name"] for i in result["interfaces"]] == ["lo0", "eth0"]
-        assert result["ips"][0] == {"interface": 0, "address": "10.1.0.2/24"}
-        assert (result["ips"][1]["interface"], result["ips"][1]["address"]) == (1, host.nics[own.nic_id].address)
-        assert result["routes"][0] == {"dst": "10.2.0.0/16", "gw": "10.1.0.1"}
-        assert result["routes"][1]["dst"] == "0.0.0.0/0"
-        assert result["dns"] == {"nameservers": ["10.1.0.9"], "domain": "x"}
-        await host.ask(Verb.CHECK, "c0", prevResult=result)
-
-    lived(test, tmp_path)
+@on_host()
+async def test_a_result_of_plugins_before_us_is_extended(host: SimulatedHost) -> None:
+    result: dict[str, Any] = await host.ask(Verb.ADD, "c0", prevResult=PREVIOUS, dns={"domain": "x"}) or {}
+    own = host.table.attachments[key_of("c0")]
+    assert [i["name"] for i in result["interfaces"]] == ["lo0", "eth0"]
+    assert result["ips"][0] == {"interface": 0, "address": "10.1.0.2/24"}
+    assert (result["ips"][1]["interface"], result["ips"][1]["address"]) == (1, host.nics[own.nic_id].address)
+    assert result["routes"][0] == {"dst": "10.2.0.0/16", "gw": "10.1.0.1"}
+    assert result["routes"][1]["dst"] == "0.0.0.0/0"
+    assert result["dns"] == {"nameservers": ["10.1.0.9"], "domain": "x"}
+    await host.ask(Verb.CHECK, "c0", prevResult=result)
 
 
 @pytest.mark.parametrize(
@@ -293,27 +252,25 @@ def test_a_result_of_plugins_before_us_is_extended(tmp_path: Path) -> None:
         ({"runtimeConfig": {"mac": "52:54:00:ff:ff:ff"}}, "MAC 52:54:00:ff:ff:ff .*: no idle NIC of this host"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_had_is_refused_and_nothing_is_taken(tmp_path: Path, keys: dict[str, Any], says: str) -> None:
-    async def test(host: SimulatedHost) -> None:
-        with pytest.raises(InvalidConfig, match=says):
-            await host.ask(Verb.ADD, "c0", **keys)
-        assert host.states() == ["idle"] * 3
-        assert not host.kernel.links_in(netns_of("c0"))
+@on_host()
+async def test_what_cannot_be_had_is_refused_and_nothing_is_taken(
+    host: SimulatedHost, keys: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InvalidConfig, match=says):
+        await host.ask(Verb.ADD, "c0", **keys)
+    assert host.states() == ["idle"] * 3
+    assert not host.kernel.links_in(netns_of("c0"))
 
-    lived(test, tmp_path)
 
-
-def test_an_idle_nic_is_given_to_who_asks_for_its_address_or_mac(tmp_path: Path) -> None:
-    async def test(host: SimulatedHost) -> None:
-        first, second, third = host.nics.values()
-        by_mac = await host.ask(Verb.ADD, "c0", runtimeConfig={"mac": third.nic_id.upper()})
-        by_address = await host.ask(Verb.ADD, "c1", args={"cni": {"ips": [second.address.partition("/")[0]]}})
-        by_args = await host.ask(Verb.ADD, "c2", cni_args=f"IP={first.address};MAC={first.nic_id}")
-        for result, nic in ((by_mac, third), (by_address, second), (by_args, first)):
-            assert (result or {})["ips"][0]["address"] == nic.address
-        with pytest.raises(InvalidConfig, match="no idle NIC of this host has it"):
-            await host.ask(Verb.ADD, "c3", runtimeConfig={"ips": [first.address]})
-        again = await host.ask(Verb.ADD, "c0", runtimeConfig={"mac": third.nic_id})
-        assert again == by_mac
-
-    lived(test, tmp_path, max_nics=3)
+@on_host(max_nics=3)
+async def test_an_idle_nic_is_given_to_who_asks_for_its_address_or_mac(host: SimulatedHost) -> None:
+    first, second, third = host.nics.values()
+    by_mac = await host.ask(Verb.ADD, "c0", runtimeConfig={"mac": third.nic_id.upper()})
+    by_address = await host.ask(Verb.ADD, "c1", args={"cni": {"ips": [second.address.partition("/")[0]]}})
+    by_args = await host.ask(Verb.ADD, "c2", cni_args=f"IP={first.address};MAC={first.nic_id}")
+    for result, nic in ((by_mac, third), (by_address, second), (by_args, first)):
+        assert (result or {})["ips"][0]["address"] == nic.address
+    with pytest.raises(InvalidConfig, match="no idle NIC of this host has it"):
+        await host.ask(Verb.ADD, "c3", runtimeConfig={"ips": [first.address]})
+    again = await host.ask(Verb.ADD, "c0", runtimeConfig={"mac": third.nic_id})
+    assert again == by_mac

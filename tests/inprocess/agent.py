@@ -1,108 +1,46 @@
 """A whole agent on a virtual clock: real planner, operations, store and client; simulated cloud and kernel."""
 
 import asyncio
+import functools
+import inspect
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from inprocess import virtual_time
 from inprocess.budgets import make_gate
+from inprocess.disk import Disk, SlowStore
+from inprocess.network import Cable, ObservedModel
 from inprocess.processes import Asked, Process, Steps
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.api.cni_api import CniApi, CniRequest
 from qingcloud_cni.agent.api.metrics import Metrics
 from qingcloud_cni.agent.base.attachment_lock import CniCall
-from qingcloud_cni.agent.base.journal import Listener
+from qingcloud_cni.agent.base.journal import Journal, Listener
+from qingcloud_cni.agent.base.moves import Moves
 from qingcloud_cni.agent.base.phases import Phases
-from qingcloud_cni.agent.reconcile.startup_comparison import FIRST_CALL
+from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.agent.settings.resolution import resolve
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cloud import Access, CallSeen, Client
 from qingcloud_cni.core.cni.network_config import NetworkConfig, read_config
 from qingcloud_cni.core.cni.protocol import Verb
-from qingcloud_cni.core.errors import CloudUnreachable, StartRefused, StoreRefused
-from qingcloud_cni.core.nics.changes import Change, Snapshot
+from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Nic
 from qingcloud_cni.core.nics.names import is_ours
 from qingcloud_cni.core.nics.rows import violations
 from qingcloud_cni.core.nics.table import Table
+from qingcloud_cni.core.seams.cloud import Cloud
 from qingcloud_cni.sim.api.api import Api
-from qingcloud_cni.sim.cloud.faults import EFFECTS, WRONG_KEYS, Faults, Strike
-from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.memory.kernel import FakeKernel
-from qingcloud_cni.sim.memory.local import LocalTransport, run_jobs
+from qingcloud_cni.sim.memory.local import run_jobs
 from qingcloud_cni.sim.topology import FaultSpec, Topology, default_topology
-from qingcloud_cni.store.threaded import InlineStore
 
 T = TypeVar("T")
 CONFIG = read_config({"cniVersion": "0.3.1", "name": "net", "type": "qingcni"})
-
-
-@dataclass
-class Disk:
-    """Of a host: it outlives the agent, and has bad times."""
-
-    seconds: float = 0.0  # what a save takes
-    obstacle: str = ""  # why it takes nothing, if it does not
-    takes_what_it_refuses: bool = False  # the words of the obstacle come too late: all is written
-    is_stuck: bool = False  # answers nobody
-    tries: int = 0  # saves asked for
-
-
-class SlowStore(InlineStore):
-    """As a disk: what is saved is there after a while, in order; a kill in between loses it."""
-
-    def __init__(self, path: Path, write_counter: Path, disk: Disk) -> None:
-        super().__init__(path, write_counter)
-        self._disk = disk
-        self.is_dead = False  # its process has ended: what it asks for now never happens
-
-    def on_disk(self) -> Snapshot:
-        assert self._file._database is not None
-        return self._file._database.load()
-
-    async def save(self, changes: Sequence[Change]) -> None:
-        await self._turn(super().save, changes, is_late=self._disk.takes_what_it_refuses)
-
-    async def replace_file(self, changes: Sequence[Change]) -> str:
-        return await self._turn(super().replace_file, changes)
-
-    async def _turn(
-        self, write: Callable[[Sequence[Change]], Awaitable[T]], changes: Sequence[Change], *, is_late: bool = False
-    ) -> T:
-        self._disk.tries += 1
-        await asyncio.sleep(self._disk.seconds)
-        while self._disk.is_stuck or self.is_dead:
-            await asyncio.sleep(0.5)
-        if self._disk.obstacle and not is_late:
-            raise StoreRefused(f"{self} cannot be written: {self._disk.obstacle}")
-        database = self._file._database
-        last_seq = database._last_seq if database is not None else 0
-        done = await write(changes)
-        if self._disk.obstacle and database is not None:
-            database._last_seq = last_seq  # as where COMMIT itself fails
-            raise StoreRefused(f"{self} cannot be written: {self._disk.obstacle}")
-        return done
-
-
-class Cable(LocalTransport):
-    """Between a host and the cloud; nothing leaves the host while *is_cut* says so."""
-
-    def __init__(self, api: Api, is_cut: Callable[[], bool]) -> None:
-        super().__init__(api)
-        self._is_cut = is_cut
-
-    async def send(
-        self, method: str, target: str, body: bytes, timeout: float
-    ) -> tuple[int, str, bytes]:  # as its base
-        if self._is_cut():
-            await asyncio.sleep(1.0)
-            raise CloudUnreachable("no route to the cloud", action="")
-        return await super().send(method, target, body, timeout)
 
 
 class SimulatedHost:
@@ -122,7 +60,7 @@ class SimulatedHost:
         self.rng = random.Random(seed)
         self.topology = topology or default_topology("sim", hosts=1)
         self.instance_id = self.topology.hosts[0].instance_id
-        self.model = Model(self.topology, rng=self.rng, now=self.clock.now)
+        self.model = ObservedModel(self.topology, rng=self.rng, now=self.clock.now)
         self.api = Api(self.model, now=self.clock.now, sleep=self.clock.sleep, rng=self.rng)
         self.kernel = FakeKernel(
             self.instance_id, rng=self.rng, sleep=self.clock.sleep, latencies=self.topology.latencies
@@ -135,7 +73,7 @@ class SimulatedHost:
         self.listeners: tuple[Listener, ...] = ()  # hear of every event
         self.on_turn: Callable[[int], None] = lambda _lock: None  # hears of turns that are given, or come back
         self.on_call: Callable[[CallSeen], None] = lambda _call: None  # and of every call that is over
-        self.is_cut_off = False  # from the cloud
+        self.cable = Cable(self.api)
         self.pump: asyncio.Task[None] | None = None  # lets the cloud's jobs end
         self._running: asyncio.Task[None] | None = None
         self._agent: Agent | None = None
@@ -148,7 +86,29 @@ class SimulatedHost:
 
     @property
     def nics(self) -> Mapping[str, Nic]:
-        return self.agent.context.table.nics
+        return self.table.nics
+
+    @property
+    def table(self) -> Table:
+        return self.agent.context.table
+
+    @property
+    def journal(self) -> Journal:
+        return self.agent.context.journal
+
+    @property
+    def cloud(self) -> Cloud:
+        """The cloud as the agent sees it."""
+        return self.agent.context.cloud
+
+    @property
+    def urgency(self) -> CallUrgency:
+        return self.agent.context.urgency
+
+    @property
+    def moves(self) -> Moves:
+        """The NICs whose links are being moved."""
+        return self.agent.context.moves
 
     @property
     def calls(self) -> int:
@@ -175,7 +135,7 @@ class SimulatedHost:
     async def _live(self, begun: "asyncio.Future[Agent]", process: Process) -> None:
         store = self.store = SlowStore(self.settings.database, self.settings.write_counter, self.disk)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
-        transport = Asked(process, Cable(self.api, lambda: self.is_cut_off))
+        transport = Asked(process, self.cable)
         limiter = make_gate(self.clock, self.settings.api_budget, self.on_turn)
         client = Client(access, transport, limiter, clock=self.clock, rng=self.rng, observe=self.on_call)
         try:
@@ -286,18 +246,14 @@ class SimulatedHost:
         return await CniApi(self.agent, Metrics())._serve(request, Phases(), is_awaited)
 
     def paths(self) -> set[str]:
-        return self.kernel._paths()
+        return self.kernel.paths()
 
     # --- the operator at the cloud's console ---------------------------------------------------------
 
     def console(self, action: str, *nic_ids: str, **params: str) -> dict[str, Any]:
         """A call that the agent knows nothing of; the cloud's answer, whatever it is."""
         ids = {f"nics.{n}": nic_id for n, nic_id in enumerate(nic_ids, 1)}
-        faults, self.model._faults = self.model._faults, Faults((), rng=self.rng)
-        try:
-            return self.model.call({"action": action, "zone": self.topology.zone} | ids | params)
-        finally:
-            self.model._faults = faults
+        return self.model.call_without_faults({"action": action, "zone": self.topology.zone} | ids | params)
 
     # --- what must hold ------------------------------------------------------------------------------
 
@@ -306,8 +262,12 @@ class SimulatedHost:
         end = self.clock.now() + seconds
         while not condition():
             await self.check_alive()
-            assert self.clock.now() < end, f"not within {seconds} s: {what}; {self.agent.context.table}"
+            assert self.clock.now() < end, f"not within {seconds} s: {what}; {self.table}"
             await self.clock.sleep(0.25)
+
+    async def until_calm(self) -> None:
+        """Let virtual time pass until no operation is under way."""
+        await self.until(lambda: not self.table.intents, "no operation is under way")
 
     def ours_in_cloud(self) -> dict[str, str]:
         """Status by NIC id of the NICs that bear this agent's name, and are not attached elsewhere."""
@@ -320,7 +280,7 @@ class SimulatedHost:
 
     def check_invariants(self, *, strangers: int = 0) -> None:
         """What design section 3 promises at every moment; *strangers* of its NICs somebody else has made."""
-        table = self.agent.context.table
+        table = self.table
         broken = violations(table.nics.values(), table.attachments.values())
         assert not broken, broken
         assert not self.kernel.stale, f"handed out before the host forgot the flows: {self.kernel.stale}"
@@ -391,48 +351,29 @@ async def served(host: SimulatedHost, *, is_warm: bool = True, is_started: bool 
         await asyncio.gather(pump, return_exceptions=True)
 
 
-def lived(test: Callable[[SimulatedHost], Awaitable[None]], tmp_path: Path, **settings: Any) -> None:
-    """Run *test* on a host of its own."""
+def on_host(**settings: Any) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
+    """Make a test of a coroutine function whose parameter *host* is a host of its own, with these *settings*."""
 
-    async def main() -> None:
-        async with simulated(tmp_path, **settings) as host:
-            await test(host)
-            host.check_invariants()
+    def decorate(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+        signature = inspect.signature(test)
+        parameters = [p for name, p in signature.parameters.items() if name not in {"host", "tmp_path"}]
+        path = inspect.Parameter("tmp_path", inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
-    virtual_time.run(main())
+        @functools.wraps(test)
+        async def on_its_host(tmp_path: Path, **arguments: Any) -> None:
+            async with simulated(tmp_path, **settings) as host:
+                if "tmp_path" in signature.parameters:
+                    arguments["tmp_path"] = tmp_path
+                await test(host=host, **arguments)
+                if host.is_running:
+                    host.check_invariants()
+
+        on_its_host.__signature__ = signature.replace(parameters=[path, *parameters])  # type: ignore[attr-defined]
+        return virtual_time.in_virtual_time(on_its_host)
+
+    return decorate
 
 
 def set_faults(host: SimulatedHost, *specs: FaultSpec) -> None:
     """Replace the cloud's faults, counting calls anew; none ends them all."""
     host.model.set_faults(specs)
-
-
-CODES = (5100, 5000, 2500, 1400, 5200)  # that calls are refused with
-
-
-class RandomFaults(Faults):
-    """Strikes any call with probability *rate*, with one of *effects*.
-
-    Wrong keys never meet the first call of a start: that ends an agent which has nothing to serve.
-    """
-
-    def __init__(
-        self, rng: random.Random, rate: float, effects: tuple[str, ...] = ("refuse", "lose-reply", "fail-job")
-    ) -> None:
-        super().__init__((), rng=rng)
-        self.rate = rate
-        self._effects = effects
-        self.codes: tuple[int, ...] = CODES
-
-    def strike(self, params: Mapping[str, str], now: float) -> tuple[Strike, ...]:
-        if self._rng.random() >= self.rate:
-            return ()
-        action = params["action"]
-        code = self._rng.choice(self.codes)
-        effects = [e for e in self._effects if not EFFECTS[e] or action in EFFECTS[e]]
-        if action == FIRST_CALL:
-            effects = [e for e in effects if e != WRONG_KEYS]
-        if not effects:
-            return ()
-        spec = FaultSpec(action, self._rng.choice(effects), code=code, message="InjectedFault")
-        return (Strike(spec, self.draw_delay(spec)),)

@@ -4,8 +4,9 @@ It suits code without threads or sockets: nothing outside the loop can wake it.
 """
 
 import asyncio
+import functools
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -71,6 +72,16 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run *main* to its end in a loop of its own; fails where it leaves tasks running that nobody has cancelled."""
     with asyncio.Runner(loop_factory=_JumpLoop) as runner:
         return runner.run(_alone(main))
+
+
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Make a test of a coroutine function, to be run as `run` does."""
+
+    @functools.wraps(test)
+    def run_test(**arguments: Any) -> None:
+        run(test(**arguments))
+
+    return run_test
 
 
 async def _alone(main: Coroutine[Any, Any, T]) -> T:

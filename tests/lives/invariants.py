@@ -1,7 +1,7 @@
 """What must hold in every simulated life: while it lasts, and once all troubles are over."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -11,7 +11,6 @@ from lives.call_invariants import Calls
 from qingcloud_cni.core.drift.differences import CONFIRM_SECONDS, DifferenceKind
 from qingcloud_cni.core.nics.model import Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.nics.names import is_ours
-from qingcloud_cni.core.seams.kernel import LinkOrder
 from qingcloud_cni.sim.cloud.model import Outcome
 from qingcloud_cni.sim.cloud.state import NicRecord
 from qingcloud_cni.sim.memory.machine import HOST_PATH, FakeLink, Space
@@ -43,11 +42,9 @@ class Witness:
         self.story: list[str] = []  # all that was seen
         self._seen: dict[str, float] = {}  # NIC: since when the agent knows that its link is nowhere
         self._ends: dict[str, tuple[float, int]] = {}  # NIC: when it left a container last, and which namespace
-        self._handle, host.model.handle = host.model.handle, self._call  # type: ignore[method-assign]
-        self._respond, host.api.respond = host.api.respond, self._sent  # type: ignore[method-assign]
-        self._place, host.kernel._place = host.kernel._place, self._placed  # type: ignore[method-assign]
-        self._put, host.kernel._put = host.kernel._put, self._moved  # type: ignore[method-assign]
-        self._kill, host.kernel.kill_netns = host.kernel.kill_netns, self._killed  # type: ignore[method-assign]
+        host.model.before_call, host.model.after_call = self._call, self._carried_out
+        host.cable.on_send = self._sent
+        host.kernel.on_move = self._moved
         host.listeners = (self._event,)
         self.calls = Calls(host.settings.api_budget, self.breaks)
         host.on_turn, host.on_call = self.calls.turn, self.calls.seen
@@ -81,7 +78,7 @@ class Witness:
 
     def _is_here(self, nic_id: str) -> bool:
         """Whether a NIC of ours is what it was for two minutes, cloud and kernel agreeing."""
-        record, place = self.host.model.state.nics.get(nic_id), self.places().get(nic_id)
+        record, place = self.host.model.state.nics.get(nic_id), self.host.kernel.locations().get(nic_id)
         return (
             record is not None
             and self._is_ours(record.name)
@@ -90,17 +87,15 @@ class Witness:
             and place in {HOST_PATH, self.host.kernel.parking_path}
         )
 
-    async def _sent(self, method: str, target: str, *more: Any, **others: Any) -> Any:
+    def _sent(self, target: str) -> None:
         self.calls.sent(dict(parse_qsl(urlsplit(target).query))["action"])
         ANNOUNCED.set(self.host.store.on_disk().intents)
-        return await self._respond(method, target, *more, **others)
 
-    def _call(self, params: Mapping[str, str]) -> Outcome:
+    def _call(self, params: Mapping[str, str]) -> None:
         announced = ANNOUNCED.get(None)
         if announced is None:
-            return self._handle(params)  # somebody at the console
-        action = params["action"]
-        nic_ids = {value for name, value in params.items() if name.startswith("nics.")}
+            return  # somebody at the console
+        action, nic_ids = params["action"], _nic_ids(params)
         if action in WRITES:
             intents = [i for i in announced if i.kind is WRITES[action]]
             if not any(_announces(intent, params, nic_ids) for intent in intents):
@@ -113,33 +108,25 @@ class Witness:
                 record = self.host.model.state.nics.get(nic_id)
                 if record is not None and (record.name == "foreign" or record.role):
                     self.breaks(f"{action} of {nic_id}, which is not ours: {record.name!r}")
-        outcome = self._handle(params)
-        self.note(action, sorted(nic_ids), outcome.envelope.get("ret_code"), outcome.effect)
-        return outcome
 
-    async def _placed(self, order: LinkOrder, container: Space) -> FakeLink:
-        link = await self._place(order, container)
+    def _carried_out(self, params: Mapping[str, str], outcome: Outcome) -> None:
+        if ANNOUNCED.get(None) is not None:
+            self.note(params["action"], sorted(_nic_ids(params)), outcome.envelope.get("ret_code"), outcome.effect)
+
+    def _moved(self, link: FakeLink, source: Space, target: Space | None) -> None:
+        """See a link that the kernel moves, or whose namespace dies: then *target* is None."""
+        outside, now = {HOST_PATH, self.host.kernel.parking_path}, asyncio.get_running_loop().time()
+        if source.path not in outside:
+            self._ends[link.nic_id] = (now, source.inode)
+        if target is None or target.path in outside:
+            return
         ended, inode = self._ends.get(link.nic_id, (-1e9, 0))
         settings = self.host.settings
         rest = min(settings.pool.cooldown, settings.pool.cooldown_min)
-        rested = asyncio.get_running_loop().time() - ended  # whatever the host's clock says
-        if inode != container.inode and rested < rest:
+        rested = now - ended  # whatever the host's clock says
+        if inode != target.inode and rested < rest:
             self.breaks(f"{link.nic_id} rested {rested:.3f} s of {rest:g}")
-        self.note("placed", link.nic_id, container.path)
-        return link
-
-    def _moved(self, link: FakeLink, source: Space, target: Space) -> None:
-        self._left([link], source)
-        self._put(link, source, target)
-
-    def _killed(self, path: str) -> None:
-        self._left((), self.host.kernel._containers[path])
-        self._kill(path)
-
-    def _left(self, links: Iterable[FakeLink], space: Space) -> None:
-        if space.path not in {HOST_PATH, self.host.kernel.parking_path}:
-            for link in links or space.links.values():
-                self._ends[link.nic_id] = (asyncio.get_running_loop().time(), space.inode)
+        self.note("placed", link.nic_id, target.path)
 
     def _is_ours(self, name: str) -> bool:
         prefixes = (self.host.settings.nic_name_prefix, self.host.settings.gatewayns)
@@ -156,15 +143,6 @@ class Witness:
         if self.host.is_running:
             self.host.check_invariants(strangers=self.strangers)
 
-    def places(self) -> dict[str, str]:
-        """The namespace of each NIC's link."""
-        return {
-            link.nic_id: space.path
-            for space in self.host.kernel._spaces()
-            for link in space.links.values()
-            if link.nic_id
-        }
-
     def excuse(self) -> None:
         """Forget promises that the cloud, or somebody at its console, has made void."""
         for name, nic_id in tuple(self.promised.items()):
@@ -178,15 +156,15 @@ class Witness:
 
     def _check_containers(self) -> None:
         self.excuse()
-        places = self.places()
+        places = self.host.kernel.locations()
         addresses: dict[str, str] = {}
         for name, nic_id in self.promised.items():
             if places.get(nic_id) != netns_of(name):
                 raise LawBroken(f"{name} lost its NIC {nic_id}: it is in {places.get(nic_id)}")
-        for space in self.host.kernel._containers.values():
-            for link in space.links.values():
-                if link.address and addresses.setdefault(link.address, space.path) != space.path:
-                    raise LawBroken(f"{link.address} is in {addresses[link.address]} and {space.path}")
+        for path in self.host.kernel.containers():
+            for address, _ in self.host.kernel.addresses_in(path).values():
+                if addresses.setdefault(address, path) != path:
+                    raise LawBroken(f"{address} is in {addresses[address]} and {path}")
 
     def _check_others(self) -> None:
         for record in self.host.model.state.nics.values():
@@ -200,8 +178,8 @@ class Witness:
 
     def differences(self) -> list[str]:
         """Where cloud, table and kernel do not agree, all troubles over."""
-        table = self.host.agent.context.table
-        nics, places = table.nics, self.places()
+        table = self.host.table
+        nics, places = table.nics, self.host.kernel.locations()
         parking = self.host.kernel.parking_path
         told = [f"under way: {intent.kind} {intent.op_id}" for intent in table.intents.values()]
         cloud = self.ours_in_cloud()
@@ -234,12 +212,12 @@ class Witness:
 
     def remains(self) -> list[str]:
         """What is left of us after a drain, and ought not to be."""
-        table = self.host.agent.context.table
+        table = self.host.table
         told = [f"in the table: {nic}" for nic in table.nics.values()]
         told += [f"in the table: {key}" for key in table.attachments]
         told += [f"in the cloud: {nic_id}" for nic_id in sorted(self.ours_in_cloud())]
         told += [f"under way: {intent}" for intent in table.intents.values()]
-        for nic_id, path in sorted(self.places().items()):
+        for nic_id, path in sorted(self.host.kernel.locations().items()):
             record = self.host.model.state.nics.get(nic_id)
             if record is None or self._is_ours(record.name):
                 told.append(f"in the kernel: {nic_id} in {path}")
@@ -261,6 +239,10 @@ _MOVING = {
 def _is_free(nic: Nic) -> bool:
     """One that a container has is kept until that ends, whatever the cloud says."""
     return nic.state is not NicState.ASSIGNED
+
+
+def _nic_ids(params: Mapping[str, str]) -> set[str]:
+    return {value for name, value in params.items() if name.startswith("nics.")}
 
 
 def _announces(intent: Intent, params: Mapping[str, Any], nic_ids: set[str]) -> bool:

@@ -107,7 +107,7 @@ class Runtime:
     def containers(self) -> list[str]:
         """All that the runtime, or the table, may know of."""
         paths = {p.rpartition("/")[2] for p in self.host.paths() if p.startswith("/run/netns/c")}
-        return sorted(paths | {a.key.container_id for a in self.host.agent.context.table.attachments.values()})
+        return sorted(paths | {a.key.container_id for a in self.host.table.attachments.values()})
 
     async def add(self, name: str, rng: random.Random) -> None:
         config = SERVICES if "services" in self.plan.conditions and rng.random() < 0.3 else CONFIG
@@ -232,7 +232,7 @@ class Runtime:
 
     def _is_as_answered(self, name: str) -> bool:
         """Whether the container lives and has left its link as it was given."""
-        links = tuple(self.host.kernel._at(netns_of(name)).links.values()) if self._is_there(name) else ()
+        links = self.host.kernel.links_in(netns_of(name)) if self._is_there(name) else ()
         return any(
             (n.name, n.mac, n.is_up) == ("eth0", self.answers_of[name].nic_id, True) and n.alias for n in links
         )

@@ -6,12 +6,13 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from inprocess.agent import CODES, Disk, RandomFaults, SimulatedHost, netns_of
+from inprocess.agent import SimulatedHost, netns_of
+from inprocess.disk import Disk
+from inprocess.network import CODES, RandomFaults
 from lives.invariants import Witness
 from lives.runtime import Runtime
 from lives.scenario import Plan, Step
 from qingcloud_cni.sim.cloud.faults import EFFECTS, WRONG_KEYS
-from qingcloud_cni.sim.cloud.records import Hour
 from qingcloud_cni.sim.memory.machine import HOST_PATH
 from qingcloud_cni.sim.topology import Latencies
 
@@ -26,7 +27,7 @@ class Steps(Runtime):
         rng = plan.rng("faults")
         self.rate = rng.choice((0.0, 0.05, 0.2)) if "faults" in plan.conditions else 0.0
         self.faults = RandomFaults(rng, self.rate, EVERYTHING)
-        host.model._faults = self.faults
+        host.model.use(self.faults)
         self._until: list[tuple[float, Callable[[], None]]] = []  # what ends a trouble, and when
 
     async def do(self, step: Step) -> None:
@@ -71,7 +72,7 @@ class Steps(Runtime):
     def on_dress_up(self, rng: random.Random) -> None:
         """A container renames its link, changes its MAC, or wipes the alias off it."""
         if self.alive():
-            for link in self.host.kernel._at(netns_of(rng.choice(self.alive()))).links.values():
+            for link in self.host.kernel.devices_in(netns_of(rng.choice(self.alive()))):
                 match rng.choice(("name", "mac", "alias")):
                     case "name":
                         link.name = f"net{rng.randrange(1000)}"
@@ -148,16 +149,16 @@ class Steps(Runtime):
 
     def on_storm(self, rng: random.Random) -> None:
         """One thing goes wrong, often, for a while."""
-        self.faults._effects, self.faults.rate = (rng.choice(EVERYTHING),), rng.choice((0.5, 0.9))
+        self.faults.effects, self.faults.rate = (rng.choice(EVERYTHING),), rng.choice((0.5, 0.9))
         self._for(rng.choice((10.0, 100.0, 900.0)), self._clear_up)
 
     def on_outage(self, rng: random.Random) -> None:
-        self.faults._effects, self.faults.rate = (rng.choice(("reset", "silence", "bad-gateway")),), 1.0
+        self.faults.effects, self.faults.rate = (rng.choice(("reset", "silence", "bad-gateway")),), 1.0
         self._for(rng.choice((60.0, 600.0, 7200.0)), self._clear_up)
 
     def on_rush(self, rng: random.Random) -> None:
         """All hosts ask at once: the cloud has too much to do, or says that a quota is used up."""
-        self.faults._effects, self.faults.codes = ("refuse",), (rng.choice((5100, 2500)),)
+        self.faults.effects, self.faults.codes = ("refuse",), (rng.choice((5100, 2500)),)
         self.faults.rate = rng.choice((0.5, 1.0))
         self._for(rng.choice((60.0, 600.0, 7200.0)), self._clear_up)
 
@@ -165,15 +166,15 @@ class Steps(Runtime):
         """Other hosts use up what the key has for this hour."""
         if limit := self.host.topology.limits.calls_per_hour:
             left = rng.choice((0, 0, 3))
-            self.host.model._hours[self.host.topology.access_key_id] = Hour(self.host.clock.now(), limit - left)
+            self.host.model.use_up(self.host.topology.access_key_id, limit - left)
 
     def on_cut_off(self, rng: random.Random) -> None:
         """Nothing leaves the host."""
-        self.host.is_cut_off = True
-        self._for(rng.choice((5.0, 60.0, 600.0)), lambda: setattr(self.host, "is_cut_off", False))
+        self.host.cable.is_cut = True
+        self._for(rng.choice((5.0, 60.0, 600.0)), lambda: setattr(self.host.cable, "is_cut", False))
 
     def _clear_up(self) -> None:
-        self.faults._effects, self.faults.rate, self.faults.codes = EVERYTHING, self.rate, CODES
+        self.faults.effects, self.faults.rate, self.faults.codes = EVERYTHING, self.rate, CODES
 
     def _ours(self, *statuses: str) -> list[str]:
         cloud = self.host.model.state.nics

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inprocess import virtual_time
-from inprocess.agent import Disk, SlowStore
+from inprocess.disk import Disk, SlowStore
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.base import journal as journal_module
 from qingcloud_cni.agent.base.journal import LONGEST_PAUSE, SLOW, Journal

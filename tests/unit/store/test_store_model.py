@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from inprocess import virtual_time
-from inprocess.agent import Disk, SlowStore
+from inprocess.disk import Disk, SlowStore
 from inprocess.replay import Told
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.base.journal import Journal

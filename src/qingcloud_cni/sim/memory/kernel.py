@@ -1,7 +1,4 @@
-"""A kernel in memory, for agents that live on a virtual clock.
-
-It keeps the contract of core.seams.Kernel on a `Machine`: moves are slow, and one at a time.
-"""
+"""A kernel in memory, for agents on a virtual clock: core.seams.Kernel on a `Machine`. Moves are slow and serial."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -19,19 +16,24 @@ from qingcloud_cni.core.seams.kernel import (
     ServicePath,
     Survey,
 )
+from qingcloud_cni.sim.memory.faults import KernelFaults, verb
 from qingcloud_cni.sim.memory.machine import HOST_PATH, MTU, FakeLink, Machine, Space
 
-MOVE = 0.019  # seconds; measured, see design section 11
-PROBE = 2.1  # seconds until silence counts
-FLUSH = 0.012  # seconds to go through the table of tracked flows
-SERVING = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/send_redirects": "0"}  # settings, where there are gateways
+MOVE = 0.019  # seconds; measured on a two-core host
+PROBE = 2.1  # seconds without an answer after which an address is free
+FLUSH = 0.012  # seconds to scan the table of tracked flows
+SERVING = {
+    "net/ipv4/ip_forward": "1",
+    "net/ipv4/conf/all/send_redirects": "0",
+}  # while the host has gateways
 
 
-class FakeKernel(Machine):
+class FakeKernel(Machine, KernelFaults):
     """Implements core.seams.Kernel."""
 
     # --- core.seams.Kernel ------------------------------------------------------------------------
 
+    @verb
     async def identify(self, path: str) -> Netns:
         if path in {HOST_PATH, self.parking_path}:
             raise InvalidNetns(f"{path}: is not a container's namespace")
@@ -39,6 +41,7 @@ class FakeKernel(Machine):
             raise InvalidNetns(f"{path}: there is no network namespace")
         return self._containers[path].netns
 
+    @verb
     async def inspect(self, path: str, ifname: str) -> Inspection:
         netns = await self.identify(path)
         link = next((link for link in self._at(path).links.values() if link.name == ifname), None)
@@ -46,19 +49,23 @@ class FakeKernel(Machine):
             return Inspection(netns)
         return _inspection(self._at(path), link)
 
+    @verb
     async def survey(self) -> Survey:
         return Survey(self.links_in(HOST_PATH), self.links_in(self.parking_path))
 
+    @verb
     async def survey_all(self, paths: Sequence[str]) -> Survey:
-        """All containers here can be reached; what *paths* lead to besides is nothing."""
+        """Survey all containers, whatever *paths* names."""
         seen = [space for path, space in self._containers.items() if path not in self.unseen]
         places = tuple(OtherNamespace(space.netns, self.links_in(space.path)) for space in seen)
         return replace(await self.survey(), elsewhere=places, is_wide=True, unseen=tuple(sorted(self.unseen)))
 
+    @verb
     async def park(self, mac: str, alias: str = "") -> None:
         async with self._move_lock:
             await self._park(mac, alias)
 
+    @verb
     async def attach(self, order: LinkOrder) -> PlacedLink:
         async with self._move_lock:
             container = self._recorded(order.netns)
@@ -75,6 +82,7 @@ class FakeKernel(Machine):
                 self._announce()
             return PlacedLink(placed.ifindex, MTU, placed.routes)
 
+    @verb
     async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
         async with self._move_lock:
             found = self._search(mac, netns, ifindex, alias)
@@ -83,13 +91,14 @@ class FakeKernel(Machine):
             space, link = found
             if space is not self._parking:
                 await self._sleep(MOVE)
-                if space.links.get(link.ifindex) is not link:  # died with its namespace, or was unplugged, meanwhile
+                if space.links.get(link.ifindex) is not link:  # its namespace died, or it was unplugged
                     return False
                 self._put(link, space, self._parking)
                 link.reset(_parked_name(link))
                 self._announce()
             return True
 
+    @verb
     async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
         found: dict[str, Inspection] = {}
         for space in self._containers.values():
@@ -98,6 +107,7 @@ class FakeKernel(Machine):
                     found[mac] = _inspection(space, link)
         return found
 
+    @verb
     async def announce(self, order: LinkOrder, ifindex: int) -> bool:
         container = self._recorded(order.netns)
         link = container.links.get(ifindex) if container is not None else None
@@ -106,26 +116,29 @@ class FakeKernel(Machine):
         self.announced.append(order.address)
         return True
 
+    @verb
     async def probe(self, mac: str, address: str) -> str:
-        """Somebody who uses the address answers at once."""
+        """A claimant answers at once."""
         link = self._parked(mac)
         link.is_up = True
         try:
             if address not in self.claims:
                 await self._sleep(PROBE)
             if self._parked(mac) is not link or not link.is_up:
-                raise LinkNotFound(f"nic {mac}: probe: it was taken meanwhile")
+                raise LinkNotFound(f"nic {mac}: probe: it was moved during the probe")
             return self.claims.get(address, "")
         finally:
             if self._parking.links.get(link.ifindex) is link:
                 link.is_up = False
 
+    @verb
     async def flush(self, addresses: Collection[str]) -> int:
         await self._sleep(FLUSH)
         found = self.flows & set(addresses)
         self.flows -= found
         return len(found)
 
+    @verb
     async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
         if self._recorded(netns) is not None:
             return False
@@ -133,10 +146,12 @@ class FakeKernel(Machine):
             return found[0] in (self._host, self._parking)
         return all(space.inode != netns.inode for space in self._spaces())
 
+    @verb
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
         up = [link for link in self._host.links.values() if link.is_up]
         return {link.mac: (link.address,) if link.address else () for link in up}
 
+    @verb
     async def serve(self, path: ServicePath) -> Mapping[str, str]:
         async with self._move_lock:
             for mac in sorted(self._gateways - {gateway.mac for gateway in path.gateways if gateway.link_name}):
@@ -148,19 +163,21 @@ class FakeKernel(Machine):
             self.settings |= {name: SERVING[name] for name in changed}
             return changed
 
+    @verb
     async def settings_before(self, path: ServicePath) -> Mapping[str, str]:
         wanted = SERVING if path.gateways else {}
         return {name: self.settings[name] for name in wanted if self.settings[name] != wanted[name]}
 
+    @verb
     async def restore(self, settings: Mapping[str, str]) -> None:
         self.settings |= {name: value for name, value in settings.items() if name in self.settings}
 
     def changes(self) -> AsyncIterator[bool]:
-        """Yields once for any number of changes since the last time, those since this call included."""
+        """Yield once for any number of changes since the last time, those since this call included."""
         return self._watch(self._generation, self._losses)
 
     async def close(self) -> None:
-        """Nothing to give back: the machine outlives the agent, and serves the next one."""
+        """Do nothing: the machine outlives the agent."""
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -189,7 +206,7 @@ class FakeKernel(Machine):
         self._announce()
 
     async def _place(self, order: LinkOrder, container: Space) -> FakeLink:
-        """Move and configure; on failure the link is left where it was."""
+        """Move and configure; on failure the link stays in its namespace."""
         space, link = self._find_free(order.mac)
         await self._sleep(MOVE)
         if link.ifindex not in space.links:
@@ -214,7 +231,7 @@ class FakeKernel(Machine):
         return link
 
     async def _serve_by(self, gateway: Gateway) -> None:
-        """Give a gateway's link the looks it shall have, from the parking namespace too."""
+        """Configure a gateway's link, and move it to the host first if it is parked."""
         if not gateway.link_name:
             if self._on_host(gateway.mac).address != gateway.address:
                 raise LinkNotFound(f"nic {gateway.mac}: is not up on the host with address {gateway.address}")
@@ -247,7 +264,8 @@ class FakeKernel(Machine):
         raise LinkNotFound(f"nic {mac}: not on the host")
 
     def _put(self, link: FakeLink, source: Space, target: Space) -> None:
-        """Move a link; it keeps its index if that is free there, as in the kernel."""
+        """Move a link. It retains its index: no two links of the machine have the same one."""
+        self.on_move(link, source, target)
         del source.links[link.ifindex]
         target.links[link.ifindex] = link
 
@@ -281,7 +299,7 @@ class FakeKernel(Machine):
         return next(((s, n) for s, n in everywhere if n.mac == mac or (alias and n.alias == alias)), None)
 
     def _recorded(self, netns: Netns) -> Space | None:
-        """The container's namespace, if its path still leads to the one recorded."""
+        """Return the container's namespace if its path still leads to the one recorded."""
         space = self._containers.get(netns.path)
         return space if space is not None and space.netns == netns else None
 

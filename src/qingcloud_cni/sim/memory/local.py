@@ -1,4 +1,4 @@
-"""The simulated cloud inside one process: a transport for the real client, and the task that lets jobs end."""
+"""The simulated cloud inside one process: a transport for the real client, and the task that ends jobs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ from qingcloud_cni.sim.topology import Effect
 
 
 class Sink(Protocol):
-    """What carries out effects: `FakeKernel.apply`, the fabric, or a function that passes them to several."""
+    """Carries out effects: `FakeKernel.apply`, the fabric, or a function that passes them to several."""
 
     def __call__(self, *effects: Effect) -> Awaitable[None] | None: ...
 
@@ -23,7 +23,7 @@ class LocalTransport:
         self._api = api
 
     async def send(self, method: str, target: str, body: bytes, timeout: float) -> tuple[int, str, bytes]:  # noqa: ASYNC109  # the client's transport has this shape
-        """Status, content type and body of the reply.
+        """Return status, content type and body of the reply.
 
         OutcomeUnknown if the reply is lost, or has not come after *timeout* seconds of the loop's time.
         """
@@ -37,15 +37,15 @@ class LocalTransport:
         return reply.status, reply.content_type, reply.body
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: it holds nothing open."""
 
 
 async def run_jobs(
     model: Model, sink: Sink, sleep: Callable[[float], Awaitable[None]], now: Callable[[], float]
 ) -> None:
-    """Let jobs end when they are due and hand effects to *sink*, in order, until cancelled.
+    """End jobs when they are due and pass effects to *sink*, in order, until cancelled.
 
-    The links of a job are plugged before its end shows.
+    The links of a job are plugged before the job shows as ended.
     """
     work = asyncio.Event()
     model.subscribe(work.set)

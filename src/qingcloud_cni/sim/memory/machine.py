@@ -1,7 +1,7 @@
-"""A machine in memory: links and namespaces of one simulated host, and what befalls them.
+"""A machine in memory: links and namespaces of one simulated host.
 
-Its manners are those of the real thing: names and indexes change on the way, a namespace that dies gives its NICs
-back late, down and under another name.
+Links behave as on Linux: names and indexes change on the way, and a namespace that dies returns its NICs late, down
+and under another name.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Any
 
 from qingcloud_cni.core.nics.model import Netns, Route
 from qingcloud_cni.core.seams.kernel import Link, ServicePath
+from qingcloud_cni.sim.memory.faults import KernelFault
 from qingcloud_cni.sim.topology import Effect, FilterNic, Latencies, PlugNic, UnplugNic
 
 MTU = 1500
@@ -23,7 +24,7 @@ NSFS = 4  # device number of namespaces; any number does
 
 @dataclass(slots=True, eq=False)
 class Space:
-    """A network namespace; *path* is "" once nothing leads there any more."""
+    """A network namespace; *path* is "" once its mount is gone."""
 
     path: str
     inode: int
@@ -47,13 +48,13 @@ class FakeLink:
     alias: str = ""
     address: str = ""
     routes: tuple[Route, ...] = ()
-    prefix: str = ""  # what stands before the number when it comes back; "": the kernel's way
+    prefix: str = ""  # of its name whenever it returns to the host; "": the kernel chooses
 
     def shown(self) -> Link:
         return Link(self.mac, self.name, self.ifindex, self.is_up, self.alias, MTU)
 
     def unconfigure(self, name: str) -> None:
-        """As a link looks that was taken out of its namespace by the kernel itself."""
+        """Change what the kernel changes when it takes a link out of its namespace."""
         self.name, self.is_up, self.address, self.routes = name, False, "", ()
 
     def reset(self, name: str) -> None:
@@ -63,7 +64,7 @@ class FakeLink:
 
 
 class Machine:
-    """`apply` plays the hardware, the other plain methods the container runtime and people who meddle."""
+    """`apply` is the hardware; the other plain methods are the container runtime and operators."""
 
     def __init__(
         self,
@@ -73,30 +74,32 @@ class Machine:
         sleep: Callable[[float], Awaitable[None]],
         latencies: Latencies | None = None,
     ) -> None:
-        """Effects meant for other instances are ignored; *rng* draws how long dead namespaces keep their NICs."""
+        """Effects meant for other instances are ignored; *rng* draws how long dead namespaces retain their NICs."""
         self.instance_id = instance_id
         self.parking_path = f"/run/netns/qingcni-{instance_id}"
         self._rng = rng
         self._sleep = sleep
         self._latencies = latencies or Latencies()
+        self._faults: list[KernelFault] = []
         self._last_inode = _FIRST_INODE
         self._last_ifindex = 1  # lo
         self._host = self._new_space(HOST_PATH)
         self._parking = self._new_space(self.parking_path)
         self._containers: dict[str, Space] = {}
-        self._lost: dict[int, list[FakeLink]] = {}  # on their way back from dead namespaces, by inode
-        self.claims: dict[str, str] = {}  # by address: the MAC of somebody else in the vxnet who uses it
-        self.flows: set[str] = set()  # addresses that the host tracks flows of; each container leaves some behind
-        self.stale: list[str] = []  # addresses that a container got while there were flows of another's: never
+        self._lost: dict[int, list[FakeLink]] = {}  # returning from dead namespaces, by inode
+        self.claims: dict[str, str] = {}  # by address: the MAC of another machine in the vxnet that uses it
+        self.flows: set[str] = set()  # addresses with tracked flows; each container leaves some behind
+        self.stale: list[str] = []  # addresses that a container got while flows of an earlier one were tracked: a bug
         self.announced: list[str] = []  # addresses, in the order of announcements
         self.path = ServicePath()  # as last served
         self._gateways: set[str] = set()  # MACs of links configured for it
         self.settings = dict(_SETTINGS)
         self._move_lock = asyncio.Lock()
-        self.unseen: set[str] = set()  # containers that cannot be looked into
+        self.unseen: set[str] = set()  # containers that a survey cannot enter
         self._generation = 0
         self._losses = 0
-        self.is_silent = False  # nothing is told of links
+        self.is_silent = False  # `changes` reports nothing
+        self.on_move: Callable[[FakeLink, Space, Space | None], None] = lambda _link, _source, _target: None
         self._watchers: dict[asyncio.Future[None], None] = {}
 
     def __repr__(self) -> str:
@@ -106,7 +109,7 @@ class Machine:
     # --- the hardware -----------------------------------------------------------------------------
 
     def apply(self, *effects: Effect) -> None:
-        """Carry out what the cloud asks of this host's hardware, in order."""
+        """Carry out the cloud's effects on this host, in order."""
         for effect in effects:
             self._apply(effect)
 
@@ -119,11 +122,12 @@ class Machine:
                 self._host.links[self._last_ifindex] = link
                 self._announce()
             case UnplugNic(nic_id=nic_id):
-                self._unplug(nic_id)
+                self.unplug(nic_id)
             case PlugNic() | FilterNic():
-                pass  # another host's, there already, or about traffic, of which there is none here
+                pass  # another host's, plugged already, or about traffic, which memory does not carry
 
-    def _unplug(self, nic_id: str) -> None:
+    def unplug(self, nic_id: str) -> None:
+        """Remove a NIC wherever its link is."""
         for links in self._lost.values():
             links[:] = [link for link in links if link.nic_id != nic_id]
         found = self._find(nic_id)
@@ -140,18 +144,20 @@ class Machine:
 
     def make_netns(self, path: str) -> Netns:
         """Make a container's namespace; its path must be free."""
-        assert path not in self._paths(), path
+        assert path not in self.paths(), path
         self._containers[path] = self._new_space(path)
         return self._containers[path].netns
 
     def kill_netns(self, path: str) -> None:
-        """End a container's namespace: its NICs come back to the host after a while, down.
+        """End a container's namespace: its NICs return to the host after a while, down.
 
-        They keep MAC, alias and name, but for one that is taken there: then it is ``dev<ifindex>``.
+        They retain MAC, alias and name. If the host has the name already, it becomes ``dev<ifindex>``.
         """
         space = self._containers.pop(path)
+        for link in space.links.values():
+            self.on_move(link, space, None)
+        links = [link for link in space.links.values() if link.nic_id]  # the others are not hardware
         space.path = ""
-        links = [link for link in space.links.values() if link.nic_id]  # others are no hardware
         space.links.clear()
         if links:
             delay = self._rng.uniform(*self._latencies.replug)
@@ -159,31 +165,31 @@ class Machine:
             self._lost[space.inode] = links
 
     def change(self, path: str, ifname: str, **fields: Any) -> None:
-        """What a container, or a plugin behind ours, does to an interface there: `is_up=False`, `routes=()`."""
-        link = next(link for link in self._at(path).links.values() if link.name == ifname)
+        """Change an interface as a container or a chained plugin does: `is_up=False`, `routes=()`."""
+        link = next(link for link in self.devices_in(path) if link.name == ifname)
         for name, value in fields.items():
             setattr(link, name, value)
 
     def move(self, path: str, ifname: str, target: str) -> None:
-        """What somebody does with `ip link set netns`: the link loses what was configured, but for MAC and alias."""
+        """Do `ip link set netns`: the link loses its configuration except MAC and alias."""
         link = self._take(path, ifname)
         link.unconfigure(ifname)
         self._at(target).links[link.ifindex] = link
         self._announce()
 
     def delete_link(self, path: str, ifname: str) -> None:
-        """What `ip link delete` does, or a driver that fails."""
+        """Do `ip link delete`, or fail as a driver does."""
         self._take(path, ifname)
         self._announce()
 
     def add_link(self, path: str, mac: str, name: str, alias: str = "") -> None:
-        """A link of somebody else's, whatever MAC it claims."""
+        """Add a link that is not the cloud's hardware."""
         self._last_ifindex += 1
         self._at(path).links[self._last_ifindex] = FakeLink("", mac, name, self._last_ifindex, alias=alias)
         self._announce()
 
     def reboot(self) -> None:
-        """All containers are gone, and all links on the host, as the hardware makes them."""
+        """End all containers. All NICs are on the host, named in the order in which they were plugged."""
         links = [link for space in self._spaces() for link in space.links.values()]
         links += [link for lost in self._lost.values() for link in lost]
         self._lost.clear()
@@ -194,7 +200,7 @@ class Machine:
         self.path, self.settings = ServicePath(), dict(_SETTINGS)
         self._last_inode = self._host.inode
         self._parking = self._new_space(self.parking_path)
-        for link in sorted(links, key=lambda link: link.ifindex):  # as they were plugged
+        for link in sorted(links, key=lambda link: link.ifindex):
             if link.nic_id:
                 link.reset(self._free_name(link.prefix or "eth"))
                 link.is_up = True
@@ -202,21 +208,41 @@ class Machine:
         self._announce()
 
     def lose_message(self) -> None:
-        """The kernel had more to tell than it keeps."""
+        """Overflow the buffer of notifications: `changes` reports a loss."""
         self._losses += 1
         self._announce()
 
     def set_address(self, mac: str, address: str) -> None:
-        """What the guest's own configuration does: give a link on the host an address with prefix length."""
+        """Set the address, with prefix length, of a link on the host, as the guest's own configuration does."""
         next(link for link in self._host.links.values() if link.mac == mac).address = address
 
+    # --- what is where ----------------------------------------------------------------------------
+
+    def paths(self) -> set[str]:
+        """Paths of all namespaces: the host's, the parking namespace and the containers'."""
+        return {space.path for space in self._spaces()}
+
+    def containers(self) -> list[str]:
+        """Paths of the containers' namespaces."""
+        return [*self._containers]
+
+    def devices_in(self, path: str) -> list[FakeLink]:
+        """Links in a container, or in the host's or the parking namespace; changes take effect."""
+        return [*self._at(path).links.values()]
+
     def links_in(self, path: str) -> tuple[Link, ...]:
-        """The links in a container, or in the host's or the parking namespace."""
-        return tuple(link.shown() for link in self._at(path).links.values())
+        """The same links as the kernel shows them."""
+        return tuple(link.shown() for link in self.devices_in(path))
 
     def addresses_in(self, path: str) -> dict[str, tuple[str, tuple[Route, ...]]]:
         """Address and routes of each configured link there, by its name."""
-        return {link.name: (link.address, link.routes) for link in self._at(path).links.values() if link.address}
+        return {link.name: (link.address, link.routes) for link in self.devices_in(path) if link.address}
+
+    def locations(self) -> dict[str, str]:
+        """Path of the namespace of each NIC's link, by NIC id."""
+        return {link.nic_id: s.path for s in self._spaces() for link in s.links.values() if link.nic_id}
+
+    # --- inside -----------------------------------------------------------------------------------
 
     def _return(self, inode: int) -> None:
         for link in self._lost.pop(inode, ()):
@@ -230,10 +256,8 @@ class Machine:
         link = next(link for link in space.links.values() if link.name == ifname)
         return space.links.pop(link.ifindex)
 
-    # --- inside -----------------------------------------------------------------------------------
-
     def _announce(self) -> None:
-        """Tell the watchers that links of the host or the parking namespace have changed."""
+        """Wake the watchers: links of the host or the parking namespace have changed."""
         if self.is_silent:
             return
         self._generation += 1
@@ -248,9 +272,6 @@ class Machine:
 
     def _spaces(self) -> tuple[Space, ...]:
         return (self._host, self._parking, *self._containers.values())
-
-    def _paths(self) -> set[str]:
-        return {space.path for space in self._spaces()}
 
     def _at(self, path: str) -> Space:
         return next(space for space in self._spaces() if space.path == path)
