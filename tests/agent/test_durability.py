@@ -152,6 +152,6 @@ async def test_locks_and_marks_of_requests_go_with_them(host: SimulatedHost) -> 
         await asyncio.gather(host.add(f"c{n}"), host.add(f"c{n}"))
         await asyncio.gather(host.delete(f"c{n}"), host.delete(f"c{n}"))
     await host.clock.sleep(60)
-    assert all(key_of(f"c{n}") not in host.agent.attachments._lock for n in range(20))
+    assert all(key_of(f"c{n}") not in host.agent.attachments.lock for n in range(20))
     assert not host.moves
     assert key_of("c0") not in host.table.attachments

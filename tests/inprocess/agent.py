@@ -243,7 +243,7 @@ class SimulatedHost:
             timeout=timeout,
             config={"cniVersion": "1.1.0", "name": "net", "type": "qingcni", **(config or {}), **more},
         )
-        return await CniApi(self.agent, Metrics())._serve(request, Phases(), is_awaited)
+        return await CniApi(self.agent, Metrics()).serve(request, Phases(), is_awaited)
 
     def paths(self) -> set[str]:
         return self.kernel.paths()

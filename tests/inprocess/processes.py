@@ -49,6 +49,12 @@ class Process:
         context.run(_CURRENT.set, self)
         return asyncio.get_running_loop().create_task(work, name=name, context=context)
 
+    def adopt(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+        if self.is_dead:
+            task.cancel()
+
     def die(self) -> None:
         self.is_dead = True
         for task in tuple(self._tasks):
@@ -141,8 +147,5 @@ def _task_in_its_process(loop: asyncio.AbstractEventLoop, work: Any, **more: Any
     if process is None:
         return asyncio.Task(work, loop=loop, **more)
     task = asyncio.Task(_Stepped(cast("Coroutine[Any, Any, Any]", work), process), loop=loop, **more)
-    process._tasks[task] = None
-    task.add_done_callback(process._tasks.pop)
-    if process.is_dead:
-        task.cancel()
+    process.adopt(task)
     return task

@@ -112,7 +112,7 @@ class CniApi:
         code, status, failure = 0, 200, ""
         try:
             request = _decode(await _body(http))
-            answer = await self._serve(request, phases, lambda: is_awaited(http))
+            answer = await self.serve(request, phases, lambda: is_awaited(http))
             reply = b"" if answer is None else msgspec.json.encode(answer)
         except Exception as err:  # noqa: BLE001 - a bug is logged and answered with 999
             code, status = wire(err)
@@ -124,7 +124,7 @@ class CniApi:
         self._report(request, code, failure, phases)
         return web.Response(body=reply, status=status, content_type="application/json")
 
-    async def _serve(
+    async def serve(
         self, request: CniRequest, phases: Phases, is_awaited: Callable[[], bool]
     ) -> dict[str, object] | None:
         verb = known_verb(request.command)

@@ -51,7 +51,7 @@ class Attachments:
         self._spool = spool
         self._pool = pool
         self._gateways = gateways
-        self._lock = AttachmentLock()
+        self.lock = AttachmentLock()
         self._unclaimed = Unclaimed(context, identity)
         self._announcements = Announcements(context)
 
@@ -64,7 +64,7 @@ class Attachments:
         Raises InvalidNetns, InvalidConfig, PoolEmpty, Draining, Unavailable, KernelRefused; then nothing is left
         behind.
         """
-        async with self._lock.hold(key, call):  # from the first moment, so that a later DEL waits for it
+        async with self.lock.hold(key, call):  # from the first moment, so that a later DEL waits for it
             with call.phases.waiting(Phase.KERNEL):
                 netns = await self._context.kernel.identify(netns_path)
             call.check()
@@ -102,8 +102,8 @@ class Attachments:
         or will repeat it, and an ADD may have come since.
         """
         call.check()
-        self._lock.call_off_adds(key, "a DEL of the same attachment came meanwhile")
-        async with self._lock.hold(key, call):
+        self.lock.call_off_adds(key, "a DEL of the same attachment came meanwhile")
+        async with self.lock.hold(key, call):
             call.check()
             if key not in self._context.table.attachments and netns_path:
                 await self._unclaimed.fetch(key, netns_path, call)
@@ -116,10 +116,10 @@ class Attachments:
 
         KernelRefused as `delete`; the file stays then.
         """
-        if file.spooled.key in self._lock:
+        if file.spooled.key in self.lock:
             return False
         call = CniCall(Verb.DEL)
-        async with self._lock.hold(file.spooled.key, call):
+        async with self.lock.hold(file.spooled.key, call):
             if self._spool.is_there(file):  # else an ADD has carried it out meanwhile
                 await self._finish(file, call.phases)
         return True
@@ -129,7 +129,7 @@ class Attachments:
 
         Raises InvalidNetns, KernelRefused; Unavailable as `delete`.
         """
-        async with self._lock.hold(key, call):
+        async with self.lock.hold(key, call):
             await self._unclaimed.recognise(key, netns_path, call)
             with call.phases.waiting(Phase.KERNEL):
                 seen = await self._context.kernel.inspect(netns_path, key.ifname)
@@ -150,7 +150,7 @@ class Attachments:
             if not call.left:
                 rest = f"{len(left) - n} of {len(left)} unlisted attachments not checked within {call.seconds:.0f} s"
                 raise Unavailable(f"GC of {network}: " + "; ".join((rest, *failures)))
-            if attachment.key not in self._lock:
+            if attachment.key not in self.lock:
                 try:
                     await self._collect(attachment.key, call)
                 except KernelRefused as err:
@@ -163,10 +163,10 @@ class Attachments:
 
     async def release_left(self, attachment: Attachment) -> None:
         """Release an attachment whose namespace is gone without a DEL, unless a request for it is being served."""
-        if attachment.key in self._lock:
+        if attachment.key in self.lock:
             return
         call = CniCall(Verb.DEL)
-        async with self._lock.hold(attachment.key, call):
+        async with self.lock.hold(attachment.key, call):
             if self._context.table.attachments.get(attachment.key) is not attachment:
                 return
             try:
@@ -228,7 +228,7 @@ class Attachments:
 
     async def _collect(self, key: AttachmentKey, call: CniCall) -> None:
         context = self._context
-        async with self._lock.hold(key, call):
+        async with self.lock.hold(key, call):
             attachment = context.table.attachments.get(key)
             if attachment is None:
                 return
