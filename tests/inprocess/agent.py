@@ -279,7 +279,7 @@ class SimulatedHost:
         }
 
     def check_invariants(self, *, strangers: int = 0) -> None:
-        """What design section 3 promises at every moment; *strangers* of its NICs somebody else has made."""
+        """Assert the invariants of docs/architecture.md; a third party made *strangers* of its NICs."""
         table = self.table
         broken = violations(table.nics.values(), table.attachments.values())
         assert not broken, broken
