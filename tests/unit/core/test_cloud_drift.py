@@ -103,7 +103,7 @@ def test_a_nic_is_adopted_with_its_link_on_the_host() -> None:
 
 
 def test_nics_of_creates_under_way_and_those_the_table_had_meanwhile_are_left_alone() -> None:
-    assert drift(replace(NOBODY, asked=("ours",)), view(FREE)) == []
+    assert drift(replace(NOBODY, creating=("ours",)), view(FREE)) == []
     assert drift(replace(NOBODY, known={MAC}), view(FREE)) == []
 
 
@@ -197,7 +197,7 @@ def test_a_new_address(state: NicState, said: CloudNic, remedy: Remedy | None) -
 def test_a_nic_whose_name_is_not_ours_any_more_is_let_go_but_not_from_a_container() -> None:
     renamed = view(replace(ATTACHED, name="mine"))
     assert drift(held(NIC), renamed, "parked") == [
-        (DifferenceKind.RENAMED, Forget(MAC, "somebody has named it 'mine'"))
+        (DifferenceKind.RENAMED, Forget(MAC, "somebody renamed it to 'mine'"))
     ]
     assert drift(held(replace(NIC, state=S.ASSIGNED)), renamed) == [(DifferenceKind.RENAMED, None)]
 

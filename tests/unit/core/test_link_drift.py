@@ -57,7 +57,7 @@ PLACES = {
     "theirs, marked": wide(home=(), theirs=(MARKED,)),
     "theirs": wide(home=(), theirs=(LINK,)),
 }
-MOVED = f"somebody has moved its link to {THEIRS.path}"
+MOVED = f"somebody moved its link to {THEIRS.path}"
 WORDS: dict[str, tuple[LinkRemedy, ...]] = {
     "": (),
     "arrived": (Arrived(MAC),),
@@ -66,7 +66,7 @@ WORDS: dict[str, tuple[LinkRemedy, ...]] = {
     "lost": (Lost(MAC, "its link is no longer in the parking namespace"),),
     "lost gateway": (Lost(MAC, "its link is no longer on the host"),),
     "moved": (Lost(MAC, MOVED),),
-    "moved home": (Lost(MAC, f"somebody has moved its link to {HOME.path}"),),
+    "moved home": (Lost(MAC, f"somebody moved its link to {HOME.path}"),),
     "strayed": (Strayed(MAC, THEIRS.path),),
     "strayed home": (Strayed(MAC, HOME.path),),
 }

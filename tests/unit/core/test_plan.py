@@ -783,7 +783,7 @@ def test_what_is_above_the_limit_goes_as_far_as_it_is_idle(state: PoolState, pol
     may_shrink = state.mode is Mode.SERVING and state.shrinks_at <= NOW and not (state.waiting or have.short)
     if may_shrink and not is_growing(state, NOW):
         given_back = sum(len(a.nic_ids) for a in plan(state, policy, NOW) if isinstance(a, DetachNics))
-        free = {n.nic_id for n in state.nics if n.state is S.IDLE or n in have.rested} - state.busy
+        free = {n.nic_id for n in state.nics if n.state is S.IDLE or n in have.cooled} - state.busy
         assert given_back >= min(above_limit(state, policy, have), len(free))
 
 

@@ -166,7 +166,7 @@ class TableMachine(RuleBasedStateMachine):
     def rested(self, number: int) -> None:
         nic_id = new_nic(number).nic_id
         is_legal = self.may(nic_id, S.IDLE)
-        self.attempt(lambda: self.table.rested(nic_id, self.now), is_legal)
+        self.attempt(lambda: self.table.cooled(nic_id, self.now), is_legal)
         assert not is_legal or not self.table.nics[nic_id].released
 
     @rule(number=numbers)

@@ -154,7 +154,7 @@ def test_what_is_believed_no_more_is_not_counted_down() -> None:
 def test_a_chooser_needs_a_vxnet_and_shows_itself() -> None:
     with pytest.raises(ValueError, match="at least one vxnet"):
         chooser(VxnetPolicy.RANDOM, ())
-    assert repr(chooser(VxnetPolicy.RANDOM)) == "VxnetChooser(Random, next=vxnet-a, resting={})"
+    assert repr(chooser(VxnetPolicy.RANDOM)) == "VxnetChooser(Random, next=vxnet-a, skipped={})"
 
 
 @given(

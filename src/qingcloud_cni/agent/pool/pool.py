@@ -345,7 +345,7 @@ class Pool:
             cooled = [table.nics[action.nic_id] for action in self.plan() if isinstance(action, Rest)]
             for number, nic in enumerate(cooled):
                 if self.flows.are_forgotten(nic, due_at(nic, self._policy, self.waiting > 0)):
-                    table.rested(nic.nic_id, now - (len(cooled) - number) * TICK)
+                    table.cooled(nic.nic_id, now - (len(cooled) - number) * TICK)
         cooling = table.in_state(NicState.COOLING)
         self.cooldown.next_run = min((due_at(n, self._policy, self.waiting > 0) for n in cooling), default=0.0)
 

@@ -201,7 +201,7 @@ class Reconciler:
             nics=tuple(n for n in compared.nics if self._is_unchanged(n, before) and n.nic_id not in reserved),
             known=before.keys() | table.nics.keys(),
             attachments={a.nic_id: a for a in table.attachments.values()},
-            asked=asked | set(self._asked()),
+            creating=asked | set(self._asked()),
         )
         on_host = {link.mac: link for link in compared.survey.host}
         view = CloudFacts(

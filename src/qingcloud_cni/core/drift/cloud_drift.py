@@ -87,7 +87,7 @@ class TableFacts:
     nics: tuple[Nic, ...]  # unchanged meanwhile, and without an operation
     known: Collection[str]  # ids of all NICs that were in the table at any time meanwhile
     attachments: Mapping[str, Attachment]  # by NIC id
-    asked: Collection[str]  # names of creates under way
+    creating: Collection[str]  # names of creates under way
 
 
 def cloud_drift(held: TableFacts, view: CloudFacts, seen: LinkLocations, now: float) -> tuple[Difference, ...]:
@@ -112,7 +112,7 @@ def _unknown(held: TableFacts, view: CloudFacts, now: float) -> Iterator[Differe
         is_here = nic.instance_id == view.instance_id
         if nic.role or not view.is_ours(nic.name) or not (is_here or not nic.instance_id):
             continue
-        if nic.nic_id in held.known or nic.name in held.asked:
+        if nic.nic_id in held.known or nic.name in held.creating:
             continue
         if not nic.private_ip or nic.vxnet_id not in view.vxnets:
             detail = f"it has no address, or its vxnet {nic.vxnet_id} has none"
@@ -133,9 +133,9 @@ def _of_nic(
     is_here = said is not None and said.instance_id == view.instance_id
     subject = str(attachment.key) if attachment else ""
     if said is not None and not view.is_ours(said.name):
-        remedy = None if attachment else Forget(nic.nic_id, f"somebody has named it {said.name!r}")
+        remedy = None if attachment else Forget(nic.nic_id, f"somebody renamed it to {said.name!r}")
         yield Difference(
-            DifferenceKind.RENAMED, nic.nic_id, f"somebody has named it {said.name!r}", subject, remedy=remedy
+            DifferenceKind.RENAMED, nic.nic_id, f"somebody renamed it to {said.name!r}", subject, remedy=remedy
         )
         return
     if attachment is not None:

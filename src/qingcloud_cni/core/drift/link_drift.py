@@ -108,7 +108,7 @@ def _remedy(
 
 
 def _nowhere(location: LinkLocation | None) -> str:
-    return f"somebody has moved its link to {location.path}" if location else ""
+    return f"somebody moved its link to {location.path}" if location else ""
 
 
 def _may_be_home(attachment: Attachment, survey: Survey, location: LinkLocation) -> bool:

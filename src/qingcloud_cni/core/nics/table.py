@@ -183,7 +183,7 @@ class Table(Rows):
         """Its address may be used after all."""
         self._move(nic_id, NicState.IDLE, "nic.cleared", now, detail=detail)
 
-    def rested(self, nic_id: str, now: float) -> None:
+    def cooled(self, nic_id: str, now: float) -> None:
         self._move(nic_id, NicState.IDLE, "nic.rested", now, released=0.0)
 
     def lost(self, nic_id: str, now: float, detail: str) -> None:

@@ -74,10 +74,10 @@ def wait_reasons(
         found.append(
             WaitReason(f"{have.coming} NICs are on their way; an attach takes about {state.attach_seconds:.0f} s")
         )
-    rested = {n.nic_id for n in have.rested}
-    if resting := [n for n in cooling(state) if n.nic_id not in rested]:
-        text = f"{len(resting)} addresses cool down; until the next NIC is idle"
-        found.append(WaitReason(text, due_at(resting[0], policy, state.waiting > have.idle)))
+    cooled = {n.nic_id for n in have.cooled}
+    if cooling_nics := [n for n in cooling(state) if n.nic_id not in cooled]:
+        text = f"{len(cooling_nics)} addresses cool down; until the next NIC is idle"
+        found.append(WaitReason(text, due_at(cooling_nics[0], policy, state.waiting > have.idle)))
     if quarantined := [n.since for n in state.nics if n.state is NicState.QUARANTINED]:
         text = f"{len(quarantined)} NICs are quarantined, as others use their addresses; they are released after"
         found.append(WaitReason(f"{text} {policy.quarantine:g} s", min(quarantined) + policy.quarantine))
@@ -123,8 +123,8 @@ def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
     text = f"all {held(state)} NICs are taken ({explain_limit(state, policy)})"
     if quarantined := sum(n.state is NicState.QUARANTINED for n in state.nics):
         text += f", {quarantined} of them quarantined, as others use their addresses"
-    if resting := cooling(state):
-        text += f"; the next one has cooled down in {max(due_at(resting[0], policy, True) - now, 0.0):.0f} s"
+    if cooling_nics := cooling(state):
+        text += f"; the next one has cooled down in {max(due_at(cooling_nics[0], policy, True) - now, 0.0):.0f} s"
     return text
 
 

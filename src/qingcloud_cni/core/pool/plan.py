@@ -46,12 +46,12 @@ def steps(state: PoolState, policy: PoolPolicy, now: float) -> tuple[PlannedActi
 
 
 def balance(state: PoolState, policy: PoolPolicy, now: float) -> Balance:
-    rested = tuple(_rested(state, policy, now))
-    idle = sum(n.state is NicState.IDLE for n in state.nics) + len(rested)
-    coming = _coming(state, policy, now, rested)
+    cooled = tuple(_cooled(state, policy, now))
+    idle = sum(n.state is NicState.IDLE for n in state.nics) + len(cooled)
+    coming = _coming(state, policy, now, cooled)
     spare = tuple(n.nic_id for n in state.nics if n.state is NicState.CREATING and n.nic_id not in state.busy)
     return Balance(
-        rested=rested,
+        cooled=cooled,
         idle=idle,
         coming=coming,
         short=_short(state, policy, idle + coming, len(spare)),
@@ -98,14 +98,14 @@ def serving_order(idle: Iterable[Nic], policy: PoolPolicy) -> list[Nic]:
 
 def next_due(state: PoolState, policy: PoolPolicy, now: float) -> float | None:
     """Return the next time at which time alone may change the plan; None if it cannot."""
-    rests = [due_at(n, policy, is_awaited) for n in cooling(state) for is_awaited in (state.waiting > 0, False)]
-    times = rests + [t - state.attach_seconds for t in rests]  # from then on it counts as coming
+    ends = [due_at(n, policy, is_awaited) for n in cooling(state) for is_awaited in (state.waiting > 0, False)]
+    times = ends + [t - state.attach_seconds for t in ends]  # from then on it counts as coming
     times += [n.since + OVERDUE for n in state.nics if n.state is NicState.ATTACHING]
     idle = [n for n in state.nics if n.state is NicState.IDLE]
-    if len(idle) + len(_rested(state, policy, now)) > policy.max_idle:
+    if len(idle) + len(_cooled(state, policy, now)) > policy.max_idle:
         times += [n.since + policy.idle_ttl for n in idle]
-    ends = (policy.quarantine, policy.quarantine_min)
-    times += [n.since + seconds for n in state.nics if n.state is NicState.QUARANTINED for seconds in ends]
+    waits = (policy.quarantine, policy.quarantine_min)
+    times += [n.since + seconds for n in state.nics if n.state is NicState.QUARANTINED for seconds in waits]
     times += [state.grows_at, state.shrinks_at]
     return min((t for t in times if t > now), default=None)
 
@@ -166,12 +166,12 @@ def explain_limit(state: PoolState, policy: PoolPolicy) -> str:
 
 def _end_cooldown(have: Balance, policy: PoolPolicy, now: float) -> list[PlannedAction]:
     def why(nic: Nic) -> str:
-        rested = f"its address has cooled down for {now - nic.released:.0f} s"
+        cooled = f"its address has cooled down for {now - nic.released:.0f} s"
         if due_at(nic, policy, False) <= now:
-            return f"{rested} (cooldown {policy.cooldown:g} s)"
-        return f"{rested}, which is enough while an ADD waits (cooldown-min {policy.cooldown_min:g} s)"
+            return f"{cooled} (cooldown {policy.cooldown:g} s)"
+        return f"{cooled}, which is enough while an ADD waits (cooldown-min {policy.cooldown_min:g} s)"
 
-    return [PlannedAction(Rest(nic.nic_id), why(nic)) for nic in have.rested]
+    return [PlannedAction(Rest(nic.nic_id), why(nic)) for nic in have.cooled]
 
 
 def _grow(state: PoolState, policy: PoolPolicy, now: float, have: Balance) -> list[PlannedAction]:
@@ -250,7 +250,7 @@ def _surplus(
     if is_growing(state, now) or have.short or state.waiting:
         return (), ""
     idle_since = sorted((n.since, n.nic_id) for n in state.nics if n.state is NicState.IDLE)
-    idle_since += [(now, n.nic_id) for n in have.rested]
+    idle_since += [(now, n.nic_id) for n in have.cooled]
     free = [(since, nic_id) for since, nic_id in idle_since if nic_id not in state.busy]
     old = sum(since + policy.idle_ttl <= now for since, _ in free)
     unused, excess = min(old, above_max_idle(have, policy)), above_limit(state, policy, have) - released
@@ -306,7 +306,7 @@ def _seated(state: PoolState) -> int:
     return on_it + state.creating + state.gateways
 
 
-def _rested(state: PoolState, policy: PoolPolicy, now: float) -> list[Nic]:
+def _cooled(state: PoolState, policy: PoolPolicy, now: float) -> list[Nic]:
     """Return the cooling NICs that become idle now, the longest released first."""
     cooling_nics = cooling(state)
     idle = sum(n.state is NicState.IDLE for n in state.nics)
@@ -328,7 +328,7 @@ def _is_attaching(nic: Nic, now: float) -> bool:
     return nic.state is NicState.ATTACHING and now < nic.since + OVERDUE
 
 
-def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: tuple[Nic, ...]) -> int:
+def _coming(state: PoolState, policy: PoolPolicy, now: float, cooled: tuple[Nic, ...]) -> int:
     """Count NICs on their way, which will be idle sooner than one created now."""
     count = state.creating
     for nic in state.nics:
@@ -343,4 +343,4 @@ def _coming(state: PoolState, policy: PoolPolicy, now: float, rested: tuple[Nic,
                 pass
     idle = sum(n.state is NicState.IDLE for n in state.nics)
     soon = _done_by(cooling(state), state.waiting - idle, policy, now + state.attach_seconds)
-    return count + max(soon - len(rested), 0)
+    return count + max(soon - len(cooled), 0)

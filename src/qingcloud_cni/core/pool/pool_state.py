@@ -96,7 +96,7 @@ class PlannedAction:
 class Balance:
     """What the pool has and lacks."""
 
-    rested: tuple[Nic, ...]  # cooling NICs that become idle now, the longest released first
+    cooled: tuple[Nic, ...]  # cooling NICs that become idle now, the longest released first
     idle: int  # including those
     coming: int  # NICs on their way, idle sooner than one created now
     short: int  # NICs wanted that are neither idle nor coming, without limits

@@ -10,7 +10,7 @@ REST_FIRST = 60.0  # seconds for which a full vxnet is skipped at first; doubled
 REST_LONGEST = 1800.0
 ROOM_BELIEVED = 300.0  # seconds for which a count of free addresses is used: other hosts take them as well
 
-_NONE_ASKED: Mapping[str, int] = MappingProxyType({})
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 
 class VxnetPolicy(StrEnum):
@@ -38,7 +38,7 @@ class _Record:
 class VxnetChooser:
     """Chooses a vxnet per NIC, from what earlier creates showed. Nothing of it is persisted.
 
-    Arguments *asked* are the NICs being created, by vxnet.
+    Arguments *creating* are the NICs being created, by vxnet.
     """
 
     def __init__(self, policy: VxnetPolicy, vxnet_ids: Sequence[str], rng: random.Random) -> None:
@@ -51,14 +51,14 @@ class VxnetChooser:
         self._records = {vxnet_id: _Record() for vxnet_id in self._vxnet_ids}
 
     def __repr__(self) -> str:
-        resting = {v: r.rests_until for v, r in self._records.items() if r.rests_until}
-        return f"VxnetChooser({self.policy}, next={self._vxnet_ids[self._next]}, resting={resting})"
+        skipped = {v: r.rests_until for v, r in self._records.items() if r.rests_until}
+        return f"VxnetChooser({self.policy}, next={self._vxnet_ids[self._next]}, skipped={skipped})"
 
     # --- choosing ------------------------------------------------------------------------------------
 
-    def choose(self, count: int, now: float, asked: Mapping[str, int] = _NONE_ASKED) -> tuple[str, ...]:
+    def choose(self, count: int, now: float, creating: Mapping[str, int] = _NONE) -> tuple[str, ...]:
         """Return a vxnet for each of *count* NICs; fewer if all vxnets are full."""
-        rooms = self._rooms(now, asked)
+        rooms = self._rooms(now, creating)
         chosen: list[str] = []
         for _ in range(count):
             free = [n for n, v in enumerate(self._vxnet_ids) if rooms[v] is None or rooms[v]]
@@ -71,12 +71,12 @@ class VxnetChooser:
                 rooms[vxnet_id] = left - 1
         return tuple(chosen)
 
-    def preview(self, count: int, now: float, asked: Mapping[str, int] = _NONE_ASKED) -> tuple[str, ...]:
+    def preview(self, count: int, now: float, creating: Mapping[str, int] = _NONE) -> tuple[str, ...]:
         """Return what `choose` would return now; nothing with Random."""
         if self.policy is VxnetPolicy.RANDOM:
             return ()
         before = self._next
-        chosen = self.choose(count, now, asked)
+        chosen = self.choose(count, now, creating)
         self._next = before
         return chosen
 
@@ -123,18 +123,18 @@ class VxnetChooser:
 
     # --- status --------------------------------------------------------------------------------------
 
-    def room(self, now: float, asked: Mapping[str, int] = _NONE_ASKED) -> int | None:
+    def room(self, now: float, creating: Mapping[str, int] = _NONE) -> int | None:
         """Return how many NICs fit into all vxnets; None if unknown for one."""
         total = 0
-        for room in self._rooms(now, asked).values():
+        for room in self._rooms(now, creating).values():
             if room is None:
                 return None
             total += room
         return total
 
-    def statuses(self, now: float, asked: Mapping[str, int] = _NONE_ASKED) -> tuple[VxnetStatus, ...]:
-        rooms = self._rooms(now, asked)
-        (first,) = self.preview(1, now, asked) or ("",)
+    def statuses(self, now: float, creating: Mapping[str, int] = _NONE) -> tuple[VxnetStatus, ...]:
+        rooms = self._rooms(now, creating)
+        (first,) = self.preview(1, now, creating) or ("",)
         return tuple(
             VxnetStatus(v, rooms[v], r.rests_until if r.rests_until > now else 0.0, v == first)
             for v, r in self._records.items()
@@ -150,7 +150,7 @@ class VxnetChooser:
         times += [r.room_at + ROOM_BELIEVED for r in self._records.values() if r.room is not None]
         return min((t for t in times if t > now), default=None)
 
-    def _rooms(self, now: float, asked: Mapping[str, int]) -> dict[str, int | None]:
+    def _rooms(self, now: float, creating: Mapping[str, int]) -> dict[str, int | None]:
         """Return what fits into each; None if unknown."""
         rooms: dict[str, int | None] = {}
         for vxnet_id, record in self._records.items():
@@ -159,11 +159,11 @@ class VxnetChooser:
             elif record.room is None or record.room_at + ROOM_BELIEVED <= now:
                 rooms[vxnet_id] = None
             else:
-                rooms[vxnet_id] = max(record.room - asked.get(vxnet_id, 0), 0)
+                rooms[vxnet_id] = max(record.room - creating.get(vxnet_id, 0), 0)
         return rooms
 
 
 def explain_skipped(statuses: Sequence[VxnetStatus], now: float) -> str:
     """Name the vxnets that are skipped, and for how long; "" if none is."""
-    resting = [f"{s.vxnet_id} for {s.rests_until - now:.0f} s more" for s in statuses if s.rests_until > now]
-    return f"no free addresses, so skipped: {', '.join(resting)}" if resting else ""
+    skipped = [f"{s.vxnet_id} for {s.rests_until - now:.0f} s more" for s in statuses if s.rests_until > now]
+    return f"no free addresses, so skipped: {', '.join(skipped)}" if skipped else ""
