@@ -1,14 +1,17 @@
 """A bed for Services: pods on two simulated hosts, servers in them, DNAT as kube-proxy's nftables mode writes it."""
 
 import itertools
+import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from machines.containers import new_namespace
+from machines.hosts import Host
 from machines.simulator import Sim, eventually, links, run
 from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
 from qingcloud_cni.kernel import HostKernel
@@ -16,6 +19,9 @@ from qingcloud_cni.sim.fabric.shell import inside
 
 PORT = 8080
 SERVICES = "10.96.0.0/12"
+ROUTES = ({"dst": SERVICES, "gw": "0.0.0.0"},)
+PROTOCOLS = ("tcp", "udp")
+FEW: dict[str, Any] = {"min_idle": 2, "max_idle": 2, "idle_ttl": "0s"}
 SECONDS = 3.0  # to wait for an answer; on the bed one takes less than 10 ms
 
 # The chains that `kube-proxy --proxy-mode nftables` writes for ClusterIP and NodePort (its pkg/proxy/nftables),
@@ -265,3 +271,29 @@ def path_of(*gateways: Gateway) -> ServicePath:
 def bed_on(sim: Sim) -> Iterator[Bed]:
     with ExitStack() as stack:
         yield Bed(sim, stack)
+
+
+def services_conf(host: Host, **keys: object) -> dict[str, Any]:
+    """The seed's configuration with its placeholders filled in: Services by the host's gateway; *keys* override."""
+    return host.conf(routes=ROUTES) | keys
+
+
+def service_gateway(result: dict[str, Any]) -> str:
+    (gateway,) = (route["gw"] for route in result["routes"] if route["dst"] == SERVICES)
+    return str(gateway)
+
+
+def gateway_of(host: Host) -> dict[str, Any]:
+    """The one gateway NIC of a host, as the cloud has it; the agent's table has it as well."""
+    (nic,) = host.cloud_nics("hostnic").values()
+    assert [row["nic_id"] for row in host.nics("gateway")] == [nic["nic_id"]]
+    return nic
+
+
+def nft(host: Host) -> str:
+    return "\n" + run(*host.command("nft", "list", "ruleset")).stdout
+
+
+def shown(host: Host, *words: str) -> list[dict[str, Any]]:
+    rows = json.loads(run("ip", "-n", host.netns, "-j", *words).stdout or "[]")
+    return [row for row in rows if row]
