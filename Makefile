@@ -30,7 +30,7 @@ demo: machine $(INSTALLED)  ## two simulated hosts, six containers, each with it
 
 # Tests wait more than they compute, so there are more workers than processors. The tests of a file share hosts.
 PYTEST := $(SCRATCH) sh -c 'exec $(BIN)/pytest --basetemp="$$TMPDIR/t" --leftovers=fail "$$@"' pytest \
-	--numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	--numprocesses=4 --dist=loadfile --no-loadscope-reorder
 test: machine peers runtimes $(INSTALLED)  ## all tests, on the built wheel (ARGS=... goes to pytest; ARGS=-n0 for one after the other)
 	@$(PYTEST) $(ARGS)
 

@@ -56,8 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the unit tests last: their files are short, so all workers end at about the same time."""
-    items.sort(key=lambda item: "unit" in item.path.parts)
+    """Mix files that compute with files that wait; the short unit tests come last, so all workers end together."""
+    items.sort(key=lambda item: ("unit" in item.path.parts, item.path.name))
 
 
 @pytest.hookimpl(trylast=True)  # after the last fixture, and the last worker

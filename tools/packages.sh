@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes sure of the named Debian packages: installs those whose work nothing on this machine does yet,
-# and touches apt only then. Looks for the work, not for the package, so other distributions do as well.
+# Installs the named Debian packages whose programs or files this machine lacks. It checks for these, not for
+# the packages, so other distributions do as well.
 set -eu
 python=${PYTHON:-python3}
 
@@ -23,12 +23,12 @@ does_its_work() {
         runc) command -v runc ;;
         podman) command -v podman && command -v conmon ;;
         containernetworking-plugins) test -x /usr/lib/cni/host-device || test -x /opt/cni/bin/host-device ;;
-        *) refuse "tools/packages.sh does not know the package $1" ;;
+        *) refuse "tools/packages.sh: package $1 is unknown; add it to does_its_work" ;;
     esac >/dev/null 2>&1
 }
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-    refuse "Python 3.11 or newer is needed, and $python is not; name one with: make PYTHON=/path/to/python3"
+    refuse "$python is older than Python 3.11; name a newer one with: make PYTHON=/path/to/python3"
 
 missing=
 for package in "$@"; do
@@ -36,8 +36,8 @@ for package in "$@"; do
 done
 [ -n "$missing" ] || exit 0
 
-command -v apt-get >/dev/null || refuse "please install what Debian calls$missing, then try again"
-[ "$(id -u)" = 0 ] || refuse "please run this as root once, or install:$missing"
+command -v apt-get >/dev/null || refuse "programs are missing; install what Debian calls$missing, then try again"
+[ "$(id -u)" = 0 ] || refuse "packages are missing; run this as root once, or install:$missing"
 
 echo "Installing$missing"
 export DEBIAN_FRONTEND=noninteractive
@@ -46,7 +46,7 @@ trap 'rm -f "$log"' EXIT
 apt() {
     apt-get -qq -o DPkg::Lock::Timeout=300 -o APT::Keep-Downloaded-Packages=false "$@" >"$log" 2>&1 || {
         cat "$log" >&2
-        refuse "apt-get could not install$missing; its own words are above"
+        refuse "apt-get failed to install$missing; its output is above"
     }
 }
 apt update
@@ -54,5 +54,5 @@ apt update
 apt install --yes --no-install-recommends $missing
 
 for package in $missing; do
-    does_its_work "$package" || refuse "$package is installed, and $python still lacks what it brings; try make PYTHON=/usr/bin/python3"
+    does_its_work "$package" || refuse "$package is installed, but $python does not find it; try make PYTHON=/usr/bin/python3"
 done

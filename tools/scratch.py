@@ -3,12 +3,11 @@
 
     tools/scratch.py COMMAND [ARGUMENT...]
 
-The directory's name is short because a unix socket's path may have 107 bytes at most. However the command ends,
-processes it forgot are ended, mounts below the directory are undone and the directory is removed. So are the network
-namespaces of simulated clouds, each of which is named by an empty file in $QC_CLOUDS, and /run/netns, which the first
-`ip netns add` makes, if it was not there before and is empty again. Where this program is killed as well, the next
-run removes what is left.
-Signals are passed on to the command's process group. The status is the command's.
+The directory's name is short because a unix socket's path has 107 bytes at most. When the command has ended, this
+program ends the processes it left, undoes mounts below the directory and removes the directory. It also removes the
+network namespaces of simulated clouds, each named by an empty file in $QC_CLOUDS, and /run/netns if this run made it.
+If this program is killed, its next run removes what is left.
+It passes signals on to the command's process group. The status is the command's.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ PASSED_ON = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signa
 
 
 def make_directory() -> Path:
-    """A fresh directory in which programs may be executed, which many systems deny under /run."""
+    """Make a directory in which programs may be executed, which many systems deny under /run."""
     parent = "/run" if os.access("/run", os.W_OK) else None
     directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     if os.statvfs(directory).f_flag & os.ST_NOEXEC and os.geteuid() == 0:
@@ -41,10 +40,10 @@ def make_directory() -> Path:
 
 
 def hold(directory: Path) -> int:
-    """Show as long as this process lives that the directory is in use; the descriptor that does it."""
+    """Lock the directory as in use until this process ends; returns the descriptor of the lock."""
     held = os.open(directory / "held", os.O_CREAT | os.O_WRONLY, 0o600)
     fcntl.flock(held, fcntl.LOCK_EX)
-    os.write(held, b"held\n")  # from now on whoever gets the lock knows that we are dead
+    os.write(held, b"held\n")  # once written, a free lock means that this process is dead
     return held
 
 
@@ -98,7 +97,7 @@ def end_descendants(directory: Path) -> None:
 
 
 def remove_clouds(directory: Path) -> None:
-    """The namespaces of simulated clouds, their containers and their hosts' parking places; NICs go with them."""
+    """Remove the namespaces of simulated clouds, with their containers' and hosts' NICs."""
     for cloud in (entry.name for entry in (directory / "clouds").iterdir()):
         spaces = NETNS_DIRECTORY.iterdir() if NETNS_DIRECTORY.is_dir() else ()
         for name in sorted(space.name for space in spaces):
@@ -106,7 +105,7 @@ def remove_clouds(directory: Path) -> None:
                 print(f"scratch: removing forgotten namespace {name}", file=sys.stderr)
                 subprocess.run(["ip", "netns", "delete", name], check=False)
         shutil.rmtree(SIM_DIRECTORY / cloud, ignore_errors=True)
-    with contextlib.suppress(OSError):  # there is none, or it holds others'
+    with contextlib.suppress(OSError):  # it is missing, or holds others'
         SIM_DIRECTORY.rmdir()
 
 
