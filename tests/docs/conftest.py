@@ -1,21 +1,15 @@
-"""A host with an agent, shared by the tests of a page."""
+"""What the tests of pages share: a host with an agent, where what a page shows is tried."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from machines.hosts import Host, hosts_of, install
-from machines.simulator import running_sim
+from machines.hosts import Host, lone_host
 
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    home = tmp_path_factory.mktemp("page")
-    plugin = install(home)
-    with (
-        running_sim("--hosts", "1") as sim,
-        hosts_of(sim, iter(sim.info["namespaces"]["hosts"]), home, plugin) as take,
-    ):
-        host = take()
+    """A host whose agent has only directories and a vxnet set."""
+    with lone_host(tmp_path_factory.mktemp("page")) as host:
         host.start(min_idle=2, max_idle=2)
         yield host

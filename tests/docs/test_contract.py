@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from cni.answers import Answer, execute
 from machines.containers import Container
-from machines.hosts import QINGAGENT, Host, hosts_of, install
-from machines.simulator import needs_root, run, running_sim
+from machines.hosts import QINGAGENT, Host
+from machines.simulator import needs_root, run
 from qingcloud_cni.agent.settings.config_file import find_config, read_config
 from qingcloud_cni.agent.settings.resolution import check_vxnets, resolve
 from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS
@@ -179,19 +179,6 @@ def test_the_contracts_network_configuration_is_refused_by_key_and_value_until_i
     config = read_network_config(filled(gw="172.20.1.9"))
     assert (config.cni_version, config.name, config.is_gateway, config.ip_masq) == ("0.3.1", "mynet", True, True)
     assert config.routes == (Route(SERVICES, "172.20.1.9"),)
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """A host whose agent has only directories and a vxnet set."""
-    plugin = install(tmp_path_factory.mktemp("bin"))
-    with (
-        running_sim("--hosts", "1") as sim,
-        hosts_of(sim, iter(["host1"]), tmp_path_factory.mktemp("contract"), plugin) as take,
-    ):
-        host = take()
-        host.start(min_idle=2, max_idle=2)
-        yield host
 
 
 def cni(host: Host, verb: str, container: Container, document: Mapping[str, Any]) -> Answer:

@@ -13,8 +13,8 @@ import pytest
 
 from machines import hosts
 from machines.flows import addresses, send_udp, track
-from machines.hosts import Host, hosts_of, install
-from machines.simulator import eventually, needs_root, running_sim
+from machines.hosts import Host, lone_host
+from machines.simulator import eventually, needs_root
 from pages import ROOT, page
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.core.errors import EXIT
@@ -91,14 +91,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     bounds = ",".join(["-all", *(f"+{name}" for name in capabilities())])
     program.write_text(f'#!/bin/sh\nexec setpriv --no-new-privs --bounding-set={bounds} {hosts.QINGAGENT} "$@"\n')
     program.chmod(stat.S_IRWXU)
-    (tmp_path / "bin").mkdir()
-    plugin = install(tmp_path / "bin")
-    monkeypatch.setattr(hosts, "QINGAGENT", str(program))
-    with (
-        running_sim("--hosts", "1") as sim,
-        hosts_of(sim, iter(sim.info["namespaces"]["hosts"]), tmp_path, plugin) as take,
-    ):
-        yield take()
+    with lone_host(tmp_path) as host:
+        monkeypatch.setattr(hosts, "QINGAGENT", str(program))
+        yield host
 
 
 @needs_root

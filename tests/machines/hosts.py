@@ -18,7 +18,7 @@ from typing import Any
 from cni.answers import Answer, execute
 from machines.agents import AgentProcess, Reply, exchange
 from machines.containers import Container
-from machines.simulator import Sim, UnixConnection, eventually, links, run
+from machines.simulator import Sim, UnixConnection, eventually, links, run, running_sim
 from qingcloud_cni.sim.fabric.shell import inside
 
 QINGAGENT = str(Path(sys.executable).with_name("qingagent"))
@@ -172,6 +172,11 @@ class Host:
         reply = self.ask("GET", target)
         assert reply.status == 200, reply
         return reply.json
+
+    def metric(self, sample: str) -> float:
+        """The first sample whose line begins with *sample*: a metric's name, with its labels if it has any."""
+        lines = self.ask("GET", "/metrics").body.decode().splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample))
 
     def nics(self, *states: str) -> list[dict[str, Any]]:
         """NICs of the agent's table, of all states or of these."""
@@ -330,6 +335,15 @@ def install(directory: Path) -> Path:
 
 
 NewHost = Callable[[], Host]
+
+
+@contextmanager
+def lone_host(directory: Path) -> Iterator[Host]:
+    """The only host of a simulator of its own, with the plugin installed, without an agent."""
+    directory.joinpath("bin").mkdir()
+    plugin = install(directory / "bin")
+    with running_sim("--hosts", "1") as sim, hosts_of(sim, iter(["host1"]), directory, plugin) as take:
+        yield take()
 
 
 @contextmanager

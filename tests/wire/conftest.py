@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cni.chains import libcni_of
+from cni.libcni import Libcni
 from cni.plugin_process import PlayedAgent, Run, played, runs
 from machines.hosts import Host, NewHost, hosts_of, install
 from machines.simulator import Sim, running_sim
@@ -29,6 +31,15 @@ def host_names(sim: Sim) -> Iterator[str]:
     return iter(sim.info["namespaces"]["hosts"])
 
 
+@pytest.fixture(scope="module")
+def lasting_host(
+    sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[NewHost]:
+    """As `new_host`, for hosts that a module's tests share."""
+    with hosts_of(sim, host_names, tmp_path_factory.mktemp("lasting"), plugin_file) as take:
+        yield take
+
+
 @pytest.fixture
 def new_host(sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path: Path) -> Iterator[NewHost]:
     """Takes the next unused host of the simulator; agents and containers are gone when the test ends."""
@@ -43,14 +54,11 @@ def pool(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def shared(
-    sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path_factory: pytest.TempPathFactory, pool: int
-) -> Iterator[Host]:
-    with hosts_of(sim, host_names, tmp_path_factory.mktemp("shared"), plugin_file) as take:
-        host = take()
-        # No probes: what tests see of parked NICs shall be what the verbs have made of them.
-        host.start(min_idle=pool, max_idle=pool, max_nics=pool, duplicate_probe="false")
-        yield host
+def shared(lasting_host: NewHost, pool: int) -> Host:
+    host = lasting_host()
+    # No probes: what tests see of parked NICs shall be what the verbs have made of them.
+    host.start(min_idle=pool, max_idle=pool, max_nics=pool, duplicate_probe="false")
+    return host
 
 
 @pytest.fixture
@@ -62,6 +70,11 @@ def host(shared: Host, pool: int) -> Iterator[Host]:
         conf = shared.conf() | {"name": attachment["network"]}
         shared.delete(attachment["container_id"], attachment["ifname"], conf)
     shared.wait_idle(pool)
+
+
+@pytest.fixture
+def library(host: Host) -> Libcni:
+    return libcni_of(host)
 
 
 @pytest.fixture(scope="session")

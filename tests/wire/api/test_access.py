@@ -3,14 +3,13 @@
 import json
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from machines.containers import Container
-from machines.hosts import Host, hosts_of
+from machines.hosts import Host, NewHost
 from machines.simulator import Sim, needs_root
 from qingcloud_cni.sim.topology import default_topology
 
@@ -22,24 +21,16 @@ OPEN = ("/healthz", "/readyz", "/metrics")
 
 
 @pytest.fixture(scope="module")
-def pair(
-    sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Host, Host]]:
-    """A host with an agent, and one without."""
-    with hosts_of(sim, host_names, tmp_path_factory.mktemp("access"), plugin_file) as take:
-        host, stranger = take(), take()
-        host.start(min_idle=2, max_idle=2, max_nics=2)
-        yield host, stranger
+def host(lasting_host: NewHost) -> Host:
+    host = lasting_host()
+    host.start(min_idle=2, max_idle=2, max_nics=2)
+    return host
 
 
-@pytest.fixture
-def host(pair: tuple[Host, Host]) -> Host:
-    return pair[0]
-
-
-@pytest.fixture
-def stranger(pair: tuple[Host, Host]) -> Host:
-    return pair[1]
+@pytest.fixture(scope="module")
+def stranger(lasting_host: NewHost) -> Host:
+    """A host without an agent."""
+    return lasting_host()
 
 
 def token(host: Host) -> str:

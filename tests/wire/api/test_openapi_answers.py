@@ -1,7 +1,8 @@
 """The agent does what the OpenAPI document it serves says, whatever it is asked: held to it by schemathesis."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,8 +21,8 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from machines.hosts import PORT, Host, hosts_of
-from machines.simulator import Sim, eventually, needs_root
+from machines.hosts import PORT, Host, NewHost
+from machines.simulator import eventually, needs_root
 from qingcloud_cni.agent.api.endpoints import ENDPOINTS, OPEN_PATHS
 from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST, VERSIONS
 from qingcloud_cni.sim.fabric.shell import inside
@@ -43,13 +44,10 @@ MODES = [
 
 
 @pytest.fixture(scope="module")
-def host(
-    sim: Sim, host_names: Iterator[str], plugin_file: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Host]:
-    with hosts_of(sim, host_names, tmp_path_factory.mktemp("openapi"), plugin_file) as take:
-        host = take()
-        host.start(min_idle=2, max_idle=2, max_nics=4, bindaddr=f"0.0.0.0:{PORT}")
-        yield host
+def host(lasting_host: NewHost) -> Host:
+    host = lasting_host()
+    host.start(min_idle=2, max_idle=2, max_nics=4, bindaddr=f"0.0.0.0:{PORT}")
+    return host
 
 
 @pytest.fixture(scope="module")
@@ -168,32 +166,29 @@ def test_a_request_too_large_is_refused_as_described(host: Host, schema: Any) ->
     assert (answer.status_code, answer.json()["code"]) == (400, 6)
 
 
-def test_an_agent_that_is_not_ready_says_so_as_described(
-    sim: Sim, host_names: Iterator[str], plugin_file: Any, schema: Any, tmp_path: Any
-) -> None:
-    with hosts_of(sim, host_names, tmp_path, plugin_file) as take:
-        host = take()
-        access = tmp_path / "client.yaml"
-        access.touch(mode=0o600)
-        access.write_text("qy_access_key_id: k\nqy_secret_access_key: s\nhost: 127.0.0.1\nport: 1\nprotocol: http\n")
-        agent = host.launch(QYAccessFilePath=access)
-        eventually(lambda: host.socket.exists() and _answers(host), "the agent to answer")
-        assert agent.is_running
-        container = host.container()
-        body = {"command": "ADD", "containerID": container.name, "netns": container.path, "ifname": "eth0"}
-        asked: list[tuple[Callable[..., Case[Any]], dict[str, Any]]] = [
-            (schema["/readyz"]["GET"].Case, {}),
-            (
-                schema["/v1/cni"]["POST"].Case,
-                {"body": body | {"config": host.conf(), "timeout": 3}, "media_type": "application/json"},
-            ),
-        ]
-        for make, arguments in asked:
-            case = make(**arguments)
-            answer = call_as(host, case, bearer(host))
-            assert answer.status_code == 503, answer.text
-            case.validate_response(answer, checks=SHAPE)
-        assert json.loads(answer.content)["code"] == 11
+def test_an_agent_that_is_not_ready_says_so_as_described(new_host: NewHost, schema: Any, tmp_path: Path) -> None:
+    host = new_host()
+    access = tmp_path / "client.yaml"
+    access.touch(mode=0o600)
+    access.write_text("qy_access_key_id: k\nqy_secret_access_key: s\nhost: 127.0.0.1\nport: 1\nprotocol: http\n")
+    agent = host.launch(QYAccessFilePath=access)
+    eventually(lambda: host.socket.exists() and _answers(host), "the agent to answer")
+    assert agent.is_running
+    container = host.container()
+    body = {"command": "ADD", "containerID": container.name, "netns": container.path, "ifname": "eth0"}
+    asked: list[tuple[Callable[..., Case[Any]], dict[str, Any]]] = [
+        (schema["/readyz"]["GET"].Case, {}),
+        (
+            schema["/v1/cni"]["POST"].Case,
+            {"body": body | {"config": host.conf(), "timeout": 3}, "media_type": "application/json"},
+        ),
+    ]
+    for make, arguments in asked:
+        case = make(**arguments)
+        answer = call_as(host, case, bearer(host))
+        assert answer.status_code == 503, answer.text
+        case.validate_response(answer, checks=SHAPE)
+    assert json.loads(answer.content)["code"] == 11
 
 
 def _answers(host: Host) -> bool:

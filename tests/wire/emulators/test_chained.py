@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cni.chains import call_of, chain, libcni_of, ours, wait_until_all_is_back
+from cni.chains import call_of, chain, ours, wait_until_all_is_back
 from cni.libcni import Libcni
 from cni.networks import Failed
 from machines.hosts import Host
@@ -17,11 +17,6 @@ pytestmark = needs_root
 
 LISTS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0")
 CHECKED = ("0.4.0", "1.0.0")
-
-
-@pytest.fixture
-def library(host: Host) -> Libcni:
-    return libcni_of(host)
 
 
 def begins_with(longer: Mapping[str, Any], shorter: Mapping[str, Any]) -> bool:

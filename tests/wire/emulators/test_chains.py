@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cni.chains import call_of, chain, libcni_of, ours, wait_until_all_is_back
+from cni.chains import call_of, chain, ours, wait_until_all_is_back
 from cni.libcni import Libcni
 from cni.networks import Failed
 from machines.containers import Container
@@ -30,11 +30,6 @@ answers = {"ADD": conf.get("prevResult"), "VERSION": {"cniVersion": "1.1.0", "su
 if answer := answers.get(os.environ["CNI_COMMAND"]):
     json.dump(answer, sys.stdout)
 """
-
-
-@pytest.fixture
-def library(host: Host) -> Libcni:
-    return libcni_of(host)
 
 
 def tuning(tmp_path: Path, **keys: Any) -> dict[str, Any]:

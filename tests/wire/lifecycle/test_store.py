@@ -22,11 +22,6 @@ def small(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-def metric(host: Host, name: str) -> float:
-    lines = host.ask("GET", "/metrics").body.decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
-
-
 def answers(host: Host) -> bool:
     with suppress(OSError):
         return host.ask("GET", "/healthz").status == 200
@@ -76,10 +71,10 @@ def test_a_full_disk_refuses_adds_and_nothing_else(new_host: NewHost, small: Pat
     assert (status["ready"], status["store_error"]) == (False, trouble)
     assert status["unsaved"] > 0
     assert f"disk:        {trouble} (" in host.qingagent("status").stdout
-    assert metric(host, "qingagent_ready") == 0
-    assert metric(host, "qingagent_store_refusals_total") >= 1
-    assert metric(host, "qingagent_store_unsaved_changes") > 0
-    assert metric(host, "qingagent_store_behind_seconds") > 0
+    assert host.metric("qingagent_ready ") == 0
+    assert host.metric("qingagent_store_refusals_total") >= 1
+    assert host.metric("qingagent_store_unsaved_changes") > 0
+    assert host.metric("qingagent_store_behind_seconds") > 0
     assert [line["level"] for line in agent.events("store.refused")] == ["warning"]
     nics = len(host.sim.status()["nics"])
 
@@ -95,7 +90,7 @@ def test_a_full_disk_refuses_adds_and_nothing_else(new_host: NewHost, small: Pat
     eventually(lambda: host.is_ready(agent), "ready again", seconds=30)
     eventually(lambda: not host.status()["unsaved"], "all on disk")
     assert agent.events("store.recovered")
-    assert metric(host, "qingagent_store_behind_seconds") == 0
+    assert host.metric("qingagent_store_behind_seconds") == 0
     host.add(host.container())
     host.add(goes)
     eventually(host.is_calm, "table and cloud agree")

@@ -39,11 +39,6 @@ def move(source: str, mac: str, target: str, alias: str = "") -> None:
     run("ip", "-n", source, "link", "set", spare, "netns", target)
 
 
-def metric(host: Host, line: str) -> float:
-    text = host.ask("GET", "/metrics").body.decode()
-    return next(float(row.rpartition(" ")[2]) for row in text.splitlines() if row.startswith(line))
-
-
 # --- told --------------------------------------------------------------------------------------------------
 
 
@@ -60,7 +55,7 @@ def test_the_periodic_tasks_are_shown_with_what_hinders_them(new_host: NewHost, 
     for name in TASKS:
         if name not in ("jobs", "links", "flows", "duplicate probes"):  # which may have had nothing to do yet
             assert 0 <= now - tasks[name]["last_success"] < 60
-            assert metric(host, f'qingagent_task_last_success_seconds{{task="{name}"}}') > now - 60
+            assert host.metric(f'qingagent_task_last_success_seconds{{task="{name}"}}') > now - 60
         assert tasks[name]["failures"] == tasks[name]["all_failures"] == 0
     assert 700 < tasks["cloud reconcile"]["next_run"] - now < 1100
     with sim.fault("DescribeNics", "reset"):
@@ -69,8 +64,8 @@ def test_the_periodic_tasks_are_shown_with_what_hinders_them(new_host: NewHost, 
         assert "DescribeNics" in answer["error"]
         (line,) = (n for n in host.qingagent("tasks").stdout.splitlines() if n.startswith("cloud reconcile"))
         assert "DescribeNics" in line
-    assert metric(host, 'qingagent_task_failures_total{task="cloud reconcile"}') >= 1
-    assert metric(host, 'qingagent_task_duration_seconds{task="cloud reconcile"}') > 0
+    assert host.metric('qingagent_task_failures_total{task="cloud reconcile"}') >= 1
+    assert host.metric('qingagent_task_duration_seconds{task="cloud reconcile"}') > 0
     reconcile(host)
     assert {task["failures"] for task in host.get("/v1/tasks")} == {0}
 
@@ -87,8 +82,8 @@ def test_what_differs_is_shown_in_status_and_metrics(new_host: NewHost, sim: Sim
     (line,) = (n for n in host.qingagent("status").stdout.splitlines() if n.startswith("drift:"))
     assert made["nic_id"] in line
     assert "reported only" in line
-    assert metric(host, 'qingagent_drift{kind="young"}') == 1
-    assert metric(host, 'qingagent_drift{kind="twice"}') == 0
+    assert host.metric('qingagent_drift{kind="young"}') == 1
+    assert host.metric('qingagent_drift{kind="twice"}') == 0
     (event,) = host.agent.events("drift.seen")
     assert (event["nic"], event["detail"].partition(":")[0]) == (made["nic_id"], "young")
     sim.call("DeleteNics", nics=[made["nic_id"]])

@@ -11,7 +11,7 @@ import pytest
 
 from cni.answers import Answer
 from machines.containers import Container, address_of
-from machines.hosts import Host, NewHost, hosts_of
+from machines.hosts import Host, NewHost
 from machines.services import (
     FEW,
     PORT,
@@ -134,11 +134,9 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(
-    sim: Sim, host_names: Iterator[str], plugin_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
-    with hosts_of(sim, host_names, tmp_path_factory.mktemp("cluster"), plugin_file) as take, ExitStack() as stack:
-        made = Cluster((take(), take()))
+def cluster(lasting_host: NewHost) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        made = Cluster((lasting_host(), lasting_host()))
         for host in made.hosts:
             host.start(vxnet=f"{PODS_1},{PODS_2}", policy="RoundRotate", min_idle=4, max_idle=4)
             for number in range(4):
