@@ -93,8 +93,6 @@ class AgentStatistics:
 
 
 class Agent:
-    """The table of NICs and all tasks that change it."""
-
     def __init__(self, settings: Settings, identity: Identity, context: Context, signals: Signals) -> None:
         shared = context, identity, signals
         chooser = VxnetChooser(VxnetPolicy(settings.policy), settings.vxnet, context.rng)

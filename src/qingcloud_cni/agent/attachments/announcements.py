@@ -21,7 +21,6 @@ class Announcements:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def begin(self, order: LinkOrder, ifindex: int) -> None:
-        """The link of *order* has just come up in its container."""
         stop = self._stops[order.mac] = asyncio.Event()
         repeating = self._repeat(order, ifindex, stop)
         self._tasks[order.mac] = self._context.tasks.spawn(f"announce {order.mac}", repeating)

@@ -26,8 +26,6 @@ Identity = tuple[int, int, int]  # of a file: device, inode, time of its last ch
 
 @dataclass(frozen=True, slots=True)
 class SpoolFile:
-    """A file that was read."""
-
     path: Path
     identity: Identity
     spooled: SpooledDel
@@ -60,7 +58,6 @@ class SpoolFiles:
         return changed if time.time_ns() - changed > UNSURE * 1e9 else None
 
     def find(self, key: AttachmentKey) -> SpoolFile | None:
-        """The spooled DEL of this attachment."""
         path = self.directory / file_name(key)
         try:
             self._check_directory()
@@ -77,7 +74,6 @@ class SpoolFiles:
             return False
 
     def remove(self, file: SpoolFile) -> None:
-        """Unavailable if the file system refuses."""
         if self.is_there(file):
             try:
                 file.path.unlink()

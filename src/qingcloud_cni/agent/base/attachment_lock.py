@@ -36,7 +36,6 @@ class CniCall:
 
     @property
     def left(self) -> float:
-        """Seconds it may still wait; not below 0."""
         return max(self._end - asyncio.get_running_loop().time(), 0.0)
 
     def call_off(self, cause: str) -> None:
@@ -82,13 +81,10 @@ class CniCall:
 
 
 class AttachmentLock:
-    """One lock for each attachment, in the order of requests."""
-
     def __init__(self) -> None:
         self._queues: dict[AttachmentKey, _Queue] = {}
 
     def __contains__(self, key: AttachmentKey) -> bool:
-        """Whether a request for this attachment is being served or waits."""
         return key in self._queues
 
     def call_off_adds(self, key: AttachmentKey, cause: str) -> None:

@@ -31,7 +31,6 @@ class Identity:
         return str(NicName(prefix, self.instance_id, op_id))
 
     def is_ours(self, name: str) -> bool:
-        """Whether this agent created the NIC of that name, for the pool or as a gateway."""
         return any(is_ours(name, prefix, self.instance_id) for prefix in (self.nic_name_prefix, self.gateway_prefix))
 
     def names_gateway(self, name: str) -> bool:
@@ -50,8 +49,6 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Made once, by `agent.Agent`."""
-
     table: Table
     journal: Journal
     cloud: Cloud

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from qingcloud_cni.agent.base.clock import delay_after
-from qingcloud_cni.agent.base.signals import Signal
+from qingcloud_cni.agent.base.signals import Signal, settle
 from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
 from qingcloud_cni.core.metrics import counter, gauge
 from qingcloud_cni.core.nics.backlog import compacted
@@ -137,12 +137,10 @@ class Journal:
 
     @property
     def unsaved(self) -> int:
-        """Changes that are not on disk."""
         return self._taken - self._saved
 
     @property
     def behind(self) -> float:
-        """Seconds for which the disk has rejected writes."""
         return max(self._clock.now() - self._behind_since, 0.0) if self.error else 0.0
 
     async def _until(self, target: int, *, is_patient: bool) -> None:
@@ -198,7 +196,6 @@ class Journal:
         return target
 
     async def _replace_file(self, damage: StoreDamaged) -> int:
-        """Write the whole table, which is in memory, to a new file."""
         self.push()
 
         async def write(batch: Sequence[Change]) -> str:
@@ -249,9 +246,4 @@ class Journal:
         settled = [w for w in self._waiters if which(w)]
         self._waiters = [w for w in self._waiters if not which(w)]
         for waiter in settled:
-            if waiter.done.done():
-                continue  # cancelled
-            if refusal is None:
-                waiter.done.set_result(None)
-            else:
-                waiter.done.set_exception(StoreRefused(refusal))
+            settle(waiter.done, None if refusal is None else StoreRefused(refusal))

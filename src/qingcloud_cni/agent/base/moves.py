@@ -8,8 +8,6 @@ Move = AbstractContextManager[str]  # its block, which gets the NIC's id, ends t
 
 
 class Moves(Collection[str]):
-    """The NIC ids of all moves that have not ended."""
-
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 

@@ -17,8 +17,6 @@ class Phase(StrEnum):
 
 
 class Phases:
-    """A stopwatch that starts when it is created."""
-
     def __init__(self) -> None:
         self._now = asyncio.get_running_loop().time
         self._begun = self._now()
@@ -26,7 +24,6 @@ class Phases:
 
     @contextmanager
     def waiting(self, phase: Phase) -> Iterator[None]:
-        """Count the block's time for *phase*."""
         begun = self._now()
         try:
             yield
@@ -35,7 +32,6 @@ class Phases:
 
     @property
     def total(self) -> float:
-        """Seconds since the start."""
         return self._now() - self._begun
 
     def summary(self) -> str:

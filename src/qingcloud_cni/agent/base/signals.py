@@ -32,8 +32,6 @@ class Signal:
 
 
 class Signals:
-    """What the parts of the agent wait for."""
-
     def __init__(self) -> None:
         self.plan_due = Signal()  # facts that the planner reads have changed
         self.path_due = Signal()  # the gateways, or what the kernel does for Services, may have to change
@@ -59,3 +57,13 @@ class Signals:
         causes = tuple(self._doubts)
         self._doubts.clear()
         return causes
+
+
+def settle(future: "asyncio.Future[None]", error: Exception | None = None) -> None:
+    """End a wait, unless it was cancelled."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

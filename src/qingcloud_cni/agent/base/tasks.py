@@ -12,8 +12,6 @@ from qingcloud_cni.core.seams.clock import Clock
 
 
 class Tasks:
-    """Starts tasks in the agent's group."""
-
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
         self._running: dict[asyncio.Task[None], None] = {}
@@ -25,7 +23,6 @@ class Tasks:
         return task
 
     def cancel(self) -> None:
-        """Cancel all of them, so that the group ends."""
         for task in tuple(self._running):
             task.cancel()
 

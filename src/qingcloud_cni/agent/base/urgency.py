@@ -54,7 +54,6 @@ class CallUrgency:
         return Urgency.REFILL if self._is_serving and not self._adds else Urgency.WAITING
 
     def comparison(self) -> Urgency:
-        """For comparisons with the cloud and the repairs that follow from them."""
         return Urgency.REFILL if self._askers or self.is_draining else Urgency.RECONCILE
 
     def release(self) -> Urgency:

@@ -10,8 +10,6 @@ FIRST_CHECK, LONGEST_CHECK = 60.0, 900.0  # seconds between checks whether a lea
 
 
 class InstanceStatus:
-    """The instance's status as the cloud reported it last."""
-
     def __init__(self, context: Context, signals: Signals, instance_id: str) -> None:
         self._context = context
         self._signals = signals

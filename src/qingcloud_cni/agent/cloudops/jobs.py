@@ -28,8 +28,6 @@ class _Watched:
 
 
 class Jobs:
-    """Polls jobs until they have ended."""
-
     def __init__(self, context: Context) -> None:
         self.record = TaskRecord()
         self._context = context
@@ -112,7 +110,6 @@ class Jobs:
             raise failure
 
     def _urgency(self) -> Urgency:
-        """That of the most urgent job."""
         return min((watched.urgency() for watched in self._watched.values()), default=Urgency.RELEASE)
 
     def _settle(self, job_id: str, job: Job | None) -> None:

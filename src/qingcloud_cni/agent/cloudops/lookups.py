@@ -19,8 +19,6 @@ _Read = Callable[[CloudCalls], Awaitable[tuple[CloudNic, ...]]]
 
 
 class VxnetCache:
-    """Vxnets by id, each read once."""
-
     def __init__(self, cloud: Cloud, on_room: Callable[[str, int], None]) -> None:
         """*on_room* gets a vxnet's id and its number of free addresses whenever the cloud reports one."""
         self._cloud = cloud
@@ -34,7 +32,6 @@ class VxnetCache:
         return self.known(vxnet_id)
 
     def known(self, vxnet_id: str) -> Vxnet | None:
-        """As `get`, from the cache alone."""
         vxnet = self._known.get(vxnet_id)
         return vxnet if vxnet is not None and vxnet.network else None
 
@@ -82,7 +79,6 @@ class Lookups:
         return seen
 
     async def answered(self, read: Callable[[], Awaitable[_T]]) -> _T:
-        """Retry *read* until the cloud answers."""
         failures = 0
         while True:
             try:

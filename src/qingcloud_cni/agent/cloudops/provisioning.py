@@ -34,8 +34,6 @@ Prepare = Callable[[Sequence[str]], Awaitable[bool]]
 
 
 class Provisioner(CloudWrites):
-    """Creates and attaches NICs."""
-
     def __init__(
         self,
         context: Context,
@@ -86,14 +84,12 @@ class Provisioner(CloudWrites):
         self._spawn(intent, self._attach(intent, calls))
 
     async def attach(self, nic_ids: Sequence[str], calls: CloudCalls) -> None:
-        """Attach NICs to this instance and see their links arrive."""
         await self._attach(self._intend_attach(nic_ids), calls)
 
     def _intend_attach(self, nic_ids: Sequence[str]) -> Intent:
         return self._table.intend_attach(self._context.new_operation(), nic_ids, self._context.now())
 
     async def resume(self, intent: Intent) -> None:
-        """Go on with a create or an attach that was under way when the agent ended."""
         if intent.kind is OpKind.ATTACH:
             await self._follow_attach(intent.op_id)
             return

@@ -33,7 +33,6 @@ class Releaser(CloudWrites):
         await self._detach(self._table.intend_repair(op_id, nic_ids, now, tries), calls)
 
     async def resume(self, intent: Intent) -> None:
-        """Go on with a detach or a delete that was under way when the agent ended."""
         if intent.kind is OpKind.DETACH:
             await self._follow_detach(intent.op_id)
         else:
@@ -161,7 +160,6 @@ class Releaser(CloudWrites):
         return tuple(free)
 
     def _is_used_gateway(self, nic_id: str) -> bool:
-        """Whether containers use its address as their gateway."""
         nics, attachments = self._table.nics, tuple(self._table.attachments.values())
         return nics[nic_id].is_gateway and nic_id not in unused(nics.values(), attachments)
 

@@ -43,8 +43,6 @@ class Deleted:
 
 
 class OrphanFinder:
-    """Finds and deletes orphans of the whole zone."""
-
     def __init__(
         self,
         cloud: Cloud,
@@ -135,7 +133,6 @@ class OrphanFinder:
             _report_all(report, orphans)
 
     async def _still_there(self, orphans: Sequence[Orphan]) -> list[Orphan]:
-        """Those that one of two reads lists."""
         nic_ids = [orphan.nic.nic_id for orphan in orphans]
         seen: set[str] = set()
         for _ in range(2):

@@ -36,7 +36,6 @@ class Duplicates:
         return at is not None and self._context.now() - at < self._quarantine
 
     def begin_due(self) -> None:
-        """Begin the probes that are due."""
         table, now = self._context.table, self._context.now()
         self._probed = {nic_id: seen for nic_id, seen in self._probed.items() if nic_id in table.nics}
         for nic in table.in_state(NicState.IDLE, NicState.QUARANTINED):

@@ -95,7 +95,6 @@ class Pool:
 
     @property
     def may_begin(self) -> bool:
-        """Whether cloud writes may be begun at all."""
         return self.mode in {Mode.SERVING, Mode.LEAVING, Mode.DRAINING}
 
     @property
@@ -122,7 +121,6 @@ class Pool:
         return Mode.LEAVING if self._provisioner.leaving else Mode.SERVING
 
     def state(self) -> PoolState:
-        """The facts for the planner."""
         table, now = self._context.table, self._context.now()
         nics = tuple(table.nics.values())
         idle_gateways = unused(nics, tuple(table.attachments.values())) if self.is_draining else frozenset()
@@ -212,7 +210,6 @@ class Pool:
                 return
 
     def _ready(self) -> Iterator[Nic]:
-        """Idle NICs that can be assigned now."""
         for nic in self._context.table.in_state(NicState.IDLE):
             if nic.nic_id not in self._context.moves and not self.duplicates.is_claimed(nic):
                 yield nic
@@ -280,7 +277,6 @@ class Pool:
         )
 
     def _cause(self) -> str:
-        """Why an ADD waits."""
         state, now = self.state(), self._context.now()
         if error := self._context.journal.error:
             return error
@@ -298,7 +294,6 @@ class Pool:
     # --- keeping the marks ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Plan on every change, and every 30 s, until cancelled."""
         while True:
             with self.record.run(self._context.clock):
                 await self._adjust()

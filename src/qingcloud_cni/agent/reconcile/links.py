@@ -101,7 +101,6 @@ class Links:
         return any(self._pool.is_draining or n.is_gateway for n in missing if n.nic_id not in self._pool.nowhere)
 
     def _held(self, compared: Compared) -> tuple[Nic, ...]:
-        """Missing NICs whose links are in containers."""
         table, moves = self._context.table, self._context.moves
         return tuple(
             nic
@@ -177,7 +176,6 @@ class Links:
         self._signals.plan_due.notify()
 
     def parked(self, nic_id: str) -> None:
-        """The NIC's link is in the parking namespace now."""
         table = self._context.table
         if table.nics[nic_id].state is NicState.ARRIVING:
             table.parked(nic_id, self._context.now())

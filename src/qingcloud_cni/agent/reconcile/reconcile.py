@@ -8,7 +8,7 @@ from typing import Annotated
 
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context, Identity
-from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.base.signals import Signals, settle
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.agent.gateways import Gateways
@@ -74,7 +74,6 @@ class Reconciler:
 
     @property
     def open(self) -> tuple[Tracked, ...]:
-        """All differences, the oldest first."""
         return tuple(sorted((*self._in_kernel.values(), *self._in_cloud.values()), key=lambda seen: seen.since))
 
     def statistics(self) -> DriftStatistics:
@@ -104,17 +103,19 @@ class Reconciler:
                 await self.compare(permits, urgency, causes)
             except AgentError as err:
                 self.failed(err)
-                self._schedule.failed(self._now() + delay_after(self.record.failures, self._context.rng))
-                _settle(waiting, err)
+                self._schedule.failed(self._context.now() + delay_after(self.record.failures, self._context.rng))
+                failure: AgentError | None = err
             else:
                 self._done()
-                _settle(waiting, None)
+                failure = None
+            for future in waiting:
+                settle(future, failure)
 
     def postpone(self) -> None:
         """No NIC is ours, so the first comparison may come later, or when the host is drained."""
         self.is_postponed = True
         self._gateways.learn(())
-        self._schedule.postpone(self._now() + self._context.rng.uniform(*POSTPONED))
+        self._schedule.postpone(self._context.now() + self._context.rng.uniform(*POSTPONED))
 
     async def ask(self, seconds: float) -> None:
         """Compare now, and repair NICs again whose repairs have failed; AgentError, TimeoutError after *seconds*."""
@@ -139,10 +140,10 @@ class Reconciler:
     async def _pause(self) -> None:
         while not self._waiting:
             if self._signals.has_doubts:
-                self._schedule.doubt(self._now())
+                self._schedule.doubt(self._context.now())
             until = (seen.difference.until for seen in self._in_cloud.values())
             asked_for = -inf if self.is_postponed and self._context.urgency.is_draining else inf
-            left = self._schedule.due_at(min(self._remedies.next_at, *until, asked_for)) - self._now()
+            left = self._schedule.due_at(min(self._remedies.next_at, *until, asked_for)) - self._context.now()
             if left <= 0:
                 return
             await self.record.pause(left, self._signals.doubt_due, self._context.clock)
@@ -152,13 +153,9 @@ class Reconciler:
         """Whether another comparison is due soon: to confirm a difference, or to check the remedies."""
         return self._remedies.has_begun or any(seen.is_pending for seen in self._in_cloud.values())
 
-    def _now(self) -> float:
-        return self._context.now()
-
     # --- what ----------------------------------------------------------------------------------------
 
     async def compare_links(self) -> Compared:
-        """Survey every namespace, and weigh the differences of links."""
         compared = await self._links.compare(is_wide=True)
         table, moves = self._context.table, self._context.moves
         still = tuple(n for n in compared.nics if table.nics.get(n.nic_id) is n and n.nic_id not in moves)
@@ -244,7 +241,6 @@ class Reconciler:
         return found
 
     async def _ask_vxnets(self, cloud: Mapping[str, CloudNic], urgency: HowUrgent) -> dict[str, Vxnet]:
-        """The vxnets of our NICs that have a network."""
         found = {}
         for vxnet_id in sorted({n.vxnet_id for n in cloud.values() if self._identity.is_ours(n.name)}):
             if (vxnet := await self._vxnets.get(vxnet_id, urgency)) is not None:
@@ -259,7 +255,7 @@ class Reconciler:
         self._gateways.learn(others)
 
     def _weigh(self, known: Known, found: tuple[Difference, ...]) -> Verdict:
-        verdict = track(known, found, self._now())
+        verdict = track(known, found, self._context.now())
         note = self._context.note
         for new in verdict.new:
             note("drift.seen", new.nic_id, new.subject, str(new))
@@ -267,13 +263,3 @@ class Reconciler:
             note("drift.over", over.nic_id, over.subject, str(over))
         self._context.journal.push()
         return verdict
-
-
-def _settle(waiting: list["asyncio.Future[None]"], error: AgentError | None) -> None:
-    for future in waiting:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)

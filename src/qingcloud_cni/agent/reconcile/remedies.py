@@ -58,7 +58,6 @@ class Remedies:
             self._context.table.reset_repairs(nic.nic_id)
 
     def begin(self) -> None:
-        """A comparison begins."""
         self.next_at, self.has_begun = inf, False
 
     def carry_out(self, remedies: Iterable[Remedy]) -> None:
