@@ -75,7 +75,7 @@ def fails_with(*kinds: str, condition: str) -> Callable[[Plan], str]:
     def failure_of(chosen: Plan) -> str:
         there = [step.kind for step in chosen.steps]
         is_there = all(kind in there for kind in kinds) and condition in chosen.conditions
-        return f"LawBroken: c{len(there)} lost its NIC" if is_there else ""
+        return f"InvariantBroken: c{len(there)} lost its NIC" if is_there else ""
 
     return failure_of
 

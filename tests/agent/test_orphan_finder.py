@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from inprocess import virtual_time
-from inprocess.budgets import make_gate
+from inprocess.budgets import make_limiter
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.orphans.orphan_finder import Deleted, Found, OrphanFinder
 from qingcloud_cni.cloud import Access, Client
@@ -38,7 +38,7 @@ class Zone:
         api = Api(self.model, now=self.clock.now, sleep=self.clock.sleep, rng=rng)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         transport = LocalTransport(api)
-        limiter = make_gate(self.clock)
+        limiter = make_limiter(self.clock)
         client = Client(access, transport, limiter, clock=self.clock, rng=rng, observe=lambda _call: None)
         self.orphanage = OrphanFinder(
             client, lambda: Urgency.WAITING, self.clock,

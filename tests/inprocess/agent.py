@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from inprocess import virtual_time
-from inprocess.budgets import make_gate
+from inprocess.budgets import make_limiter
 from inprocess.disk import Disk, SlowStore
 from inprocess.network import Cable, ObservedModel
 from inprocess.processes import Asked, Process, Steps
@@ -70,9 +70,9 @@ class SimulatedHost:
         self.steps = Steps()
         self.process: Process | None = None  # the agent's
         self._processes: list[Process] = []  # and those before it
-        self.listeners: tuple[Listener, ...] = ()  # hear of every event
-        self.on_turn: Callable[[int], None] = lambda _lock: None  # hears of turns that are given, or come back
-        self.on_call: Callable[[CallSeen], None] = lambda _call: None  # and of every call that is over
+        self.listeners: tuple[Listener, ...] = ()  # called with every event
+        self.on_permit: Callable[[int], None] = lambda _count: None  # 1: a permit is given; -1: one is returned
+        self.on_call: Callable[[CallSeen], None] = lambda _call: None  # called with every call that is over
         self.cable = Cable(self.api)
         self.pump: asyncio.Task[None] | None = None  # lets the cloud's jobs end
         self._running: asyncio.Task[None] | None = None
@@ -136,7 +136,7 @@ class SimulatedHost:
         store = self.store = SlowStore(self.settings.database, self.settings.write_counter, self.disk)
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         transport = Asked(process, self.cable)
-        limiter = make_gate(self.clock, self.settings.api_budget, self.on_turn)
+        limiter = make_limiter(self.clock, self.settings.api_budget, self.on_permit)
         client = Client(access, transport, limiter, clock=self.clock, rng=self.rng, observe=self.on_call)
         try:
             world = World(
@@ -153,7 +153,7 @@ class SimulatedHost:
             await store.close()
 
     async def kill(self) -> None:
-        """End the agent wherever it is: only the disk, the kernel and the cloud keep what they have."""
+        """End the agent wherever it is. Disk, kernel and cloud retain their state."""
         assert self._running is not None
         assert self.process is not None
         self.process.die()
@@ -168,7 +168,7 @@ class SimulatedHost:
         return is_alive and self._agent is not None and self.process is not None and not self.process.is_dead
 
     async def bury(self) -> None:
-        """See that nothing is left of an agent that died, or never came to life; a bug that ended it shows."""
+        """Wait until nothing is left of an agent that died or did not start, and raise a bug that ended it."""
         if self._running is None:
             return
         assert self.process is not None
@@ -183,19 +183,19 @@ class SimulatedHost:
             raise err
 
     async def end(self) -> None:
-        """The world is over, and with it what it still did for agents that were killed."""
+        """End the agent, and what the world still does for agents that were killed."""
         if self._running is not None:
             await self.kill()
         for process in self._processes:
             await process.forget()
 
     def set_clock(self, forward: float) -> None:
-        """Set the host's clock while no agent runs; the next one is told what it can learn of that (agent.clock)."""
+        """Set the host's clock while no agent runs; the next agent gets what it can learn of that."""
         self.clock.ahead += forward
         self._set_forward = max(forward, 0.0)
 
     async def check_alive(self) -> None:
-        """Let a bug that ended the agent, or the cloud, show."""
+        """Raise a bug that ended the agent or the cloud."""
         if self.pump is not None and self.pump.done():
             self.pump.result()
         if self._running is not None and self._running.done():
@@ -204,7 +204,7 @@ class SimulatedHost:
     # --- the container runtime -----------------------------------------------------------------------
 
     async def add(self, container: str, *, config: NetworkConfig = CONFIG, seconds: float = 100.0) -> Attachment:
-        """ADD for a container whose namespace is there, or is made now."""
+        """ADD for a container, whose namespace is made unless it exists."""
         path = netns_of(container)
         if path not in self.paths():
             self.kernel.make_netns(path)
@@ -226,9 +226,9 @@ class SimulatedHost:
         is_awaited: Callable[[], bool] = lambda: True,
         **more: object,
     ) -> dict[str, Any] | None:
-        """A whole request, as it comes from the plugin; *config* and *more* are added to the network configuration.
+        """Make a whole request, as the plugin does; *config* and *more* are added to the network configuration.
 
-        For a container the namespace is made if it is not there, unless *netns* names another one.
+        ADD makes the container's namespace unless it exists or *netns* names another one.
         """
         is_of_host = verb in {Verb.GC, Verb.STATUS}
         path = netns_of(container) if netns is None else netns
@@ -251,7 +251,7 @@ class SimulatedHost:
     # --- the operator at the cloud's console ---------------------------------------------------------
 
     def console(self, action: str, *nic_ids: str, **params: str) -> dict[str, Any]:
-        """A call that the agent knows nothing of; the cloud's answer, whatever it is."""
+        """Call the cloud as an operator does; faults do not strike the call."""
         ids = {f"nics.{n}": nic_id for n, nic_id in enumerate(nic_ids, 1)}
         return self.model.call_without_faults({"action": action, "zone": self.topology.zone} | ids | params)
 
@@ -287,12 +287,12 @@ class SimulatedHost:
         most, cloud = self.settings.max_nics + strangers, self.ours_in_cloud()
         assert len(table.nics) + table.creating <= most, table
         assert len(cloud) <= most, f"in the cloud, and not in the table: {cloud.keys() - table.nics.keys()}"
-        for nic_id, intents in _spoken_of(table).items():
+        for nic_id, intents in _operations_of(table).items():
             assert len(intents) == 1, f"{nic_id} is in several operations at once: {intents}"
 
 
-def _spoken_of(table: Table) -> dict[str, list[str]]:
-    """By NIC id the operations under way that speak of it."""
+def _operations_of(table: Table) -> dict[str, list[str]]:
+    """Return the operations under way that name a NIC, by NIC id."""
     found: dict[str, list[str]] = {}
     for intent in table.intents.values():
         for nic_id in intent.nic_ids:
@@ -334,7 +334,7 @@ async def simulated(
 
 @asynccontextmanager
 async def served(host: SimulatedHost, *, is_warm: bool = True, is_started: bool = True) -> AsyncIterator[None]:
-    """The same with a host whose cloud was prepared before."""
+    """Run the cloud, and the agent if *is_started*, of a host that was prepared before."""
     pump = host.pump = asyncio.create_task(
         run_jobs(host.model, host.kernel.apply, host.clock.sleep, host.clock.now), name="cloud jobs"
     )
@@ -375,5 +375,5 @@ def on_host(**settings: Any) -> Callable[[Callable[..., Coroutine[Any, Any, None
 
 
 def set_faults(host: SimulatedHost, *specs: FaultSpec) -> None:
-    """Replace the cloud's faults, counting calls anew; none ends them all."""
+    """Replace the cloud's faults; their counts of calls begin at zero."""
     host.model.set_faults(specs)

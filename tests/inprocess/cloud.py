@@ -1,4 +1,4 @@
-"""The simulated cloud as a plain object with a clock that the test turns."""
+"""The simulated cloud as a plain object, whose clock the test moves."""
 
 import random
 from typing import Any
@@ -18,7 +18,7 @@ HOSTS = (HostSpec("host1", "i-1", "vxnet-h"), HostSpec("host2", "i-2", "vxnet-h"
 
 
 class Cloud:
-    """A model with a clock to turn."""
+    """A model with a clock that `wait` moves."""
 
     def __init__(self, seed: int = 1, **changes: Any) -> None:
         self.time = 1_704_164_645.0  # 2024-01-02T03:04:05Z
@@ -36,7 +36,7 @@ class Cloud:
         return self.model.call(wire)
 
     def wait(self, seconds: float = 60.0) -> None:
-        """Let time pass, ending jobs as they become due."""
+        """Let time pass; jobs end when they are due."""
         end = self.time + seconds
         while (due := self.model.next_due()) is not None and due <= end:
             self.time = max(self.time, due)

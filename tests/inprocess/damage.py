@@ -1,4 +1,4 @@
-"""What disks and people do to files: for tests of what becomes of a state file."""
+"""Damages of a state file, as disks and people cause them."""
 
 import random
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def flipped(rng: random.Random, raw: bytearray) -> None:
 
 
 def swapped(rng: random.Random, raw: bytearray) -> None:
-    """Two pages change places, or one is there twice."""
+    """Two pages are exchanged, or one replaces the other."""
     pages = max(len(raw) // PAGE, 1)
     one, two = rng.randrange(pages) * PAGE, rng.randrange(pages) * PAGE
     first, second = raw[one : one + PAGE], raw[two : two + PAGE]

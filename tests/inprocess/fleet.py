@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from inprocess.agent import CONFIG, key_of, netns_of, settings_of
-from inprocess.budgets import PLENTY, make_gate
+from inprocess.budgets import PLENTY, make_limiter
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.base import attachment_lock
@@ -36,11 +36,11 @@ from qingcloud_cni.sim.topology import (
     VxnetSpec,
 )
 
-HOSTS_PER_VXNET = 10  # as many as have room for 20 pods and a pool each in the 252 addresses of a vxnet
+HOSTS_PER_VXNET = 10  # 252 addresses of a vxnet are enough for 20 pods and a pool on each
 LATENCIES = Latencies(attach=(2.0, 4.0), detach=(2.0, 4.0), call=(0.05, 0.3))
 DEADLINE = 108.0  # seconds the agent has for an ADD: the plugin's 110 less 2
-RETRY = (10.0, 20.0)  # seconds after which the kubelet tries again to set a pod up
-UNHURRIED = 60.0  # seconds between glances: into the spool, which nobody uses here; at callers, who never go away
+RETRY = (10.0, 20.0)  # seconds after which the kubelet retries to set a pod up
+UNHURRIED = 60.0  # seconds between checks of the spool, which is not used here, and of callers, who never leave
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,25 @@ class SeenCall:
 
 
 class ForgetfulStore:
-    """For agents that are never killed."""
+    """A store for agents that are never killed."""
 
     async def load(self) -> Snapshot:
         return Snapshot()
 
     async def save(self, changes: Sequence[Change]) -> None:
-        """Nothing is kept."""
+        """Save nothing."""
 
     async def replace_file(self, changes: Sequence[Change]) -> str:
         return ""
 
     async def tidy(self) -> None:
-        """Nothing is left over."""
+        """Do nothing."""
 
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         return ()
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: it holds nothing open."""
 
 
 @dataclass(eq=False)
@@ -81,12 +81,12 @@ class FleetHost:
 
 
 class Fleet:
-    """Hosts with agents, the pods on them, and what both have seen."""
+    """Hosts with agents, their pods, and the calls and waits of both."""
 
     def __init__(
         self, directory: Path, hosts: int, pool: Mapping[str, int], *, api_budget: int, calls_per_hour: int, seed: int
     ) -> None:
-        """*pool* are settings of it."""
+        """*pool*: settings of every host's pool."""
         self.clock = VirtualClock()
         self.rng = random.Random(seed)
         self.calls: list[SeenCall] = []
@@ -105,11 +105,11 @@ class Fleet:
         self._plugged: dict[str, FakeKernel] = {}  # by NIC
         self.carry_out(*self.model.plugged())
         self._lives: list[asyncio.Task[None]] = []  # of agents
-        self._gates: list[Limiter] = []
+        self._limiters: list[Limiter] = []
         self._pods = 0
 
     def carry_out(self, *effects: Effect) -> None:
-        """As every kernel's `apply`, but each effect goes only to the host that it concerns."""
+        """Apply each effect to the kernel of its host."""
         for effect in effects:
             if isinstance(effect, PlugNic):
                 self._plugged[effect.nic_id] = self._kernels[effect.instance_id]
@@ -120,15 +120,15 @@ class Fleet:
     # --- agents --------------------------------------------------------------------------------------
 
     async def start(self, host: FleetHost, group: asyncio.TaskGroup) -> None:
-        """Start the agent of a host; it lives in *group*, until `end`."""
+        """Start the agent of a host; it runs in *group* until `end`."""
         begun: asyncio.Future[Agent] = asyncio.get_running_loop().create_future()
         self._lives.append(group.create_task(self._live(host, begun)))
         host.agent = await begun
 
     async def _live(self, host: FleetHost, begun: "asyncio.Future[Agent]") -> None:
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
-        limiter = make_gate(self.clock, self.api_budget)
-        self._gates.append(limiter)
+        limiter = make_limiter(self.clock, self.api_budget)
+        self._limiters.append(limiter)
         client = Client(access, LocalTransport(self._api), limiter, clock=self.clock, rng=self.rng, observe=self._see)
         world = World(client, host.kernel, ForgetfulStore(), self.clock, self.rng, boot_id="boot-1")
         async with Agent.opened(self._settings(host), host.spec.instance_id, world) as agent:
@@ -152,7 +152,7 @@ class Fleet:
         self.calls.append(SeenCall(self.clock.now(), call.urgency, call.outcome))
 
     async def settle(self, seconds: float = 3600.0) -> None:
-        """Let the pools reach their marks."""
+        """Wait until the pools have reached their marks."""
         end = self.clock.now() + seconds
         while not all(self._is_calm(host) for host in self.hosts):
             assert self.clock.now() < end, "the pools are not calm"
@@ -163,9 +163,9 @@ class Fleet:
         return host.agent.is_cloud_compared and not host.agent.pool.plan() and not host.agent.context.table.intents
 
     def begin_counting(self, calls_per_hour: int, api_budget: int) -> None:
-        """Forget what was seen so far; from now on these quotas hold, and nothing of them is used."""
+        """Clear all counts; from now on these quotas hold, unused."""
         self.model.topology = replace(self.topology, limits=Limits(calls_per_hour=calls_per_hour))
-        for limiter in self._gates:
+        for limiter in self._limiters:
             limiter.budget = Budget(api_budget, self.clock.now())
         self.calls.clear()
         self.waits.clear()
@@ -173,7 +173,7 @@ class Fleet:
     # --- pods ----------------------------------------------------------------------------------------
 
     async def add(self, host: FleetHost) -> str:
-        """Set a pod up as the kubelet does: again and again, each time in a new sandbox; the name of the last one."""
+        """Set a pod up as the kubelet does, each retry in a new sandbox; return the name of the last."""
         begun = self.clock.now()
         while True:
             self._pods += 1
@@ -200,7 +200,7 @@ class Fleet:
 
 
 def make_topology(hosts: int, calls_per_hour: int) -> Topology:
-    """One VPC; the hosts' primary NICs in as many vxnets as they need, a vxnet for the pods of every few hosts."""
+    """Return one VPC, with vxnets for the hosts' primary NICs and one for the pods of every HOSTS_PER_VXNET hosts."""
     router = RouterSpec("rtr-1", "10.0.0.0/8")
     primaries = [VxnetSpec(f"vxnet-h{n}", "", f"10.1.{n}.0/24", "rtr-1") for n in range(-(-hosts // 200))]
     pods = [VxnetSpec(f"vxnet-p{n}", "", f"10.2.{n}.0/24", "rtr-1") for n in range(-(-hosts // HOSTS_PER_VXNET))]
@@ -223,7 +223,7 @@ async def fleet_of(
     calls_per_hour: int = 0,
     seed: int = 1,
 ) -> AsyncIterator[tuple[Fleet, asyncio.TaskGroup]]:
-    """A cloud with hosts whose agents are not started yet, and the group to start them in; all end with the block."""
+    """Yield a cloud with hosts whose agents are not started, and the group to start them in."""
     fleet = Fleet(directory, hosts, pool, api_budget=api_budget, calls_per_hour=calls_per_hour, seed=seed)
     usual, attachment_lock.CHECK_PERIOD = attachment_lock.CHECK_PERIOD, UNHURRIED
     try:

@@ -1,6 +1,6 @@
-"""A process that can die between any two of its steps, as a killed one does, inside a loop that goes on.
+"""A process that can die between any two of its steps, in a loop that goes on, as a killed process does.
 
-What it has asked of the world is done all the same. What it does while its tasks are being ended gets nowhere.
+The world completes what the process has asked for, and ignores what its tasks ask for while they are ended.
 """
 
 import asyncio
@@ -15,17 +15,17 @@ _CURRENT: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("pro
 
 
 class Steps:
-    """Counts the steps of all processes of a host: from one `await` that let others run to the next."""
+    """Counts the steps of all processes of a host; a step leads from one `await` that lets others run to the next."""
 
     def __init__(self) -> None:
         self.taken = 0
-        self.last = 0  # the process that would take the step after this one dies instead; 0: none does
+        self.last = 0  # the process dies instead of taking the step after this one; 0: never
 
     def die_after(self, steps: int) -> None:
         self.last = self.taken + steps
 
     def count(self) -> bool:
-        """False if the step must not be taken."""
+        """Count a step; False: the process must die instead."""
         if self.last and self.taken >= self.last:
             self.last = 0
             return False
@@ -34,13 +34,13 @@ class Steps:
 
 
 class Process:
-    """Tasks that live and die together. Tasks that they start belong to it as well."""
+    """Tasks that die together. Tasks that they start belong to the process as well."""
 
     def __init__(self, steps: Steps) -> None:
         self.is_dead = False
         self._steps = steps
         self._tasks: dict[asyncio.Task[Any], None] = {}
-        self._left: set[asyncio.Task[Any]] = set()  # what the world still does on its behalf
+        self._left: set[asyncio.Task[Any]] = set()  # what the world still does for it
         self._outside = contextvars.copy_context()
         asyncio.get_running_loop().set_task_factory(_task_in_its_process)
 
@@ -61,12 +61,12 @@ class Process:
             task.cancel()
 
     async def over(self) -> None:
-        """Wait until none of its tasks is left; for one that is dead."""
+        """Wait until a dead process has no task left."""
         while self._tasks:
             await asyncio.wait(tuple(self._tasks))
 
     async def ask(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Have the world do something: it is not undone by the death of who asked for it."""
+        """Let the world do *work*, which the death of the process does not stop."""
         if self.is_dead:
             raise asyncio.CancelledError
         task = asyncio.get_running_loop().create_task(work(), context=self._outside.copy())
@@ -75,13 +75,13 @@ class Process:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not self.is_dead:  # given up by one that lives
+            if not self.is_dead:  # the process lives and gives it up
                 task.cancel()
                 await asyncio.wait({task})
             raise
 
     async def forget(self) -> None:
-        """End what the world still does on its behalf: the world is over."""
+        """Cancel what the world still does for it."""
         for task in self._left:
             task.cancel()
         await asyncio.gather(*self._left, return_exceptions=True)
@@ -89,17 +89,17 @@ class Process:
     def _forget(self, task: "asyncio.Task[Any]") -> None:
         self._left.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever asked has heard of it, or is dead
+            task.exception()  # the caller has it, or is dead
 
     def step(self) -> bool:
-        """Whether it may take one."""
+        """Take a step, or die; return whether it lives."""
         if not self.is_dead and not self._steps.count():
             self.die()
         return not self.is_dead
 
 
 class Asked:
-    """An object outside of a process, as that one sees it: asynchronous methods are done by the world."""
+    """An object outside of a process: the world runs its coroutine methods."""
 
     def __init__(self, process: Process, target: object) -> None:
         self._process = process
@@ -120,7 +120,7 @@ class Asked:
 
 
 class _Stepped(Coroutine[Any, Any, Any]):
-    """A coroutine of a process: once that is dead it is ended wherever it is."""
+    """A coroutine of a process, which ends with the process."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], process: Process) -> None:
         self._work = work

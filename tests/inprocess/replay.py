@@ -1,4 +1,4 @@
-"""The table as its events tell it, for tests: which NIC is in which state, who has it, what is asked of the cloud."""
+"""The table as its events describe it: states of NICs, their attachments and the operations under way."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,22 +12,22 @@ _OVER = {f"{kind}.finished" for kind in OpKind}
 
 
 @dataclass
-class Told:
-    """Rows, as far as events speak of them."""
+class Replayed:
+    """The part of the rows that events describe."""
 
     states: dict[str, str] = field(default_factory=dict)  # by NIC
     holders: dict[str, str] = field(default_factory=dict)  # NIC by attachment
     operations: set[str] = field(default_factory=set)
 
     @classmethod
-    def by_rows(cls, nics: Iterable[Nic], attachments: Iterable[Attachment], intents: Iterable[Intent]) -> "Told":
+    def by_rows(cls, nics: Iterable[Nic], attachments: Iterable[Attachment], intents: Iterable[Intent]) -> "Replayed":
         return cls(
             {n.nic_id: n.state.value for n in nics},
             {str(a.key): a.nic_id for a in attachments},
             {i.op_id for i in intents},
         )
 
-    def replay(self, events: Iterable[Event]) -> "Told":
+    def replay(self, events: Iterable[Event]) -> "Replayed":
         for event in events:
             if event.state == GONE:
                 self.states.pop(event.nic_id, None)

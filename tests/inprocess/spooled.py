@@ -1,4 +1,4 @@
-"""DELs kept in a spool, as the plugin writes them."""
+"""Spooled DELs, as the plugin writes them."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ from qingcloud_cni.core.cni.spool import file_name
 from qingcloud_cni.core.nics.model import AttachmentKey
 
 
-def keep(directory: Path, key: AttachmentKey, uptime: float, boot: str = "boot-1", **said: Any) -> Path:
-    """Write the file of a DEL asked at that time of that boot; *said* adds to what it says, or replaces it."""
+def keep(directory: Path, key: AttachmentKey, uptime: float, boot: str = "boot-1", **fields: Any) -> Path:
+    """Write the file of a DEL of that time and boot; *fields* are added to its fields or replace them."""
     directory.mkdir(mode=0o700, exist_ok=True)
     content = {
         "address": "127.0.0.1:31080",
@@ -24,5 +24,5 @@ def keep(directory: Path, key: AttachmentKey, uptime: float, boot: str = "boot-1
     path = directory / file_name(key)
     draft = directory / f".{path.name}"
     draft.touch(mode=0o600)
-    draft.write_text(json.dumps(content | said))
+    draft.write_text(json.dumps(content | fields))
     return draft.replace(path)

@@ -1,6 +1,6 @@
 """A loop in which waiting moves the clock: simulated days in seconds, the same on every run.
 
-It suits code without threads or sockets: nothing outside the loop can wake it.
+It suits code without threads or sockets, since nothing outside the loop can wake it.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-EPOCH = 1_700_000_000.0  # what VirtualClock shows when a run begins, in seconds since the epoch
+EPOCH = 1_700_000_000.0  # time of VirtualClock at the start of a run, in seconds since the epoch
 
 
 class Stuck(RuntimeError):
@@ -19,7 +19,7 @@ class Stuck(RuntimeError):
 
 
 class _JumpSelector(selectors.DefaultSelector):
-    """Turns waiting into moving the clock; a wait without end is a deadlock."""
+    """Moves the clock instead of waiting; a wait without end is a deadlock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class VirtualClock:
     """`core.seams.HostClock` of the loop it is used in."""
 
     boot = "boot-1"
-    booted = 0.0  # seconds of the loop's time at which that was
-    ahead = 0.0  # seconds by which somebody has set it while no agent ran
-    wall_ahead = 0.0  # the same while one runs
+    booted = 0.0  # the loop's time of that boot, in seconds
+    ahead = 0.0  # seconds by which it was set while no agent ran
+    wall_ahead = 0.0  # seconds by which it was set while an agent runs
 
     def now(self) -> float:
         return EPOCH + self.ahead + asyncio.get_running_loop().time()
@@ -69,7 +69,7 @@ class VirtualClock:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run *main* to its end in a loop of its own; fails where it leaves tasks running that nobody has cancelled."""
+    """Run *main* in a loop of its own; fail if it leaves tasks that are not cancelled."""
     with asyncio.Runner(loop_factory=_JumpLoop) as runner:
         return runner.run(_alone(main))
 

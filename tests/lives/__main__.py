@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Simulated lives of a host and its agent: `make sim SEEDS=1000 START=0`, or one of them, `make sim SEED=7`.
 
-Besides, the agent is killed at every step of scripted lives. What fails is made smaller as far as possible, and told
+In scripted lives the agent is killed at every step as well. A failing life is reduced as far as possible, and printed
 with the command that repeats it.
 """
 
@@ -16,9 +16,9 @@ from lives.life import Life, live
 from lives.scenario import CONDITIONS, SCRIPTS, Plan, plan
 from lives.shrink import shrunk
 
-LINES = 40  # of the story of a life that fails, the last ones
+LINES = 40  # last lines of the story of a failing life
 BATCH = 20  # lives
-MOST = 5  # failures that are made smaller
+MOST = 5  # failures that are reduced
 
 
 def main() -> int:
@@ -58,7 +58,7 @@ def failed_lives(seeds: range) -> list[int]:
 
 
 def failed_crashes(name: str, points: range) -> list[int]:
-    """Steps of a scripted life instead of which the agent died, and not all was well afterwards."""
+    """Return the steps of a scripted life at which a death of the agent broke an invariant."""
     return [point for point in points if live(SCRIPTS[name], crash_after=point).error is not None]
 
 
@@ -67,7 +67,7 @@ def _failed_crashes(job: tuple[str, range]) -> list[tuple[str, int]]:
 
 
 def command(of: Plan, crash: int = 0) -> str:
-    """What repeats a life."""
+    """Return the command that repeats a life."""
     name = next((name for name, script in SCRIPTS.items() if script == of), "")
     if name:
         return f"make sim SCRIPT={name} CRASH={crash}"
@@ -81,12 +81,12 @@ def command(of: Plan, crash: int = 0) -> str:
 
 
 def report(of: Plan, crash: int, life: Life) -> str:
-    return "\n".join((*life.story[-LINES:], life.failure, f"it is repeated by: {command(of, crash)}"))
+    return "\n".join((*life.story[-LINES:], life.failure, f"repeat it with: {command(of, crash)}"))
 
 
 def _told(of: Plan, crash: int, life: Life) -> int:
     if life.error is None:
-        print(f"all was well: {life.steps} steps, digest {life.digest[:16]}")
+        print(f"no invariant broken: {life.steps} steps, digest {life.digest[:16]}")
         return 0
     print(report(of, crash, life) + "\n")
     return 1
@@ -108,12 +108,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1000, help="how many lives")
     parser.add_argument("--start", type=int, default=0, help="the first one's seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--no-crashes", action="store_true", help="leave out the scripted lives")
-    parser.add_argument("--seed", type=int, help="this life alone, told as it goes")
-    parser.add_argument("--keep", default="", help="of its steps only these")
+    parser.add_argument("--no-crashes", action="store_true", help="skip the scripted lives")
+    parser.add_argument("--seed", type=int, help="print only this life")
+    parser.add_argument("--keep", default="", help="only these of its steps")
     parser.add_argument("--without", default="", help=f"without some of its conditions ({', '.join(CONDITIONS)})")
-    parser.add_argument("--script", choices=SCRIPTS, help="a scripted life instead")
-    parser.add_argument("--crash", type=int, default=0, help="the agent dies after so many steps")
+    parser.add_argument("--script", choices=SCRIPTS, help="a scripted life")
+    parser.add_argument("--crash", type=int, default=0, help="the agent dies after this number of steps")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What must hold in every simulated life: while it lasts, and once all troubles are over."""
+"""Invariants of every simulated life, during it and after all faults have ended."""
 
 import asyncio
 from collections.abc import Mapping
@@ -25,32 +25,32 @@ ANNOUNCED: ContextVar[tuple[Intent, ...]] = ContextVar("ANNOUNCED")  # on disk w
 TAKING = ("DetachNics", "DeleteNics")
 
 
-class LawBroken(AssertionError):
-    """Something that must never be."""
+class InvariantBroken(AssertionError):
+    """A life has broken an invariant."""
 
 
 class Witness:
-    """Sees what goes out into the world, and how it is there; keeps the story of all that."""
+    """Observes calls, events and links, checks them, and writes the story of a life."""
 
     def __init__(self, host: SimulatedHost) -> None:
         self.host = host
-        self.promised: dict[str, str] = {}  # container: the NIC it was told of; until somebody else interferes
-        self.ended: set[str] = set()  # containers whose end the agent was told, or will find in its spool
-        self.foreign: set[str] = set()  # NICs of others, as long as these leave them where they are
-        self.strangers = 0  # NICs with our name that somebody else has made
-        self.broken = ""  # the first law that was, where nobody could be told at once
-        self.story: list[str] = []  # all that was seen
-        self._seen: dict[str, float] = {}  # NIC: since when the agent knows that its link is nowhere
-        self._ends: dict[str, tuple[float, int]] = {}  # NIC: when it left a container last, and which namespace
+        self.promised: dict[str, str] = {}  # container: the NIC that its ADD returned, until somebody interferes
+        self.ended: set[str] = set()  # containers whose DEL was sent or spooled
+        self.foreign: set[str] = set()  # NICs of others that are attached here
+        self.strangers = 0  # NICs with our name that the agent did not make
+        self.broken = ""  # the first broken invariant that no caller could get
+        self.story: list[str] = []  # lines, each with its time
+        self._seen: dict[str, float] = {}  # NIC: when the agent missed its link
+        self._ends: dict[str, tuple[float, int]] = {}  # NIC: when it left a container last, and the inode
         host.model.before_call, host.model.after_call = self._call, self._carried_out
         host.cable.on_send = self._sent
         host.kernel.on_move = self._moved
         host.listeners = (self._event,)
         self.calls = Calls(host.settings.api_budget, self.breaks)
-        host.on_turn, host.on_call = self.calls.turn, self.calls.seen
+        host.on_permit, host.on_call = self.calls.permit, self.calls.seen
 
     def begins(self) -> None:
-        """Another agent, which has seen nothing yet."""
+        """Reset for another agent."""
         self._seen.clear()
         self.calls.begins()
 
@@ -70,14 +70,14 @@ class Witness:
             self._seen[nic_id] = now
         elif event.name == "nic.detaching" and "to attach it again" in event.detail:
             if now - self._seen.get(nic_id, now) < CONFIRM_SECONDS:
-                self.breaks(f"{nic_id} was detached on one look")
+                self.breaks(f"{nic_id} was detached after one comparison")
         elif event.name == "nic.gone" and self._is_here(nic_id):
             self.breaks(f"{nic_id} was dropped, though it is attached and its link is here")
         elif event.name == "nic.gone" and nic_id in self.host.model.state.nics:
             self.strangers += 1  # the cloud has denied it again and again, and its link is nowhere
 
     def _is_here(self, nic_id: str) -> bool:
-        """Whether a NIC of ours is what it was for two minutes, cloud and kernel agreeing."""
+        """Whether cloud and kernel have agreed on this NIC of ours for two minutes."""
         record, place = self.host.model.state.nics.get(nic_id), self.host.kernel.locations().get(nic_id)
         return (
             record is not None
@@ -94,7 +94,7 @@ class Witness:
     def _call(self, params: Mapping[str, str]) -> None:
         announced = ANNOUNCED.get(None)
         if announced is None:
-            return  # somebody at the console
+            return  # the console calls
         action, nic_ids = params["action"], _nic_ids(params)
         if action in WRITES:
             intents = [i for i in announced if i.kind is WRITES[action]]
@@ -123,7 +123,7 @@ class Witness:
         ended, inode = self._ends.get(link.nic_id, (-1e9, 0))
         settings = self.host.settings
         rest = min(settings.pool.cooldown, settings.pool.cooldown_min)
-        rested = now - ended  # whatever the host's clock says
+        rested = now - ended  # by the loop's time: the host's clock may be set
         if inode != target.inode and rested < rest:
             self.breaks(f"{link.nic_id} rested {rested:.3f} s of {rest:g}")
         self.note("placed", link.nic_id, target.path)
@@ -135,16 +135,16 @@ class Witness:
     # --- at every moment -----------------------------------------------------------------------------
 
     def check(self) -> None:
-        """After each step; whatever holds only for an agent that runs is left out where none does."""
+        """Check after each step; without a running agent, only what holds then."""
         if self.broken:
-            raise LawBroken(self.broken)
+            raise InvariantBroken(self.broken)
         self._check_containers()
         self._check_others()
         if self.host.is_running:
             self.host.check_invariants(strangers=self.strangers)
 
     def excuse(self) -> None:
-        """Forget promises that the cloud, or somebody at its console, has made void."""
+        """Forget promises that the cloud or an operator has made void."""
         for name, nic_id in tuple(self.promised.items()):
             record = self.host.model.state.nics.get(nic_id)
             if record is None or not self._is_plugged_here(record):
@@ -160,11 +160,11 @@ class Witness:
         addresses: dict[str, str] = {}
         for name, nic_id in self.promised.items():
             if places.get(nic_id) != netns_of(name):
-                raise LawBroken(f"{name} lost its NIC {nic_id}: it is in {places.get(nic_id)}")
+                raise InvariantBroken(f"{name} lost its NIC {nic_id}: it is in {places.get(nic_id)}")
         for path in self.host.kernel.containers():
             for address, _ in self.host.kernel.addresses_in(path).values():
                 if addresses.setdefault(address, path) != path:
-                    raise LawBroken(f"{address} is in {addresses[address]} and {path}")
+                    raise InvariantBroken(f"{address} is in {addresses[address]} and {path}")
 
     def _check_others(self) -> None:
         for record in self.host.model.state.nics.values():
@@ -172,12 +172,12 @@ class Witness:
                 self.foreign.add(record.nic_id)
             is_changed = record.nic_id in self.foreign and record.instance_id != self.host.instance_id
             if is_changed or (record.role == 1 and not record.is_plugged):
-                raise LawBroken(f"{record.nic_id} is not ours and was touched: {record}")
+                raise InvariantBroken(f"{record.nic_id} is not ours and was touched: {record}")
 
-    # --- in the end ----------------------------------------------------------------------------------
+    # --- at the end ----------------------------------------------------------------------------------
 
     def differences(self) -> list[str]:
-        """Where cloud, table and kernel do not agree, all troubles over."""
+        """Return where cloud, table and kernel disagree after all faults have ended."""
         table = self.host.table
         nics, places = table.nics, self.host.kernel.locations()
         parking = self.host.kernel.parking_path
@@ -192,7 +192,7 @@ class Witness:
                 told.append(f"not parked: {nic}; it is in {places.get(nic.nic_id)}")
         for nic_id, path in sorted(places.items()):
             record = self.host.model.state.nics.get(nic_id)
-            is_theirs = record is not None and not self._is_ours(record.name)  # somebody has named it so: it stays
+            is_theirs = record is not None and not self._is_ours(record.name)  # an operator renamed it: it stays
             if path == parking and not is_theirs and (nic_id not in nics or nics[nic_id].state not in _PARKED):
                 told.append(f"parked, and not known so: {nic_id} {nics.get(nic_id)}")
         held = {a.nic_id: a.key for a in table.attachments.values()}
@@ -204,14 +204,14 @@ class Witness:
         return told
 
     def _has_no_room(self) -> bool:
-        """Whether the instance cannot take all NICs of ours, since others have taken the room."""
+        """Whether NICs of others leave too little room for all of ours."""
         state = self.host.model.state
         here = [n for n in state.nics.values() if n.instance_id == self.host.instance_id]
         free = [n for n in self.ours_in_cloud() if not state.nics[n].instance_id]
         return len(here) + len(free) > self.host.topology.limits.nics_per_instance
 
     def remains(self) -> list[str]:
-        """What is left of us after a drain, and ought not to be."""
+        """Return what a drain has left behind."""
         table = self.host.table
         told = [f"in the table: {nic}" for nic in table.nics.values()]
         told += [f"in the table: {key}" for key in table.attachments]
@@ -224,7 +224,7 @@ class Witness:
         return told
 
     def ours_in_cloud(self) -> set[str]:
-        """NICs of either kind that bear our name and are nobody else's."""
+        """Return NICs of pool and gateways that have our name and are not attached elsewhere."""
         records = self.host.model.state.nics.values()
         return {r.nic_id for r in records if self._is_ours(r.name) and r.instance_id in ("", self.host.instance_id)}
 
@@ -237,7 +237,7 @@ _MOVING = {
 
 
 def _is_free(nic: Nic) -> bool:
-    """One that a container has is kept until that ends, whatever the cloud says."""
+    """A container's NIC stays with it until its end, whatever the cloud says."""
     return nic.state is not NicState.ASSIGNED
 
 

@@ -1,4 +1,4 @@
-"""One simulated life of a host and its agent, from a plan; fails with whatever must not be."""
+"""One simulated life of a host and its agent, from a plan."""
 
 import asyncio
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from inprocess import virtual_time
 from inprocess.agent import SimulatedHost, simulated
 from lives.call_invariants import COMPARISONS, HOUR, most_comparisons
-from lives.invariants import LawBroken, Witness
+from lives.invariants import InvariantBroken, Witness
 from lives.runtime import Disconnected
 from lives.scenario import Plan
 from lives.steps import Steps
@@ -20,16 +20,16 @@ from qingcloud_cni.core.drift.schedule import FITTING
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.pool.plan import balance
 
-PATIENCE = 3 * 3600.0  # seconds within which all is as it should be, once all troubles are over; see `patience`
+PATIENCE = 3 * 3600.0  # seconds for the agent to repair all after the last fault; see `patience`
 
 
 @dataclass
 class Life:
-    """What became of it. *story* tells all that was seen, each line with its time since the beginning."""
+    """The result of a life. Each line of *story* begins with its time."""
 
     story: list[str] = field(default_factory=list)
-    steps: int = 0  # that the agent's processes have taken
-    error: BaseException | None = None  # what must not be, or a bug
+    steps: int = 0  # of the agent's processes
+    error: BaseException | None = None  # a broken invariant or a bug
 
     @property
     def digest(self) -> str:
@@ -37,7 +37,7 @@ class Life:
 
     @property
     def failure(self) -> str:
-        """In one line; "" where all was well."""
+        """The error in one line; "": none."""
         err = self.error
         while isinstance(err, BaseExceptionGroup):
             err = err.exceptions[0]
@@ -45,7 +45,7 @@ class Life:
 
 
 def live(plan: Plan, *, crash_after: int = 0) -> Life:
-    """*crash_after*: the agent's process dies instead of taking the step after so many; never where that is 0."""
+    """Play *plan*. The agent's process dies after *crash_after* steps; 0: it does not."""
     life = Life()
 
     async def main() -> None:
@@ -65,7 +65,7 @@ def live(plan: Plan, *, crash_after: int = 0) -> Life:
 
     try:
         virtual_time.run(main())
-    except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  # whatever it is, it is told with the story
+    except (Exception, asyncio.CancelledError) as err:  # noqa: BLE001  # reported with the story
         life.error = err
     return life
 
@@ -81,10 +81,7 @@ async def _run(steps: Steps) -> None:
 
 
 async def end(steps: Steps) -> None:
-    """All troubles are over: everything agrees again; and once all is deleted, nothing is left.
-
-    Only that the agent may still die.
-    """
+    """End all faults but deaths of the agent: all must agree again, and nothing remains after the last DEL."""
     host, witness = steps.host, steps.witness
     await steps.calm()
     await steps.answers(300.0)
@@ -100,39 +97,39 @@ async def end(steps: Steps) -> None:
 
 
 def patience(plan: Plan) -> float:
-    """All goes slower by as much as its calls are too few."""
+    """A small budget of calls slows everything down."""
     return PATIENCE * max(1.0, FITTING / plan.budget)
 
 
 async def _rest(steps: Steps) -> None:
-    """An hour in which nothing happens takes only the calls of comparisons, as many as are due."""
+    """An hour in which nothing happens must take only the calls of comparisons."""
     host, witness = steps.host, steps.witness
-    await host.clock.sleep(patience(steps.plan) / 3)  # what was put off is done
+    await host.clock.sleep(patience(steps.plan) / 3)  # for what was postponed
     agent = host.agent if host.is_running and _is_content(host.agent) else None
     await host.clock.sleep(HOUR)
     if agent is None or not host.is_running or host.agent is not agent or witness.differences():
-        return  # it was no such hour
+        return  # something happened
     if not _is_content(agent):
         return
     calls = Counter(witness.calls.lately(HOUR))
     most = most_comparisons(steps.plan.budget)
     if calls.total() > most or calls.keys() - COMPARISONS:
-        raise LawBroken(f"in an hour in which nothing happened there were {dict(calls)}; at most {most:.1f} are due")
+        raise InvariantBroken(f"in a quiet hour there were {dict(calls)}; at most {most:.1f} are due")
 
 
 def _is_content(agent: Agent) -> bool:
-    """Whether nothing is under way, and nothing wanted that may not be had, as where all vxnets are full."""
+    """Whether nothing is under way, and the pool lacks nothing, as it does where all vxnets are full."""
     pool, context = agent.pool, agent.context
     short = balance(pool.state(), agent.policy, context.now()).short
     return not (short or pool.plan() or context.table.intents)
 
 
 def drain(host: SimulatedHost) -> None:
-    host.agent.pool.drain()  # of whichever agent runs by now
+    host.agent.pool.drain()  # of the agent that runs now
 
 
 async def _asked(steps: Steps) -> None:
-    """Somebody has what was given up tried again; the calls of an hour may be used up."""
+    """Ask for a comparison until one succeeds; the calls of an hour may be used up."""
     end = steps.host.clock.now() + patience(steps.plan)
     while True:
         await steps.recover()
@@ -140,7 +137,7 @@ async def _asked(steps: Steps) -> None:
             await steps.asked(steps.host.agent.reconciler.ask(1800.0))
         except (AgentError, TimeoutError, Disconnected) as err:
             if steps.host.clock.now() > end:
-                raise LawBroken(f"no comparison, though there is no trouble: {err!r}") from err
+                raise InvariantBroken(f"no comparison, though there is no trouble: {err!r}") from err
         else:
             return
         await steps.host.clock.sleep(60.0)
@@ -160,6 +157,6 @@ async def _until(
         if not (left := told()):
             return
         if steps.host.clock.now() > end:
-            raise LawBroken(f"after {most:.0f} s without trouble still not {wish}: {'; '.join(left)}")
+            raise InvariantBroken(f"after {most:.0f} s without trouble still not {wish}: {'; '.join(left)}")
         await steps.host.clock.sleep(pause)
         pause = min(pause * 1.2, 60.0)

@@ -1,6 +1,6 @@
-"""The container runtime in a simulated life, and what keeps the agent running.
+"""The container runtime in a simulated life, and the supervisor of the agent.
 
-Nothing here waits for the agent but `answers`: whatever it does may be cut off at any moment.
+Only `answers` waits for the agent, which may die at any moment.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Disconnected(Exception):
 
 
 class Runtime:
-    """Keeps the agent running, and asks of it what a container runtime does."""
+    """Restarts the agent, and calls it as a container runtime does."""
 
     def __init__(self, host: SimulatedHost, witness: Witness, plan: Plan) -> None:
         self.host = host
@@ -58,7 +58,7 @@ class Runtime:
         except asyncio.CancelledError:
             if self.host.is_running:
                 raise
-            raise Disconnected from None  # it has died on the way
+            raise Disconnected from None  # it died during its start
 
     async def kill(self) -> None:
         await self.host.bury()
@@ -69,7 +69,7 @@ class Runtime:
         await self.host.clock.sleep(rng.choice((0.0, 0.3, 40.0)))
 
     def on_crash(self, rng: random.Random) -> None:
-        """It will die before one of its next steps."""
+        """Let the agent die before one of its next steps."""
         self.host.steps.die_after(int(rng.choice((3, 30, 300, 1000)) * rng.random()) + 1)
 
     async def on_drain(self, rng: random.Random) -> None:
@@ -90,7 +90,7 @@ class Runtime:
             self.witness.breaks(f"{type(err).__name__}: {err}")
 
     async def asked(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """A request to the agent; Disconnected if that dies meanwhile, or is not there."""
+        """Make a request to the agent; Disconnected if it dies or does not run."""
         process = self.host.process
         if process is None or not self.host.is_running:
             work.close()
@@ -105,7 +105,7 @@ class Runtime:
         return sorted(self.answers_of)
 
     def containers(self) -> list[str]:
-        """All that the runtime, or the table, may know of."""
+        """Return the containers of runtime and table."""
         paths = {p.rpartition("/")[2] for p in self.host.paths() if p.startswith("/run/netns/c")}
         return sorted(paths | {a.key.container_id for a in self.host.table.attachments.values()})
 
@@ -122,14 +122,14 @@ class Runtime:
         if name not in self.deleted:
             self.witness.ended.discard(name)
         if name in self.deleted or netns_of(name) not in self.host.paths():
-            return  # it ended meanwhile
+            return  # the container has ended
         if not is_recorded(self.host, name):
             self.witness.breaks(f"ADD of {name} was answered, and is not on disk")
         self.answers_of[name] = answer
         self.witness.promised[name] = answer.nic_id
 
     async def delete(self, name: str) -> None:
-        """DEL and the end of the namespace, in either order; kept in the spool if nobody answers."""
+        """Send or spool a DEL and end the namespace, in either order."""
         self.forget(name)
         self.deleted.add(name)
         self.witness.ended.add(name)
@@ -143,7 +143,7 @@ class Runtime:
             self.host.kernel.kill_netns(netns_of(name))
 
     def keep_delete(self, name: str) -> None:
-        """As the plugin does where the agent cannot be asked."""
+        """Spool the DEL, as the plugin does if the agent does not answer."""
         keep(self.host.settings.spool, key_of(name), self.host.clock.uptime(), self.host.clock.boot)
 
     def forget(self, name: str) -> None:
@@ -169,8 +169,8 @@ class Runtime:
             self.begin(self.delete(name))
 
     def on_keep(self, rng: random.Random) -> None:
-        """DEL while the agent could not be asked; the namespace lives on, and the container may be added again."""
-        if self.witness.promised:  # of none is an ADD being repeated
+        """Spool a DEL of a container that lives on, and perhaps add it again."""
+        if self.witness.promised:  # not of those whose ADD is being repeated
             name = rng.choice(sorted(self.witness.promised))
             self.forget(name)
             self.witness.ended.add(name)
@@ -179,14 +179,14 @@ class Runtime:
                 self.begin(self.add(name, rng))
 
     def on_die(self, rng: random.Random) -> None:
-        """Its namespace goes without a DEL."""
+        """End a namespace without a DEL."""
         if self.alive():
             name = rng.choice(self.alive())
             self.forget(name)
             self.host.kernel.kill_netns(netns_of(name))
 
     def on_give_up(self, rng: random.Random) -> None:
-        """DEL of a container whose ADD is not answered yet."""
+        """Send a DEL of a container whose ADD is under way."""
         paths = {p.rpartition("/")[2] for p in self.host.paths() if p.startswith("/run/netns/c")}
         if waiting := sorted(paths - self.answers_of.keys()):
             self.begin(self.delete(rng.choice(waiting)))
@@ -194,7 +194,7 @@ class Runtime:
     def on_repeat(self, rng: random.Random) -> None:
         if self.witness.promised:
             name = rng.choice(sorted(self.witness.promised))
-            promised = self.witness.promised.pop(name)  # what differs is taken back for it, and given anew
+            promised = self.witness.promised.pop(name)  # a changed link is released, and the ADD done again
             self.begin(self._repeat(name, promised, self.answers_of[name]))
 
     async def _repeat(self, name: str, promised: str, before: Attachment) -> None:
@@ -231,7 +231,7 @@ class Runtime:
                     self.witness.note("check", str(err))
 
     def _is_as_answered(self, name: str) -> bool:
-        """Whether the container lives and has left its link as it was given."""
+        """Whether the container lives and has not changed its link."""
         links = self.host.kernel.links_in(netns_of(name)) if self._is_there(name) else ()
         return any(
             (n.name, n.mac, n.is_up) == ("eth0", self.answers_of[name].nic_id, True) and n.alias for n in links
@@ -241,7 +241,7 @@ class Runtime:
         return netns_of(name) in self.host.paths() and name in self.answers_of
 
     def on_collect(self, rng: random.Random) -> None:
-        """GC with a list that may be short."""
+        """Send a GC with a list that may lack containers."""
         valid = [{"containerID": n, "ifname": "eth0"} for n in self.alive() if rng.random() < 0.8]
         self.begin(self._collect(valid))
 
@@ -264,6 +264,6 @@ class Runtime:
         await self.answers(200.0)
 
     async def answers(self, seconds: float) -> None:
-        """Wait until every request is answered."""
+        """Wait until every request is answered, or *seconds*."""
         if self.pending:
             await asyncio.wait(set(self.pending), timeout=seconds)

@@ -1,4 +1,4 @@
-"""What happens in one simulated life: everything follows from its seed. Steps and conditions can be left out."""
+"""Plans of simulated lives, drawn from a seed. Steps and conditions can be left out."""
 
 import random
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from qingcloud_cni.sim.topology import Latencies, Limits, Topology, default_topology
 
 STEPS = 70
-# How often each step is drawn, in relation to the others; `life_steps` says what they do.
+# How often each step is drawn, in relation to the others; `steps` and `runtime` carry them out.
 QUIET: Mapping[str, float] = {
     "add": 26, "burst": 2, "delete": 18, "delete_all": 1, "keep": 4, "die": 6, "give_up": 2, "repeat": 3, "check": 3,
     "collect": 2, "wait": 30, "long": 3, "hours": 0.3, "answers": 4,
@@ -22,13 +22,13 @@ TROUBLES: Mapping[str, Mapping[str, float]] = {  # by condition
     "machine": {"reboot": 1, "set_clock": 0.5, "drain": 0.7},
     "messages": {"lose_message": 2, "deafen": 1.5, "hide": 1},
     "disk": {"full": 1, "sluggish": 1, "stuck": 1, "damage": 0.5},
-    "budget": {"rush": 2, "spend": 3, "cut_off": 3},  # besides, it is small
+    "budget": {"rush": 2, "spend": 3, "cut_off": 3},  # the budget is small as well
 }
 CONDITIONS = (*TROUBLES, "faults", "latency", "limits", "services")
 
 
 WITH_BUDGET = 0.2  # of the lives
-WITH_REST = 0.15  # of these, as hours cost more than all that happens in a life
+WITH_REST = 0.15  # of these: quiet hours cost more time than the rest of a life
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """*steps* and *conditions* may be fewer than the seed says: what is left happens as it would have."""
+    """A plan with fewer *steps* or *conditions* than its seed draws: the rest happens as in the whole plan."""
 
     seed: int
     steps: tuple[Step, ...] = ()
     conditions: frozenset[str] = frozenset()
 
     def rng(self, of: object) -> random.Random:
-        """A generator of its own for each thing, so that none depends on what was left out."""
+        """Return a generator for one purpose, which does not depend on what was left out."""
         return random.Random(f"{self.seed}/{of}")
 
     @property
@@ -60,16 +60,16 @@ class Plan:
 
     @property
     def budget(self) -> int:
-        """Calls an hour; more than the key has, in some lives."""
+        """Calls an hour; in some lives more than the key has."""
         return self.rng("budget").choice((12, 30, 60, 120)) if "budget" in self.conditions else 120
 
     @property
     def has_rest(self) -> bool:
-        """Whether it is looked on in the end what an agent does that has nothing to do."""
+        """Whether the life ends with a quiet hour whose calls are counted."""
         return "budget" in self.conditions and self.rng("rest").random() < WITH_REST
 
     def topology(self) -> Topology:
-        calls = self.rng("calls").choice(((0.0, 0.0), (0.0, 0.4), (0.0, 0.4), (0.0, 25.0)))  # s; given up after 20
+        calls = self.rng("calls").choice(((0.0, 0.0), (0.0, 0.4), (0.0, 0.4), (0.0, 25.0)))  # s; calls end after 20 s
         slow = Latencies(attach=(0.5, 12.0), detach=(0.5, 8.0), call=calls, replug=(0.1, 0.6))
         latencies = slow if "latency" in self.conditions else Latencies()
         return replace(default_topology("sim", 2), latencies=latencies, limits=self.limits)
@@ -92,7 +92,7 @@ class Plan:
 def plan(seed: int) -> Plan:
     rng = random.Random(seed)
     conditions = {name for name in CONDITIONS if name != "budget" and rng.random() < rng.choice((0.2, 0.6))}
-    if random.Random(f"{seed}/is budget").random() < WITH_BUDGET:  # by itself: the other lives are as without it
+    if random.Random(f"{seed}/is budget").random() < WITH_BUDGET:  # leaves the others alone
         conditions.add("budget")
     kinds = dict(QUIET)
     for name in sorted(conditions & TROUBLES.keys()):

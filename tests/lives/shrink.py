@@ -1,4 +1,4 @@
-"""Makes a plan that fails smaller, as long as it fails in the same way."""
+"""Reduces a failing plan while it fails in the same way."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ MOST_TRIES = 300
 
 
 def shrunk(plan: Plan, failure_of: Callable[[Plan], str], *, most_tries: int = MOST_TRIES) -> Plan:
-    """First whole conditions are left out, then ever smaller runs of steps; *failure_of* is "" where all is well."""
+    """Leave out conditions, then ever smaller runs of steps; *failure_of* returns "" if a plan works."""
     kind = kind_of(failure_of(plan))
     left = most_tries
     is_smaller = bool(kind)
@@ -27,7 +27,7 @@ def shrunk(plan: Plan, failure_of: Callable[[Plan], str], *, most_tries: int = M
 
 
 def kind_of(failure: str) -> str:
-    """A failure without what differs from run to run: ids, numbers, what follows the first words."""
+    """Return a failure without what differs from run to run: ids, numbers and all after eight words."""
     return " ".join(re.sub(r"\S*[\d/]\S*", "#", failure).split()[:8])
 
 

@@ -16,11 +16,11 @@ from qingcloud_cni.sim.cloud.faults import EFFECTS, WRONG_KEYS
 from qingcloud_cni.sim.memory.machine import HOST_PATH
 from qingcloud_cni.sim.topology import Latencies
 
-EVERYTHING = tuple(e for e in EFFECTS if e != WRONG_KEYS)  # which may end a first start, as it should
+EVERYTHING = tuple(e for e in EFFECTS if e != WRONG_KEYS)  # which may end a first start
 
 
 class Steps(Runtime):
-    """Besides: the machine, its disk, the cloud, and people who meddle."""
+    """Adds the machine, its disk, the cloud and operators."""
 
     def __init__(self, host: SimulatedHost, witness: Witness, plan: Plan) -> None:
         super().__init__(host, witness, plan)
@@ -28,7 +28,7 @@ class Steps(Runtime):
         self.rate = rng.choice((0.0, 0.05, 0.2)) if "faults" in plan.conditions else 0.0
         self.faults = RandomFaults(rng, self.rate, EVERYTHING)
         host.model.use(self.faults)
-        self._until: list[tuple[float, Callable[[], None]]] = []  # what ends a trouble, and when
+        self._until: list[tuple[float, Callable[[], None]]] = []  # when each fault ends, and how
 
     async def do(self, step: Step) -> None:
         for at, over in tuple(self._until):
@@ -50,7 +50,7 @@ class Steps(Runtime):
         await self.host.clock.sleep(rng.uniform(1, 100))
 
     async def on_set_clock(self, rng: random.Random) -> None:
-        """The cloud's clock goes with it: farther back its jobs would not end for hours."""
+        """Set the host's and the cloud's clock; farther back, jobs would not end for hours."""
         await self.kill()
         self.host.set_clock(rng.choice((-30.0, 30.0, 7200.0)))
 
@@ -58,19 +58,19 @@ class Steps(Runtime):
         self.host.kernel.lose_message()
 
     def on_deafen(self, rng: random.Random) -> None:
-        """The kernel tells nothing of links for a while, and nobody knows."""
+        """The kernel reports no changes of links for a while."""
         self.host.kernel.is_silent = True
         self._for(rng.uniform(1, 120), lambda: setattr(self.host.kernel, "is_silent", False))
 
     def on_hide(self, rng: random.Random) -> None:
-        """A container cannot be looked into for a while."""
+        """A survey cannot enter a container for a while."""
         if self.alive():
             path = netns_of(rng.choice(self.alive()))
             self.host.kernel.unseen.add(path)
             self._for(rng.uniform(10, 300), lambda: self.host.kernel.unseen.discard(path))
 
     def on_dress_up(self, rng: random.Random) -> None:
-        """A container renames its link, changes its MAC, or wipes the alias off it."""
+        """A container renames its link, changes its MAC, or clears its alias."""
         if self.alive():
             for link in self.host.kernel.devices_in(netns_of(rng.choice(self.alive()))):
                 match rng.choice(("name", "mac", "alias")):
@@ -82,7 +82,7 @@ class Steps(Runtime):
                         link.alias = ""
 
     def on_carry_off(self, rng: random.Random) -> None:
-        """Somebody moves a container's link to the host, or to another container."""
+        """Move a container's link to the host or another container."""
         if len(self.alive()) > 1:
             name, other = rng.sample(self.alive(), 2)
             links = self.host.kernel.links_in(netns_of(name))
@@ -92,7 +92,7 @@ class Steps(Runtime):
                 self.witness.promised.pop(name, None)
 
     def on_rip_out(self, rng: random.Random) -> None:
-        """A container's link, or a parked one, is deleted."""
+        """Delete a container's link, or a parked one."""
         paths = [self.host.kernel.parking_path, *map(netns_of, self.alive())]
         path = rng.choice(paths)
         if links := self.host.kernel.links_in(path):
@@ -100,13 +100,13 @@ class Steps(Runtime):
             self.witness.promised.pop(path.rpartition("/")[2], None)
 
     def on_unpark(self, rng: random.Random) -> None:
-        """Somebody brings a parked link to the host, under the name it had there or another."""
+        """Move a parked link to the host."""
         parking = self.host.kernel.parking_path
         if links := self.host.kernel.links_in(parking):
             self.host.kernel.move(parking, rng.choice(links).name, HOST_PATH)
 
     def on_double(self, rng: random.Random) -> None:
-        """A container makes a link that has the MAC of a NIC of ours."""
+        """A container makes a link with the MAC of a NIC of ours."""
         nics = sorted(self.host.nics) if self.host.is_running else []
         path = netns_of(rng.choice(self.alive())) if self.alive() else ""
         name = f"copy{rng.randrange(100)}"
@@ -123,32 +123,32 @@ class Steps(Runtime):
     def on_full(self, rng: random.Random) -> None:
         self.host.disk.obstacle = "No space left on device"
         self.host.disk.takes_what_it_refuses = rng.random() < 0.3
-        self._for(rng.choice((1.0, 30.0, 600.0)), self._mend_disk)
+        self._for(rng.choice((1.0, 30.0, 600.0)), self._repair_disk)
 
     def on_sluggish(self, rng: random.Random) -> None:
         self.host.disk.seconds = rng.choice((0.004, 0.3, 3.0))
-        self._for(rng.uniform(10, 600), self._mend_disk)
+        self._for(rng.uniform(10, 600), self._repair_disk)
 
     def on_stuck(self, rng: random.Random) -> None:
         self.host.disk.is_stuck = True
-        self._for(rng.choice((3.0, 30.0, 300.0)), self._mend_disk)
+        self._for(rng.choice((3.0, 30.0, 300.0)), self._repair_disk)
 
     async def on_damage(self, rng: random.Random) -> None:
-        """The state file is gone when the agent comes back."""
+        """Delete the state file while the agent does not run."""
         await self.kill()
-        self.witness.strangers += len(self._ours("available"))  # it may make others before they are grown up
+        self.witness.strangers += len(self._ours("available"))  # the agent may make others before it adopts these
         for path in self.host.settings.database.parent.glob(f"{self.host.settings.database.name}*"):
             path.unlink()
 
-    def _mend_disk(self) -> None:
+    def _repair_disk(self) -> None:
         disk, whole = self.host.disk, Disk()
         disk.obstacle, disk.seconds, disk.is_stuck = whole.obstacle, whole.seconds, whole.is_stuck
         disk.takes_what_it_refuses = whole.takes_what_it_refuses
 
-    # --- the cloud, and people at its console ----------------------------------------------------------
+    # --- the cloud, and operators at its console ----------------------------------------------------------
 
     def on_storm(self, rng: random.Random) -> None:
-        """One thing goes wrong, often, for a while."""
+        """One fault strikes often for a while."""
         self.faults.effects, self.faults.rate = (rng.choice(EVERYTHING),), rng.choice((0.5, 0.9))
         self._for(rng.choice((10.0, 100.0, 900.0)), self._clear_up)
 
@@ -157,19 +157,19 @@ class Steps(Runtime):
         self._for(rng.choice((60.0, 600.0, 7200.0)), self._clear_up)
 
     def on_rush(self, rng: random.Random) -> None:
-        """All hosts ask at once: the cloud has too much to do, or says that a quota is used up."""
+        """The cloud refuses calls for a while: it is busy, or a quota is used up."""
         self.faults.effects, self.faults.codes = ("refuse",), (rng.choice((5100, 2500)),)
         self.faults.rate = rng.choice((0.5, 1.0))
         self._for(rng.choice((60.0, 600.0, 7200.0)), self._clear_up)
 
     def on_spend(self, rng: random.Random) -> None:
-        """Other hosts use up what the key has for this hour."""
+        """Other hosts use up the key's calls of this hour."""
         if limit := self.host.topology.limits.calls_per_hour:
             left = rng.choice((0, 0, 3))
             self.host.model.use_up(self.host.topology.access_key_id, limit - left)
 
     def on_cut_off(self, rng: random.Random) -> None:
-        """Nothing leaves the host."""
+        """Cut the host off from the cloud."""
         self.host.cable.is_cut = True
         self._for(rng.choice((5.0, 60.0, 600.0)), lambda: setattr(self.host.cable, "is_cut", False))
 
@@ -181,7 +181,7 @@ class Steps(Runtime):
         return sorted(nic_id for nic_id in self.witness.ours_in_cloud() if cloud[nic_id].status in statuses)
 
     def _console(self, rng: random.Random, action: str, *statuses: str, **params: str) -> None:
-        """Somebody does that with a NIC of ours, if it can be done."""
+        """Do *action* with a NIC of ours in one of *statuses*."""
         if nics := self._ours(*statuses):
             self.host.console(action, rng.choice(nics), **params)
             self.witness.excuse()
@@ -199,7 +199,7 @@ class Steps(Runtime):
         self._console(rng, "AttachNics", "available", instance=self.host.instance_id)
 
     def on_readdress(self, rng: random.Random) -> None:
-        """What the console has as "change the private address", to one that nobody has."""
+        """Change a private address to a free one, as the console can."""
         if nics := self._ours("available", "in-use"):
             record = self.host.model.state.nics[rng.choice(nics)]
             book = self.host.model.state.vxnets[record.vxnet_id].book
@@ -210,42 +210,42 @@ class Steps(Runtime):
                 record.private_ip = str(address)
 
     def on_rename(self, rng: random.Random) -> None:
-        """Somebody makes a NIC of ours their own."""
+        """Rename a NIC of ours, so that it is another's."""
         taken = set(self.witness.promised.values())
         if nics := [n for n in self._ours("available", "in-use") if n not in taken]:
             self.host.model.state.nics[rng.choice(nics)].name = "theirs"
 
     def on_stranger(self, rng: random.Random) -> None:
-        """A NIC with our name that no table knows: of a file that was lost, or of somebody's hand."""
+        """Create a NIC with our name that no table knows."""
         name = f"{self.host.settings.nic_name_prefix}_{self.host.instance_id}_{rng.getrandbits(64):016x}"
         if len(self.witness.ours_in_cloud()) < self.host.settings.max_nics // 2:
             self.host.console("CreateNics", vxnet="vxnet-pods001", count="1", nic_name=name)
             self.witness.strangers += 1
 
     def on_foreign(self, rng: random.Random) -> None:
-        """The operator's own NIC, attached to this host."""
+        """Attach an operator's own NIC to this host."""
         made = self.host.console("CreateNics", vxnet="vxnet-pods003", count="1", nic_name="foreign")
         if made["ret_code"] == 0:
             (nic,) = made["nics"]
             nic_id = str(nic["nic_id"])
             record = self.host.model.state.nics[nic_id]
             if self.host.console("AttachNics", nic_id, instance=self.host.instance_id)["ret_code"]:
-                record.name = "theirs"  # there is no room for it
+                record.name = "theirs"  # the instance is full
 
     def on_claim(self, rng: random.Random) -> None:
-        """Somebody in the vxnet uses an address of ours from now on, or no more."""
+        """Another machine in the vxnet begins or ends to use an address of ours."""
         claims = self.host.kernel.claims
         nics = sorted(nic.host_address for nic in self.host.nics.values()) if self.host.is_running else []
         if nics and claims.pop(address := rng.choice(nics), None) is None:
             claims[address] = f"02:00:00:00:01:{rng.randrange(4):02x}"
 
-    # --- the end of troubles ---------------------------------------------------------------------------
+    # --- the end of faults ---------------------------------------------------------------------------
 
     def _for(self, seconds: float, over: Callable[[], None]) -> None:
         self._until.append((self.host.clock.now() + seconds, over))
 
     async def calm(self) -> None:
-        """No trouble is left but what it has done."""
+        """End all faults; their consequences remain."""
         for _, over in self._until:
             over()
         self._until.clear()
@@ -260,4 +260,4 @@ class Steps(Runtime):
         self.host.kernel.unseen.clear()
         await self.recover()
         await self.host.clock.sleep(30.0)
-        self.host.model.set_faults(())  # calls that were struck before, and took effect only now
+        self.host.model.set_faults(())  # delayed calls may have brought faults back

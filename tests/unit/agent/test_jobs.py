@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from inprocess import virtual_time
-from inprocess.budgets import make_gate, waiting
+from inprocess.budgets import make_limiter, waiting
 from inprocess.virtual_time import EPOCH, VirtualClock
 from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.base.journal import Journal
@@ -284,7 +284,7 @@ def test_a_job_that_a_container_waits_for_takes_the_others_along() -> None:
     cloud = FakeCloud({"j-1": 0.0, "j-2": 0.0})
 
     async def use(jobs: Jobs) -> None:
-        limiter = cloud.limiter = make_gate(VirtualClock(), 12)
+        limiter = cloud.limiter = make_limiter(VirtualClock(), 12)
         while limiter.try_acquire(release):
             pass
         slow = asyncio.create_task(jobs.end("j-1", release, first_poll=0.0))

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from inprocess.budgets import calls_of, make_gate
+from inprocess.budgets import calls_of, make_limiter
 from qingcloud_cni.cloud import Access, CallOutcome, CallSeen, Client
 from qingcloud_cni.cloud.calls import canonical, signature
 from qingcloud_cni.core.errors import (
@@ -96,7 +96,7 @@ class Bench:
         self.client = Client(
             access,
             self.script,
-            make_gate(self.clock),
+            make_limiter(self.clock),
             clock=self.clock,
             rng=random.Random(1),
             observe=self.seen.append,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inprocess import virtual_time
-from inprocess.budgets import make_gate, waiting
+from inprocess.budgets import make_limiter, waiting
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.cloud import Access, CallSeen, Client, Limiter
 from qingcloud_cni.core.budget import Budget, Urgency
@@ -240,7 +240,7 @@ async def test_calls_that_work_wake_those_that_wait_for_a_lowered_rate() -> None
 
 def test_a_gate_of_tests_has_plenty() -> None:
     async def main() -> None:
-        limiter = make_gate(VirtualClock())
+        limiter = make_limiter(VirtualClock())
         for _ in range(1000):
             await limiter.acquire(release)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inprocess.budgets import calls_of, make_gate
+from inprocess.budgets import calls_of, make_limiter
 from qingcloud_cni.cloud import Access, Client
 from qingcloud_cni.core.errors import CloudQuota, CredentialsRefused, NotAllowedNow, OutcomeUnknown, ResourceNotFound
 from qingcloud_cni.core.seams.cloud import CloudCalls, JobStatus
@@ -62,7 +62,7 @@ class World:
     def make_client(self, secret: str) -> CloudCalls:
         access = Access(self.topology.access_key_id, secret, self.topology.zone)
         transport = LocalTransport(self.api)
-        limiter = make_gate(self.clock)
+        limiter = make_limiter(self.clock)
         client = Client(access, transport, limiter, clock=self.clock, rng=random.Random(3), observe=lambda _: None)
         return calls_of(client)
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from inprocess import virtual_time
 from inprocess.disk import Disk, SlowStore
-from inprocess.replay import Told
+from inprocess.replay import Replayed
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.base.journal import Journal
 from qingcloud_cni.core.errors import StoreRefused
@@ -92,8 +92,8 @@ class StoreMachine(RuleBasedStateMachine):
     def events_tell_the_rows(self) -> None:
         on_disk, events = self.store.on_disk(), self.run(self.store.events(ALL))
         assert [e.seq for e in events] == list(range(events[0].seq, events[0].seq + len(events))) if events else True
-        rows = Told.by_rows(on_disk.nics, on_disk.attachments, on_disk.intents)
-        told = copy.deepcopy(rows) if self.is_reborn else Told()  # what is told of at all is told right
+        rows = Replayed.by_rows(on_disk.nics, on_disk.attachments, on_disk.intents)
+        told = copy.deepcopy(rows) if self.is_reborn else Replayed()  # what is told of at all is told right
         assert told.replay(events) == rows
 
     def end(self) -> None:
