@@ -76,10 +76,10 @@ def faults(claims: Sequence[Claim], found: Iterable[Proof]) -> Iterator[str]:
     for proof in found:
         proved.add(proof.key)
         if proof.key not in times:
-            yield f"{proof.file}: {proof.test} is marked with {proof.key}, and there is no such claim"
+            yield f"{proof.file}: {proof.test} is marked with {proof.key}, which is not a claim"
     for claim in claims:
         if times[claim.key] > 1:
-            yield f"claim {claim.key} is there {times[claim.key]} times: {claim.text}"
+            yield f"claim {claim.key} occurs {times[claim.key]} times: {claim.text}"
         if claim.key not in proved and not claim.reason:
             yield f"claim {claim.key} has neither a test nor a reason: {claim.text}"
 

@@ -64,7 +64,7 @@ def test_unknown_keys_and_those_without_or_with_several_claims_are_reported() ->
     assert len(told) == 4
     assert "test_four is marked with 4" in told[0]
     assert "claim 2 has neither a test nor a reason: Two." in told[1]
-    assert "claim 3 is there 2 times: Three again." in told[3]
+    assert "claim 3 occurs 2 times: Three again." in told[3]
 
 
 def test_the_page_names_each_test_once_and_the_reason_with_it() -> None:

@@ -6,7 +6,6 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -76,94 +75,25 @@ def stop(**_flags: Any) -> None:
         raise AgentError(f"agent (pid {pid}): not stopped within {STOP_SECONDS:.0f} s; a second stop ends it at once")
 
 
-@with_settings("run-dir")
-@main.command(cls=SeedHelp, help="Show whether the agent is ready, and what it holds.")
-@_output
-@_reports_errors
-def status(output: str, **_flags: Any) -> None:
-    from qingcloud_cni.cli import show
+def _add_view(name: str, help: str) -> None:  # noqa: A002 - as click names it
+    """A command that prints the answer of GET /v1/*name*: as JSON, or as `show.VIEWS` says."""
 
-    found = _call("GET", "/v1/status")
-    if output == "json":
-        show.as_json(found)
-        return
-    nics = ", ".join(f"{count} {state}" for state, count in found["nics"].items()) or "none"
-    lines = {
-        "instance": found["instance_id"],
-        "version": found["version"],
-        "pid": found["pid"],
-        "ready": "yes" if found["ready"] else "no",
-        "draining": "yes" if found["draining"] else "",
-        "NICs": nics + (f", {found['asked']} asked for" if found["asked"] else ""),
-        "attachments": found["attachments"],
-        "waiting": found["waiting"],
-        "operations": ", ".join(found["operations"]),
-        "calls": _calls(found["calls"]),
-        "cloud": found["cloud_error"] or ("fine" if found["cloud_compared"] else "not compared yet"),
-        "disk": found["store_error"] and f"{found['store_error']} ({found['unsaved']} changes wait for it)",
-    }
-    for name, value in lines.items():
-        if value != "":
-            click.echo(f"{name + ':':13}{value}")
-    for difference in found["differences"]:
-        whose = f" ({difference['attachment']})" if difference["attachment"] else ""
-        seen = f"for {show.age(difference['since'])}, {'to be fixed' if difference['is_cured'] else 'reported only'}"
-        click.echo(f"{'drift:':13}{difference['nic_id']}{whose}: {difference['detail']} ({seen})")
+    @with_settings("run-dir")
+    @main.command(name, cls=SeedHelp, help=help)
+    @_output
+    @_reports_errors
+    def command(output: str, **_flags: Any) -> None:
+        from qingcloud_cni.cli import show
+
+        found = _call("GET", f"/v1/{name}")
+        (show.as_json if output == "json" else show.VIEWS[name])(found)
 
 
-def _use(nic: Mapping[str, Any]) -> str:
-    return f"address used by {nic['claimant']}" if nic["claimant"] else str(nic["attachment"])
-
-
-def _calls(calls: dict[str, Any]) -> str:
-    text = f"{calls['tokens']:.0f} left, {calls['rate']:.0f} of {calls['per_hour']} an hour"
-    queued = ", ".join(f"{count} {urgency}" for urgency, count in calls["waiting"].items())
-    text += f"; wait: {queued}" if queued else ""
-    return f"{text}; {calls['obstacle']}" if calls["obstacle"] else text
-
-
-@with_settings("run-dir")
-@main.command(cls=SeedHelp, help="List the NICs of this host.")
-@_output
-@_reports_errors
-def nics(output: str, **_flags: Any) -> None:
-    from qingcloud_cni.cli import show
-
-    found = _call("GET", "/v1/nics")
-    if output == "json":
-        show.as_json(found)
-        return
-    rows = [nic | {"age": show.age(nic["since"]), "attachment": _use(nic)} for nic in found]
-    columns = {"NIC": "nic_id", "STATE": "state", "FOR": "age", "ADDRESS": "address", "VXNET": "vxnet_id",
-               "ATTACHMENT": "attachment"}  # fmt: skip
-    show.as_table(rows, columns, "no NICs")
-
-
-@with_settings("run-dir")
-@main.command(cls=SeedHelp, help="List the containers that have a NIC.")
-@_output
-@_reports_errors
-def attachments(output: str, **_flags: Any) -> None:
-    from qingcloud_cni.cli import show
-
-    found = _call("GET", "/v1/attachments")
-    if output == "json":
-        show.as_json(found)
-    else:
-        _show_attachments(found)
-
-
-def _show_attachments(found: list[dict[str, Any]]) -> None:
-    from qingcloud_cni.cli import show
-
-    rows = [a | {"age": show.age(a["since"]), "pod": _pod(a["pod"])} for a in found]
-    columns = {"POD": "pod", "CONTAINER": "container_id", "NETWORK": "network", "IFNAME": "ifname",
-               "ADDRESS": "address", "NIC": "nic_id", "FOR": "age", "NETNS": "netns"}  # fmt: skip
-    show.as_table(rows, columns, "no containers")
-
-
-def _pod(pod: dict[str, str]) -> str:
-    return "/".join(filter(None, (pod["namespace"], pod["name"]))) or "-"
+_add_view("status", "Show whether the agent is ready, and what it holds.")
+_add_view("nics", "List the NICs of this host.")
+_add_view("attachments", "List the containers that have a NIC.")
+_add_view("tasks", "List the periodic tasks of the agent: last success, failures, and their cause.")
+_add_view("plan", "Show what the pool would do now and why, and what it waits for.")
 
 
 @with_settings("run-dir")
@@ -196,48 +126,6 @@ def explain(output: str, *, of: str, **_flags: Any) -> None:
 
 
 @with_settings("run-dir")
-@main.command(cls=SeedHelp, help="List the periodic tasks of the agent: last success, failures, and their cause.")
-@_output
-@_reports_errors
-def tasks(output: str, **_flags: Any) -> None:
-    from qingcloud_cni.cli import show
-
-    found = _call("GET", "/v1/tasks")
-    if output == "json":
-        show.as_json(found)
-        return
-    rows = [
-        {
-            "name": task["name"],
-            "every": show.duration(task["period"]) if task["period"] else "on change",
-            "success": f"{show.age(task['last_success'])} ago" if task["last_success"] else "-",
-            "took": show.duration(task["duration"]),
-            "next": show.until(task["next_run"]),
-            "failures": f"{task['failures']} of {task['all_failures']}" if task["failures"] else task["all_failures"],
-            "error": task["last_error"] or "-",
-        }
-        for task in found
-    ]
-    columns = {"TASK": "name", "EVERY": "every", "SUCCEEDED": "success", "TOOK": "took", "NEXT": "next",
-               "FAILURES": "failures", "ERROR": "error"}  # fmt: skip
-    show.as_table(rows, columns, "no tasks")
-
-
-@with_settings("run-dir")
-@main.command(cls=SeedHelp, help="Show what the pool would do now and why, and what it waits for.")
-@_output
-@_reports_errors
-def plan(output: str, **_flags: Any) -> None:
-    from qingcloud_cni.cli import show
-
-    found = _call("GET", "/v1/plan")
-    if output == "json":
-        show.as_json(found)
-    else:
-        show.as_plan(found)
-
-
-@with_settings("run-dir")
 @main.command(cls=SeedHelp, help="Accept no new container, release every free NIC, and wait for the others. "
               "A restart of the agent ends it.")  # fmt: skip
 @click.option(
@@ -245,6 +133,8 @@ def plan(output: str, **_flags: Any) -> None:
 )
 @_reports_errors
 def drain(timeout: str | None, **_flags: Any) -> None:
+    from qingcloud_cni.cli import show
+
     end = time.monotonic() + (_seconds("--timeout", timeout) if timeout else float("inf"))
     _call("POST", "/v1/drain")
     last, listed = "", ""
@@ -259,7 +149,7 @@ def drain(timeout: str | None, **_flags: Any) -> None:
             click.echo(text)
             last = text
         if found["drained"] and text != listed:
-            _show_attachments(_call("GET", "/v1/attachments"))
+            show.as_attachments(_call("GET", "/v1/attachments"))
             listed = text
         if time.monotonic() >= end:
             raise AgentError(f"not drained within {timeout}: {text}")

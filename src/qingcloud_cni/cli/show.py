@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -34,6 +34,81 @@ def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empt
     console.print(table)
 
 
+def as_status(found: Mapping[str, Any]) -> None:
+    nics = ", ".join(f"{count} {state}" for state, count in found["nics"].items()) or "none"
+    lines = {
+        "instance": found["instance_id"],
+        "version": found["version"],
+        "pid": found["pid"],
+        "ready": "yes" if found["ready"] else "no",
+        "draining": "yes" if found["draining"] else "",
+        "NICs": nics + (f", {found['asked']} asked for" if found["asked"] else ""),
+        "attachments": found["attachments"],
+        "waiting": found["waiting"],
+        "operations": ", ".join(found["operations"]),
+        "calls": _calls(found["calls"]),
+        "cloud": found["cloud_error"] or ("fine" if found["cloud_compared"] else "not compared yet"),
+        "disk": found["store_error"] and f"{found['store_error']} ({found['unsaved']} changes wait for it)",
+    }
+    for name, value in lines.items():
+        if value != "":
+            click.echo(f"{name + ':':13}{value}")
+    for difference in found["differences"]:
+        whose = f" ({difference['attachment']})" if difference["attachment"] else ""
+        seen = f"for {age(difference['since'])}, {'to be fixed' if difference['is_cured'] else 'reported only'}"
+        click.echo(f"{'drift:':13}{difference['nic_id']}{whose}: {difference['detail']} ({seen})")
+
+
+def _calls(calls: Mapping[str, Any]) -> str:
+    text = f"{calls['tokens']:.0f} left, {calls['rate']:.0f} of {calls['per_hour']} an hour"
+    queued = ", ".join(f"{count} {urgency}" for urgency, count in calls["waiting"].items())
+    text += f"; wait: {queued}" if queued else ""
+    return f"{text}; {calls['obstacle']}" if calls["obstacle"] else text
+
+
+def as_nics(found: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        nic
+        | {
+            "age": age(nic["since"]),
+            "attachment": f"address used by {nic['claimant']}" if nic["claimant"] else nic["attachment"],
+        }
+        for nic in found
+    ]
+    columns = {"NIC": "nic_id", "STATE": "state", "FOR": "age", "ADDRESS": "address", "VXNET": "vxnet_id",
+               "ATTACHMENT": "attachment"}  # fmt: skip
+    as_table(rows, columns, "no NICs")
+
+
+def as_attachments(found: Sequence[dict[str, Any]]) -> None:
+    rows = [a | {"age": age(a["since"]), "pod": _pod(a["pod"])} for a in found]
+    columns = {"POD": "pod", "CONTAINER": "container_id", "NETWORK": "network", "IFNAME": "ifname",
+               "ADDRESS": "address", "NIC": "nic_id", "FOR": "age", "NETNS": "netns"}  # fmt: skip
+    as_table(rows, columns, "no containers")
+
+
+def _pod(pod: Mapping[str, str]) -> str:
+    return "/".join(filter(None, (pod["namespace"], pod["name"]))) or "-"
+
+
+def as_tasks(found: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        {
+            "name": task["name"],
+            "every": duration(task["period"]) if task["period"] else "on change",
+            "success": f"{age(task['last_success'])} ago" if task["last_success"] else "-",
+            "took": duration(task["duration"]),
+            "next": until(task["next_run"]),
+            "failures": f"{task['failures']} of {task['all_failures']}" if task["failures"] else task["all_failures"],
+            "error": task["last_error"] or "-",
+        }
+        for task in found
+    ]
+    columns = {"TASK": "name", "EVERY": "every", "SUCCEEDED": "success", "TOOK": "took", "NEXT": "next",
+               "FAILURES": "failures", "ERROR": "error"}  # fmt: skip
+    as_table(rows, columns, "no tasks")
+
+
 def as_config(report: Mapping[str, Any], checked_at_start: Sequence[str]) -> None:
     """The `config_report`, and what only a start can check."""
     cloud = report["cloud"]
@@ -50,7 +125,6 @@ def as_config(report: Mapping[str, Any], checked_at_start: Sequence[str]) -> Non
 
 
 def as_plan(found: Mapping[str, Any]) -> None:
-    """The answer of GET /v1/plan."""
     lines = {
         "mode": found["mode"],
         "pool": f"{found['idle']} idle, {found['coming']} on their way, {found['waiting']} ADDs wait;"
@@ -118,3 +192,12 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f}{unit}"
     return f"{seconds:.0f}s" if seconds >= 2 or seconds == int(seconds) else f"{seconds * 1000:.0f}ms"
+
+
+VIEWS: Mapping[str, Callable[[Any], None]] = {  # by the path of the API below /v1
+    "status": as_status,
+    "nics": as_nics,
+    "attachments": as_attachments,
+    "tasks": as_tasks,
+    "plan": as_plan,
+}

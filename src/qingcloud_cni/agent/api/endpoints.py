@@ -124,7 +124,7 @@ async def _metrics(api: Api, _request: web.Request) -> web.Response:
 
 
 def _query(request: web.Request, kind: type[Query]) -> Query:
-    """The request's parameters as *kind*; UndecodableRequest names what is wrong with them."""
+    """The request's parameters as *kind*; UndecodableRequest if they are invalid."""
     given = dict(request.query)
     try:
         if len(given) < len(request.query):

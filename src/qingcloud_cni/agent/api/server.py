@@ -51,5 +51,5 @@ class Server:
             await web.SockSite(self._runner, listener).start()
 
     async def end(self) -> None:
-        """Accept nothing new, let what is under way finish."""
+        """Stop accepting, and finish the requests under way."""
         await self._runner.cleanup()

@@ -4,6 +4,7 @@ Times are in seconds since the epoch, durations in seconds. A NIC's id is its MA
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Annotated
 
 import msgspec
@@ -275,20 +276,7 @@ def difference_views(agent: Agent) -> list[DifferenceView]:
 
 
 def task_views(agent: Agent) -> list[TaskView]:
-    return [
-        TaskView(
-            name=task.name,
-            period=record.period,
-            last_success=record.last_success,
-            duration=record.duration,
-            failures=record.failures,
-            all_failures=record.all_failures,
-            last_error=record.last_error,
-            next_run=record.next_run,
-        )
-        for task in TASKS
-        for record in (task.record(agent),)
-    ]
+    return [TaskView(task.name, **asdict(task.record(agent))) for task in TASKS]
 
 
 def nic_views(agent: Agent) -> list[NicView]:
@@ -320,7 +308,7 @@ def attachment_views(agent: Agent) -> list[AttachmentView]:
 
 
 def _attachment_view(attachment: Attachment, nics: Mapping[str, Nic]) -> AttachmentView:
-    nic, told = nics[attachment.nic_id], attachment.workload
+    nic, workload = nics[attachment.nic_id], attachment.workload
     return AttachmentView(
         network=attachment.key.network,
         container_id="" if attachment.key.is_unclaimed else attachment.key.container_id,
@@ -330,8 +318,8 @@ def _attachment_view(attachment: Attachment, nics: Mapping[str, Nic]) -> Attachm
         address=nic.address,
         vxnet_id=nic.vxnet_id,
         routes=[RouteView(r.dst, r.gw) for r in attachment.routes],
-        pod=PodView(told.pod_namespace, told.pod_name, told.pod_uid, told.infra_container_id),
-        labels=[LabelView(key, value) for key, value in told.labels],
+        pod=PodView(workload.pod_namespace, workload.pod_name, workload.pod_uid, workload.infra_container_id),
+        labels=[LabelView(key, value) for key, value in workload.labels],
         since=attachment.since,
         is_ready=attachment.is_ready,
     )

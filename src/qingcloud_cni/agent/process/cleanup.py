@@ -76,11 +76,11 @@ def _remove_files(settings: Settings) -> None:
 
 def _progress(parts: OpenAgent) -> str:
     agent = parts.agent
-    if trouble := agent.context.journal.error:
-        return f"waiting for the disk: {trouble}"
+    if error := agent.context.journal.error:
+        return f"waiting for the disk: {error}"
     if not agent.is_cloud_compared:
-        error = agent.last_cloud_error
-        return f"waiting for the cloud: {error}" if error else "comparing with the cloud"
+        cause = agent.last_cloud_error
+        return f"waiting for the cloud: {cause}" if cause else "comparing with the cloud"
     if not agent.context.table.nics and agent.reconciler.expects_more:
         return "waiting for NICs of earlier runs"
     return f"NICs left to release: {len(agent.context.table.nics)}"
