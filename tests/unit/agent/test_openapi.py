@@ -1,11 +1,9 @@
 """The description of the agent's API covers what is served, in the shapes it is served in."""
 
 import json
-import re
 
 import msgspec
 
-from pages import SOURCE
 from qingcloud_cni.agent.api.cni_api import CniRequest
 from qingcloud_cni.agent.api.endpoints import ENDPOINTS, OPEN_PATHS
 from qingcloud_cni.agent.api.openapi import (
@@ -20,6 +18,7 @@ from qingcloud_cni.core.cni.protocol import VERSIONS, render_error
 from qingcloud_cni.core.cni.results import Interface, Ip, Result, ResultRoute, extended, render, result_of
 from qingcloud_cni.core.errors import WIRE
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Dns, Netns, Nic, NicState, Route
+from qingcloud_cni.plugin import qingcni
 
 NIC = Nic(
     "52:54:9f:01:02:03", "qingcni_i-1_0", "vxnet-1", "172.16.3.7/24", "172.16.3.1", NicState.ASSIGNED, since=0.0
@@ -71,8 +70,7 @@ def _again(result: dict[str, object], kind: type[msgspec.Struct]) -> object:
 
 
 def test_request_of_the_plugin_is_the_described_one() -> None:
-    code = (SOURCE / "plugin" / "qingcni.py").read_text()
-    composed = code[code.index("def compose(") : code.index("def receive(")]
-    sent = set(re.findall(r'\("(\w+)", \w', composed)) | set(re.findall(r'"(\w+)":', composed))
-    assert {"command", "timeout", "config"} <= sent
-    assert sent == {field.encode_name for field in msgspec.structs.fields(CniRequest)}
+    request = qingcni.Request()
+    request.stdin = b"{}"
+    sent = json.loads(qingcni.request_body(request, 10.0))
+    assert set(sent) == {field.encode_name for field in msgspec.structs.fields(CniRequest)}
