@@ -1,4 +1,4 @@
-"""What the program costs, measured beside the plugins people know. It plays on the stage that the tests have."""
+"""Measurements of the program and of well-known plugins, on the tests' machines."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""`make bench`: what the program costs, beside the plugins people know, on the simulator's real interfaces.
+"""`make bench`: the cost of the program, beside well-known plugins, on the simulator's real interfaces.
 
-Everything that is compared is measured in turn within one run: machines differ, and so do their hours.
+One run measures everything it compares in turn: machines differ, and so do their hours.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from types import FrameType
 from rich.console import Console
 
 from bench import measures, report
+from bench.environment import BenchFailed, Environment, install, peers_directory
 from bench.measures import Record, Size
-from bench.stage import BenchFailed, Stage, install, peers_directory
 from machines.simulator import running_sim
 
 ROOT = Path(__file__).parents[1]
-MEASURES: dict[str, Callable[[Stage, Size, Record], None]] = {
+MEASURES: dict[str, Callable[[Environment, Size, Record], None]] = {
     "serial": measures.serial,
     "burst": measures.burst,
     "rest": measures.rest,
@@ -34,11 +34,11 @@ FULL = Size(rounds=300, parallel=20, volleys=15, burst=50, nics=60, pairs=10_000
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__, usage='make bench ARGS="[options]"')
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="few and small, to see that it works: prove nothing by it")
-    size.add_argument("--full", action="store_true", help="many: 10,000 ADD/DEL for the memory, a minute idle")
+    size.add_argument("--quick", action="store_true", help="few samples, to see that it works")
+    size.add_argument("--full", action="store_true", help="many samples: 10,000 ADD/DEL for memory, a minute idle")
     parser.add_argument("--only", choices=tuple(MEASURES), help="one of the measurements")
     parser.add_argument("--python", type=Path, help="interpreter of the plugin, as in install-plugin")
-    parser.add_argument("--json", type=Path, default=ROOT / "bench/results/last.json", help="where the figures go")
+    parser.add_argument("--json", type=Path, default=ROOT / "bench/results/last.json", help="file for the figures")
     parser.add_argument("--write", action="store_true", help="write the run into docs/performance.md")
     return parser.parse_args(words)
 
@@ -50,35 +50,35 @@ def main(words: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupted)
     try:
         if options.only in (None, "serial"):
-            peers_directory()  # before anything is built up
+            peers_directory()  # before it builds anything
         with tempfile.TemporaryDirectory(prefix="b") as scratch:
             directory = Path(scratch)
             plugin, empty = install(directory, options.python)
             with running_sim("--hosts", "5", "--attach-latency", latency) as sim:
-                stage = Stage(sim, directory, plugin, empty)
+                environment = Environment(sim, directory, plugin, empty)
                 for name, measure in MEASURES.items():
                     if options.only in (None, name):
                         console.print(f"measuring: {name}", style="dim")
-                        measure(stage, size, record)
+                        measure(environment, size, record)
             python = _version(empty)
     except BenchFailed as err:
         console.print(f"bench: {err}", style="red", markup=False)
         return 1
     except KeyboardInterrupt:
-        console.print("bench: interrupted; all of it is gone")
+        console.print("bench: interrupted; everything is removed")
         return 130
     command = shlex.join(["make", "bench", *([f"ARGS={shlex.join(words)}"] if words else [])])
     facts = report.machine(python, command)
     report.show(record, console)
-    report.keep(options.json, report.as_json(record, facts))
+    report.save_json(options.json, report.as_json(record, facts))
     console.print(f"figures: {options.json}", style="dim", soft_wrap=True)
     if options.write:
-        report.write(ROOT / "docs/performance.md", record, facts)
+        report.write_page(ROOT / "docs/performance.md", record, facts)
     return 0
 
 
 def _version(empty: Path) -> str:
-    """Of the interpreter that runs the plugin."""
+    """The version of the plugin's interpreter."""
     interpreter = empty.read_text().split()[0][2:]
     return subprocess.run([interpreter, "-V"], capture_output=True, text=True, check=True).stdout.split()[1]
 

@@ -1,4 +1,4 @@
-"""The measurements. Each takes the stage as it needs it, and leaves samples and figures in a Record."""
+"""The measurements; each writes samples and figures to a Record."""
 
 import json
 import time
@@ -11,30 +11,30 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.contestants import Bridge, Contestant, HostDevice, Ours
-from bench.figures import Figure, Sample, burst_bound, parallel_bound
-from bench.stage import (
+from bench.environment import (
     VXNETS,
     BenchFailed,
+    Environment,
     Mover,
-    Stage,
     execute,
     peers_directory,
     processor_seconds,
     resident,
 )
+from bench.figures import Figure, Sample, burst_bound, parallel_bound
+from bench.plugins import Bridge, HostDevice, MeasuredPlugin, Qingcni
 from machines.containers import Container
 from machines.hosts import Host
 from qingcloud_cni.agent.base.phases import Phase
 
 VERBS = ("ADD", "DEL")
 MIB = 1024.0 * 1024.0
-NOISE = 1.0  # MiB by which resident memory may differ without anything having grown
+NOISE = 1.0  # MiB of variation in resident memory without growth
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """Numbers of measurements."""
 
     rounds: int  # of each serial thing
     parallel: int  # ADDs at once
@@ -48,7 +48,7 @@ class Size:
 
 @dataclass
 class Record:
-    """What came out."""
+    """The results."""
 
     samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     figures: list[Figure] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Record:
 
 
 def held(idle: int, most: int) -> dict[str, object]:
-    """Settings of an agent that keeps so many NICs idle; it logs as much as one does by default."""
+    """Settings of an agent that keeps so many NICs idle, with the default log level."""
     return {"min_idle": idle, "max_idle": max(idle, 8), "max_nics": most, "loglevel": "info"}
 
 
@@ -81,11 +81,11 @@ def start(host: Host, idle: int, most: int) -> None:
 
 
 @dataclass
-class Ring:
-    """Three plugins and a bare mover, each with NICs of its own on hosts of one cloud."""
+class Comparison:
+    """Three plugins and a bare mover, each with its own NICs on hosts of one cloud."""
 
     host: Host
-    ours: Ours
+    ours: Qingcni
     host_device: HostDevice
     bridge: Bridge
     mover: Mover
@@ -93,30 +93,30 @@ class Ring:
     spare: str  # MAC of a NIC that only the mover uses
 
     @property
-    def contestants(self) -> tuple[Contestant, ...]:
+    def plugins(self) -> tuple[MeasuredPlugin, ...]:
         return self.ours, self.host_device, self.bridge
 
 
 @contextmanager
-def ring(stage: Stage, size: Size) -> Iterator[Ring]:
+def comparison(environment: Environment, size: Size) -> Iterator[Comparison]:
     with (
-        stage.host("host1", VXNETS[0]) as host,
-        stage.host("host2", VXNETS[1]) as other,
-        stage.place(host, size.parallel) as ours,
-        stage.place(other, size.parallel) as theirs,
+        environment.host("host1", VXNETS[0]) as host,
+        environment.host("host2", VXNETS[1]) as other,
+        environment.host_threads(host, size.parallel) as ours,
+        environment.host_threads(other, size.parallel) as theirs,
     ):
         start(host, size.parallel, size.parallel)
-        addresses = stage.nics(other, size.parallel + 1)
-        names = stage.names(other, list(addresses))
+        addresses = environment.nics(other, size.parallel + 1)
+        names = environment.names(other, list(addresses))
         spare, *macs = addresses
         away = other.container()
-        mover = theirs.do(Mover, Path(stage.sim.host("host2")["netns"]), away.path)
+        mover = theirs.do(Mover, Path(environment.sim.host("host2")["netns"]), away.path)
         peers = peers_directory()
-        data = stage.directory / "host-local"
+        data = environment.directory / "host-local"
         try:
-            yield Ring(
+            yield Comparison(
                 host,
-                Ours(host, ours),
+                Qingcni(host, ours),
                 HostDevice(peers / "host-device", theirs, [(names[mac], addresses[mac]) for mac in macs]),
                 Bridge(peers / "bridge", theirs, data),
                 mover,
@@ -127,15 +127,15 @@ def ring(stage: Stage, size: Size) -> Iterator[Ring]:
             mover.close()
 
 
-def serial(stage: Stage, size: Size, record: Record) -> None:
-    """One thing at a time, all in turn: plugin start, bare moves, ADD and DEL of each plugin; then at once."""
-    with ring(stage, size) as here:
-        containers = [here.host.container() for _ in here.contestants]
-        _round(stage, here, containers, Record())  # what is loaded or made once has been by now
-        calls, phases = stage.calls(), metrics(here.host)
+def serial(environment: Environment, size: Size, record: Record) -> None:
+    """Measure plugin start, bare moves, ADD and DEL of each plugin, in turn; then ADDs at once."""
+    with comparison(environment, size) as here:
+        containers = [here.host.container() for _ in here.plugins]
+        _round(environment, here, containers, Record())  # warms caches and one-time work
+        calls, phases = environment.calls(), metrics(here.host)
         for _ in range(size.rounds):
-            _round(stage, here, containers, record)
-        churn = (stage.calls() - calls) / size.rounds
+            _round(environment, here, containers, record)
+        churn = (environment.calls() - calls) / size.rounds
         record.phases = mean_phases(phases, metrics(here.host))
         answers = here.host.agent.events("cni.request")[-2 * size.rounds :]
         for answer in answers:
@@ -145,16 +145,16 @@ def serial(stage: Stage, size: Size, record: Record) -> None:
         parallel(here, size, record)
 
 
-def _round(stage: Stage, here: Ring, containers: list[Container], record: Record) -> None:
-    place, theirs = here.ours.place, here.host_device.place
-    record.add("python3 -IS, empty", place.do(execute, stage.empty, {}, b""))
-    record.add("qingcni VERSION", place.do(execute, stage.plugin, {"CNI_COMMAND": "VERSION"}, b""))
+def _round(environment: Environment, here: Comparison, containers: list[Container], record: Record) -> None:
+    host_threads, theirs = here.ours.host_threads, here.host_device.host_threads
+    record.add("python3 -IS, empty", host_threads.do(execute, environment.empty, {}, b""))
+    record.add("qingcni VERSION", host_threads.do(execute, environment.plugin, {"CNI_COMMAND": "VERSION"}, b""))
     record.add("host-device VERSION", theirs.do(execute, here.host_device.program, {"CNI_COMMAND": "VERSION"}, b""))
     record.add("kernel move into a container", theirs.do(here.mover.there, here.spare))
     record.add("kernel move back", theirs.do(here.mover.back, here.spare))
     for verb in VERBS:
-        for contestant, container in zip(here.contestants, containers, strict=True):
-            record.add(f"{contestant.name} {verb}", contestant.timed(verb, container))
+        for plugin, container in zip(here.plugins, containers, strict=True):
+            record.add(f"{plugin.name} {verb}", plugin.timed(verb, container))
 
 
 def _judge_serial(record: Record, churn: float) -> None:
@@ -171,24 +171,23 @@ def _judge_serial(record: Record, churn: float) -> None:
     record.expect("cloud calls per pod, steady churn", "0", churn, 0.0, "")
 
 
-def parallel(here: Ring, size: Size, record: Record) -> None:
-    """All at once on a warm pool, ours and host-device in turn, and as many bare moves."""
-    theirs = here.host_device.place
+def parallel(here: Comparison, size: Size, record: Record) -> None:
+    """Measure ADDs at once on a warm pool, qingcni and host-device in turn, and as many bare moves."""
+    theirs = here.host_device.host_threads
     groups = [
-        (contestant, [here.host.container() for _ in range(size.parallel)])
-        for contestant in (here.ours, here.host_device)
+        (plugin, [here.host.container() for _ in range(size.parallel)]) for plugin in (here.ours, here.host_device)
     ]
     for _ in range(size.volleys):
         for verb in VERBS:
-            for contestant, containers in groups:
+            for plugin, containers in groups:
                 begun = time.perf_counter()
                 running = [
-                    contestant.place.begin(contestant.run, verb, container, slot)
+                    plugin.host_threads.begin(plugin.run, verb, container, slot)
                     for slot, container in enumerate(containers)
                 ]
                 for each in running:
                     each.result()
-                record.add(f"{contestant.name} {size.parallel} {verb} at once", time.perf_counter() - begun)
+                record.add(f"{plugin.name} {size.parallel} {verb} at once", time.perf_counter() - begun)
         here.host.wait_idle(size.parallel)
         record.add(f"{size.parallel} kernel moves", sum(theirs.do(here.mover.there, mac) for mac in here.macs))
         record.add(f"{size.parallel} kernel moves back", sum(theirs.do(here.mover.back, mac) for mac in here.macs))
@@ -202,56 +201,60 @@ def parallel(here: Ring, size: Size, record: Record) -> None:
 # --- a cold burst --------------------------------------------------------------------------------------
 
 
-def burst(stage: Stage, size: Size, record: Record) -> None:
-    """More pods at once than there are idle NICs; the cloud's share is measured by hand on another host."""
+def burst(environment: Environment, size: Size, record: Record) -> None:
+    """Measure more pods at once than idle NICs, and the cloud's share on another host."""
     pods = size.burst
-    move = kernel_move(stage, size, record)
-    with stage.host("host4", VXNETS[2]) as other:
+    move = kernel_move(environment, size, record)
+    with environment.host("host4", VXNETS[2]) as other:
         begun = time.perf_counter()
-        nics = stage.sim.new_nics(other.name, other.vxnet, pods)
+        nics = environment.sim.new_nics(other.name, other.vxnet, pods)
         cloud = time.perf_counter() - begun
-        stage.sim.remove_nics(*(nic["nic_id"] for nic in nics))
+        environment.sim.remove_nics(*(nic["nic_id"] for nic in nics))
     record.add(f"one create and one attach of {pods} by hand", cloud)
-    with stage.host("host3", VXNETS[2]) as host, stage.place(host, pods) as place:
+    with environment.host("host3", VXNETS[2]) as host, environment.host_threads(host, pods) as host_threads:
         start(host, 3, 60)
-        ours, containers, calls = Ours(host, place), [host.container() for _ in range(pods)], stage.calls()
+        ours, containers, calls = (
+            Qingcni(host, host_threads),
+            [host.container() for _ in range(pods)],
+            environment.calls(),
+        )
         begun = time.perf_counter()
-        running = [place.begin(ours.run, "ADD", container) for container in containers]
+        running = [host_threads.begin(ours.run, "ADD", container) for container in containers]
         for each in running:
             record.add("qingcni ADD in a cold burst", each.result())
         taken = time.perf_counter() - begun
         record.add(f"cold burst of {pods}", taken)
-        calls = stage.calls() - calls
+        calls = environment.calls() - calls
         if len({attachment["nic_id"] for attachment in host.attachments()}) != pods:
-            raise BenchFailed("in the burst not every pod got a NIC of its own")
+            raise BenchFailed("cold burst: pods share a NIC")
     target = f"create + attach job + {pods} moves x 1.3 + 1 s"
     record.expect(f"cold burst of {pods}, 3 idle", target, taken, burst_bound(pods, move, cloud), "s")
     record.expect("cloud calls per pod, cold burst", "at most 0.2", calls / pods, 0.2, "")
 
 
-def kernel_move(stage: Stage, size: Size, record: Record) -> float:
-    """Median seconds of a move into a container, measured now if it has not been."""
+def kernel_move(environment: Environment, size: Size, record: Record) -> float:
+    """Median seconds of a move into a container, measured now unless it was."""
     name = "kernel move into a container"
     if name not in record.samples:
-        with stage.host("host5", VXNETS[1]) as host, stage.place(host) as place:
-            (mac,) = stage.nics(host, 1)
-            mover = place.do(Mover, Path(stage.sim.host("host5")["netns"]), host.container().path)
+        with environment.host("host5", VXNETS[1]) as host, environment.host_threads(host) as host_threads:
+            (mac,) = environment.nics(host, 1)
+            mover = host_threads.do(Mover, Path(environment.sim.host("host5")["netns"]), host.container().path)
             for _ in range(size.rounds):
-                record.add(name, place.do(mover.there, mac))
-                record.add("kernel move back", place.do(mover.back, mac))
+                record.add(name, host_threads.do(mover.there, mac))
+                record.add("kernel move back", host_threads.do(mover.back, mac))
             mover.close()
-            stage.sim.remove_nics(mac)
+            environment.sim.remove_nics(mac)
     return record.sample(name).p50
 
 
 # --- the agent at rest, and over time --------------------------------------------------------------------
 
-AFTER_START = 6.0  # seconds in which it does what a start leaves to do: all NICs are probed, which takes some two
+AFTER_START = 6.0  # seconds for work after a start: probes of all NICs take some two
 
 
-def rest(stage: Stage, size: Size, record: Record) -> None:
-    """Memory, processor and start of an agent with all NICs it may have; then memory over many requests."""
-    with stage.host("host5", VXNETS[1]) as host:
+def rest(environment: Environment, size: Size, record: Record) -> None:
+    """Measure memory, processor and start of an agent with all its NICs, then memory over many requests."""
+    with environment.host("host5", VXNETS[1]) as host:
         start(host, size.nics, size.nics)
         for _ in range(size.starts):
             host.agent.stop()
@@ -273,7 +276,7 @@ def rest(stage: Stage, size: Size, record: Record) -> None:
 
 
 def growth(host: Host, size: Size, record: Record) -> None:
-    """Requests straight to the agent's socket, four at a time: it is its memory that is watched."""
+    """Measure the agent's memory during requests to its socket, four at a time."""
     containers = [host.container() for _ in range(4)]
 
     def pairs(container: Container, count: int) -> None:
@@ -288,7 +291,7 @@ def growth(host: Host, size: Size, record: Record) -> None:
         with ThreadPoolExecutor(len(containers)) as pool:
             list(pool.map(lambda container: pairs(container, count // len(containers)), containers))
 
-    all_pairs(min(size.pairs, 400))  # what grows once has grown by then
+    all_pairs(min(size.pairs, 400))  # one-time growth
     before = resident(host.agent.pid)
     all_pairs(size.pairs)
     grown = (resident(host.agent.pid) - before) / MIB

@@ -1,4 +1,4 @@
-"""What is shown, kept and written down of a run."""
+"""Output of a run: on the terminal, as JSON, and in docs/performance.md."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from rich.table import Table
 from bench.figures import MS, Figure
 from bench.measures import Record
 
-BEGIN, END = "<!-- last run: written by `make bench ARGS=--write` -->", "<!-- end of last run -->"
+BEGIN, END = "<!-- last run: written by `make bench ARGS=--write_page` -->", "<!-- end of last run -->"
 
 
 def show(record: Record, console: Console) -> None:
@@ -27,7 +27,7 @@ def show(record: Record, console: Console) -> None:
         for verb, by_phase in record.phases.items():
             phases.add_row(verb, *(f"{seconds * MS:.2f}" for seconds in by_phase.values()))
         console.print(phases)
-    figures = Table("figure", "target", "limit", "measured", "", title="Figures of the design")
+    figures = Table("figure", "target", "limit", "measured", "", title="Targets")
     for figure in record.figures:
         figures.add_row(*_figure_row(figure), style="" if figure.is_met else "yellow")
     console.print(figures)
@@ -59,7 +59,7 @@ def as_json(record: Record, facts: dict[str, str]) -> dict[str, Any]:
 
 
 def machine(python: str, command: str) -> dict[str, str]:
-    """The run, and the machine as far as it explains figures; nothing that names it."""
+    """The run, and the properties of the machine that explain its figures; not its name."""
     return {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
@@ -70,13 +70,13 @@ def machine(python: str, command: str) -> dict[str, str]:
     }
 
 
-def keep(path: Path, document: dict[str, Any]) -> None:
+def save_json(path: Path, document: dict[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def write(page: Path, record: Record, facts: dict[str, str]) -> None:
-    """Put the run into the page, between its marks."""
+def write_page(page: Path, record: Record, facts: dict[str, str]) -> None:
+    """Write the run into the page, between its marks."""
     text = page.read_text()
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
     page.write_text(f"{head}{BEGIN}\n\n{markdown(record, facts)}\n{END}{tail}")

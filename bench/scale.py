@@ -1,6 +1,6 @@
-"""`make scale`: what one key's quota of calls means for clusters of 1 to 500 hosts, on a virtual clock.
+"""`make scale`: the effect of one key's quota of calls on clusters of 1 to 500 hosts, on a virtual clock.
 
-Whole agents and one simulated cloud; only kernel and disk are played in memory. The same seed gives the same table.
+Whole agents and one simulated cloud; only kernel and disk are fakes in memory. The same seed gives the same table.
 """
 
 import argparse
@@ -28,7 +28,7 @@ BEGIN, END = "<!-- last run: written by `make scale ARGS=--write` -->", "<!-- en
 
 @dataclass(frozen=True)
 class Case:
-    """A cluster, and what each agent of it may spend."""
+    """A cluster, and the call budget of each of its agents."""
 
     hosts: int
     api_budget: int
@@ -38,14 +38,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a scenario."""
+    """The result of a scenario."""
 
     calls: tuple[SeenCall, ...]
     waits: tuple[float, ...]  # seconds from a pod's first ADD until its NIC
 
     @property
     def compare(self) -> int:
-        """Calls for comparisons: as many whether pods come or not."""
+        """Calls for comparisons, which do not depend on pods."""
         return sum(call.urgency is Urgency.RECONCILE for call in self.calls)
 
     @property
@@ -57,7 +57,7 @@ class Outcome:
         return sum(call.outcome is CallOutcome.QUOTA for call in self.calls)
 
     def busiest_hour(self) -> tuple[SeenCall, ...]:
-        """The calls of the hour that has most."""
+        """The calls of the busiest hour."""
         best, start = (0, 0), 0
         for end in range(len(self.calls)):
             while self.calls[end].at - self.calls[start].at >= HOUR:
@@ -126,7 +126,7 @@ async def churn(fleet: Fleet, group: asyncio.TaskGroup, case: Case) -> None:
 
 
 async def warm(fleet: Fleet, group: asyncio.TaskGroup) -> None:
-    """Hosts with their pods and full pools; nobody counts what that took."""
+    """Start hosts with their pods and full pools, outside the measurement."""
     await asyncio.gather(*(fleet.start(host, group) for host in fleet.hosts))
     await fleet.settle()
     await asyncio.gather(*(fleet.add(host) for host in fleet.hosts for _ in range(PODS)))
@@ -142,7 +142,7 @@ CASES = (
 
 
 def play(name: str, case: Case, seed: int = 1) -> Outcome:
-    """One scenario from its beginning to its end."""
+    """Run one scenario."""
 
     async def main() -> Outcome:
         is_cold = name == "scale-out"
@@ -210,7 +210,7 @@ def write(tables: Sequence[str]) -> None:
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     if not after:
-        sys.exit(f"{PAGE} has no place for the tables")
+        sys.exit(f"{PAGE} write failed: the marks for the tables are missing")
     PAGE.write_text("\n".join((f"{before}{BEGIN}\n", *tables, f"{END}{after}")), encoding="utf-8")
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import permutations, product
 from pathlib import Path
 
+from demo_environment import QINGAGENT, QINGCLOUD_SIM, SERVICE_RANGE, Host, Word
 from demo_service import service_rules
-from demo_stage import QINGAGENT, QINGCLOUD_SIM, SERVICE_RANGE, Host, Word
 from demo_tools import Process, Tools, expect
 
 VXNETS = {"host1": "vxnet-pods001", "host2": "vxnet-pods002"}
@@ -31,31 +31,31 @@ class Steps(Tools):
     simulator: Process | None = None
 
     def bring_up_cloud(self) -> None:
-        stage = self.stage
-        words: list[Word] = [QINGCLOUD_SIM, "up", "--name", stage.name, "--state-dir", stage.sim]
+        environment = self.environment
+        words: list[Word] = [QINGCLOUD_SIM, "up", "--name", environment.name, "--state-dir", environment.sim]
         words += ["--attach-latency", "2s..4s"]
         self.tell.command(words, {})
-        self.simulator = stage.start(*words, output=stage.sim_ready, log=stage.sim_log)
+        self.simulator = environment.start(*words, output=environment.sim_ready, log=environment.sim_log)
         self.wait(
-            lambda: (stage.sim_ready.read_text().endswith("\n"), "making hosts, vxnets and a router"),
-            "a simulator that is ready", self.simulator, stage.sim_log,
+            lambda: (environment.sim_ready.read_text().endswith("\n"), "making hosts, vxnets and a router"),
+            "a simulator that is ready", self.simulator, environment.sim_log,
         )  # fmt: skip
-        told = json.loads(stage.sim_ready.read_text())
+        told = json.loads(environment.sim_ready.read_text())
         gateways = {vxnet["vxnet_id"]: vxnet["manager_ip"] for vxnet in told["vxnets"]}
         for name, found in told["namespaces"]["hosts"].items():
-            vxnet_id, directory = VXNETS[name], stage.directory / name
+            vxnet_id, directory = VXNETS[name], environment.directory / name
             self.hosts[name] = Host(name, found["netns"], vxnet_id, gateways[vxnet_id], directory)
             self.tell.say(f"{name}: instance {found['instance_id']}, {found['address']}, namespace {found['netns']}")
         self.tell.say(f"On each host the cloud's API is at {told['endpoint']}; to attach NICs takes it 2 to 4 s.")
 
     def install_plugin(self) -> None:
-        self.shell(QINGAGENT, "install-plugin", "--bin-dir", self.stage.bin_dir)
-        said = self.shell(self.stage.plugin, settings={"CNI_COMMAND": "VERSION"})
+        self.shell(QINGAGENT, "install-plugin", "--bin-dir", self.environment.bin_dir)
+        said = self.shell(self.environment.plugin, settings={"CNI_COMMAND": "VERSION"})
         expect("0.3.1" in json.loads(said)["supportedVersions"], "a plugin that speaks CNI 0.3.1", said)
 
     def start_agents(self) -> None:
         for host in self.hosts.values():
-            host.write_files(self.stage.sim / host.name, POOL | LIMITS[host.name])
+            host.write_files(self.environment.sim / host.name, POOL | LIMITS[host.name])
         first = self.hosts["host1"]
         for path, what in ((first.config, "the agent's settings"), (first.network, "for the container runtime")):
             self.tell.say(f"{path}, {what}:")
@@ -63,7 +63,7 @@ class Steps(Tools):
         for host in self.hosts.values():
             words = host.inside(QINGAGENT, "start", "--config", host.config)
             self.tell.command(words, {})
-            self.agents[host.name] = self.stage.start(*words, output=host.log, log=subprocess.STDOUT)
+            self.agents[host.name] = self.environment.start(*words, output=host.log, log=subprocess.STDOUT)
         for host in self.hosts.values():
             self.wait_for_agent(host, self.agents[host.name])
 
@@ -86,7 +86,7 @@ class Steps(Tools):
         expect(len(set(nic_ids)) == len(HOMES), "a NIC of its own for each container", f"they got {nic_ids}")
 
     def look_inside(self) -> None:
-        netns, host = self.stage.netns_of("a1").name, self.hosts["host1"]
+        netns, host = self.environment.netns_of("a1").name, self.hosts["host1"]
         self.shell("ip", "-n", netns, "addr", "show", "dev", "eth0")
         (link,) = json.loads(self.quietly("ip", "-n", netns, "-j", "-4", "addr", "show", "dev", "eth0"))
         addresses = [f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"]]
@@ -113,12 +113,12 @@ class Steps(Tools):
             self.connect(source, target)
         pairs = list(permutations(HOMES, 2))
         for source, target in pairs:
-            self.quietly(*self.stage.inside(source, "ping", "-q", "-c", "1", "-W", "2", self.ip_of(target)))
+            self.quietly(*self.environment.inside(source, "ping", "-q", "-c", "1", "-W", "2", self.ip_of(target)))
         self.tell.say(f"A ping from each container to each other one: {len(pairs)} of {len(pairs)} are answered.")
 
     def reach_service(self) -> None:
         backends = {"a2": self.ip_of("a2"), "b2": self.ip_of("b2")}
-        rules = self.stage.directory / "service.nft"
+        rules = self.environment.directory / "service.nft"
         rules.write_text(service_rules(SERVICE, backends))
         self.tell.say(f"The Service {SERVICE}, port 80, has a2 on host1 and b2 on host2 behind it. On each host:")
         for host in self.hosts.values():
@@ -195,14 +195,14 @@ class Steps(Tools):
             words: list[Word] = [QINGAGENT, "drain", "--config", host.config]
             self.tell.command(words, {})
             output = host.directory / "drain.out"
-            drains.append((host, output, self.stage.start(*words, output=output, log=subprocess.STDOUT)))
+            drains.append((host, output, self.environment.start(*words, output=output, log=subprocess.STDOUT)))
         for host, output, process in drains:
             self._wait_for_end(process, f"the cloud detaches and deletes the NICs of {host.name}")
             self.tell.say(f"{host.name} is told:")
             self.tell.show(output.read_text())
             expect(process.returncode == 0 and not self.ask("nics", host), f"no NIC on {host.name}", "some", host.log)
         left = [nic["nic_id"] for nic in self.cloud_status()["nics"] if nic["role"] == 0]
-        expect(not left, "in the cloud no NIC but the hosts' own", f"{left}", self.stage.sim_log)
+        expect(not left, "in the cloud no NIC but the hosts' own", f"{left}", self.environment.sim_log)
         for host in self.hosts.values():
             links = self.quietly("ip", "-n", Path(host.netns).name, "-brief", "link")
             tables = self.quietly(*host.inside("nft", "list", "tables"))
@@ -217,20 +217,20 @@ class Steps(Tools):
             status = self.agents[host.name].wait(END_SECONDS)
             expect(status == 0, f"status 0 of the agent on {host.name}", f"{status}", host.log)
             self.shell(*host.inside(QINGAGENT, "cleanup", "--config", host.config))
-        parking = [netns for netns in self.stage.namespaces() if netns.startswith("qingcni-")]
+        parking = [netns for netns in self.environment.namespaces() if netns.startswith("qingcni-")]
         expect(not parking, "no parking namespace", f"{parking}")
 
     def take_cloud_down(self) -> None:
-        stage = self.stage
-        self.shell(QINGCLOUD_SIM, "down", "--name", stage.name, "--state-dir", stage.sim)
+        environment = self.environment
+        self.shell(QINGCLOUD_SIM, "down", "--name", environment.name, "--state-dir", environment.sim)
         if self.simulator is not None:
             status = self.simulator.wait(END_SECONDS)
-            expect(status == 0, "status 0 of the simulator", f"{status}", stage.sim_log)
-        left = [thing for thing in stage.left(self.nic_ids) if thing != f"directory {stage.directory}"]
-        expect(not left, "nothing left", ", ".join(left), stage.sim_log)
-        left = stage.take_down()  # now that is its directory
+            expect(status == 0, "status 0 of the simulator", f"{status}", environment.sim_log)
+        left = [thing for thing in environment.left(self.nic_ids) if thing != f"directory {environment.directory}"]
+        expect(not left, "nothing left", ", ".join(left), environment.sim_log)
+        left = environment.remove_all()  # now that is its directory
         expect(not left, "nothing left", ", ".join(left))
-        self.tell.say(f"No process, namespace, link or file of {stage.name} is left on this machine.")
+        self.tell.say(f"No process, namespace, link or file of {environment.name} is left on this machine.")
 
     def _wait_for_end(self, process: Process, what: str) -> None:
         self.wait(lambda: (process.poll() is not None, what), what)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from demo_stage import QINGAGENT, QINGCLOUD_SIM, SERVICE_RANGE, Done, Failed, Host, Stage, Word
-from demo_teller import Teller
+from demo_environment import QINGAGENT, QINGCLOUD_SIM, SERVICE_RANGE, Done, Environment, Failed, Host, Word
+from demo_reporter import Reporter
 
 Process = subprocess.Popen[str]
 
@@ -70,10 +70,10 @@ def expect(holds: bool, expected: str, came: str, log: Path | None = None) -> No
 
 @dataclass
 class Tools:
-    """The stage, who tells of it, and what is known by now."""
+    """The environment, who tells of it, and what is known by now."""
 
-    stage: Stage
-    tell: Teller
+    environment: Environment
+    tell: Reporter
     hosts: dict[str, Host] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)  # of ADD, by container
     nic_ids: set[str] = field(default_factory=set)  # of all NICs ever seen
@@ -89,7 +89,7 @@ class Tools:
 
     def quietly(self, *words: Word, settings: dict[str, str] | None = None) -> str:
         """Run a command that has to succeed; what it printed."""
-        done = self.stage.run(*words, settings=settings)
+        done = self.environment.run(*words, settings=settings)
         if done.returncode != 0:
             came = f"it ended with {done.returncode}:\n{done.stderr}{done.stdout}"
             raise Failed(f"success of: {shlex.join(map(str, words))}", came, self.newest_log())
@@ -97,7 +97,7 @@ class Tools:
 
     def newest_log(self) -> Path | None:
         """That of the program which had something to say last."""
-        logs = [log for log in (self.stage.sim_log, *(h.log for h in self.hosts.values())) if log.exists()]
+        logs = [log for log in (self.environment.sim_log, *(h.log for h in self.hosts.values())) if log.exists()]
         return max(logs, key=lambda log: log.stat().st_mtime, default=None)
 
     # --- waiting ---------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Tools:
 
     def wait_for_agent(self, host: Host, process: Process) -> None:
         def look() -> tuple[bool, str]:
-            done = self.stage.run(QINGAGENT, "status", "--config", host.config, "-o", "json")
+            done = self.environment.run(QINGAGENT, "status", "--config", host.config, "-o", "json")
             is_ready = done.returncode == 0 and json.loads(done.stdout)["ready"]
             return is_ready, f"{host.name}: the agent compares its table with kernel and cloud"
 
@@ -146,7 +146,7 @@ class Tools:
 
     def cloud_status(self) -> dict[str, Any]:
         status: dict[str, Any] = json.loads(
-            self.quietly(QINGCLOUD_SIM, "status", "--name", self.stage.name, "-o", "json")
+            self.quietly(QINGCLOUD_SIM, "status", "--name", self.environment.name, "-o", "json")
         )
         return status
 
@@ -160,7 +160,7 @@ class Tools:
 
     def make_container(self, container: str) -> None:
         """A network namespace with its loopback up: to a network, a container is no more than that."""
-        netns = self.stage.netns_of(container).name
+        netns = self.environment.netns_of(container).name
         self.quietly("ip", "netns", "add", netns)
         self.quietly("ip", "-n", netns, "link", "set", "lo", "up")
 
@@ -169,7 +169,7 @@ class Tools:
         result = json.loads(said)
         (interface,), (address,) = result["interfaces"], result["ips"]
         network = ipaddress.ip_interface(address["address"]).network
-        expect(interface["sandbox"] == str(self.stage.netns_of(container)), "the container's namespace", said)
+        expect(interface["sandbox"] == str(self.environment.netns_of(container)), "the container's namespace", said)
         expect(ipaddress.ip_address(host.gateway) in network, f"an address of {host.vxnet_id}", said)
         self.results[container] = result
         self.nic_ids.add(interface["mac"])
@@ -183,15 +183,17 @@ class Tools:
         self.tell.say(f"{container} on {host.name}: deleted after {shown(seconds)}")
 
     def end_container(self, container: str) -> None:
-        self.quietly("ip", "netns", "delete", self.stage.netns_of(container).name)
+        self.quietly("ip", "netns", "delete", self.environment.netns_of(container).name)
 
     def _cni(self, verb: str, container: str, host: Host, *, is_shown: bool) -> tuple[float, str]:
         """Exec the plugin on this host: variables, the network's configuration on stdin. Its time and its output."""
-        words, settings = host.inside(self.stage.plugin), self.stage.cni_variables(verb, container)
+        words, settings = host.inside(self.environment.plugin), self.environment.cni_variables(verb, container)
         if is_shown:
             self.tell.command(words, settings, host.network)
         begun = time.monotonic()
-        done: Done = self.stage.run(*words, settings=settings, stdin=host.network.read_text(), seconds=ADD_SECONDS)
+        done: Done = self.environment.run(
+            *words, settings=settings, stdin=host.network.read_text(), seconds=ADD_SECONDS
+        )
         seconds = time.monotonic() - begun
         expect(done.returncode == 0, f"success of {verb} for {container}", done.stdout + done.stderr, host.log)
         if is_shown:
@@ -202,17 +204,17 @@ class Tools:
 
     def ping(self, source: str, target: str) -> None:
         words = ("ping", "-q", "-c", "2", "-i", "0.2", "-W", "2", self.ip_of(target))
-        self.shell(*self.stage.inside(source, *words))
+        self.shell(*self.environment.inside(source, *words))
 
     def connect(self, source: str, target: str) -> None:
         """Make a TCP connection; the server answers with the address it sees."""
         python: list[Word] = [sys.executable, "-IS", "-c"]
-        words = self.stage.inside(target, *python, SERVER)
-        with self.stage.start(*words, output=subprocess.PIPE, log=subprocess.DEVNULL) as server:
+        words = self.environment.inside(target, *python, SERVER)
+        with self.environment.start(*words, output=subprocess.PIPE, log=subprocess.DEVNULL) as server:
             assert server.stdout is not None
             try:
                 server.stdout.readline()
-                said = self.quietly(*self.stage.inside(source, *python, CLIENT, self.ip_of(target))).strip()
+                said = self.quietly(*self.environment.inside(source, *python, CLIENT, self.ip_of(target))).strip()
             finally:
                 server.kill()
         wanted = f"hello {self.ip_of(source)}"
@@ -224,8 +226,10 @@ class Tools:
         """In each of these containers a server on port 8080, TCP and UDP, that tells its name and whom it sees."""
         with contextlib.ExitStack() as stack:
             for container in containers:
-                words = self.stage.inside(container, sys.executable, "-IS", "-c", HELLO_SERVER, container)
-                server = stack.enter_context(self.stage.start(*words, output=subprocess.PIPE, log=subprocess.DEVNULL))
+                words = self.environment.inside(container, sys.executable, "-IS", "-c", HELLO_SERVER, container)
+                server = stack.enter_context(
+                    self.environment.start(*words, output=subprocess.PIPE, log=subprocess.DEVNULL)
+                )
                 stack.callback(server.kill)
                 assert server.stdout is not None
                 server.stdout.readline()
@@ -234,7 +238,9 @@ class Tools:
     def ask_service(self, source: str, address: str, proto: str, times: int) -> list[str]:
         """What it answered to a container, each time."""
         python: list[Word] = [sys.executable, "-IS", "-c"]
-        return self.quietly(*self.stage.inside(source, *python, ASK_SERVICE, address, proto, str(times))).splitlines()
+        return self.quietly(
+            *self.environment.inside(source, *python, ASK_SERVICE, address, proto, str(times))
+        ).splitlines()
 
     # --- what ADD gave ---------------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
-"""Containers on real interfaces while everything that can die dies: `make chaos`.
+"""Containers on real interfaces while every process may die: `make chaos`.
 
-Runtimes (`runtimes`) drive the installed plugin, trouble (`trouble`) befalls agents, plugins, the cloud and links,
-and a watcher (`watcher`) looks at the kernel all the while: what an ADD promised holds until somebody meddles with
-that container (`ledger`). At the end, with all trouble over, the counts of cloud, table and kernel must agree
-(`accounts`).
+Runtimes (`runtimes`) start the installed plugin, disturbances (`disturbances`) hit agents, plugins, the cloud and links,
+and a watcher (`watcher`) compares the kernel with the promises of ADDs (`promises`), which hold until a container is
+disturbed. After the disturbances the counts of cloud, table and kernel must agree (`final_check`).
 """

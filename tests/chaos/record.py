@@ -1,4 +1,4 @@
-"""What happens, told line by line as it happens, and counted; what must not happen ends the run."""
+"""The record of a run: lines as they happen, counts and times; a broken claim ends the run."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from typing import TextIO
 
 @dataclass(frozen=True)
 class Broken:
-    """A claim that does not hold."""
+    """A claim that failed."""
 
     at: float  # seconds since the begin
     claim: str
@@ -43,9 +43,9 @@ class Record:
         """A line for the log only: there are hundreds."""
         self._write(what, self._log)
 
-    def _write(self, what: str, *places: TextIO) -> None:
+    def _write(self, what: str, *namespaces: TextIO) -> None:
         with self._lock:
-            for place in places:
+            for place in namespaces:
                 print(f"{self.now:7.2f}  {what}", file=place, flush=True)
 
     def count(self, what: str) -> None:
@@ -56,7 +56,7 @@ class Record:
         with self._lock:
             self.seconds.setdefault(verb, []).append(seconds)
 
-    def breaks(self, claim: str, *subjects: str) -> None:
+    def fail(self, claim: str, *subjects: str) -> None:
         """Something is as it must never be; unless the run was interrupted, for ^C ends the cloud as well."""
         if self.over.is_set() and not self.broken:
             return

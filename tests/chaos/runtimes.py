@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chaos.ledger import Ledger, Promise
+from chaos.promises import Promise, Promises
 from chaos.record import Record
 from chaos.watcher import check
 from cni.answers import Answer, checked
@@ -44,7 +44,7 @@ class Plugins:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            self._record.breaks(f"{verb} {name}: no answer in {ANSWER_SECONDS} s", name)
+            self._record.fail(f"{verb} {name}: no answer in {ANSWER_SECONDS} s", name)
             return None
         finally:
             with self._lock:
@@ -55,7 +55,7 @@ class Plugins:
         try:
             checked(answer, verb, str(conf["cniVersion"]), "eth0", netns)
         except AssertionError as error:
-            self._record.breaks(f"{verb} {name}: an answer as none may be: {error}", name)
+            self._record.fail(f"{verb} {name}: an answer as none may be: {error}", name)
             return None
         self._tell(verb, name or host.name, answer)
         return answer
@@ -87,27 +87,27 @@ class Plugins:
 
 
 class Runtime:
-    """Until told to be calm; then most containers that nobody meddled with are left as they are.
+    """Runs containers until `calm` is set; then most undisturbed containers stay.
 
     Of the others most die without a DEL: nobody but the agent itself can tidy up after these.
     """
 
-    def __init__(self, host: Host, plugins: Plugins, ledger: Ledger, record: Record, rng: random.Random) -> None:
+    def __init__(self, host: Host, plugins: Plugins, promises: Promises, record: Record, rng: random.Random) -> None:
         self.host = host
         self._plugins = plugins
-        self._ledger = ledger
+        self._promises = promises
         self._record = record
         self._rng = rng
 
     def run(self, calm: threading.Event) -> None:
         while not calm.wait(self._rng.uniform(0.0, 1.0)) and not self._record.over.is_set():
             container = self.host.container()
-            self._ledger.made(self.host, container)
+            self._promises.made(self.host, container)
             while (promise := self._add(container)) and not self._record.over.is_set():
                 self._live(promise, calm)
-                if calm.is_set() and self._ledger.holds(promise) and self._rng.random() < 0.8:
+                if calm.is_set() and self._promises.holds(promise) and self._rng.random() < 0.8:
                     return
-                if self._rng.random() < 0.85 or calm.is_set() or self._ledger.is_meddled(container):
+                if self._rng.random() < 0.85 or calm.is_set() or self._promises.is_meddled(container):
                     break
                 self.delete(container)  # and once more in the same namespace
             self._end(container, 0.7 if calm.is_set() else 0.1)
@@ -124,14 +124,14 @@ class Runtime:
         if answer is None:
             return None
         if answer.status:
-            if answer.code != LATER and not (answer.code in UNDONE and self._ledger.is_meddled(container)):
-                self._record.breaks(f"ADD {container.name}: {answer.code} {answer.message}", container.name)
+            if answer.code != LATER and not (answer.code in UNDONE and self._promises.is_meddled(container)):
+                self._record.fail(f"ADD {container.name}: {answer.code} {answer.message}", container.name)
             return None
         promise = Promise(self.host, container, answer.result, conf)
-        if other := self._ledger.promise(promise):
+        if other := self._promises.promise(promise):
             claim = f"{promise.name} was promised {promise.address}, which {other.name} has"
-            self._record.breaks(claim, promise.name, other.name, promise.nic_id)
-        check(promise, self._ledger, self._record)
+            self._record.fail(claim, promise.name, other.name, promise.nic_id)
+        check(promise, self._promises, self._record)
         return promise
 
     def _live(self, promise: Promise, calm: threading.Event) -> None:
@@ -144,30 +144,30 @@ class Runtime:
                     self._add_again(promise)
                 case chance if chance < 0.40:
                     self._collect()
-            if not self._ledger.holds(promise):
+            if not self._promises.holds(promise):
                 return
 
     def _check(self, promise: Promise) -> None:
         answer = self._plugins.ask("CHECK", self.host, promise.name, {**promise.conf, "prevResult": promise.result})
         if answer is None or not answer.status or answer.code == LATER:
             return
-        if self._ledger.holds(promise) or answer.code not in UNDONE | {FAULTY}:
-            self._record.breaks(f"CHECK {promise.name}: {answer.code} {answer.message}", promise.name, promise.nic_id)
+        if self._promises.holds(promise) or answer.code not in UNDONE | {FAULTY}:
+            self._record.fail(f"CHECK {promise.name}: {answer.code} {answer.message}", promise.name, promise.nic_id)
 
     def _add_again(self, promise: Promise) -> None:
         """A repeated ADD gets the first answer, unless somebody meddled; one that is killed changes nothing."""
         answer = self._plugins.ask("ADD", self.host, promise.name, promise.conf)
-        if answer is None or not self._ledger.holds(promise):
+        if answer is None or not self._promises.holds(promise):
             return
         if answer.status and answer.code != LATER:
-            self._record.breaks(f"ADD again {promise.name}: {answer.code} {answer.message}", promise.name)
+            self._record.fail(f"ADD again {promise.name}: {answer.code} {answer.message}", promise.name)
         elif not answer.status and answer.result != promise.result:
             claim = f"ADD again {promise.name}: {answer.result} instead of {promise.result}"
-            self._record.breaks(claim, promise.name, promise.nic_id)
+            self._record.fail(claim, promise.name, promise.nic_id)
 
     def _collect(self) -> None:
         """GC by a list from which some are missing: none of those that live may be taken away for it."""
-        mine = [c for host, c in self._ledger.containers() if host.name == self.host.name]
+        mine = [c for host, c in self._promises.containers() if host.name == self.host.name]
         listed = [{"containerID": container.name, "ifname": "eth0"} for container in mine if self._rng.random() < 0.8]
         self._plugins.ask("GC", self.host, "", self.host.conf(GC_VERSION) | {"cni.dev/valid-attachments": listed})
 
@@ -176,22 +176,22 @@ class Runtime:
     def _end(self, container: Container, unannounced: float) -> None:
         """In one of the ways that runtimes have; *unannounced*: how likely no DEL comes."""
         if self._rng.random() < unannounced:
-            self._ledger.meddle(container, "its namespace goes, and no DEL comes")
+            self._promises.meddle(container, "its namespace goes, and no DEL comes")
             self._remove(container)
             self._record.count("containers that died without DEL")
         elif self._rng.random() < 0.2:
-            self._ledger.meddle(container, "its namespace goes before the DEL")
+            self._promises.meddle(container, "its namespace goes before the DEL")
             self._remove(container)
             self.delete(container)
         else:
             self.delete(container)
             self._remove(container)
-        self._ledger.withdraw(container)
-        self._ledger.gone(self.host, container)
+        self._promises.withdraw(container)
+        self._promises.gone(self.host, container)
 
     def delete(self, container: Container) -> None:
         """DEL until it has succeeded, as runtimes do."""
-        self._ledger.withdraw(container)
+        self._promises.withdraw(container)
         conf = self.host.conf(self._rng.choice(VERSIONS))
         until = time.monotonic() + DEL_SECONDS
         while not self._record.over.is_set():
@@ -199,7 +199,7 @@ class Runtime:
             if answer is not None and not answer.status:
                 return
             if time.monotonic() > until:
-                self._record.breaks(f"DEL {container.name} does not succeed in {DEL_SECONDS} s", container.name)
+                self._record.fail(f"DEL {container.name} does not succeed in {DEL_SECONDS} s", container.name)
             time.sleep(0.2)
 
     def _remove(self, container: Container) -> None:
@@ -210,4 +210,4 @@ class Runtime:
         for container in containers:
             self.delete(container)
             self._remove(container)
-            self._ledger.gone(self.host, container)
+            self._promises.gone(self.host, container)

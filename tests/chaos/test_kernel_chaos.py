@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.ledger import Ledger
+from chaos.promises import Promises
 from chaos.record import Record
 from chaos.watcher import Watcher
 from machines.simulator import needs_root, run, unique_name
@@ -71,7 +71,7 @@ def test_the_watcher_sees_an_address_that_is_in_two_namespaces(tmp_path: Path) -
             run("ip", "netns", "add", name)
             for address in addresses:
                 run("ip", "-n", name, "addr", "add", address, "dev", "lo")
-        Watcher(Ledger(), record, names, random.Random(1)).run(record.over)
+        Watcher(Promises(), record, names, random.Random(1)).run(record.over)
     finally:
         for name in names:
             run("ip", "netns", "delete", name, check=False)

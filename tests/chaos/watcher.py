@@ -1,4 +1,4 @@
-"""Looks into all namespaces all the time, by `ip` and `ping` alone: it asks neither agent nor cloud."""
+"""Checks all namespaces in rounds by `ip` and `ping`, without agent or cloud."""
 
 import json
 import random
@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from chaos.ledger import Ledger, Promise
+from chaos.promises import Promise, Promises
 from chaos.record import Record
 from machines.simulator import run
 
@@ -55,41 +55,41 @@ def is_answered(promise: Promise, address: str) -> bool:
     )
 
 
-def check(promise: Promise, ledger: Ledger, record: Record) -> None:
+def check(promise: Promise, promises: Promises, record: Record) -> None:
     """Compare with the kernel what was promised; an agent that answered has no excuse."""
     found = faults(promise)
-    if found and ledger.holds(promise):
-        record.breaks(
+    if found and promises.holds(promise):
+        record.fail(
             f"{promise.name} was promised {promise.address}: {'; '.join(found)}", promise.name, promise.nic_id
         )
 
 
 class Watcher:
-    """Goes round until told to end; *places* are the namespaces of hosts and of parked NICs."""
+    """Checks in rounds until its end; *namespaces* are those of hosts and of parked NICs."""
 
-    def __init__(self, ledger: Ledger, record: Record, places: tuple[str, ...], rng: random.Random) -> None:
-        self._ledger = ledger
+    def __init__(self, promises: Promises, record: Record, namespaces: tuple[str, ...], rng: random.Random) -> None:
+        self._promises = promises
         self._record = record
-        self._places = places
+        self._places = namespaces
         self._rng = rng
 
     def run(self, over: threading.Event) -> None:
         while not over.wait(PAUSE):
-            self._look_for_twins()
-            promises = self._ledger.promises()
+            self._check_duplicate_addresses()
+            promises = self._promises.promises()
             for promise in promises:
-                check(promise, self._ledger, self._record)
+                check(promise, self._promises, self._record)
             self._ping(promises)
             self._record.count("rounds of the watcher")
 
-    def _look_for_twins(self) -> None:
+    def _check_duplicate_addresses(self) -> None:
         """An address in two namespaces. They are not looked into at one moment, so the first is looked into again."""
         seen: dict[str, str] = {}
-        for netns in (*self._places, *(container.name for _, container in self._ledger.containers())):
+        for netns in (*self._places, *(container.name for _, container in self._promises.containers())):
             for address in addresses(netns):
                 first = seen.setdefault(address, netns)
                 if first != netns and address in addresses(first) and address in addresses(netns):
-                    self._record.breaks(f"{address} is in {first} and in {netns}", first, netns)
+                    self._record.fail(f"{address} is in {first} and in {netns}", first, netns)
 
     def _ping(self, promises: list[Promise]) -> None:
         """Some ping the vxnet's router, which must answer, and another container."""
@@ -100,9 +100,9 @@ class Watcher:
             self._record.count("pings")
 
     def _expect(self, promise: Promise, address: str, *others: Promise) -> None:
-        if not is_answered(promise, address) and all(map(self._ledger.holds, (promise, *others))):
+        if not is_answered(promise, address) and all(map(self._promises.holds, (promise, *others))):
             subjects = [word for p in (promise, *others) for word in (p.name, p.nic_id)]
-            self._record.breaks(f"{promise.name} ({promise.address}) does not reach {address}", *subjects)
+            self._record.fail(f"{promise.name} ({promise.address}) does not reach {address}", *subjects)
 
 
 def held_macs(netns: str) -> Iterator[str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bench.stage import peers_directory
+from bench.environment import peers_directory
 from cni.libcni import Call, Libcni
 from cni.networks import Network, parse
 from machines.containers import Container

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench import report
+from bench.environment import BenchFailed, peers_directory
 from bench.figures import Figure, burst_bound, parallel_bound, percentile
 from bench.measures import Record, mean_phases
-from bench.stage import BenchFailed, peers_directory
 from machines.simulator import needs_root
 from pages import ROOT, page
 from qingcloud_cni.agent.base.phases import Phase
@@ -71,9 +71,9 @@ def test_a_run_is_written_between_the_marks_of_the_page_and_nowhere_else(tmp_pat
     record.expect("memory", "at most 60 MB", 48.6, 60.0, "MiB")
     copy = tmp_path / "performance.md"
     copy.write_text(page("docs/performance.md"))
-    report.write(copy, record, {"command": "make bench", "processors": "2"})
+    report.write_page(copy, record, {"command": "make bench", "processors": "2"})
     once = copy.read_text()
-    report.write(copy, record, {"command": "make bench", "processors": "2"})
+    report.write_page(copy, record, {"command": "make bench", "processors": "2"})
     assert copy.read_text() == once
     assert "| a move | 19.0 | 19.0 | 19.0 | 1 |" in once
     assert "| memory | at most 60 MB | 60 MiB | 48.6 MiB | met |" in once

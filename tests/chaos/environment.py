@@ -1,4 +1,4 @@
-"""The stage: a cloud whose API can be killed and goes on where it was, and hosts whose agents can."""
+"""The environment: a cloud whose API continues after a kill, and hosts whose agents can be killed."""
 
 import shutil
 import signal
@@ -25,7 +25,7 @@ AGENT = {
 
 
 @dataclass
-class Stage:
+class Environment:
     sim: Sim
     hosts: list[Host]
     record: Record
@@ -45,7 +45,7 @@ class Stage:
         end_sim(self.sim.process)
 
     def start_api(self) -> None:
-        """What it kept it goes on with; networks were there all the while."""
+        """The new API continues from the saved cloud; the networks stayed."""
         state = ("--state-dir", str(self.sim.info["state_dir"]))
         self.sim = start_sim(self.sim.name, *state, log=self.directory / "sim.log")
         for host in self.hosts:
@@ -67,18 +67,18 @@ class Stage:
         status = host.agent.stop()
         has_begun = host.agent.log.stat().st_size > 0
         if status and (has_begun or status != -signal.SIGTERM):
-            self.record.breaks(f"the agent of {host.name} was stopped and ended with {status}: {host.agent.stderr}")
+            self.record.fail(f"the agent of {host.name} was stopped and ended with {status}: {host.agent.stderr}")
 
-    def look_after_agents(self) -> None:
+    def check_agents(self) -> None:
         """None ends by itself: that would be a bug, or a refusal to start where there is no cause for one."""
         for host in self.hosts:
             if host.name in self.up and not host.agent.is_running:
                 self.up.discard(host.name)
                 status = host.agent.process.poll()
-                self.record.breaks(f"the agent of {host.name} ended with {status}: {host.agent.stderr[-2000:]}")
+                self.record.fail(f"the agent of {host.name} ended with {status}: {host.agent.stderr[-2000:]}")
 
     @property
-    def places(self) -> tuple[str, ...]:
+    def namespaces(self) -> tuple[str, ...]:
         """Namespaces of hosts and of parked NICs."""
         return tuple(name for host in self.hosts for name in (host.netns, host.parking.name))
 
@@ -86,17 +86,17 @@ class Stage:
 
     def story(self, subject: str) -> str:
         """All that an agent knows of a container or NIC; what its log says if it cannot be asked."""
-        told: list[str] = []
+        text: list[str] = []
         kind = "--nic" if ":" in subject else "--container"
         for host in self.hosts:
             with suppress(OSError, AssertionError):
                 for command in (("explain", subject), ("events", kind, subject)):
                     said = host.qingagent(*command, check=False)
-                    told += [f"--- {host.name}: qingagent {' '.join(command)}", said.stdout or said.stderr]
+                    text += [f"--- {host.name}: qingagent {' '.join(command)}", said.stdout or said.stderr]
             for agent in host.agents:
                 lines = [line for line in agent.log.read_text(errors="replace").splitlines() if subject in line]
-                told += [f"--- {host.name}: {agent.log.name}", *lines] if lines else []
-        return "\n".join(told)
+                text += [f"--- {host.name}: {agent.log.name}", *lines] if lines else []
+        return "\n".join(text)
 
     def keep(self, place: Path) -> None:
         """Copy logs and state files there."""
@@ -106,8 +106,8 @@ class Stage:
 
 
 @contextmanager
-def staged(directory: Path, record: Record, hosts: int) -> Iterator[Stage]:
-    """Cloud, hosts and agents, ready; all of it is gone at the end.
+def running_environment(directory: Path, record: Record, hosts: int) -> Iterator[Environment]:
+    """Start cloud, hosts and agents; remove everything at the end.
 
     The cloud draws from a seed of its own: two with one seed would give MACs twice on one machine, and agents that
     look for a NIC in every namespace would find the other's.
@@ -119,13 +119,13 @@ def staged(directory: Path, record: Record, hosts: int) -> Iterator[Stage]:
     with running_sim(*options, log=directory / "sim.log") as sim:
         names = iter(sim.info["namespaces"]["hosts"])
         with hosts_of(sim, names, directory, plugin) as new_host:
-            stage = Stage(sim, [new_host() for _ in range(hosts)], record, directory)
+            environment = Environment(sim, [new_host() for _ in range(hosts)], record, directory)
             try:
-                for host in stage.hosts:
-                    stage.start_agent(host)
-                for host in stage.hosts:
+                for host in environment.hosts:
+                    environment.start_agent(host)
+                for host in environment.hosts:
                     eventually(host.is_ready, f"the agent of {host.name} ready", seconds=60.0)
                     host.wait_idle(int(str(AGENT["min_idle"])))
-                yield stage
+                yield environment
             finally:
-                end_sim(stage.sim.process)
+                end_sim(environment.sim.process)

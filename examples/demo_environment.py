@@ -1,7 +1,7 @@
-"""The demo's stage: a simulated cloud, an agent per host, containers; and how all of it is taken away again.
+"""The demo's environment: a simulated cloud, an agent per host, containers; and the removal of all of it.
 
-Everything bears the stage's name or lies in its directory, and every process carries its mark. So whatever happened
-on the way, and in whichever process, `take_down` finds what there is.
+Every namespace has the environment's name, every file is in its directory, and every process has its mark. So
+`remove_all` finds everything after any failure.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 QINGAGENT, QINGCLOUD_SIM = BIN / "qingagent", BIN / "qingcloud-sim"
 NETNS_DIRECTORY = Path("/run/netns")  # where iproute2 keeps named network namespaces
 NAME = re.compile(r"demo[0-9a-f]{6}")
-MARK = "QINGCNI_DEMO"  # an environment variable of every process: the stage's directory
+MARK = "QINGCNI_DEMO"  # an environment variable of every process: the environment's directory
 PATIENCE = 30.0  # seconds a process may take to end; the simulator and the agents need one or two
 SERVICE_RANGE = "10.96.0.0/12"  # Kubernetes' default
 
@@ -33,7 +33,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 class Failed(Exception):
-    """Something did not hold; *log* is where to look."""
+    """A step failed; *log* has the details."""
 
     def __init__(self, expected: str, came: str, log: Path | None = None) -> None:
         super().__init__(f"expected {expected}; {came}")
@@ -63,11 +63,11 @@ class Host:
         return self.directory / "agent.log"
 
     def inside(self, *words: Word) -> list[Word]:
-        """A command as it is run on this host."""
+        """A command line that runs on this host."""
         return ["nsenter", f"--net={self.netns}", *words]
 
     def write_files(self, files: Path, pool: dict[str, str | int]) -> None:
-        """The agent's configuration and the network's; *files* is what the cloud's image put on the host."""
+        """Write the agent's configuration and the network's; *files* has those of the cloud's image."""
         settings: dict[str, str | int] = {
             "QYAccessFilePath": str(files / "client.yaml"),
             "instance-id-file": str(files / "instance-id"),
@@ -98,31 +98,31 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A directory whose name is also that of the simulator, and a prefix of every namespace."""
+class Environment:
+    """A directory whose name is that of the simulator, and the prefix of every namespace."""
 
     directory: Path
 
     @classmethod
-    def make(cls, *, is_kept: bool) -> "Stage":
-        """A fresh one: in TMPDIR, or where it outlives whoever cleans TMPDIR up."""
+    def make(cls, *, is_kept: bool) -> "Environment":
+        """Make one in TMPDIR, or in /run, where it outlives TMPDIR."""
         parent = Path("/run") if is_kept else Path(tempfile.gettempdir())
         directory = parent / f"demo{secrets.token_hex(3)}"
         directory.mkdir(mode=0o700)
-        stage = cls(directory)
-        if not is_kept and (clouds := os.environ.get("QC_CLOUDS")):  # tools/scratch.py removes it if we are killed
-            Path(clouds, stage.name).touch()
+        environment = cls(directory)
+        if not is_kept and (clouds := os.environ.get("QC_CLOUDS")):  # tools/scratch.py removes it after a kill
+            Path(clouds, environment.name).touch()
         try:
             if os.statvfs(directory).f_flag & os.ST_NOEXEC:  # as /run often is; the plugin is a program
                 options = "mode=0700,nosuid,nodev,exec"
-                stage.run("mount", "--no-mtab", "-t", "tmpfs", "-o", options, "demo", directory)
+                environment.run("mount", "--no-mtab", "-t", "tmpfs", "-o", options, "demo", directory)
             if not NETNS_DIRECTORY.exists():
-                stage.first_namespaces.touch()
-            stage.bin_dir.mkdir()
+                environment.first_namespaces.touch()
+            environment.bin_dir.mkdir()
         except BaseException:
-            stage.take_down()
+            environment.remove_all()
             raise
-        return stage
+        return environment
 
     @property
     def name(self) -> str:
@@ -150,12 +150,12 @@ class Stage:
 
     @property
     def first_namespaces(self) -> Path:
-        """There if this machine had no named network namespaces before."""
+        """Exists if this machine had no named network namespaces before."""
         return self.directory / "first-namespaces"
 
     @cached_property
-    def environment(self) -> dict[str, str]:
-        """Ours, less what would change a setting of the agents, or tie a process to a directory that goes first."""
+    def variables(self) -> dict[str, str]:
+        """Environment variables, without settings of the agents and TMPDIR, which goes first."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("QINGAGENT_", "CNI_")) and k != "TMPDIR"}
         return kept | {MARK: str(self.directory)}
 
@@ -164,28 +164,28 @@ class Stage:
     def run(
         self, *words: Word, stdin: str = "", settings: dict[str, str] | None = None, seconds: float = 60.0
     ) -> Done:
-        """Run a program to its end, whatever that is; Failed only if it takes too long."""
+        """Run a program to its end with any status; Failed only if it takes too long."""
         try:
             return subprocess.run(
-                words, input=stdin, env=self.environment | (settings or {}), cwd="/", timeout=seconds,
+                words, input=stdin, env=self.variables | (settings or {}), cwd="/", timeout=seconds,
                 capture_output=True, text=True, check=False, start_new_session=True,
             )  # fmt: skip
         except subprocess.TimeoutExpired as err:
             raise Failed(f"an end of {Path(words[0]).name} within {seconds:.0f} s", "it still runs") from err
 
     def start(self, *words: Word, output: Path | int, log: Path | int) -> subprocess.Popen[str]:
-        """Start a program that stays; a session of its own keeps Ctrl-C from it, which we answer in good order."""
+        """Start a program that stays; in its own session Ctrl-C does not reach it before the demo cleans up."""
         with contextlib.ExitStack() as files:
             stdout, stderr = (
                 files.enter_context(where.open("w")) if isinstance(where, Path) else where for where in (output, log)
             )
             return subprocess.Popen(
-                words, env=self.environment, cwd="/", stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+                words, env=self.variables, cwd="/", stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
                 text=True, start_new_session=True,
             )  # fmt: skip
 
     def processes(self) -> Iterator[int]:
-        """Ids of all processes that bear this stage's mark."""
+        """Ids of all processes with this environment's mark."""
         mark = f"{MARK}={self.directory}".encode()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and entry.name != str(os.getpid()):
@@ -199,11 +199,11 @@ class Stage:
         return NETNS_DIRECTORY / f"{self.name}-{container}"
 
     def inside(self, container: str, *words: Word) -> list[Word]:
-        """A command as it is run in a container."""
+        """A command line that runs in a container."""
         return ["nsenter", f"--net={self.netns_of(container)}", *words]
 
     def cni_variables(self, verb: str, container: str) -> dict[str, str]:
-        """What a container runtime tells a plugin in its environment."""
+        """The variables that a container runtime sets for a plugin."""
         return {
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": container,
@@ -214,8 +214,8 @@ class Stage:
 
     # --- the end ---------------------------------------------------------------------------------------
 
-    def take_down(self) -> list[str]:
-        """Take away all there is of this stage, in whatever state; what is left nevertheless."""
+    def remove_all(self) -> list[str]:
+        """Remove everything of this environment, in any state; returns what remains."""
         self._end_processes()
         complaints: list[str] = []
         if self.sim.exists() or self.namespaces():
@@ -228,13 +228,13 @@ class Stage:
         shutil.rmtree(self.directory, ignore_errors=True)
         if not had_namespaces and NETNS_DIRECTORY.is_dir() and not any(NETNS_DIRECTORY.iterdir()):
             self._attempt("umount", "--no-mtab", NETNS_DIRECTORY)
-            with contextlib.suppress(OSError):  # somebody else has just made a namespace
+            with contextlib.suppress(OSError):  # another program has just made a namespace
                 NETNS_DIRECTORY.rmdir()
         left = self.left()
         return [*left, *complaints] if left else []
 
     def left(self, nic_ids: Collection[str] = ()) -> list[str]:
-        """What of this stage can be seen on this machine now; *nic_ids* are the MACs of links to look for."""
+        """Everything of this environment that still exists; *nic_ids* are the MACs of its links."""
         done = self.run("ip", "-json", "link")
         return [
             *(f"process {pid}" for pid in self.processes()),
@@ -244,14 +244,14 @@ class Stage:
         ]
 
     def _attempt(self, *words: Word) -> list[str]:
-        """Run a program; what it complained of."""
+        """Run a program; returns its stderr."""
         try:
             return self.run(*words).stderr.splitlines()
         except Failed as err:
             return [str(err)]
 
     def namespaces(self) -> list[str]:
-        """Names of all of ours: hosts, router, containers, and what the agents parked idle NICs in."""
+        """Names of all its namespaces: hosts, router, containers and the agents' parking namespaces."""
         with contextlib.suppress(FileNotFoundError):
             return sorted(path.name for path in NETNS_DIRECTORY.iterdir() if self.name in path.name)
         return []
@@ -259,12 +259,12 @@ class Stage:
     def _end_processes(self) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + PATIENCE
-            told: set[int] = set()
+            signalled: set[int] = set()
             while pids := set(self.processes()):
-                for pid in pids - told:
+                for pid in pids - signalled:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
-                told |= pids
+                signalled |= pids
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.05)

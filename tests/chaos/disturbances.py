@@ -1,4 +1,4 @@
-"""Everything that goes wrong, drawn from a seed: processes die, namespaces and links go astray, the cloud fails."""
+"""Disturbances, drawn from a seed: processes die, namespaces and links are moved or deleted, the cloud fails."""
 
 import heapq
 import random
@@ -10,10 +10,10 @@ from http.client import HTTPException
 from itertools import count
 from typing import Any
 
-from chaos.ledger import Ledger
+from chaos.environment import Environment
+from chaos.promises import Promises
 from chaos.record import Record
 from chaos.runtimes import Plugins
-from chaos.stage import Stage
 from machines.hosts import Host
 from machines.simulator import links, run
 
@@ -53,13 +53,15 @@ FAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Trouble:
-    """Makes it until told to be quiet, then ends it."""
+class Disturbances:
+    """Disturbs until `quiet` is set, then ends all that lasts."""
 
-    def __init__(self, stage: Stage, plugins: Plugins, ledger: Ledger, record: Record, rng: random.Random) -> None:
-        self._stage = stage
+    def __init__(
+        self, environment: Environment, plugins: Plugins, promises: Promises, record: Record, rng: random.Random
+    ) -> None:
+        self._environment = environment
         self._plugins = plugins
-        self._ledger = ledger
+        self._promises = promises
         self._record = record
         self._rng = rng
         self._later: list[tuple[float, int, Callable[[], None]]] = []  # what ends a trouble, by time
@@ -84,16 +86,16 @@ class Trouble:
         record = self._record
         due = record.now
         while not quiet.wait(0.02) and not record.over.is_set():
-            self._stage.look_after_agents()
+            self._environment.check_agents()
             while self._later and self._later[0][0] <= record.now:
                 heapq.heappop(self._later)[2]()
             if record.now >= due:
-                self._make()
+                self._disturb()
                 due = record.now + self._rng.expovariate(1 / PAUSE)
         while self._later and not record.over.is_set():
             heapq.heappop(self._later)[2]()
 
-    def _make(self) -> None:
+    def _disturb(self) -> None:
         kinds = list(self._kinds)
         kind = self._rng.choices(kinds, [self._kinds[k] for k in kinds])[0]
         if what := kind():
@@ -110,13 +112,13 @@ class Trouble:
         return f"kill -9 of a plugin: {killed}" if killed else ""
 
     def _kill_agent(self) -> str:
-        return self._end_agent(self._stage.kill_agent, "kill -9 of the agent of {}")
+        return self._end_agent(self._environment.kill_agent, "kill -9 of the agent of {}")
 
     def _stop_agent(self) -> str:
-        return self._end_agent(self._stage.stop_agent, "the agent of {} is stopped")
+        return self._end_agent(self._environment.stop_agent, "the agent of {} is stopped")
 
     def _end_agent(self, end: Callable[[Host], None], words: str) -> str:
-        running = [host for host in self._stage.hosts if host.name in self._stage.up]
+        running = [host for host in self._environment.hosts if host.name in self._environment.up]
         if not running:
             return ""
         host = self._rng.choice(running)
@@ -125,28 +127,28 @@ class Trouble:
         return words.format(host.name)
 
     def _start_agent(self, host: Host) -> None:
-        self._stage.start_agent(host)
+        self._environment.start_agent(host)
         self._record.tell(f"an agent is started on {host.name}")
 
     def _kill_api(self) -> str:
-        if not self._stage.is_api_up:
+        if not self._environment.is_api_up:
             return ""
-        self._stage.kill_api()
+        self._environment.kill_api()
         self._in(0.2, 8.0, self._start_api)
         return "kill -9 of the cloud's API"
 
     def _start_api(self) -> None:
-        self._stage.start_api()
+        self._environment.start_api()
         self._record.tell("the cloud's API is back")
 
     # --- the cloud -----------------------------------------------------------------------------------
 
     def _set_faults(self) -> str:
-        if not self._stage.is_api_up:
+        if not self._environment.is_api_up:
             return ""
         chosen = self._rng.sample(list(FAULTS), self._rng.choice((1, 1, 2)))
         seconds = self._rng.uniform(2.0, LONGEST_FAULT)
-        self._stage.sim.set_faults(*(FAULTS[name] | {"lasts": seconds} for name in chosen))
+        self._environment.sim.set_faults(*(FAULTS[name] | {"lasts": seconds} for name in chosen))
         return f"the cloud, for {seconds:.0f} s: {', '.join(chosen)}"
 
     def _detach(self) -> str:
@@ -161,30 +163,30 @@ class Trouble:
         return detached and f"{detached}, and deleted"
 
     def _at_console(self, action: str) -> str:
-        if not self._stage.is_api_up:
+        if not self._environment.is_api_up:
             return ""
-        host = self._rng.choice(self._stage.hosts)
+        host = self._rng.choice(self._environment.hosts)
         nics = sorted(host.cloud_nics())
         if not nics:
             return ""
         nic_id = self._rng.choice(nics)
-        self._ledger.take(nic_id, f"{action} at the console")
+        self._promises.take(nic_id, f"{action} at the console")
         self._call(action, nic_id)
         return f"somebody at the console, {host.name}: {action} {nic_id}"
 
     def _call(self, action: str, nic_id: str) -> None:
         with suppress(OSError, HTTPException, ValueError):  # the faults are for everybody
-            answer = self._stage.sim.try_call(action, nics=[nic_id])
+            answer = self._environment.sim.try_call(action, nics=[nic_id])
             self._record.note(f"{action} {nic_id} at the console: {answer}")
 
     # --- containers and their links ------------------------------------------------------------------
 
     def _delete_namespace(self) -> str:
-        found = self._ledger.any_container(self._rng)
+        found = self._promises.any_container(self._rng)
         if found is None:
             return ""
         _, container = found
-        self._ledger.meddle(container, "its namespace was deleted")
+        self._promises.meddle(container, "its namespace was deleted")
         run("ip", "netns", "delete", container.name, check=False)
         return f"the namespace of {container.name} is deleted"
 
@@ -202,21 +204,21 @@ class Trouble:
         return self._with_link("", "is deleted")
 
     def _with_link(self, change: str, words: str) -> str:
-        promises = self._ledger.promises()
-        other = self._ledger.any_container(self._rng)
+        promises = self._promises.promises()
+        other = self._promises.any_container(self._rng)
         if not promises or other is None:
             return ""
         promise = self._rng.choice(promises)
         names = {"host": promise.host.netns, "other": other[1].name}
-        told = f"the link of {promise.name} {words.format(**names)}"
-        self._ledger.meddle(promise.container, told)
+        text = f"the link of {promise.name} {words.format(**names)}"
+        self._promises.meddle(promise.container, text)
         verb = ["set", "dev", "eth0", *change.format(**names).split()] if change else ["delete", "dev", "eth0"]
         run("ip", "-n", promise.name, "link", *verb, check=False)
-        return told
+        return text
 
     def _unpark(self) -> str:
         """A NIC that is kept ready is brought back to the host, where udev and the like would see it."""
-        host = self._rng.choice(self._stage.hosts)
+        host = self._rng.choice(self._environment.hosts)
         parked = [row["ifname"] for row in links(host.parking.name).values() if row["ifname"] != "lo"]
         if not parked:
             return ""

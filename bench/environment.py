@@ -1,4 +1,4 @@
-"""The stage: a simulated cloud, agents on its hosts, namespaces to run plugins in, and NICs for the other plugins."""
+"""The environment: a simulated cloud, agents on its hosts, threads in their namespaces, NICs for other plugins."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ VXNETS = ("vxnet-pods001", "vxnet-pods002", "vxnet-pods003")
 
 
 class BenchFailed(Exception):
-    """Something did not work at all: there is nothing to measure."""
+    """A measured program failed, so there is nothing to measure."""
 
 
 def execute(program: Path, environment: Mapping[str, str], stdin: bytes) -> float:
@@ -44,8 +44,8 @@ def execute(program: Path, environment: Mapping[str, str], stdin: bytes) -> floa
     return seconds
 
 
-class Place:
-    """Threads that are in a host's namespace; what they run is in it from its first instruction."""
+class HostThreads:
+    """Threads in a host's namespace; the programs they start are in it from the first instruction."""
 
     def __init__(self, netns: str, threads: int) -> None:
         self._namespace = Namespace.open(netns)
@@ -63,10 +63,10 @@ class Place:
 
 
 class Mover:
-    """Moves links into a namespace and back by bare netlink messages: what no plugin can do without."""
+    """Moves links into a namespace and back by bare netlink messages, which every plugin needs."""
 
     def __init__(self, home: Path, away: str) -> None:
-        """To be made in a thread that is in the namespace at *home*."""
+        """Made in a thread in the namespace at *home*."""
         self._names: dict[str, str] = {}  # at home, by MAC
         self._home_ns, self._away_ns = Namespace.open(str(home)), Namespace.open(away)
         self._home = Netlink()
@@ -77,7 +77,7 @@ class Mover:
             enter(self._home_ns)
 
     def there(self, mac: str) -> float:
-        """Seconds the move of the link took that is down, as in an ADD; it is up afterwards."""
+        """Seconds for the move of a link that is down, as in an ADD; it is up afterwards."""
         link = self._find(self._home, mac)
         self._names[mac] = link.name
         seconds = self._move(self._home, link, self._away_ns, "m" + mac.replace(":", ""))
@@ -85,17 +85,17 @@ class Mover:
         return seconds
 
     def back(self, mac: str) -> float:
-        """Seconds the move of the link took that is up, as in a DEL."""
+        """Seconds for the move of a link that is up, as in a DEL."""
         return self._move(self._away, self._find(self._away, mac), self._home_ns, self._names.pop(mac))
 
-    def _find(self, place: Netlink, mac: str) -> LinkInfo:
-        (link,) = (link for link in place.links() if link.mac == mac)
+    def _find(self, netlink: Netlink, mac: str) -> LinkInfo:
+        (link,) = (link for link in netlink.links() if link.mac == mac)
         return link
 
-    def _move(self, place: Netlink, link: LinkInfo, target: Namespace, name: str) -> float:
+    def _move(self, netlink: Netlink, link: LinkInfo, target: Namespace, name: str) -> float:
         change = LinkChange(netns_fd=target.fd, name=name, is_up=False if link.is_up else None)
         begun = time.perf_counter()
-        place.do(set_link(link.ifindex, change), "move")
+        netlink.do(set_link(link.ifindex, change), "move")
         return time.perf_counter() - begun
 
     def close(self) -> None:
@@ -104,8 +104,8 @@ class Mover:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Hosts of one simulator; each measurement takes those it needs."""
+class Environment:
+    """Hosts of one simulator; each measurement uses those it needs."""
 
     sim: Sim
     directory: Path
@@ -127,15 +127,15 @@ class Stage:
                 run("ip", "netns", "delete", container.name, check=False)
 
     @contextmanager
-    def place(self, host: Host, threads: int = 1) -> Iterator[Place]:
-        place = Place(self.sim.host(host.name)["netns"], threads)
+    def host_threads(self, host: Host, threads: int = 1) -> Iterator[HostThreads]:
+        host_threads = HostThreads(self.sim.host(host.name)["netns"], threads)
         try:
-            yield place
+            yield host_threads
         finally:
-            place.close()
+            host_threads.close()
 
     def nics(self, host: Host, count: int) -> dict[str, str]:
-        """NICs of the cloud attached by hand: addresses by MAC. They are down, as ours are while they wait."""
+        """NICs attached by hand: addresses by MAC. They are down, as parked NICs are."""
         nics = self.sim.new_nics(host.name, host.vxnet, count)
         for name in self.names(host, [nic["nic_id"] for nic in nics]).values():
             run("ip", "-n", host.netns, "link", "set", name, "down")
@@ -170,14 +170,14 @@ def resident(pid: int) -> int:
 
 
 def processor_seconds(pid: int) -> float:
-    """What all threads of a process have computed so far."""
+    """Processor time of all threads of a process."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def peers_directory() -> Path:
-    """Where the plugins to compare with are; BenchFailed where they are not."""
+    """The directory of the plugins to compare with; BenchFailed if it is missing."""
     for directory in map(Path, ("/usr/lib/cni", "/opt/cni/bin")):
         if os.access(directory / "host-device", os.X_OK) and os.access(directory / "host-local", os.X_OK):
             return directory
-    raise BenchFailed("the plugins to compare with are missing: install Debian's containernetworking-plugins")
+    raise BenchFailed("plugins to compare with: missing; install Debian's containernetworking-plugins")

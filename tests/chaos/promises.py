@@ -1,4 +1,4 @@
-"""What ADDs that succeeded promised, and which of these promises somebody has broken on purpose."""
+"""The promises of successful ADDs, and those that a disturbance broke on purpose."""
 
 import random
 import threading
@@ -37,7 +37,7 @@ class Promise:
         return str(self.result["ips"][0]["gateway"])
 
 
-class Ledger:
+class Promises:
     """Shared by all threads. Who is going to meddle says so first, who deletes withdraws the promise first."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Plugins under measurement: how each is configured, and how a runtime execs it."""
+"""The measured plugins: their configurations, and their exec as by a runtime."""
 
 import json
 from abc import ABC, abstractmethod
@@ -6,25 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.stage import Place, execute
+from bench.environment import HostThreads, execute
 from machines.containers import Container
 from machines.hosts import Host
 
 
-class Contestant(ABC):
-    """A plugin on a host; *slot* numbers what it gives out where that matters."""
+class MeasuredPlugin(ABC):
+    """A plugin on a host; *slot* is the number of its device, if it needs one."""
 
     name: str
 
-    def __init__(self, program: Path, place: Place) -> None:
-        self.place = place
+    def __init__(self, program: Path, host_threads: HostThreads) -> None:
+        self.host_threads = host_threads
         self.program = program
 
     @abstractmethod
     def conf(self, slot: int) -> Mapping[str, Any]: ...
 
     def run(self, verb: str, container: Container, slot: int = 0) -> float:
-        """Seconds of one exec; to be called in a thread of the host's namespace."""
+        """Seconds of one exec; called in a thread in the host's namespace."""
         environment = {
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": container.name,
@@ -35,30 +35,30 @@ class Contestant(ABC):
         return execute(self.program, environment, json.dumps(self.conf(slot)).encode())
 
     def timed(self, verb: str, container: Container, slot: int = 0) -> float:
-        return self.place.do(self.run, verb, container, slot)
+        return self.host_threads.do(self.run, verb, container, slot)
 
 
-class Ours(Contestant):
-    """The seed's way: over TCP with a token, as 10-mynet.conf has it."""
+class Qingcni(MeasuredPlugin):
+    """Over TCP with a token, as in 10-mynet.conf."""
 
     name = "qingcni"
 
-    def __init__(self, host: Host, place: Place) -> None:
-        super().__init__(host.plugin, place)
+    def __init__(self, host: Host, host_threads: HostThreads) -> None:
+        super().__init__(host.plugin, host_threads)
         self._conf = host.conf()
 
     def conf(self, slot: int) -> Mapping[str, Any]:
         return self._conf
 
 
-class HostDevice(Contestant):
+class HostDevice(MeasuredPlugin):
     """NICs of the same cloud, moved by the reference plugin: the same kernel work."""
 
     name = "host-device"
 
-    def __init__(self, program: Path, place: Place, devices: list[tuple[str, str]]) -> None:
+    def __init__(self, program: Path, host_threads: HostThreads, devices: list[tuple[str, str]]) -> None:
         """*devices* are names and addresses."""
-        super().__init__(program, place)
+        super().__init__(program, host_threads)
         self._devices = devices
 
     def conf(self, slot: int) -> Mapping[str, Any]:
@@ -77,13 +77,13 @@ class HostDevice(Contestant):
         }
 
 
-class Bridge(Contestant):
-    """What people use where pods have no NICs of their own; it makes a veth and moves nothing."""
+class Bridge(MeasuredPlugin):
+    """For pods without NICs of their own; it makes a veth and moves nothing."""
 
     name = "bridge + host-local"
 
-    def __init__(self, program: Path, place: Place, data: Path) -> None:
-        super().__init__(program, place)
+    def __init__(self, program: Path, host_threads: HostThreads, data: Path) -> None:
+        super().__init__(program, host_threads)
         self._data = data
 
     def conf(self, slot: int) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""How the demo tells its story: numbered steps, commands as they are run, and a line that moves while it waits."""
+"""The demo's output: numbered steps, command lines, and a line of progress while it waits."""
 
 import os
 import shlex
@@ -10,16 +10,16 @@ from pathlib import Path
 MARGIN = " " * 6
 
 
-class Teller:
-    """Writes to stdout; colours and moving lines only where that is a terminal which can show them."""
+class Reporter:
+    """Writes to stdout, with colours and a moving line on a terminal that supports them."""
 
     def __init__(self) -> None:
         self._moves = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._has_colours = self._moves and not os.environ.get("NO_COLOR")
-        self._told = ""  # what the progress line says now
+        self._progress = ""  # the progress line
         self._began = time.monotonic()
 
-    def chapter(self, text: str) -> None:
+    def section(self, text: str) -> None:
         """Lines without a margin: before the first step and after the last."""
         self._write(f"{text}\n")
 
@@ -28,11 +28,11 @@ class Teller:
         self._write(f"\n{self._paint('1', f'[{number}/{count}] {title}')}\n{MARGIN}{self._paint('2', why)}\n")
 
     def held(self) -> None:
-        """The step did what it promised."""
+        """Report the success of a step."""
         self._write(f"{MARGIN}{self._paint('32', 'ok')} ({time.monotonic() - self._began:.1f} s)\n")
 
     def command(self, words: Sequence[str | Path], settings: dict[str, str], stdin: Path | None = None) -> None:
-        """A command line, as one could type it; programs of ours without the path of their environment."""
+        """A command line to type; the package's programs without the path of their environment."""
         own = Path(sys.executable).parent
         short = [word.name if isinstance(word, Path) and word.parent == own else str(word) for word in words]
         parts = [" ".join(f"{key}={shlex.quote(value)}" for key, value in settings.items()), shlex.join(short)]
@@ -44,28 +44,28 @@ class Teller:
         self._write(f"{MARGIN}{text}\n" if text else "\n")
 
     def show(self, output: str) -> None:
-        """What a command printed, further to the right and without its empty lines."""
+        """A command's output, indented and without empty lines."""
         for line in filter(str.strip, output.splitlines()):
             self._write(f"{MARGIN}  {line.rstrip()}\n")
 
     def waiting(self, text: str) -> None:
-        """What is being waited for: one line that moves on a terminal, else a line for each change."""
+        """The cause of a wait: one moving line on a terminal, else a line for each change."""
         if self._moves:
             self._clear()
             sys.stdout.write(f"{MARGIN}{self._paint('33', f'... {text} ({time.monotonic() - self._began:.0f} s)')}")
             sys.stdout.flush()
-        elif text != self._told:
+        elif text != self._progress:
             self._write(f"{MARGIN}... {text}\n")
-        self._told = text
+        self._progress = text
 
-    def trouble(self, text: str) -> None:
+    def failure(self, text: str) -> None:
         for line in text.splitlines():
             self._write(f"{MARGIN}{self._paint('31', line)}\n")
 
     def _write(self, text: str) -> None:
-        if self._moves and self._told:
+        if self._moves and self._progress:
             self._clear()
-        self._told = ""
+        self._progress = ""
         sys.stdout.write(text)
         sys.stdout.flush()
 
