@@ -13,7 +13,7 @@ from rich.table import Table
 from bench.figures import MS, Figure
 from bench.measures import Record
 
-BEGIN, END = "<!-- last run: written by `make bench ARGS=--write_page` -->", "<!-- end of last run -->"
+BEGIN, END = "<!-- last run: written by `make bench ARGS=--write` -->", "<!-- end of last run -->"
 
 
 def show(record: Record, console: Console) -> None:

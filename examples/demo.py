@@ -52,7 +52,7 @@ UNTIL_UP = (
          Steps.add_containers),
     Step("What a container sees",
          "The NIC itself is inside, under the name that the runtime chose: no bridge, no overlay, no translation.",
-         Steps.look_inside),
+         Steps.inspect_container),
     Step("Containers talk",
          "By ping and TCP, on one host and across hosts and vxnets; between vxnets the VPC's router is the only hop.",
          Steps.talk),
@@ -69,7 +69,7 @@ UNTIL_GONE = (
          Steps.recycle),
     Step("Unused NICs are released",
          "While host2's containers ran, its agent refilled the pool; now it has more idle NICs than max-idle.",
-         Steps.give_back_unused),
+         Steps.release_unused),
     Step("Both hosts are drained",
          "As before a host leaves a cluster: no new container, and the agent releases every free NIC.",
          Steps.drain),
@@ -78,7 +78,7 @@ UNTIL_GONE = (
          Steps.stop_agents),
     Step("Nothing is left",
          "The simulator stops, and the demo checks that nothing remains.",
-         Steps.take_cloud_down),
+         Steps.stop_simulator),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The steps of the demo, in the order in which they are told; each raises Failed where what it shows is not so."""
+"""The steps of the demo in order; each raises Failed if its claim does not hold."""
 
 import json
 import subprocess
@@ -13,16 +13,16 @@ from demo_tools import Process, Tools, expect
 
 VXNETS = {"host1": "vxnet-pods001", "host2": "vxnet-pods002"}
 HOMES = {"a1": "host1", "a2": "host1", "a3": "host1", "b1": "host2", "b2": "host2", "b3": "host2"}
-WARM = 3  # NICs that each host keeps ready
+WARM = 3  # idle NICs of each host
 # Shorter than the defaults (130 s, 30 s, 10 min), which suit a cluster and not a demo.
 POOL: dict[str, str | int] = {
     "min-idle": WARM, "max-idle": WARM, "cooldown": "6s", "cooldown-min": "3s", "idle-ttl": "5s",
 }  # fmt: skip
-LIMITS: dict[str, dict[str, str | int]] = {"host1": {"max-nics": WARM + 1}, "host2": {}}  # host1 has to recycle
+LIMITS: dict[str, dict[str, str | int]] = {"host1": {"max-nics": WARM + 1}, "host2": {}}  # host1 must recycle
 GATEWAY = "hostnic"  # the default of --gatewayns
 SERVICE = "10.96.0.10"
-ASKED = 16  # times: that one of two backends is never chosen happens once in 30,000
-END_SECONDS = 10.0  # a program that said goodbye has this long to end
+ASKED = 16  # requests: one of two backends gets none once in 30,000 runs
+END_SECONDS = 10.0  # from a program's last output to its end
 
 
 @dataclass
@@ -40,18 +40,18 @@ class Steps(Tools):
             lambda: (environment.sim_ready.read_text().endswith("\n"), "making hosts, vxnets and a router"),
             "a simulator that is ready", self.simulator, environment.sim_log,
         )  # fmt: skip
-        told = json.loads(environment.sim_ready.read_text())
-        gateways = {vxnet["vxnet_id"]: vxnet["manager_ip"] for vxnet in told["vxnets"]}
-        for name, found in told["namespaces"]["hosts"].items():
+        info = json.loads(environment.sim_ready.read_text())
+        gateways = {vxnet["vxnet_id"]: vxnet["manager_ip"] for vxnet in info["vxnets"]}
+        for name, found in info["namespaces"]["hosts"].items():
             vxnet_id, directory = VXNETS[name], environment.directory / name
             self.hosts[name] = Host(name, found["netns"], vxnet_id, gateways[vxnet_id], directory)
             self.tell.say(f"{name}: instance {found['instance_id']}, {found['address']}, namespace {found['netns']}")
-        self.tell.say(f"On each host the cloud's API is at {told['endpoint']}; to attach NICs takes it 2 to 4 s.")
+        self.tell.say(f"On each host the cloud's API is at {info['endpoint']}; an attach takes 2 to 4 s.")
 
     def install_plugin(self) -> None:
         self.shell(QINGAGENT, "install-plugin", "--bin-dir", self.environment.bin_dir)
         said = self.shell(self.environment.plugin, settings={"CNI_COMMAND": "VERSION"})
-        expect("0.3.1" in json.loads(said)["supportedVersions"], "a plugin that speaks CNI 0.3.1", said)
+        expect("0.3.1" in json.loads(said)["supportedVersions"], "a plugin with CNI 0.3.1", said)
 
     def start_agents(self) -> None:
         for host in self.hosts.values():
@@ -73,9 +73,7 @@ class Steps(Tools):
             self.shell(QINGAGENT, "nics", "--config", host.config)
 
     def add_containers(self) -> None:
-        self.tell.say(
-            f"The network's route to {SERVICE_RANGE} asks for a gateway on the host (0.0.0.0), which has none"
-        )
+        self.tell.say(f"The network's route to {SERVICE_RANGE} needs a gateway on the host (0.0.0.0), which has none")
         self.tell.say("in that vxnet; so the first ADD on each host waits until the agent has made one.")
         for container, home in HOMES.items():
             self.make_container(container)
@@ -85,7 +83,7 @@ class Steps(Tools):
         nic_ids = [self.nic_of(container) for container in HOMES]
         expect(len(set(nic_ids)) == len(HOMES), "a NIC of its own for each container", f"they got {nic_ids}")
 
-    def look_inside(self) -> None:
+    def inspect_container(self) -> None:
         netns, host = self.environment.netns_of("a1").name, self.hosts["host1"]
         self.shell("ip", "-n", netns, "addr", "show", "dev", "eth0")
         (link,) = json.loads(self.quietly("ip", "-n", netns, "-j", "-4", "addr", "show", "dev", "eth0"))
@@ -152,16 +150,16 @@ class Steps(Tools):
         expect(self.results["a1"] == before, f"the first answer, {before}", f"{self.results['a1']}")
 
     def recycle(self) -> None:
-        rest: dict[str, int] = {"assigned": WARM, "gateway": 1}
-        self.wait_for_nics({"host1": rest, "host2": {"idle": WARM} | rest})
+        others: dict[str, int] = {"assigned": WARM, "gateway": 1}
+        self.wait_for_nics({"host1": others, "host2": {"idle": WARM} | others})
         host, nic_id, calls = self.hosts["host1"], self.nic_of("a1"), self.count_calls()
         self.delete("a1", host, is_shown=True)
         self.end_container("a1")
-        self.tell.say("DEL repeated, as runtimes do, has to succeed:")
+        self.tell.say("A repeated DEL, as of runtimes, must succeed:")
         self.delete("a1", host)
         self.shell(QINGAGENT, "nics", "--config", host.config)
         self.tell.say(
-            f"host1 may hold {WARM + 1} NICs with its gateway: the next container waits until the cooling one rested."
+            f"host1 may hold {WARM + 1} NICs with its gateway: the next container waits for the cooling one."
         )
         self.make_container("a4")
         self.tell.waiting("a4 waits for its NIC")
@@ -169,16 +167,16 @@ class Steps(Tools):
         expect(self.nic_of("a4") == nic_id, f"a1's NIC, {nic_id}", self.nic_of("a4"), host.log)
         after = self.count_calls()
         expect(after == calls, f"no call of the cloud, still {calls}", f"{after}", host.log)
-        self.tell.say("The same NIC again, and the cloud was not asked: a key has about 2,000 calls an hour.")
+        self.tell.say("The same NIC again, and no call to the cloud: a key has about 2,000 calls an hour.")
 
-    def give_back_unused(self) -> None:
+    def release_unused(self) -> None:
         host = self.hosts["host2"]
         for container in ("b1", "b2", "b3"):
             self.delete(container, host)
             self.end_container(container)
         self.shell(QINGAGENT, "nics", "--config", host.config)
         self.tell.say(
-            f"When they have rested, {2 * WARM} are idle, and max-idle is {WARM}: the longest idle have to go."
+            f"After the cooldown {2 * WARM} are idle, and max-idle is {WARM}: the agent releases the longest idle."
         )
         self.wait_for_nics({"host2": {"idle": WARM, "gateway": 1}})
         self.shell(QINGAGENT, "nics", "--config", host.config)
@@ -198,7 +196,7 @@ class Steps(Tools):
             drains.append((host, output, self.environment.start(*words, output=output, log=subprocess.STDOUT)))
         for host, output, process in drains:
             self._wait_for_end(process, f"the cloud detaches and deletes the NICs of {host.name}")
-            self.tell.say(f"{host.name} is told:")
+            self.tell.say(f"The command on {host.name} prints:")
             self.tell.show(output.read_text())
             expect(process.returncode == 0 and not self.ask("nics", host), f"no NIC on {host.name}", "some", host.log)
         left = [nic["nic_id"] for nic in self.cloud_status()["nics"] if nic["role"] == 0]
@@ -207,9 +205,7 @@ class Steps(Tools):
             links = self.quietly("ip", "-n", Path(host.netns).name, "-brief", "link")
             tables = self.quietly(*host.inside("nft", "list", "tables"))
             expect(GATEWAY not in links and "qingcni" not in tables, "no gateway left", links + tables, host.log)
-        self.tell.say(
-            "In the cloud there are only the hosts' own NICs; the gateways and their rules are gone as well."
-        )
+        self.tell.say("The cloud has only the hosts' own NICs; the gateways and their rules are gone as well.")
 
     def stop_agents(self) -> None:
         for host in self.hosts.values():
@@ -220,7 +216,7 @@ class Steps(Tools):
         parking = [netns for netns in self.environment.namespaces() if netns.startswith("qingcni-")]
         expect(not parking, "no parking namespace", f"{parking}")
 
-    def take_cloud_down(self) -> None:
+    def stop_simulator(self) -> None:
         environment = self.environment
         self.shell(QINGCLOUD_SIM, "down", "--name", environment.name, "--state-dir", environment.sim)
         if self.simulator is not None:

@@ -1,4 +1,4 @@
-"""What the demo's steps are made of: commands that are shown, waiting that is told, a container runtime's part."""
+"""Tools of the demo's steps: commands, waiting with progress, and the actions of a container runtime."""
 
 import contextlib
 import ipaddress
@@ -17,8 +17,8 @@ from demo_reporter import Reporter
 
 Process = subprocess.Popen[str]
 
-CLOUD_SECONDS = 40.0  # far longer than the simulated cloud takes for anything
-LOOK_SECONDS = 0.3  # between looks while waiting
+CLOUD_SECONDS = 40.0  # far more than the simulator needs
+LOOK_SECONDS = 0.3  # between checks while waiting
 ADD_SECONDS = 115.0  # the plugin itself gives up after 110
 
 SERVER = """
@@ -70,7 +70,7 @@ def expect(holds: bool, expected: str, came: str, log: Path | None = None) -> No
 
 @dataclass
 class Tools:
-    """The environment, who tells of it, and what is known by now."""
+    """The environment, the reporter, and the results so far."""
 
     environment: Environment
     tell: Reporter
@@ -81,14 +81,14 @@ class Tools:
     # --- commands --------------------------------------------------------------------------------------
 
     def shell(self, *words: Word, settings: dict[str, str] | None = None) -> str:
-        """Run a command that is shown with all it prints, and has to succeed."""
+        """Run a command that must succeed, and print it with its output."""
         self.tell.command(words, settings or {})
         output = self.quietly(*words, settings=settings)
         self.tell.show(output)
         return output
 
     def quietly(self, *words: Word, settings: dict[str, str] | None = None) -> str:
-        """Run a command that has to succeed; what it printed."""
+        """Run a command that must succeed; returns its output."""
         done = self.environment.run(*words, settings=settings)
         if done.returncode != 0:
             came = f"it ended with {done.returncode}:\n{done.stderr}{done.stdout}"
@@ -96,7 +96,7 @@ class Tools:
         return done.stdout
 
     def newest_log(self) -> Path | None:
-        """That of the program which had something to say last."""
+        """The log that was written last."""
         logs = [log for log in (self.environment.sim_log, *(h.log for h in self.hosts.values())) if log.exists()]
         return max(logs, key=lambda log: log.stat().st_mtime, default=None)
 
@@ -104,7 +104,7 @@ class Tools:
 
     def wait(self, look: Callable[[], tuple[bool, str]], what: str, process: Process | None = None,
              log: Path | None = None) -> None:  # fmt: skip
-        """Look until it is so, telling what is seen; Failed after CLOUD_SECONDS, or when *process* has ended."""
+        """Check until it holds, and print the progress; Failed after CLOUD_SECONDS, or at the end of *process*."""
         deadline = time.monotonic() + CLOUD_SECONDS
         while True:
             is_so, seen = look()

@@ -172,7 +172,7 @@ def test_every_step_is_announced_and_holds(whole_story: "subprocess.Popen[str]")
         "30 of 30 are answered",
         "all seen from 172.20.",
         "anti-spoofing is off on the two gateways and on nothing else",
-        "NIC again, and the cloud was not asked",
+        "NIC again, and no call to the cloud",
         "... host1: ",
     ):
         assert words in said
