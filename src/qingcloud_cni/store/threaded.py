@@ -26,54 +26,36 @@ class ThreadedStore:
         return str(self._file)
 
     async def load(self) -> Snapshot:
-        return await self._in_thread(self._file.load)
+        return await self._run(self._file.load)
 
     async def save(self, changes: Sequence[Change]) -> None:
         """Write as `Store.save` does, even if the caller is cancelled."""
-        await self._in_thread(self._file.save, tuple(changes))
+        await self._run(self._file.save, tuple(changes))
 
     async def replace_file(self, changes: Sequence[Change]) -> str:
-        return await self._in_thread(self._file.replace_file, tuple(changes))
+        return await self._run(self._file.replace_file, tuple(changes))
 
     async def tidy(self) -> None:
-        await self._in_thread(self._file.tidy)
+        await self._run(self._file.tidy)
 
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
-        return await self._in_thread(self._file.events, wanted)
+        return await self._run(self._file.events, wanted)
 
     async def close(self) -> None:
         """Finish all work; the store cannot be used again."""
-        await self._in_thread(self._file.close)
+        await self._run(self._file.close)
         self._executor.shutdown()
 
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.shield(asyncio.wrap_future(self._executor.submit(work, *args, **kwargs)))
 
 
-class InlineStore:
-    """The same without a thread, for loops on a virtual clock."""
-
-    def __init__(self, path: Path, write_counter: Path) -> None:
-        self._file = StateFile(path, write_counter)
-
-    def __str__(self) -> str:
-        return str(self._file)
-
-    async def load(self) -> Snapshot:
-        return self._file.load()
+class InlineStore(ThreadedStore):
+    """The same without the thread, for loops on a virtual clock."""
 
     async def save(self, changes: Sequence[Change]) -> None:
-        self._file.save(changes)
+        await super().save(changes)
         await asyncio.sleep(0)  # other tasks may run, as they do while the thread writes
 
-    async def replace_file(self, changes: Sequence[Change]) -> str:
-        return self._file.replace_file(changes)
-
-    async def tidy(self) -> None:
-        self._file.tidy()
-
-    async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
-        return self._file.events(wanted)
-
-    async def close(self) -> None:
-        self._file.close()
+    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return work(*args, **kwargs)

@@ -124,7 +124,7 @@ def unreachable() -> CloudUnreachable:
     return CloudUnreachable("Connection refused", action="")
 
 
-# --- what is asked and understood ----------------------------------------------------------------------
+# --- requests and replies ------------------------------------------------------------------------------
 
 
 async def test_an_instance_and_its_nics(bench: Bench) -> None:

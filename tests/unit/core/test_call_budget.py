@@ -276,7 +276,7 @@ class Laws(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: self.queue)
     def wait_as_told(self) -> None:
-        """The time that `next_at` tells is not too early, but for a hair."""
+        """`next_at` is not too early, except for rounding."""
         when = self.budget.next_at([q.urgency for q in self.queue], self.now)
         before = len(self.queue)
         self.now = max(when + 0.001, self.now)
@@ -329,7 +329,7 @@ TestLaws.settings = settings(max_examples=60, stateful_step_count=40, deadline=N
     refusals=st.sets(st.integers(0, 39), max_size=10),
 )
 def test_no_call_starves_whatever_presses(per_hour: int, steps: list[tuple[float, int]], refusals: set[int]) -> None:
-    """A background call asked for at some time goes within a bounded time, though containers wait all along."""
+    """A background call goes within a bounded time, although containers wait all along."""
     budget, now = Budget(per_hour, NOW), NOW
     for number, (seconds, presses) in enumerate(steps):
         now += seconds

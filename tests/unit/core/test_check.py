@@ -1,4 +1,4 @@
-"""CHECK and GC, decided: what of an attachment is at fault, and which attachments a runtime has no more."""
+"""CHECK and GC: mismatches of an attachment, and the attachments that a runtime does not list."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -87,8 +87,8 @@ def test_each_fault_is_told(change: str) -> None:
 
 
 def test_all_faults_are_told_at_once() -> None:
-    told = found(replace(SEEN, link=replace(LINK, is_up=False, mac=OTHER_MAC), addresses=(), routes=()))
-    assert len(told) == 5
+    all_of_them = found(replace(SEEN, link=replace(LINK, is_up=False, mac=OTHER_MAC), addresses=(), routes=()))
+    assert len(all_of_them) == 5
 
 
 TOLERATED: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Nothing that cannot be taken back is done on one look; what goes on is told once; comparisons are few."""
+"""Remedies that cannot be undone need two comparisons; a difference is new once; comparisons are few."""
 
 from math import inf
 
@@ -16,13 +16,13 @@ from qingcloud_cni.core.nics.model import Nic, NicState
 NOW = 1_700_000_000.0
 CURE = Forget("a", "gone")
 GRAVE = Difference(DifferenceKind.VANISHED, "a", "gone", remedy=CURE)
-TOLD = Difference(DifferenceKind.MOVED, "b", "moved", "net/pod/eth0")
+REPORTED = Difference(DifferenceKind.MOVED, "b", "moved", "net/pod/eth0")
 HARMLESS = Difference(DifferenceKind.UNKNOWN, "c", "ours", remedy=CURE, is_harmless=True)
 SERVING = Difference(DifferenceKind.READDRESSED, "d", "new", "net/pod/eth0", remedy=CURE, is_harmless=True)
 
 
-def looks(*found: tuple[float, tuple[Difference, ...]]) -> list[tuple[int, int, int]]:
-    """Remedies due, differences new and over, of each look at so many seconds."""
+def compared(*found: tuple[float, tuple[Difference, ...]]) -> list[tuple[int, int, int]]:
+    """Count remedies due, differences new and over, in comparisons at these seconds."""
     known: Known = {}
     counts = []
     for at, differences in found:
@@ -33,36 +33,36 @@ def looks(*found: tuple[float, tuple[Difference, ...]]) -> list[tuple[int, int, 
 
 
 def test_something_grave_is_cured_when_a_later_look_shows_it_too() -> None:
-    assert looks((0, (GRAVE,)), (CONFIRM_SECONDS, (GRAVE,))) == [(0, 1, 0), (1, 0, 0)]
+    assert compared((0, (GRAVE,)), (CONFIRM_SECONDS, (GRAVE,))) == [(0, 1, 0), (1, 0, 0)]
 
 
 def test_two_looks_at_once_are_one() -> None:
-    assert looks((0, (GRAVE,)), (1, (GRAVE,)), (CONFIRM_SECONDS - 1, (GRAVE,)), (CONFIRM_SECONDS, (GRAVE,))) == [
+    assert compared((0, (GRAVE,)), (1, (GRAVE,)), (CONFIRM_SECONDS - 1, (GRAVE,)), (CONFIRM_SECONDS, (GRAVE,))) == [
         (0, 1, 0), (0, 0, 0), (0, 0, 0), (1, 0, 0),
     ]  # fmt: skip
 
 
 def test_a_look_that_does_not_show_it_begins_anew() -> None:
-    assert looks((0, (GRAVE,)), (30, ()), (60, (GRAVE,)), (90, (GRAVE,))) == [
+    assert compared((0, (GRAVE,)), (30, ()), (60, (GRAVE,)), (90, (GRAVE,))) == [
         (0, 1, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0),
     ]  # fmt: skip
 
 
 def test_a_cure_that_did_not_help_is_repeated_while_it_goes_on() -> None:
-    assert looks((0, (GRAVE,)), (30, (GRAVE,)), (60, (GRAVE,)))[1:] == [(1, 0, 0), (1, 0, 0)]
+    assert compared((0, (GRAVE,)), (30, (GRAVE,)), (60, (GRAVE,)))[1:] == [(1, 0, 0), (1, 0, 0)]
 
 
 def test_what_has_no_cure_is_told_once_and_when_it_is_over() -> None:
-    assert looks((0, (TOLD,)), (900, (TOLD,)), (1800, ())) == [(0, 1, 0), (0, 0, 0), (0, 0, 1)]
+    assert compared((0, (REPORTED,)), (900, (REPORTED,)), (1800, ())) == [(0, 1, 0), (0, 0, 0), (0, 0, 1)]
 
 
 def test_what_takes_nothing_away_is_cured_at_once_and_open_only_while_it_stays() -> None:
-    assert looks((0, (HARMLESS,)), (900, ())) == [(1, 1, 0), (0, 0, 0)]
-    assert looks((0, (SERVING,)), (900, (SERVING,)), (1800, ())) == [(1, 1, 0), (1, 0, 0), (0, 0, 1)]
+    assert compared((0, (HARMLESS,)), (900, ())) == [(1, 1, 0), (0, 0, 0)]
+    assert compared((0, (SERVING,)), (900, (SERVING,)), (1800, ())) == [(1, 1, 0), (1, 0, 0), (0, 0, 1)]
 
 
 def test_a_clock_that_is_set_back_confirms_nothing_twice_but_does_not_stop_it() -> None:
-    assert looks((1000, (GRAVE,)), (0, (GRAVE,)))[1] == (1, 0, 0)
+    assert compared((1000, (GRAVE,)), (0, (GRAVE,)))[1] == (1, 0, 0)
 
 
 def test_a_verdict_says_whether_another_look_would_help() -> None:
@@ -70,10 +70,10 @@ def test_a_verdict_says_whether_another_look_would_help() -> None:
         return any(seen.is_pending for seen in track({}, differences, NOW).known.values())
 
     assert is_pending(GRAVE)
-    assert not is_pending(TOLD, HARMLESS, SERVING)
+    assert not is_pending(REPORTED, HARMLESS, SERVING)
 
 
-differences = st.lists(st.sampled_from((GRAVE, TOLD, HARMLESS, SERVING)), unique=True, max_size=4).map(tuple)
+differences = st.lists(st.sampled_from((GRAVE, REPORTED, HARMLESS, SERVING)), unique=True, max_size=4).map(tuple)
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 100.0), differences), min_size=1, max_size=8))

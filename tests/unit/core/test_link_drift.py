@@ -111,7 +111,7 @@ def test_the_table_lets_every_cure_through(state: NicState, remedy: str) -> None
 @pytest.mark.parametrize("state", S)
 @pytest.mark.parametrize("place", ["nowhere", "host", "parked"])
 def test_a_look_at_two_namespaces_concludes_nothing_from_what_may_be_in_others(state: NicState, place: str) -> None:
-    """What takes a container's or the pool's NIC away needs a look into every namespace; what gives one does not."""
+    """A remedy that takes a NIC from a container or the pool needs a survey of every namespace."""
     survey = replace(PLACES[place], elsewhere=(), is_wide=False)
     remedies = WORDS[CURES[state][list(PLACES).index(place)]]
     gives = all(isinstance(remedy, Arrived) for remedy in remedies)
@@ -217,7 +217,7 @@ ODD = {
     ),
     "nowhere, nor its container": (ASSIGNED, wide(), (DifferenceKind.LEFT, Release(MAC))),
     "nowhere, not all was seen": (ASSIGNED, wide(unseen=True), None),
-    "back on the host": (ASSIGNED, wide(host=(LINK,)), None),  # the other look's business
+    "back on the host": (ASSIGNED, wide(host=(LINK,)), None),  # `link_drift` handles it
     "twice": (ASSIGNED, wide(host=(LINK,), home=(MARKED,)), (DifferenceKind.TWICE, None)),
     "idle twice": (NIC, wide(host=(LINK,), parked=(LINK,)), (DifferenceKind.TWICE, None)),
     "idle, parked": (NIC, wide(parked=(LINK,)), None),

@@ -321,7 +321,7 @@ def test_what_other_plugins_of_the_chain_are_told_is_no_matter_of_ours(runtime: 
     assert read_config(conf(runtimeConfig=runtime)) == read_config(conf())
 
 
-# --- what a runtime tells of the container -----------------------------------------------------------
+# --- the container -----------------------------------------------------------------------------------
 
 
 def test_cni_args() -> None:

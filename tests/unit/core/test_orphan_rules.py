@@ -88,7 +88,7 @@ def test_from_a_machine_that_is_no_instance_all_are_looked_at() -> None:
 
 
 @pytest.mark.parametrize(
-    ("looks", "fate"),
+    ("answers", "fate"),
     [
         pytest.param([[], []], UNKNOWN, id="never listed"),
         pytest.param([[instance("i-x")], []], None, id="listed in one of two"),
@@ -105,8 +105,8 @@ def test_from_a_machine_that_is_no_instance_all_are_looked_at() -> None:
         pytest.param([[instance("i-x", "")]] * 2, None, id="of no known status"),
     ],
 )
-def test_what_became_of_an_instance(looks: list[list[Instance]], fate: str | None) -> None:
-    lists = [{i.instance_id: i for i in look} for look in looks]
+def test_what_became_of_an_instance(answers: list[list[Instance]], fate: str | None) -> None:
+    lists = [{i.instance_id: i for i in answer} for answer in answers]
     assert gone_instances(["i-x"], lists).get("i-x") == fate
 
 
@@ -151,7 +151,7 @@ nics = st.lists(
     max_size=12,
     unique_by=lambda nic: nic.nic_id,
 )
-looks = st.lists(
+answers = st.lists(
     st.dictionaries(
         st.sampled_from(("i-a", "i-b", "i-c", "i-own")),
         st.sampled_from(("running", "stopped", "terminated", "ceased", "pending", "")),
@@ -161,11 +161,11 @@ looks = st.lists(
 )
 
 
-@given(nics, looks)
+@given(nics, answers)
 def test_an_orphan_is_free_ours_by_name_of_an_instance_gone_in_every_list_and_not_young(
-    listed: list[CloudNic], told: list[dict[str, str]]
+    listed: list[CloudNic], statuses: list[dict[str, str]]
 ) -> None:
-    lists = [{i: instance(i, status) for i, status in look.items()} for look in told]
+    lists = [{i: instance(i, status) for i, status in answer.items()} for answer in statuses]
     found = candidates(listed, PREFIXES, "i-own")
     gone = gone_instances({s.instance_id for s in found}, lists)
     orphans, left = classify(found, gone, NOW, 600.0)
@@ -175,7 +175,7 @@ def test_an_orphan_is_free_ours_by_name_of_an_instance_gone_in_every_list_and_no
         prefix, of, _ = nic.name.split("_")
         assert prefix in PREFIXES
         assert of == orphan.instance_id != "i-own"
-        assert all(look.get(of, "ceased") in {"terminated", "ceased"} for look in told)
+        assert all(answer.get(of, "ceased") in {"terminated", "ceased"} for answer in statuses)
         assert max(nic.created, nic.since) in {NOW - 5000, NOW - 1000}
     assert not {o.nic.nic_id for o in orphans} & {s.nic.nic_id for s in left}
     assert len(orphans) + len(left) == sum(s.instance_id in gone for s in found)

@@ -63,7 +63,7 @@ def ids(*held: Nic) -> tuple[str, ...]:
     [
         pytest.param(PoolState(()), (CreateNics(3),), id="an empty pool is filled to min-idle"),
         pytest.param(PoolState((), waiting=4), (CreateNics(7),), id="waiting ADDs come on top of min-idle"),
-        pytest.param(PoolState(nics(S.IDLE), creating=1), (CreateNics(1),), id="asked for is on its way"),
+        pytest.param(PoolState(nics(S.IDLE), creating=1), (CreateNics(1),), id="a NIC being created is on its way"),
         pytest.param(PoolState(nics(S.ATTACHING, S.ARRIVING, S.IDLE)), (), id="so is what attaches or arrives"),
         pytest.param(PoolState(nics(S.ASSIGNED, S.IDLE, S.IDLE)), (CreateNics(1),), id="an assigned NIC is not idle"),
         pytest.param(
@@ -72,13 +72,13 @@ def ids(*held: Nic) -> tuple[str, ...]:
         pytest.param(PoolState((), grows_at=NOW + 1), (), id="nothing is created while growing backs off"),
         pytest.param(PoolState((), instance_room=2), (CreateNics(2),), id="not more than the instance can carry"),
         pytest.param(
-            PoolState((), waiting=100, creating=58), (CreateNics(2),), id="max-nics counts what was asked for"
+            PoolState((), waiting=100, creating=58), (CreateNics(2),), id="max-nics counts NICs being created"
         ),
         pytest.param(PoolState(nics(*[S.ASSIGNED] * 60), waiting=5), (), id="at the limit nothing is created"),
         pytest.param(PoolState(nics(*[S.MISSING] * 60)), (), id="a missing NIC counts as held"),
         pytest.param(PoolState((), gateways=58), (CreateNics(2),), id="so does a gateway"),
         pytest.param(PoolState((), vxnet_room=2), (CreateNics(2),), id="not more than the vxnets take"),
-        pytest.param(PoolState((), vxnet_room=0), (), id="nothing while all vxnets rest"),
+        pytest.param(PoolState((), vxnet_room=0), (), id="nothing while all vxnets are skipped"),
     ],
 )
 def test_growing(state: PoolState, wanted: tuple[Action, ...]) -> None:
@@ -174,7 +174,7 @@ def test_how_long_an_attach_takes_is_what_was_seen_lately() -> None:
 
 
 def test_what_rests_for_one_add_is_counted_once() -> None:
-    """The shorter rest is for the ADD that waits; the others of the ten are far from rested."""
+    """`cooldown_min` is for the one ADD that waits; the others of the ten cool down for longer."""
     state = PoolState(cooling(*[28.0] * 10))
     assert plan(state, POLICY, NOW) == (CreateNics(3),)
     assert plan(replace(state, waiting=1), POLICY, NOW) == (CreateNics(3),)
@@ -220,7 +220,7 @@ def test_what_is_more_than_a_lowered_limit_is_given_back_at_once() -> None:
     assert plan(PoolState(held), policy, NOW) == (DetachNics(ids(held[7], held[6])),)
     assert plan(PoolState(held, gateways=1), policy, NOW) == (DetachNics(ids(held[7], held[6], held[5])),)
     assert plan(PoolState(held, waiting=1), policy, NOW) == ()
-    spare = (nic(30, S.CREATING), nic(31, S.CREATING))  # they go first, and then the limit is kept
+    spare = (nic(30, S.CREATING), nic(31, S.CREATING))  # without these the limit holds
     assert plan(PoolState((*held, *spare)), replace(policy, max_nics=8), NOW) == (DeleteNics(ids(*spare)),)
     gone = nic(40, S.QUARANTINED, age=4000)  # so does what was quarantined for long enough
     assert plan(PoolState((*held, gone)), replace(policy, max_nics=8), NOW) == (DetachNics(ids(gone)),)
@@ -290,7 +290,7 @@ def test_a_quarantined_nic_is_kept_for_a_while_and_then_given_back() -> None:
 def test_a_quarantined_nic_gives_way_where_there_is_no_room_for_another() -> None:
     """The longest quarantined first, as many as ADDs wait, and only as long as a NIC could be created instead.
 
-    Not before a second probe has told the same: the next NIC may get the very same address.
+    Not before a second probe: the next NIC may get the same address.
     """
     held = (*nics(*[S.ASSIGNED] * 56), *quarantined(59, 61, 63, 62))
     waiting = PoolState(held, waiting=2)
@@ -369,10 +369,10 @@ def test_a_drain_leaves_nics_to_their_operations() -> None:
         pytest.param(
             PoolState(nics(*[S.ASSIGNED] * 4), waiting=1, instance_room=4),
             "all 4 NICs are taken (4 left by the instance's own limit)",
-            id="others hold the rest",
+            id="others hold the others",
         ),
         pytest.param(PoolState(nics(*[S.ASSIGNED] * 59, S.ATTACHING), waiting=1), "", id="one is on its way"),
-        pytest.param(PoolState(nics(*[S.ASSIGNED] * 59), creating=1, waiting=1), "", id="one was asked for"),
+        pytest.param(PoolState(nics(*[S.ASSIGNED] * 59), creating=1, waiting=1), "", id="one is being created"),
         pytest.param(
             PoolState(nics(*[S.ASSIGNED] * 59, S.CREATING), waiting=1, grows_at=NOW + 1), "", id="attaching backs off"
         ),
@@ -384,12 +384,12 @@ def test_a_drain_leaves_nics_to_their_operations() -> None:
         pytest.param(
             PoolState((*nics(*[S.ASSIGNED] * 58), *cooling(10.0, 12.0)), waiting=1),
             "all 60 NICs are taken (max-nics 60); the next one has cooled down in 18 s",
-            id="the earliest rested is named",
+            id="the first to cool down is named",
         ),
         pytest.param(
             PoolState((*nics(*[S.ASSIGNED] * 59), *cooling(27.0)), waiting=1),
             "all 60 NICs are taken (max-nics 60); the next one has cooled down in 3 s",
-            id="also one that is nearly rested",
+            id="also one that is nearly cool",
         ),
         pytest.param(
             PoolState((*nics(*[S.ASSIGNED] * 58), *quarantined(1.0, 2.0)), waiting=1),
@@ -402,7 +402,7 @@ def test_why_an_add_waits(state: PoolState, says: str) -> None:
     assert explain_wait(state, POLICY, NOW) == says
 
 
-# --- and what else it is told --------------------------------------------------------------------------
+# --- causes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -454,12 +454,12 @@ def test_why_an_add_waits(state: PoolState, says: str) -> None:
             PoolState((*idle(1, 1, 1), *nics(S.CREATING))), "attached nowhere, and not needed", id="spare"
         ),
         pytest.param(
-            PoolState(cooling(140.0)), "its address has cooled down for 140 s (cooldown 130 s)", id="rested"
+            PoolState(cooling(140.0)), "its address has cooled down for 140 s (cooldown 130 s)", id="cooled"
         ),
         pytest.param(
             PoolState(cooling(31.0), waiting=1),
             "its address has cooled down for 31 s, which is enough while an ADD waits (cooldown-min 30 s)",
-            id="rested for an ADD",
+            id="cooled for an ADD",
         ),
         pytest.param(
             PoolState(nics(S.CREATING), mode=Mode.LEAVING),
@@ -800,7 +800,7 @@ def test_time_alone_changes_the_plan_only_at_the_time_foretold(
 def test_of_nics_idle_for_equally_long_those_that_have_just_rested_go_last() -> None:
     rested, waiting = nic(0, S.COOLING, released_ago=0.0), nic(5, S.IDLE)
     policy = PoolPolicy(min_idle=0, max_idle=0, idle_ttl=0.0, cooldown=0.0, cooldown_min=0.0)
-    for now in (NOW, NOW + 1.0):  # when it is asked does not change the order
+    for now in (NOW, NOW + 1.0):  # the time does not change the order
         assert plan(PoolState((rested, waiting)), policy, now) == (
             Rest(rested.nic_id),
             DetachNics(ids(waiting, rested)),

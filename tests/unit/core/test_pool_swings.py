@@ -23,7 +23,7 @@ S = NicState
 
 @dataclass
 class Host:
-    """A pool whose cloud does all it is asked, after a while. A step is a second."""
+    """A pool with a slow cloud that never fails. A step is a second."""
 
     policy: PoolPolicy
     attach_seconds: int = 3
@@ -31,7 +31,7 @@ class Host:
     nics: dict[str, Nic] = field(default_factory=dict)
     waiting: int = 0
     created: int = 0
-    given_back: list[float] = field(default_factory=list)  # seconds for which each had been idle
+    released: list[float] = field(default_factory=list)  # seconds for which each had been idle
     turns: int = 0  # times it began to grow after it had shrunk
     has_shrunk: bool = False
     used: list[int] = field(default_factory=list)  # in use, resting or waited for, at each second
@@ -91,7 +91,7 @@ class Host:
 
     def detach(self, nic_ids: tuple[str, ...]) -> None:
         for nic_id in nic_ids:
-            self.given_back.append(self.now - self.nics[nic_id].since)
+            self.released.append(self.now - self.nics[nic_id].since)
             self.move(self.nics[nic_id], S.DETACHING)
         self.has_shrunk = True
 
@@ -124,19 +124,19 @@ def test_a_pool_that_has_shrunk_grows_again_only_for_more_adds_than_lie_between_
 
 
 @given(pools(), traces)
-def test_what_is_created_and_given_back_is_bounded_by_what_was_used(
+def test_what_is_created_and_released_is_bounded_by_what_was_used(
     policy: PoolPolicy, trace: list[tuple[int, int]]
 ) -> None:
-    """Beyond the most that was used at once, a NIC is created only for one that was given back, unused so long."""
+    """Above the peak of use, a NIC is created only for one that was released after idle-ttl."""
     host = Host(policy)
     for arrivals, departures in trace:
         host.step(arrivals, departures)
-    assert host.created <= max([0, *host.used]) + policy.min_idle + len(host.given_back)
-    assert all(seconds >= policy.idle_ttl for seconds in host.given_back)
+    assert host.created <= max([0, *host.used]) + policy.min_idle + len(host.released)
+    assert all(seconds >= policy.idle_ttl for seconds in host.released)
 
 
 @given(pools(), st.integers(0, 6), st.data())
-def test_nothing_is_created_or_given_back_while_use_swings_by_no_more_than_the_marks_are_apart(
+def test_nothing_is_created_or_released_while_use_swings_by_no_more_than_the_marks_are_apart(
     policy: PoolPolicy, base: int, data: st.DataObject
 ) -> None:
     policy = replace(policy, cooldown=0.0, cooldown_min=0.0)
@@ -148,11 +148,11 @@ def test_nothing_is_created_or_given_back_while_use_swings_by_no_more_than_the_m
         for _ in range(1 + host.attach_seconds):  # all that come get their NIC before the next ones go
             host.step(max(wanted - level, 0), max(level - wanted, 0))
             level = wanted
-    assert host.given_back == []
+    assert host.released == []
     assert host.created <= max([base, *levels]) + policy.min_idle
 
 
-def test_what_is_unused_is_given_back_though_containers_come_and_go_all_the_time() -> None:
+def test_what_is_unused_is_released_though_containers_come_and_go_all_the_time() -> None:
     """Thirty ran at once; then one at a time, for ten seconds each."""
     policy = PoolPolicy(min_idle=3, max_idle=8, idle_ttl=600.0, cooldown=0.0, cooldown_min=0.0)
     host = Host(policy)
@@ -164,4 +164,4 @@ def test_what_is_unused_is_given_back_though_containers_come_and_go_all_the_time
     for second in range(700):
         host.step(second % 10 == 0, second % 10 == 9)
     assert len(host.nics) <= 9
-    assert (host.created, len(host.given_back)) == (33, 33 - len(host.nics))
+    assert (host.created, len(host.released)) == (33, 33 - len(host.nics))

@@ -118,6 +118,6 @@ def test_error_objects() -> None:
 
 @given(st.text(), st.sampled_from(["not found", "Not Found", "no such file or directory", "No such file"]), st.text())
 def test_no_error_has_the_words_that_make_a_failed_del_a_success(before: str, words: str, after: str) -> None:
-    """go-cni looks for them in the whole text; a replacement must not make them anew."""
+    """go-cni searches the whole text; a replacement must not create them again."""
     assert "not found" not in harmless(before + words + after)
     assert "no such file" not in harmless(before + words + after).lower()

@@ -1,4 +1,4 @@
-"""The three policies, rest for vxnets without addresses, and room where the cloud has told of it."""
+"""The three policies, skipped vxnets, and known room."""
 
 import random
 from collections import Counter

@@ -259,7 +259,7 @@ def refusal(path: Path) -> str:
 
 def test_a_second_opener_is_refused_and_told_why(path: Path) -> None:
     Database(path).close()
-    first = Database(path)  # has only looked yet
+    first = Database(path)  # has only read yet
     said = refusal(path)
     first.write([PutIntent(CREATE)])
     first.close()

@@ -1,7 +1,6 @@
-"""A state file that was damaged, in whichever way, is told from a good one: no row is believed that was not written.
+"""Damage to a state file is always detected: the store returns only rows that were written.
 
-Of a damaged WAL SQLite believes the part before the damage: then the file is as it was some changes ago, and only the
-write_counter tells.
+SQLite believes the part of a WAL before the damage. Only the write counter shows that the file lacks changes.
 """
 
 import logging
@@ -269,7 +268,7 @@ def test_where_nothing_can_be_renamed_it_is_said(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("opens", [ThreadedStore, InlineStore])
 @pytest.mark.parametrize("is_there", [True, False])
 async def test_a_new_file_holds_what_it_is_given_and_the_old_one_is_kept(
-    opens: type[ThreadedStore] | type[InlineStore], tmp_path: Path, is_there: bool
+    opens: type[ThreadedStore], tmp_path: Path, is_there: bool
 ) -> None:
     path = tmp_path / "agent.db"
     store = opens(path, path.with_name("write_counter"))

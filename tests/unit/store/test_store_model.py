@@ -1,7 +1,6 @@
 """Table, journal and store together, in any order of changes, crashes, stops and bad times of the disk.
 
-What is loaded is what the table was at some moment since it was last told to be on disk, never a mixture and never
-less; and whoever reads the events from the beginning knows the rows.
+A load returns the table of one moment since the last durable write, never a mixture. The events, replayed, equal it.
 """
 
 import asyncio

@@ -122,7 +122,7 @@ def test_an_upgraded_file_is_as_a_new_one(path: Path, tmp_path: Path) -> None:
 def test_an_upgrade_that_is_cut_off_anywhere_leaves_the_file_as_it_was(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is on disk before each statement is kept, as a kill would leave it."""
+    """Copies the files before each statement, as a kill would leave them."""
     left: list[Path] = []
     prepare = Database._prepare
 

@@ -133,10 +133,9 @@ def _of_nic(
     is_here = said is not None and said.instance_id == view.instance_id
     subject = str(attachment.key) if attachment else ""
     if said is not None and not view.is_ours(said.name):
-        remedy = None if attachment else Forget(nic.nic_id, f"somebody renamed it to {said.name!r}")
-        yield Difference(
-            DifferenceKind.RENAMED, nic.nic_id, f"somebody renamed it to {said.name!r}", subject, remedy=remedy
-        )
+        detail = f"somebody renamed it to {said.name!r}"
+        remedy = None if attachment else Forget(nic.nic_id, detail)
+        yield Difference(DifferenceKind.RENAMED, nic.nic_id, detail, subject, remedy=remedy)
         return
     if attachment is not None:
         if not is_here and now - nic.since >= SETTLED:
@@ -155,11 +154,7 @@ def _of_nic(
 def _said(said: CloudNic | None) -> str:
     if said is None:
         return "the cloud no longer has it"
-    return (
-        f"the cloud has it attached to {said.instance_id}"
-        if said.instance_id
-        else "the cloud has it attached nowhere"
-    )
+    return f"the cloud has it attached {f'to {said.instance_id}' if said.instance_id else 'nowhere'}"
 
 
 def _is_at_hand(nic: Nic, seen: LinkLocations) -> bool:
