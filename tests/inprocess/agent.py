@@ -19,8 +19,8 @@ from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.api.cni_api import CniApi, CniRequest
 from qingcloud_cni.agent.api.metrics import Metrics
 from qingcloud_cni.agent.base.attachment_lock import CniCall
+from qingcloud_cni.agent.base.context import Moves
 from qingcloud_cni.agent.base.journal import Journal, Listener
-from qingcloud_cni.agent.base.moves import Moves
 from qingcloud_cni.agent.base.phases import Phases
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.agent.settings.resolution import resolve

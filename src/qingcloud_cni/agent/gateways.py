@@ -6,8 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from qingcloud_cni.agent.base.clock import Backoff
-from qingcloud_cni.agent.base.context import Context, Identity
-from qingcloud_cni.agent.base.moves import Move
+from qingcloud_cni.agent.base.context import Context, Identity, Move
 from qingcloud_cni.agent.base.signals import Signal, Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.base.urgency import Permits, explain_budget

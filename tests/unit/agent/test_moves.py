@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import suppress
 
-from qingcloud_cni.agent.base.moves import Move, Moves
+from qingcloud_cni.agent.base.context import Move, Moves
 
 
 def test_a_nic_is_marked_at_once_and_until_the_block_ends() -> None:

@@ -2,11 +2,12 @@
 
 import random
 import uuid
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from qingcloud_cni.agent.base.journal import Journal
-from qingcloud_cni.agent.base.moves import Moves
 from qingcloud_cni.agent.base.tasks import Tasks
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.core.gateway import free_index
@@ -16,6 +17,8 @@ from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.seams.clock import HostClock
 from qingcloud_cni.core.seams.cloud import Cloud
 from qingcloud_cni.core.seams.kernel import Kernel
+
+Move = AbstractContextManager[str]  # its block, which gets the NIC's id, ends the move
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,37 @@ class Identity:
     def alias(self, nic_id: str) -> str:
         """The alias of a NIC's link while it belongs to a container or is parked."""
         return link_alias(self.instance_id, nic_id)
+
+
+class Moves(Collection[str]):
+    """NICs whose links are being moved: comparisons with the kernel, probes and the pool leave these alone."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def of(self, nic_id: str) -> Move:
+        """Mark the NIC now; the mark ends with the block that enters the result.
+
+        A task that shall carry out the move gets the result as an argument: the NIC is marked before the task runs.
+        """
+        self._counts[nic_id] += 1
+        return self._until_end(nic_id)
+
+    @contextmanager
+    def _until_end(self, nic_id: str) -> Iterator[str]:
+        try:
+            yield nic_id
+        finally:
+            self._counts -= Counter((nic_id,))
+
+    def __contains__(self, nic_id: object) -> bool:
+        return nic_id in self._counts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,7 @@ from functools import partial
 from typing import Annotated
 
 from qingcloud_cni.agent.base.attachment_lock import CniCall
-from qingcloud_cni.agent.base.context import Context, Identity
-from qingcloud_cni.agent.base.moves import Move
+from qingcloud_cni.agent.base.context import Context, Identity, Move
 from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.base.urgency import Permits, explain_budget

@@ -3,8 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from qingcloud_cni.agent.base.context import Context, Identity
-from qingcloud_cni.agent.base.moves import Move
+from qingcloud_cni.agent.base.context import Context, Identity, Move
 from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.gateways import Gateways

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from math import inf
 
 from qingcloud_cni.agent.attachments.attachments import Attachments
-from qingcloud_cni.agent.base.context import Context, Identity
-from qingcloud_cni.agent.base.moves import Move
+from qingcloud_cni.agent.base.context import Context, Identity, Move
 from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.agent.cloudops.release import Releaser
