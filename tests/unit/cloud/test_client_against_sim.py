@@ -22,15 +22,7 @@ from qingcloud_cni.core.seams.cloud import CloudCalls, JobStatus
 from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.memory.local import LocalTransport, run_jobs
-from qingcloud_cni.sim.topology import (
-    FaultSpec,
-    HostSpec,
-    Latencies,
-    Limits,
-    Topology,
-    VxnetSpec,
-    default_topology,
-)
+from qingcloud_cni.sim.topology import FaultSpec, HostSpec, Latencies, Limits, Topology, VxnetSpec, default_topology
 
 HOST = "i-simhost1"
 POD_VXNET = "vxnet-pods001"

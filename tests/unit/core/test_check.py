@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 
 from inprocess.rows import make_nic
 from qingcloud_cni.core.cni.check import mismatches
-from qingcloud_cni.core.cni.network_config import (
-    VALID_KEYS,
-    is_gc_disabled,
-    unlisted_attachments,
-    valid_attachments,
-)
+from qingcloud_cni.core.cni.network_config import VALID_KEYS, is_gc_disabled, unlisted_attachments, valid_attachments
 from qingcloud_cni.core.cni.results import Interface, Ip, Result, ResultRoute, extended, result_of
 from qingcloud_cni.core.errors import InvalidConfig
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Netns, Nic, NicState, Route

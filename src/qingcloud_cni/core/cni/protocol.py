@@ -7,12 +7,7 @@ from enum import Enum, StrEnum, auto
 from types import MappingProxyType
 
 from qingcloud_cni.core.cni.reading import folded
-from qingcloud_cni.core.errors import (
-    IncompatibleVersion,
-    InvalidConfig,
-    InvalidEnvironment,
-    UndecodableRequest,
-)
+from qingcloud_cni.core.errors import IncompatibleVersion, InvalidConfig, InvalidEnvironment, UndecodableRequest
 from qingcloud_cni.core.nics.model import AttachmentKey
 
 IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")  # container ids and network names, by the specification

@@ -86,7 +86,8 @@ def _remedy(
     is_marked = location is not None and location.is_marked
     match nic.state:
         case NicState.ASSIGNED if location and attachment and where is not Where.ELSEWHERE:
-            return None if _may_be_home(attachment, survey, location) else Returned(nic.nic_id, where is Where.PARKED)
+            is_home = _unsigned_link(attachment, survey) not in (None, location.link)
+            return None if is_home else Returned(nic.nic_id, where is Where.PARKED)
         case NicState.ARRIVING if where is Where.ELSEWHERE and is_marked:
             return None  # see `misplaced_links`
         case NicState.ARRIVING if where in (None, Where.ELSEWHERE) and now - nic.since > ARRIVAL_SECONDS:
@@ -111,16 +112,13 @@ def _nowhere(location: LinkLocation | None) -> str:
     return f"somebody moved its link to {location.path}" if location else ""
 
 
-def _may_be_home(attachment: Attachment, survey: Survey, location: LinkLocation) -> bool:
-    """Whether the real link may still be in its container, and *location* only claims to be it (by MAC or alias).
+def _unsigned_link(attachment: Attachment, survey: Survey) -> Link | None:
+    """Return the container's link at the recorded ifindex, unless a burnt-in MAC identifies it.
 
-    That is so if the container has another link at the recorded ifindex, without a burnt-in MAC.
+    It may be the NIC's although it shows neither MAC nor alias: the container may have changed both.
     """
-    home = next((p for p in survey.elsewhere if p.netns.is_same(attachment.netns)), None)
-    at_index = next((link for link in home.links if link.ifindex == attachment.ifindex), None) if home else None
-    return (
-        at_index is not None and at_index != location.link and not at_index.permanent_mac and bool(attachment.ifindex)
-    )
+    links = (link for other in survey.elsewhere if other.netns.is_same(attachment.netns) for link in other.links)
+    return next((link for link in links if link.ifindex == attachment.ifindex and not link.permanent_mac), None)
 
 
 # --- with every namespace read -----------------------------------------------------------------------
@@ -190,20 +188,9 @@ def _compare_attached(
         return Difference(
             DifferenceKind.LEFT, nic.nic_id, f"{detail}, which is gone", subject, remedy=Release(nic.nic_id)
         )
-    if survey.unseen:
+    if survey.unseen or _unsigned_link(attachment, survey) is not None:
         return None
     if lives:
-        if _may_have_renamed(attachment, survey):
-            return None
         return Difference(DifferenceKind.STRIPPED, nic.nic_id, f"{home.path} no longer has its link", subject)
     detail = f"{home.path} is gone, and its link with it"
     return Difference(DifferenceKind.LEFT, nic.nic_id, detail, subject, remedy=Release(nic.nic_id))
-
-
-def _may_have_renamed(attachment: Attachment, survey: Survey) -> bool:
-    """Whether the container has a link at the recorded ifindex: it may have changed MAC and alias."""
-
-    def fits(link: Link) -> bool:
-        return link.ifindex == attachment.ifindex and not link.permanent_mac
-
-    return any(p.netns.is_same(attachment.netns) and any(map(fits, p.links)) for p in survey.elsewhere)
