@@ -282,24 +282,10 @@ def task_views(agent: Agent) -> list[TaskView]:
 def nic_views(agent: Agent) -> list[NicView]:
     table = agent.context.table
     served = {a.nic_id: str(a.key) for a in table.attachments.values()}
-    return [_nic_view(n, served.get(n.nic_id, "")) for n in table.nics.values()]
-
-
-def _nic_view(nic: Nic, attachment: str) -> NicView:
-    return NicView(
-        nic_id=nic.nic_id,
-        name=nic.name,
-        vxnet_id=nic.vxnet_id,
-        address=nic.address,
-        gateway=nic.gateway,
-        state=nic.state,
-        since=nic.since,
-        released=nic.released,
-        gateway_index=nic.gateway_index,
-        repairs=nic.repairs,
-        attachment=attachment,
-        claimant=nic.claimant,
-    )
+    return [
+        msgspec.convert({**asdict(nic), "attachment": served.get(nic.nic_id, "")}, NicView)
+        for nic in table.nics.values()
+    ]
 
 
 def attachment_views(agent: Agent) -> list[AttachmentView]:
