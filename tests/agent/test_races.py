@@ -102,7 +102,7 @@ async def test_a_nic_that_comes_at_the_moment_the_add_is_called_off_is_not_lost(
     (nic_id,) = host.nics
     host.table.released(key_of("c0"), host.clock.now(), is_parked=True, cause="test")
     host.table.cooled(nic_id, host.clock.now())
-    host.agent.pool.hand_out()  # the NIC is the ADD's from here on, and it does not know yet
+    host.agent.pool.assign_idle()  # the NIC is the ADD's from here on, and it does not know yet
     host.agent.attachments.lock.call_off_adds(key_of("c1"), "called off")
     with pytest.raises(Unavailable, match="called off"):
         await add

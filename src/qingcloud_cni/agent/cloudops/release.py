@@ -47,7 +47,7 @@ class Releaser(CloudWrites):
         and the call would take it from there. So the agent first reads where such NICs are attached.
         """
         intent = await self._persisted(intent)
-        if not await self._are_at_hand(intent.nic_ids):
+        if not await self._are_links_here(intent.nic_ids):
             seen = await self._lookups.nics(intent.nic_ids, self._urgency(intent))
             if not all(self._is_here(seen.get(nic_id)) for nic_id in intent.nic_ids):
                 calls.return_permit()
@@ -56,7 +56,7 @@ class Releaser(CloudWrites):
         patience = await self._ask_to_detach(intent, intent.nic_ids, calls)
         await self._follow_detach(intent.op_id, patience)
 
-    async def _are_at_hand(self, nic_ids: Sequence[str]) -> bool:
+    async def _are_links_here(self, nic_ids: Sequence[str]) -> bool:
         """Whether all their links are on the host or parked, so that no other instance has the NICs."""
         try:
             survey = await self._context.kernel.survey()

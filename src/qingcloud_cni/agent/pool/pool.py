@@ -164,7 +164,7 @@ class Pool:
             self.nowhere = nic_ids
             self._signals.obstacle_gone()
 
-    # --- handing out ---------------------------------------------------------------------------------
+    # --- assigning ----------------------------------------------------------------------------------
 
     async def take(self, attachment: Attachment, request: AddressRequest, call: CniCall) -> Move:
         """Assign a NIC to this attachment. The answer marks it as moving; the caller ends that.
@@ -178,7 +178,7 @@ class Pool:
             return self._assign(attachment, self._requested(request))
         waiter = _Waiter(attachment, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
-        self.hand_out()
+        self.assign_idle()
         self._signals.plan_due.notify()
         if waiter.move.done():  # return at once: the row goes to disk before the pool plans again
             return waiter.move.result()
@@ -199,13 +199,13 @@ class Pool:
             raise PoolEmpty(f"no NIC became ready within {call.seconds:.0f} s: {self._cause()}")
         return waiter.move.result()
 
-    def hand_out(self) -> None:
+    def assign_idle(self) -> None:
         """Assign idle NICs to waiting ADDs, in their order; NICs being probed come last."""
         if not self._waiters:
             return
         ready = serving_order(self._ready(), self._policy)
         for nic in sorted(ready, key=lambda n: self.duplicates.is_probing(n.nic_id)):
-            if not self._give(nic):
+            if not self._assign_next(nic):
                 return
 
     def _ready(self) -> Iterator[Nic]:
@@ -213,12 +213,12 @@ class Pool:
             if nic.nic_id not in self._context.moves and not self.duplicates.is_claimed(nic):
                 yield nic
 
-    def hand_over(self, nic_id: str) -> bool:
+    def assign_arriving(self, nic_id: str) -> bool:
         """Assign an arriving NIC to a waiting ADD; False if none waits or its address may not be used yet."""
         nic = self._context.table.nics[nic_id]
-        return nic.released == 0.0 and not self.duplicates.is_claimed(nic) and self._give(nic)
+        return nic.released == 0.0 and not self.duplicates.is_claimed(nic) and self._assign_next(nic)
 
-    def _give(self, nic: Nic) -> bool:
+    def _assign_next(self, nic: Nic) -> bool:
         if not self._waiters or self._context.journal.error:
             return False
         waiter = self._waiters.popleft()
@@ -245,7 +245,7 @@ class Pool:
         elif not waiter.move.exception():
             with waiter.move.result():
                 self._context.table.returned_unused(waiter.attachment.key, self._context.now(), cause)
-            self.hand_out()
+            self.assign_idle()
         self._signals.plan_due.notify()
 
     def close(self, refusal: str) -> None:
@@ -310,7 +310,7 @@ class Pool:
         """Begin all that may be done without a plan; each part notifies the planner when it has made progress."""
         self.flows.begin_due()
         self._cool_down()
-        self.hand_out()
+        self.assign_idle()
         self.duplicates.begin_due()
 
     async def _gather(self) -> None:

@@ -157,7 +157,7 @@ class Links:
         if table.nics[nic_id].is_gateway:
             self._gateways.receive(nic_id)
             return
-        if self._pool.hand_over(nic_id):
+        if self._pool.assign_arriving(nic_id):
             return
         self._context.tasks.spawn(f"park {nic_id}", self._park(self._context.moves.of(nic_id)))
 
@@ -170,7 +170,7 @@ class Links:
                 context.note("nic.park-failed", nic_id, detail=str(err))  # the next comparison tries again
             else:
                 self.parked(nic_id)
-        self._pool.hand_out()
+        self._pool.assign_idle()
         context.journal.push()
         self._signals.plan_due.notify()
 

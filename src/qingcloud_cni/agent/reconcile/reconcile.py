@@ -119,7 +119,7 @@ class Reconciler:
 
     async def ask(self, seconds: float) -> None:
         """Compare now, and repair NICs again whose repairs have failed; AgentError, TimeoutError after *seconds*."""
-        self._remedies.forgive()
+        self._remedies.reset_repairs()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
         self._signals.doubt_due.notify()
@@ -161,7 +161,7 @@ class Reconciler:
         still = tuple(n for n in compared.nics if table.nics.get(n.nic_id) is n and n.nic_id not in moves)
         attachments = {a.nic_id: a for a in table.attachments.values()}
         misplaced = misplaced_links(still, attachments, compared.survey, compared.seen)
-        verdict = self._weigh(self._in_kernel, misplaced)
+        verdict = self._track(self._in_kernel, misplaced)
         self._in_kernel = verdict.known
         self._remedies.carry_out(verdict.remedies)
         return compared
@@ -205,7 +205,7 @@ class Reconciler:
             ours, vxnets, on_host, is_whole=not compared.survey.unseen, wall=context.clock.wall(),
             instance_id=self._identity.instance_id, is_ours=self._identity.is_ours,
         )  # fmt: skip
-        verdict = self._weigh(self._in_cloud, cloud_drift(held, view, compared.seen, context.now()))
+        verdict = self._track(self._in_cloud, cloud_drift(held, view, compared.seen, context.now()))
         self._in_cloud = verdict.known
         table.forget_new_addresses()
         self._remedies.carry_out(verdict.remedies)
@@ -254,7 +254,7 @@ class Reconciler:
         self._pool.learn_others(sum(n.role == 0 for n in others))
         self._gateways.learn(others)
 
-    def _weigh(self, known: Known, found: tuple[Difference, ...]) -> Verdict:
+    def _track(self, known: Known, found: tuple[Difference, ...]) -> Verdict:
         verdict = track(known, found, self._context.now())
         note = self._context.note
         for new in verdict.new:

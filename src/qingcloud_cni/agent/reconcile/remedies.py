@@ -51,7 +51,7 @@ class Remedies:
         self._to_repair: set[str] = set()  # as soon as a call may go
         self._repairs = sorted({n.repaired for n in context.table.nics.values() if n.repairs})  # when
 
-    def forgive(self) -> None:
+    def reset_repairs(self) -> None:
         """Let NICs be repaired again whose repairs have failed too often."""
         for nic in self._context.table.in_state(NicState.MISSING):
             self._context.table.reset_repairs(nic.nic_id)
@@ -107,9 +107,9 @@ class Remedies:
     def _fetch(self, remedy: Fetch) -> None:
         self.has_begun = True
         move = self._context.moves.of(remedy.nic_id)
-        self._context.tasks.spawn(f"fetch {remedy.nic_id}", self._bring_home(remedy, move))
+        self._context.tasks.spawn(f"fetch {remedy.nic_id}", self._park_strayed(remedy, move))
 
-    async def _bring_home(self, remedy: Fetch, move: Move) -> None:
+    async def _park_strayed(self, remedy: Fetch, move: Move) -> None:
         context = self._context
         with move:
             try:
