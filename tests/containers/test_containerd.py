@@ -244,7 +244,7 @@ def test_a_pod_whose_namespace_vanished_is_stopped_and_gives_its_nic_back(node: 
     pod = node.new_pod("web")
     known = attachment(pod)
     netns, pause = pod.netns, pod.details()["pid"]
-    node.machine.run("umount", netns)
+    node.machine.run("umount", "--lazy", netns)  # a survey may have it open
     node.machine.run("rm", netns)
     node.machine.run("kill", "-KILL", str(pause))
     eventually(lambda: not pod.is_ready, "containerd sees the end of the pause process")

@@ -199,7 +199,7 @@ def test_without_the_agent_no_container_starts_and_those_that_end_give_their_nic
 def test_a_container_whose_namespace_vanished_is_removed_and_gives_its_nic_back(podman: Podman) -> None:
     container = podman.run("web")
     details = container.inspect()
-    podman.machine.run("umount", details["NetworkSettings"]["SandboxKey"])
+    podman.machine.run("umount", "--lazy", details["NetworkSettings"]["SandboxKey"])  # a survey may have it open
     podman.machine.run("rm", "--force", details["NetworkSettings"]["SandboxKey"])
     podman.machine.run("kill", "-KILL", str(details["State"]["Pid"]))
     podman("rm", "--force", "--time=0", "web")

@@ -216,7 +216,8 @@ class Host:
 
         NICs become idle a little after the DEL is answered, so this waits for them.
         """
-        return eventually(self._is_untouched, f"nothing held on {self.name}")
+        # a remedy needs two comparisons, CONFIRM_SECONDS (20) apart
+        return eventually(self._is_untouched, f"nothing held on {self.name}", seconds=60.0)
 
     def _is_untouched(self) -> bool:
         status, nics = self.status(), self.nics()

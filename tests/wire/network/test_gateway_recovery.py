@@ -267,6 +267,7 @@ def test_the_hosts_own_nic_in_the_vxnet_serves_only_with_its_anti_spoofing_off(n
         assert service_gateway(result) == host.address
         assert Pair(host, container, result).asks()
     assert host.cloud_nics("hostnic") == {}
+    host.wait_idle(2)
     now = state(host)
     assert {k: now[k] for k in ("links", "rules", "routes")} == {k: before[k] for k in ("links", "rules", "routes")}
     host.delete(container)
