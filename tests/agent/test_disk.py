@@ -334,7 +334,7 @@ def killed_at(tmp_path: Path, point: int, is_full_afterwards: bool) -> bool:
             kill_at(host, point)
             telling = asyncio.create_task(story(host, promises))
             while host.is_running and not telling.done():
-                await host.clock.sleep(0.01)
+                await host.clock.sleep(0.25)
             if host.is_running:
                 telling.result()
                 return False

@@ -11,6 +11,7 @@ from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.core.cni.network_config import read_config
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty
 from qingcloud_cni.core.nics.model import NicState, Route
+from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
 
 
@@ -196,6 +197,7 @@ async def test_one_failed_call_on_the_way_out_leaves_nothing_behind(
 async def test_a_failed_attach_job_is_noticed_and_the_nic_is_not_leaked(host: SimulatedHost) -> None:
     assert set(host.ours_in_cloud()) == set(host.nics)
     assert host.model.calls["CreateNics"] == 1  # the same NICs were attached again
+    assert await host.journal.events(EventFilter(1000, name="nic.unattached"))
 
 
 @pytest.mark.defect("others-6")

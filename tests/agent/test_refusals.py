@@ -54,7 +54,7 @@ def cause_told(host: SimulatedHost) -> str:
     return status_view(host.agent, "0", 1).cloud_error
 
 
-@pytest.mark.defect("hostnic-1", "hostnic-5")
+@pytest.mark.defect("hostnic-1", "hostnic-5", "hostnic-6")
 @pytest.mark.parametrize("name", TROUBLES)
 @in_virtual_time
 async def test_trouble_with_the_cloud_is_told_and_over_when_it_is_over(tmp_path: Path, name: str) -> None:

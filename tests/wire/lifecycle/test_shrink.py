@@ -63,18 +63,6 @@ def test_an_idle_surplus_nic_is_detached_and_deleted_after_its_time(new_host: Ne
     assert links(host.netns)[primary]["ifname"] == "eth0"
 
 
-def test_what_is_idle_for_less_than_its_time_is_kept_for_the_next_container(new_host: NewHost) -> None:
-    host = new_host()
-    agent = host.start(min_idle=1, max_idle=1, idle_ttl="10m")
-    container = host.container()
-    for _ in range(3):
-        host.add(container)
-        host.wait_idle(1)
-        host.delete(container)
-    assert len(host.nics("idle")) == len(host.cloud_nics()) == 2
-    assert agent.events("nic.detaching") == []
-
-
 # --- not ours ------------------------------------------------------------------------------------------
 
 

@@ -97,22 +97,6 @@ def test_an_error_of_the_cloud_is_reported_while_the_pool_serves(new_host: NewHo
     assert_over(host)
 
 
-@pytest.mark.defect("hostnic-6")
-def test_a_failed_job_is_reported_and_its_nics_are_attached_again(new_host: NewHost, sim: Sim) -> None:
-    host = new_host()
-    host.start(**ONE)
-    container = host.container()
-    with sim.fault("AttachNics", "fail-job"):
-        host.add(host.container())
-        refused = host.cni("ADD", container, conf=host.conf(TimeoutSeconds=20))
-        assert refused.code == 11, refused
-        assert "failed" in refused.message
-        assert "attach of 52:54:" in refused.message
-    host.add(container)
-    eventually(host.is_calm, "table and cloud agree")
-    assert host.agent.events("nic.unattached")
-
-
 # --- the plugin and the agent ----------------------------------------------------------------------------
 
 
