@@ -40,15 +40,9 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "attachment.routed": _info("The ADD's gateway 0.0.0.0 was replaced by `detail`."),
         "attachment.ready": _info("A container's interface is configured."),
         "attachment.refused": _warn("The ADD failed. `detail` is the error that the runtime got."),
-        "attachment.not-undone": _warn(
-            "An ADD was cut off, and the kernel rejected its undoing. The next comparison of the links, or the next"
-            " ADD or DEL of the container, repeats it."
-        ),
+        "attachment.not-undone": _warn("The kernel rejected undoing an ADD that was cut off. The agent retries."),
         "attachment.named": _info("A request has named the container of a NIC that the agent had found."),
-        "attachment.kept": _warn(
-            "A GC did not list the attachment, but its namespace exists. It has its NIC until DEL, or until the"
-            " namespace ends."
-        ),
+        "attachment.kept": _warn("A GC did not list the attachment, but its namespace exists, so it stays."),
         # the life of a NIC
         "nic.created": _info("The cloud made a NIC. `detail` is its address, `subject` the operation."),
         "nic.adopted": _info("The agent found a NIC with this host's name in the cloud."),
@@ -63,10 +57,7 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "nic.quarantined": _warn("Another machine uses the NIC's address. `detail` has the MAC."),
         "nic.duplicate": _warn("The same, but a container had the NIC already. It continues to use it."),
         "nic.cleared": _info("The NIC is usable again. `detail` is the cause."),
-        "nic.probe-failed": _warn(
-            "The kernel rejected the probe for duplicate addresses, so the agent uses the NIC without it. Logged once"
-            " until a probe works again."
-        ),
+        "nic.probe-failed": _warn("The kernel rejected a duplicate probe; NICs are used without. Logged once."),
         "probe.distrusted": _warn("A MAC answers for every address, so the agent ignores its answers."),
         "nic.gateway": _info("A gateway NIC is configured. Its link stays on the host."),
         "nic.detaching": _info("The agent has asked the cloud to detach the NIC. `detail` is `unused` or `drain`."),
@@ -75,43 +66,24 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "nic.deleting": _info("The agent has asked the cloud to delete the NIC."),
         "nic.deleted": _info("The NIC is deleted."),
         "nic.missing": _warn("The cloud says that the NIC is attached, but its link is in no reachable namespace."),
-        "nic.found": _info(
-            "The link of a missing NIC is in a container that the table does not know. `detail` is the namespace."
-        ),
+        "nic.found": _info("The link of a missing NIC is in an unknown container. `detail` is the namespace."),
         "nic.fetched": _info("A DEL brought back a link of ours whose NIC the table does not know yet."),
-        "nic.strayed": _warn(
-            "A NIC without attachment has its link in a container. If a second comparison confirms it, the agent"
-            " brings it back."
-        ),
+        "nic.strayed": _warn("A NIC without attachment is in a container. Once confirmed, the agent brings it back."),
         "nic.readdressed": _warn("The cloud has changed the NIC's address."),
         "nic.gone": _warn("The NIC is no longer ours. `detail` is the cause."),
         # connection tracking
-        "flows.forgotten": _info(
-            "The kernel has deleted tracked flows of released addresses. `detail` has their number."
-        ),
+        "flows.forgotten": _info("The kernel has deleted tracked flows of released addresses. `detail`: number."),
         "flows.kept": _warn("The kernel rejected that. Logged once until it works again."),
         # gateways
         "gateway.refused": _warn("The cloud or the kernel rejected a step towards a gateway NIC. The agent retries."),
-        "gateway.unknown": _warn(
-            "Containers use a NIC of the host as gateway, but the cloud has not listed the host's NICs yet. Nothing"
-            " changes."
-        ),
-        "gateway.unsure": _warn(
-            "The host's NIC serves as gateway, but the cloud does not report whether its anti-spoofing is off."
-        ),
+        "gateway.unknown": _warn("The cloud has not listed a host NIC that containers use as gateway. It stays."),
+        "gateway.unsure": _warn("The cloud does not report whether the anti-spoofing of the host's NIC is off."),
         # the spool
         "spool.done": _info("The agent has carried out a DEL that the plugin had spooled. `detail` is the outcome."),
-        "spool.failed": _warn(
-            "The kernel rejected a spooled DEL, or the agent could not read or remove its file. The agent retries."
-        ),
+        "spool.failed": _warn("A spooled DEL, or reading or removing its file, failed. The agent retries."),
         "spool.left": _info("A spooled file belongs to another agent."),
-        "spool.unreadable": _warn(
-            "A spooled file is not the plugin's, or others than root may change it. The agent has renamed it:"
-            " see `detail`."
-        ),
-        "spool.unusable": _warn(
-            "The agent cannot read the spool directory, or others than root may change it. Its DELs wait."
-        ),
+        "spool.unreadable": _warn("A spooled file is not the plugin's, or not root's alone. `detail`: new name."),
+        "spool.unusable": _warn("The spool directory is unreadable, or not root's alone. Its DELs wait."),
         # operations of the cloud
         "create.intended": _info("The intent is on disk, the call follows. `detail` is the name of the NICs."),
         "attach.intended": _info("The intent is on disk, the call follows."),
@@ -128,31 +100,23 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "create.unanswered": _warn("The reply was lost. The agent looks up NICs of that name."),
         "attach.unanswered": _warn("The reply was lost. The agent waits for the links, then asks for the NICs."),
         "detach.unanswered": _warn("The call failed or its reply was lost. The agent asks for the NICs."),
-        "delete.unanswered": _warn(
-            "The call failed or its reply was lost. The agent asks for the NICs, then retries."
-        ),
+        "delete.unanswered": _warn("The call or its reply was lost. The agent asks for the NICs, then retries."),
         "jobs.unanswered": _warn("The cloud did not answer a question about jobs. The agent retries."),
         "nics.unanswered": _warn("The cloud did not answer a question about NICs or their vxnet. The agent retries."),
         # comparisons
         "cloud.unanswered": _warn("A comparison of table, kernel and cloud failed. The agent retries."),
-        "reconcile.doubted": _info(
-            "An operation ended unexpectedly, so the agent compares table, kernel and cloud. `detail` is the cause."
-        ),
+        "reconcile.doubted": _info("An operation ended unexpectedly. A comparison follows; `detail` is the cause."),
         "drift.seen": _warn("Table, kernel and cloud [differ](#status-shows-drift). `detail` begins with the kind."),
         "drift.over": _info("The difference is gone: the agent fixed it, or it ended by itself."),
         "links.unseen": _warn("The kernel rejected listing the links. The agent retries."),
         "vxnets.unfit": _warn("A configured vxnet has become unusable. The agent continues, but a start would fail."),
-        "instance.leaving": _warn(
-            "The cloud says that this instance stops or is gone. The agent creates and attaches nothing more."
-        ),
+        "instance.leaving": _warn("This instance stops or is gone. The agent creates and attaches nothing more."),
         "instance.staying": _info("The instance runs after all. The agent maintains the pool again."),
         "instance.unanswered": _warn("The cloud did not answer whether the instance runs. The agent retries."),
         # the state file
         "store.refused": _warn("The disk rejects writes. The agent rejects ADDs until it recovers."),
         "store.recovered": _info("The disk accepts writes again, and every waiting change is written."),
         "store.damaged": _warn("The state file contradicts itself. The agent writes a new one at once."),
-        "store.set-aside": _warn(
-            "The state file was damaged or gone. `detail` has the cause, and the name of the damaged file."
-        ),
+        "store.set-aside": _warn("The state file was damaged or gone. `detail` has the cause and its new name."),
     }
 )

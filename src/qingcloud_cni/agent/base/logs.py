@@ -11,31 +11,17 @@ from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.core.events import EVENTS, EventKind, Level
 from qingcloud_cni.core.nics.model import Event
 
-_LEVELS = {
-    Level.DEBUG: logging.DEBUG,
-    Level.INFO: logging.INFO,
-    Level.WARN: logging.WARNING,
-    Level.ERROR: logging.ERROR,
-}
+_LEVELS = {level: logging.getLevelNamesMapping()[level.name] for level in Level}
 _FIELDS = "fields"  # attribute of a record that holds what belongs to its event
 LINES: Mapping[str, EventKind] = MappingProxyType(  # what is only logged, never recorded
     {
         "agent.started": EventKind(Level.INFO, "The agent listens."),
         "agent.stopped": EventKind(Level.INFO, "The agent ended on a signal."),
-        "store.unsaved": EventKind(
-            Level.ERROR,
-            "The agent ended while the disk rejected writes. So many changes are lost; the kernel shows them again.",
-        ),
-        "cni.request": EventKind(
-            Level.INFO,
-            "A request of the runtime: verb, container, interface, code, error, seconds. `warn` with a code,"
-            " `debug` for a STATUS that succeeds.",
-        ),
+        "store.unsaved": EventKind(Level.ERROR, "The agent ended while the disk rejected writes: changes are lost."),
+        "cni.request": EventKind(Level.INFO, "A request; `warn` with a code, `debug` for a STATUS that succeeds."),
         "cni.bug": EventKind(Level.ERROR, "A request met a bug. A traceback follows."),
         "cloud.call": EventKind(Level.DEBUG, "A call of the cloud."),
-        "budget.lowered": EventKind(
-            Level.WARN, "The cloud rejected a call because of its quota. `calls_per_hour` is the new rate."
-        ),
+        "budget.lowered": EventKind(Level.WARN, "The cloud rejected a call for its quota. The budget shrinks."),
         "access-file.unknown-keys": EventKind(Level.WARN, "The access file has keys that the agent ignores."),
     }
 )
