@@ -12,7 +12,7 @@ from qingcloud_cni.core.errors import InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns, Route
 from qingcloud_cni.core.seams.kernel import Inspection, PlacedLink
 from qingcloud_cni.kernel import HostKernel
-from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NamespaceSwitcher
+from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NetnsSwitcher
 
 __all__ = ["kernel", "lab"]  # fixtures
 
@@ -260,13 +260,13 @@ async def test_a_namespace_that_cannot_be_looked_into_is_told(
 ) -> None:
     _, netns, _ = await placed(lab, kernel, pod)
 
-    def refusing(self: NamespaceSwitcher, namespace: Namespace) -> AbstractContextManager[None]:
+    def refusing(self: NetnsSwitcher, namespace: Namespace) -> AbstractContextManager[None]:
         if namespace.identity == (netns.dev, netns.inode):
             raise KernelRefused("netns: enter: Operation not permitted")
         return inside(self, namespace)
 
-    inside = NamespaceSwitcher.inside
-    monkeypatch.setattr(NamespaceSwitcher, "inside", refusing)
+    inside = NetnsSwitcher.inside
+    monkeypatch.setattr(NetnsSwitcher, "inside", refusing)
     seen = await kernel.survey_all(())
     assert seen.unseen == (lab.path(pod),)
     assert not any(p.netns.is_same(netns) for p in seen.elsewhere)

@@ -16,7 +16,7 @@ from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.namespaces.namespaces import (
     Namespace,
     NamespaceReturnFailed,
-    NamespaceSwitcher,
+    NetnsSwitcher,
     find,
     reachable,
 )
@@ -121,7 +121,7 @@ def test_thread_returns_even_after_an_error(lab: Lab) -> None:
             seen.append(here.identity)
 
     def travel() -> None:
-        switcher = NamespaceSwitcher()
+        switcher = NetnsSwitcher()
         with Namespace.open(lab.path(lab.host)) as away:
             look()
             with suppress(ZeroDivisionError), switcher.inside(away):
@@ -141,7 +141,7 @@ def test_thread_that_cannot_return_is_never_used_again(lab: Lab) -> None:
     outcomes: list[bool] = []
 
     def travel() -> None:
-        switcher = NamespaceSwitcher()
+        switcher = NetnsSwitcher()
         with Namespace.open(lab.path(lab.host)) as away, Path("/dev/null").open() as no_namespace:
             with pytest.raises(NamespaceReturnFailed, match="return to"), switcher.inside(away):
                 os.dup2(no_namespace.fileno(), switcher.home.fd)

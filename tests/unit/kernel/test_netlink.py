@@ -13,9 +13,9 @@ from qingcloud_cni.kernel.links.nic import (
     ALIAS_BYTES,
     USUAL_MTU,
     NicMatcher,
-    alias_with_mtu,
     candidates,
     is_candidate,
+    make_alias,
     parked_name,
     parse_alias,
     reset_change,
@@ -209,7 +209,7 @@ def test_parking_name_fits_an_interface() -> None:
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=300), st.integers(68, 65535)
 )
 def test_mark_tells_the_mtu_and_fits(alias: str, mtu: int) -> None:
-    text = alias_with_mtu(alias, mtu)
+    text = make_alias(alias, mtu)
     assert len(text.encode()) <= ALIAS_BYTES
     if mtu != USUAL_MTU:
         kept, told = parse_alias(text)
@@ -220,7 +220,7 @@ def test_mark_tells_the_mtu_and_fits(alias: str, mtu: int) -> None:
 @pytest.mark.parametrize(("text", "read"), [("", ("", None)), ("net/a/eth0", ("net/a/eth0", 1500))])
 def test_alias_without_a_mark_means_the_usual_mtu(text: str, read: tuple[str, int | None]) -> None:
     assert parse_alias(text) == read
-    assert alias_with_mtu(text, USUAL_MTU) == text
+    assert make_alias(text, USUAL_MTU) == text
 
 
 OTHER = replace(NIC, ifindex=9, mac="52:54:00:00:00:99", name="net1")

@@ -8,11 +8,11 @@ import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
 from ipaddress import IPv4Network, collapse_addresses
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
+from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit
 from qingcloud_cni.kernel.netlink.messages import (
     NETLINK_NETFILTER,
     NFGENMSG,
@@ -64,7 +64,7 @@ def ruleset(path: ServicePath) -> str:
     return f"table inet {TABLE} {{\n" + "\n\n".join(parts) + "\n}\n" if parts else ""
 
 
-class Firewall:
+class Firewall(ClosesOnExit):
     """Ensures the table in the namespace of the thread that makes and uses it."""
 
     def __init__(self) -> None:
@@ -73,10 +73,7 @@ class Firewall:
         self._listed = ""  # nft's listing of it
         self._generation: int | None = None  # of the rule set when the table was right
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+    def close(self) -> None:
         self._netfilter.close()
 
     def ensure(self, wanted: str) -> None:

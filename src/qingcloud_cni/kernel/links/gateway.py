@@ -8,22 +8,21 @@ import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Interface
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
 from qingcloud_cni.kernel.links.firewall import MARK_MASK, Firewall, mark_of, ruleset
 from qingcloud_cni.kernel.links.nic import (
     NicMatcher,
-    alias_with_mtu,
     is_candidate,
+    make_alias,
     parked_name,
     parse_alias,
     reset_change,
 )
 from qingcloud_cni.kernel.namespaces import sysctl
-from qingcloud_cni.kernel.namespaces.namespaces import Namespace
+from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit, Namespace
 from qingcloud_cni.kernel.netlink.messages import IFF_LOOPBACK, LinkChange, LinkInfo, Request, set_link
 from qingcloud_cni.kernel.netlink.routing import (
     RT_SCOPE_LINK,
@@ -36,11 +35,7 @@ from qingcloud_cni.kernel.netlink.routing import (
     delete_address,
     delete_route,
     delete_rule,
-    get_addresses,
-    get_routes,
     get_rules,
-    parse_address,
-    parse_route,
     parse_rule,
 )
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
@@ -66,7 +61,7 @@ LINK_SETTINGS: Final = {  # below net/ipv4/conf/<link>
 HOST_SETTINGS: Final = {sysctl.IP_FORWARD: "1", f"{sysctl.CONF}/all/send_redirects": "0"}
 
 
-class GatewayLinks:
+class GatewayLinks(ClosesOnExit):
     """The gateway NICs of a host; made and used in a thread in the host's namespace."""
 
     def __init__(self, host: Netlink, parking: Netlink, home: Namespace) -> None:
@@ -75,17 +70,14 @@ class GatewayLinks:
         self._home = home
         self._firewall = Firewall()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
-        self._firewall.__exit__(kind, err, tb)
+    def close(self) -> None:
+        self._firewall.close()
 
     def addresses(self) -> dict[str, tuple[str, ...]]:
         """Addresses of the host's links that are up, by MAC; a bridge may have the address of its NIC."""
         up = {link.ifindex: link.mac for link in self._host.links() if _is_up(link)}
         found: dict[str, list[str]] = {mac: [] for mac in up.values()}
-        for address in self._addresses():
+        for address in self._host.addresses():
             if address.ifindex in up:
                 found[up[address.ifindex]].append(address.address)
         return {mac: tuple(addresses) for mac, addresses in found.items()}
@@ -123,13 +115,13 @@ class GatewayLinks:
             change = LinkChange(
                 mac=gateway.mac if link.mac != gateway.mac else None,
                 name=name if link.name != name else None,
-                alias=alias_with_mtu(ALIAS, link.mtu) if not _is_gateway(link) else None,
+                alias=make_alias(ALIAS, link.mtu) if not _is_gateway(link) else None,
             )
             self._change(self._host, link, change, f"{nic}: name {name}")
             return replace(link, name=name, flags=0) if change.mac or change.name else link
         if link := NicMatcher(gateway.mac).pick(self._parking.links()):
             reset = reset_change(link, gateway.mac)
-            alias = alias_with_mtu(ALIAS, link.mtu if reset.mtu is None else reset.mtu)
+            alias = make_alias(ALIAS, link.mtu if reset.mtu is None else reset.mtu)
             change = replace(reset, netns_fd=self._home.fd, name=name, alias=alias)
             self._parking.do(set_link(link.ifindex, change), f"{nic}: move to the host as {name}")
             if placed := self._host.link(name=name):
@@ -166,7 +158,7 @@ class GatewayLinks:
 
     def _shared_link(self, gateway: Gateway) -> str:
         """The name of the link of a NIC that the agent did not make, with its address."""
-        holders = {a.ifindex for a in self._addresses() if a.address == gateway.address}
+        holders = {a.ifindex for a in self._host.addresses() if a.address == gateway.address}
         for link in self._host.links():
             if link.ifindex in holders and link.mac == gateway.mac and _is_up(link):
                 return link.name
@@ -179,20 +171,17 @@ class GatewayLinks:
         nic, folder = f"nic {gateway.mac}", f"{sysctl.CONF}/{gateway.link_name}"
         sysctl.ensure({f"{folder}/{name}": value for name, value in LINK_SETTINGS.items()})
         wanted = [Address(link.ifindex, gateway.address, is_bare=True)]
-        if [address for address in self._addresses() if address.ifindex == link.ifindex] != wanted:
+        if [address for address in self._host.addresses() if address.ifindex == link.ifindex] != wanted:
             self._drop_addresses(link, nic)
             self._host.do(add_bare_address(link.ifindex, gateway.address), f"{nic}: add address {gateway.address}")
         if not link.is_up:
             self._host.do(set_link(link.ifindex, LinkChange(is_up=True)), f"{nic}: set {gateway.link_name} up")
 
     def _drop_addresses(self, link: LinkInfo, nic: str) -> None:
-        for address in self._addresses():
+        for address in self._host.addresses():
             if address.ifindex == link.ifindex:
                 action = f"{nic}: remove address {address.address}"
                 self._remove(delete_address(address), action, errno.EADDRNOTAVAIL)
-
-    def _addresses(self) -> list[Address]:
-        return [parse_address(message.body) for message in self._host.dump(get_addresses(), "list addresses")]
 
     # --- routes and rules ----------------------------------------------------------------------------
 
@@ -204,9 +193,8 @@ class GatewayLinks:
         wanted = [route for mac, gateway in own.items() for route in _routes(gateway, links[mac].ifindex)]
         indexes = {link.ifindex for link in links.values()}
         present = set()
-        for message in self._host.dump(get_routes(), "list routes"):
-            route = parse_route(message.body)
-            if route is None or route.table == RT_TABLE_LOCAL:
+        for route in self._host.routes():
+            if route.table == RT_TABLE_LOCAL:
                 continue
             if route in wanted:
                 present.add(route)

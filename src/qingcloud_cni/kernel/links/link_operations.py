@@ -20,8 +20,8 @@ from qingcloud_cni.kernel.links.namespace_handles import NamespaceHandles
 from qingcloud_cni.kernel.links.nic import (
     SPARE_NAME,
     NicMatcher,
-    alias_with_mtu,
     candidates,
+    make_alias,
     parked_name,
     reset_change,
     to_link,
@@ -43,7 +43,6 @@ from qingcloud_cni.kernel.netlink.messages import (
     delete_altnames,
     set_link,
 )
-from qingcloud_cni.kernel.netlink.routing import get_addresses, get_routes, parse_address, parse_route
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 
 SETTINGS: Final = (  # for each interface given to a container
@@ -64,9 +63,8 @@ class LinkOperations:
             self._namespaces = NamespaceHandles(instance_id, netns_dir, host_netns)
             undo.callback(self._namespaces.close)
             self._host, self._parking = self._namespaces.host, self._namespaces.parking
-            self.gateways = undo.enter_context(
-                GatewayLinks(self._host, self._parking, self._namespaces.switcher.home)
-            )
+            home = self._namespaces.switcher.home
+            self.gateways = undo.enter_context(GatewayLinks(self._host, self._parking, home))
             self._held = undo.pop_all()
 
     def close(self) -> None:
@@ -105,8 +103,8 @@ class LinkOperations:
             if identity in self._namespaces.own_identities():
                 continue
             try:
-                if netlink := self._links_at(path, identity):
-                    elsewhere.append(netlink)
+                if found := self._links_at(path, identity):
+                    elsewhere.append(found)
             except KernelRefused:
                 unseen.append(path)
         return replace(self.survey(), elsewhere=tuple(elsewhere), is_wide=True, unseen=tuple(unseen))
@@ -207,7 +205,7 @@ class LinkOperations:
         self._strip_altnames(netlink, link, order.mac)
         change = self._resetting(link, order.mac)
         mtu = self._mtus[order.mac] = link.mtu if change.mtu is None else change.mtu
-        change = replace(change, netns_fd=namespace.fd, name=ifname, alias=alias_with_mtu(order.alias, mtu))
+        change = replace(change, netns_fd=namespace.fd, name=ifname, alias=make_alias(order.alias, mtu))
         try:
             netlink.do(set_link(link.ifindex, change), f"{nic}: move to {path} as {ifname}")
         except NetlinkRefused as err:
@@ -234,9 +232,7 @@ class LinkOperations:
                 except FileNotFoundError:
                     continue
                 except OSError as err:
-                    raise KernelRefused(
-                        f"nic {order.mac}: write {value!r} to {setting} failed: {err.strerror}"
-                    ) from err
+                    raise KernelRefused(f"nic {order.mac}: write {setting} failed: {err.strerror}") from err
 
     def _undo(self, mac: str, netlinks: Sequence[Netlink], cause: BaseException) -> None:
         """Park the NIC from one of *netlinks*; the message of a failure has *cause* as well."""
@@ -337,11 +333,9 @@ def _add_route(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) 
 
 
 def _inspection(netns: Netns, netlink: Netlink, link: LinkInfo) -> Inspection:
-    addresses = [parse_address(message.body) for message in netlink.dump(get_addresses(), "list addresses")]
-    routes = [parse_route(message.body) for message in netlink.dump(get_routes(), "list routes")]
     return Inspection(
         netns,
         to_link(link),
-        tuple(a.address for a in addresses if a.ifindex == link.ifindex),
-        tuple(Route(r.dst, r.gateway) for r in routes if r is not None and r.ifindex == link.ifindex),
+        tuple(a.address for a in netlink.addresses() if a.ifindex == link.ifindex),
+        tuple(Route(r.dst, r.gateway) for r in netlink.routes() if r.ifindex == link.ifindex),
     )

@@ -10,14 +10,7 @@ from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.kernel.links.nic import NicMatcher, is_candidate, parked_name
 from qingcloud_cni.kernel.namespaces import parking, sysctl
-from qingcloud_cni.kernel.namespaces.namespaces import (
-    Identity,
-    Namespace,
-    NamespaceSwitcher,
-    find,
-    open_if,
-    reachable,
-)
+from qingcloud_cni.kernel.namespaces.namespaces import Identity, Namespace, NetnsSwitcher, find, open_if, reachable
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, set_link
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 from qingcloud_cni.kernel.netlink.watch import open_monitor
@@ -35,7 +28,7 @@ class NamespaceHandles:
         self.netns_dir = netns_dir
         self._parking_path = parking.parking_path(instance_id, netns_dir)
         with ExitStack() as undo:
-            self.switcher = NamespaceSwitcher(host_netns)
+            self.switcher = NetnsSwitcher(host_netns)
             undo.callback(self.switcher.close)
             self.host = undo.enter_context(Netlink())
             self.parking_ns = undo.enter_context(parking.ensure(self._parking_path))

@@ -45,7 +45,7 @@ def parked_name(mac: str) -> str:
 # --- the alias ---------------------------------------------------------------------------------------
 
 
-def alias_with_mtu(alias: str, mtu: int) -> str:
+def make_alias(alias: str, mtu: int) -> str:
     """The alias of a link that leaves parking with *mtu*.
 
     A container may change the MTU, and another agent process may get the NIC back, so the alias notes an unusual MTU.
@@ -57,7 +57,7 @@ def alias_with_mtu(alias: str, mtu: int) -> str:
 
 
 def parse_alias(text: str) -> tuple[str, int | None]:
-    """The alias and MTU of `alias_with_mtu`; no MTU for an empty text."""
+    """The alias and MTU of `make_alias`; no MTU for an empty text."""
     if found := _MARK.fullmatch(text):
         return found["alias"], int(found["mtu"])
     return text, USUAL_MTU if text else None
@@ -99,7 +99,7 @@ class NicMatcher:
         if not self.alias or not link.alias:
             return False
         mtu = parse_alias(link.alias)[1] or USUAL_MTU
-        return link.alias == alias_with_mtu(self.alias, mtu)
+        return link.alias == make_alias(self.alias, mtu)
 
 
 # --- parking --------------------------------------------------------------------------------------

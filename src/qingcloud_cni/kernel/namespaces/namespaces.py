@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
@@ -29,7 +28,19 @@ class NamespaceReturnFailed(RuntimeError):
     """The thread could not return to its own namespace: its calls would hit another one, so the process must end."""
 
 
-class Namespace:
+class ClosesOnExit:
+    """Closes at the end of a ``with`` block."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None: ...
+
+
+class Namespace(ClosesOnExit):
     """An open network namespace; the kernel keeps it while it is open."""
 
     def __init__(self, fd: int) -> None:
@@ -60,12 +71,6 @@ class Namespace:
             raise InvalidNetns(f"netns {path}: open failed: not a network namespace")
         return cls(fd)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<Namespace {self.identity[1]} fd={self.fd}>"
 
@@ -76,7 +81,7 @@ class Namespace:
             os.close(fd)
 
 
-class NamespaceSwitcher:
+class NetnsSwitcher:
     """Moves the thread that made it into other namespaces and back.
 
     A thread that it starts meanwhile would stay in the other namespace.
@@ -89,8 +94,12 @@ class NamespaceSwitcher:
         except InvalidNetns as err:
             raise AbilityMissing(f"host's network namespace: open failed: {err}") from err
         self._is_lost = False
-        if home is not None:
-            self._enter_home()
+        try:
+            if home is not None:
+                enter(self.home)
+        except OSError as err:
+            self.home.close()
+            raise AbilityMissing(f"network namespaces: enter failed: {err.strerror}; run as root") from err
 
     @contextmanager
     def inside(self, namespace: Namespace) -> Iterator[None]:
@@ -111,13 +120,6 @@ class NamespaceSwitcher:
                 raise NamespaceReturnFailed(
                     f"kernel thread: return to the host's network namespace failed: {err}"
                 ) from err
-
-    def _enter_home(self) -> None:
-        try:
-            enter(self.home)
-        except OSError as err:
-            self.home.close()
-            raise AbilityMissing(f"network namespaces: enter failed: {err.strerror}; run as root") from err
 
     def close(self) -> None:
         self.home.close()

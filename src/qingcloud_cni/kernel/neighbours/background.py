@@ -12,11 +12,10 @@ from typing import Final
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.seams.kernel import LinkOrder
 from qingcloud_cni.kernel.links.nic import parse_alias
-from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NamespaceSwitcher, open_if
+from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NetnsSwitcher, open_if
 from qingcloud_cni.kernel.neighbours.arp import ETH_P_ARP, announcement_frame
 from qingcloud_cni.kernel.netlink import conntrack
 from qingcloud_cni.kernel.netlink.messages import LinkInfo
-from qingcloud_cni.kernel.netlink.routing import get_addresses, parse_address
 from qingcloud_cni.kernel.netlink.socket import Netlink
 
 # The link or its namespace vanished, or the link is down.
@@ -28,7 +27,7 @@ class Background:
 
     def __init__(self, parking_path: str, host_netns: str | None = None) -> None:
         with ExitStack() as undo:
-            self._switcher = NamespaceSwitcher(host_netns)
+            self._switcher = NetnsSwitcher(host_netns)
             undo.callback(self._switcher.close)
             self._parking_ns = undo.enter_context(Namespace.open(parking_path))
             self._held = undo.pop_all()
@@ -77,8 +76,7 @@ def _has_address(inside: Netlink, link: LinkInfo, order: LinkOrder) -> bool:
     """Whether the link is still the NIC, is up and has the address."""
     if not link.is_up or parse_alias(link.alias)[0] != order.alias:
         return False
-    addresses = (parse_address(message.body) for message in inside.dump(get_addresses(), "list addresses"))
-    return any(a.ifindex == link.ifindex and a.address == order.address for a in addresses)
+    return any(a.ifindex == link.ifindex and a.address == order.address for a in inside.addresses())
 
 
 def _packet_socket(protocol: int) -> socket.socket:

@@ -4,10 +4,11 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, KernelRefused
+from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit
+from qingcloud_cni.kernel.netlink import routing
 from qingcloud_cni.kernel.netlink.messages import (
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -51,7 +52,7 @@ class _DumpInterrupted(Exception):
     """The listed objects changed during the dump."""
 
 
-class Netlink:
+class Netlink(ClosesOnExit):
     """A socket to the opening thread's network namespace, which it keeps alive; for one thread at a time."""
 
     def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
@@ -69,12 +70,6 @@ class Netlink:
             raise AbilityMissing(
                 "netlink: extended errors failed: the kernel lacks them; Linux 4.12 is needed"
             ) from err
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def close(self) -> None:
         self._socket.close()
@@ -100,6 +95,16 @@ class Netlink:
     def links(self) -> tuple[LinkInfo, ...]:
         """All links of the namespace at one moment."""
         return tuple(parse_link(message.body) for message in self.dump(get_links(), "list links"))
+
+    def addresses(self) -> list[routing.Address]:
+        return [
+            routing.parse_address(message.body) for message in self.dump(routing.get_addresses(), "list addresses")
+        ]
+
+    def routes(self) -> list[routing.TableRoute]:
+        """The unicast routes of all tables."""
+        messages = self.dump(routing.get_routes(), "list routes")
+        return [route for message in messages if (route := routing.parse_route(message.body))]
 
     def dump(self, request: Request, action: str, *, accept: MessageFilter | None = None) -> list[Message]:
         """All objects of a kind at one moment; only accepted ones use memory."""

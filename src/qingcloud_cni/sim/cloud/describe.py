@@ -27,7 +27,6 @@ def describe_instances(state: CloudState, params: Params) -> dict[str, Any]:
         for host in state.hosts.values()
         if _matches(host.instance_id, asked)
         and _matches(host.status, statuses)
-        and _matches(OWNER, params.choices("owner"))
         and (search in host.instance_id or search in host.spec.name)
         and (with_cluster_nodes or not host.spec.is_cluster_node)
     ]
@@ -47,7 +46,6 @@ def describe_vxnets(state: CloudState, params: Params) -> dict[str, Any]:
         if _matches(vxnet.vxnet_id, asked)
         and vxnet.vxnet_id not in excluded
         and (vxnet.spec.vxnet_type in types if types else vxnet.spec.vxnet_type != BASE_NETWORK)
-        and _matches(OWNER, params.choices("owner"))
         and (search in vxnet.vxnet_id or search in vxnet.spec.name)
     ]
     return _page("vxnet_set", hits, params, lambda vxnet: _vxnet(state, vxnet, is_verbose=is_verbose))
@@ -72,7 +70,6 @@ def describe_nics(state: CloudState, params: Params) -> dict[str, Any]:
         and (not types or state.vxnets[nic.vxnet_id].spec.vxnet_type in types)
         and name in nic.name
         and any(search in field for field in (nic.nic_id, nic.name, nic.private_ip))
-        and _matches(OWNER, params.choices("owner"))
     ]
     return _page("nic_set", hits, params, _nic)
 
@@ -94,7 +91,6 @@ def describe_jobs(state: CloudState, params: Params) -> dict[str, Any]:
         if _matches(job.job_id, asked)
         and _matches(job_queue.status(job, now), statuses)
         and _matches(job.action, params.choices("job_action"))
-        and _matches(OWNER, params.choices("owner"))
     ]
     return _page("job_set", hits, params, lambda job: _job(job, now))
 
@@ -124,7 +120,8 @@ def _matches(value: str, allowed: Sequence[str]) -> bool:
 
 
 def _page(name: str, hits: list[Record], params: Params, show: Callable[[Record], dict[str, Any]]) -> dict[str, Any]:
-    return {name: [show(hit) for hit in hits[params.page()]], "total_count": len(hits)}
+    found = hits if _matches(OWNER, params.choices("owner")) else []
+    return {name: [show(hit) for hit in found[params.page()]], "total_count": len(found)}
 
 
 def _instance(state: CloudState, host: HostRecord) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.sim.fabric.filter import RULESET, PortFilter, filter_script
 from qingcloud_cni.sim.fabric.layout import HOST_SYSCTLS, ROUTER_SYSCTLS, Layout, Port, make_layout, port_of
 from qingcloud_cni.sim.fabric.names import LEAVING_GROUP, PORT_GROUP, Mark
-from qingcloud_cni.sim.fabric.shell import RTM_DELLINK, drain, inside, ip_batch, ip_json, nft, open_link_monitor
+from qingcloud_cni.sim.fabric.shell import RTM_DELLINK, drain, inside, ip_batch, ip_json, nft, open_monitor
 from qingcloud_cni.sim.topology import Effect, FilterNic, PlugNic, Topology, UnplugNic
 
 CHECK_PERIOD = 2.0  # seconds after which the fabric checks its ports even without a report of the kernel
@@ -104,7 +104,7 @@ class Fabric:
         """
         loop = asyncio.get_running_loop()
         wake = asyncio.Event()
-        sockets = [inside(router.namespace, open_link_monitor) for router in self.layout.routers]
+        sockets = [inside(router.namespace, open_monitor) for router in self.layout.routers]
         try:
             for reports in sockets:
                 loop.add_reader(reports, drain, reports, wake, {RTM_DELLINK})

@@ -8,15 +8,7 @@ from collections.abc import Mapping
 
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.sim.fabric.layout import Layout, Port, manager_address
-from qingcloud_cni.sim.fabric.shell import (
-    RTM_DELLINK,
-    RTM_NEWLINK,
-    drain,
-    inside,
-    ip_batch,
-    ip_json,
-    open_link_monitor,
-)
+from qingcloud_cni.sim.fabric.shell import RTM_DELLINK, RTM_NEWLINK, drain, inside, ip_batch, ip_json, open_monitor
 
 _LEFT = (  # the kernel's errors for a link that left meanwhile
     "No such device",
@@ -63,7 +55,7 @@ class GuestDhcp:
         wake = asyncio.Event()
         wake.set()
         seen: frozenset[_SeenLink] = frozenset()
-        reports = inside(namespace, open_link_monitor)
+        reports = inside(namespace, open_monitor)
         loop.add_reader(reports, drain, reports, wake, {RTM_NEWLINK, RTM_DELLINK})
         try:
             while True:

@@ -118,7 +118,7 @@ def inside(netns: str, do: Callable[[], _T]) -> _T:
     return results[0]
 
 
-def open_link_monitor() -> socket.socket:
+def open_monitor() -> socket.socket:
     """A socket on which the kernel reports link changes in the calling thread's namespace."""
     reports = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
     reports.bind((0, _RTMGRP_LINK))
