@@ -48,7 +48,7 @@ async def test_an_add_that_waits_for_the_budget_says_so_and_so_does_the_status(h
 
 
 @on_host(min_idle=0, max_idle=0, api_budget=20, is_warm=False)
-async def test_what_comes_while_a_create_waits_is_created_with_it(host: SimulatedHost) -> None:
+async def test_adds_that_come_while_a_create_waits_share_it(host: SimulatedHost) -> None:
     await host.until(lambda: host.agent.is_cloud_compared, "compared")
     spend(host)
     before = host.model.calls["CreateNics"]
@@ -108,7 +108,7 @@ async def test_the_pool_serves_for_hours_without_the_cloud_and_is_refilled_after
 
 @pytest.mark.parametrize("seed", range(6))
 @in_virtual_time
-async def test_no_hour_sees_more_calls_than_the_budget_and_what_was_saved_up(tmp_path: Path, seed: int) -> None:
+async def test_no_hour_has_more_calls_than_the_budget_and_a_burst(tmp_path: Path, seed: int) -> None:
     budget = random.Random(seed).choice((12, 40, 120))
     async with simulated(tmp_path, seed=seed, api_budget=budget, max_idle=4, idle_ttl=30, cooldown=30) as host:
         effects = ("refuse", "lose-reply", "fail-job", "reset", "call-quota")
@@ -217,7 +217,7 @@ async def test_one_of_which_it_cannot_tell_yet_whose_it_is_keeps_a_drain_going(h
 
 
 @on_host(api_budget=9, is_warm=False)
-async def test_a_host_that_has_not_looked_for_them_yet_makes_gateways(host: SimulatedHost) -> None:
+async def test_a_host_before_its_first_comparison_creates_gateways(host: SimulatedHost) -> None:
     await host.until(lambda: host.agent.is_cloud_compared, "begun")
     routes = {"routes": [{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}]}
     await host.ask("ADD", "c0", ipam=routes, timeout=110.0)
@@ -237,9 +237,7 @@ async def test_a_host_whose_instance_has_nics_is_compared_at_once(host: Simulate
 
 @pytest.mark.parametrize("faults", [("refuse", 3), ("lose-reply", 2)])
 @in_virtual_time
-async def test_the_look_that_was_put_off_is_made_until_it_is_answered(
-    tmp_path: Path, faults: tuple[str, int]
-) -> None:
+async def test_a_postponed_comparison_is_retried_until_it_succeeds(tmp_path: Path, faults: tuple[str, int]) -> None:
     effect, times = faults
     async with simulated(tmp_path, api_budget=9, is_warm=False) as host:
         await host.until(lambda: host.states().count("idle") >= 3, "warm")
@@ -262,7 +260,7 @@ async def test_a_host_with_nics_or_containers_is_compared_whole_at_once(host: Si
 
 
 @on_host(api_budget=9, is_warm=False)
-async def test_a_host_whose_nics_are_attached_nowhere_is_no_new_one(host: SimulatedHost) -> None:
+async def test_a_host_with_unattached_nics_is_not_a_new_one(host: SimulatedHost) -> None:
     """Nothing of them can be seen on the host, nor on its instance."""
     set_faults(host, FaultSpec("AttachNics", "refuse", times=1000, code=1400, message="NotNow"))
     await host.until(lambda: host.agent.provisioner.backoff.failures > 0, "refused")
@@ -274,7 +272,7 @@ async def test_a_host_whose_nics_are_attached_nowhere_is_no_new_one(host: Simula
 
 
 @on_host()
-async def test_a_comparison_that_fails_gives_back_the_turn_that_it_has_not_used(host: SimulatedHost) -> None:
+async def test_a_failed_comparison_returns_its_unused_permit(host: SimulatedHost) -> None:
     cloud, reconciler = host.cloud, host.agent.reconciler
     permits = await reconciler.permits(waiting)
     before = cloud.spending().tokens
@@ -318,7 +316,7 @@ async def test_a_job_is_not_asked_about_any_more_once_its_links_are_there(host: 
 
 
 @on_host(max_idle=3, cooldown=0, idle_ttl=0)
-async def test_giving_nics_back_asks_about_their_job_once(host: SimulatedHost) -> None:
+async def test_a_release_asks_about_its_job_once(host: SimulatedHost) -> None:
     await asyncio.gather(*(host.add(f"c{n}") for n in range(6)))
     await host.until_calm()
     before = host.model.calls.copy()

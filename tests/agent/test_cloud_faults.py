@@ -80,7 +80,7 @@ async def test_an_agent_with_containers_outlives_a_cloud_that_shows_nothing(host
     assert set(before) <= set(host.nics)
 
 
-def test_a_first_start_believes_that_its_instance_is_unknown_when_it_was_told_so_again_and_again(
+def test_a_first_start_fails_after_several_answers_without_its_instance(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:

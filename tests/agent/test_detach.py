@@ -73,7 +73,7 @@ async def test_a_detach_that_takes_effect_long_after_its_lost_reply_meets_no_con
 
 
 @on_host(**SHRINKING)
-async def test_where_every_reply_is_lost_and_nothing_is_done_the_nic_is_kept_in_the_end(host: SimulatedHost) -> None:
+async def test_a_nic_whose_detaches_never_take_effect_is_idle_again(host: SimulatedHost) -> None:
     set_faults(host, FaultSpec("DetachNics", "reset", times=10_000))
     given_back = await surplus(host)
     await host.clock.sleep(JOB_LIMIT - 60.0)
@@ -114,7 +114,7 @@ async def test_a_detach_job_that_does_not_end_keeps_its_nics_from_containers_as_
     ),
     is_warm=False,
 )
-async def test_an_attach_job_that_does_not_end_is_given_up_and_its_nic_is_free_again(host: SimulatedHost) -> None:
+async def test_an_endless_attach_job_is_abandoned_and_its_nic_is_free_again(host: SimulatedHost) -> None:
     await host.until(lambda: host.states().count("attaching") > 0, "attaching")
     await host.clock.sleep(JOB_LIMIT - 60.0)
     assert host.states().count("attaching") > 0

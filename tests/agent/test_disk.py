@@ -99,7 +99,7 @@ async def test_all_but_new_adds_is_served(host: SimulatedHost) -> None:
 
 
 @on_host()
-async def test_a_container_that_dies_gives_its_nic_back(host: SimulatedHost) -> None:
+async def test_the_nic_of_a_dead_container_is_released_on_a_full_disk(host: SimulatedHost) -> None:
     nic_id = (await host.add("c0")).nic_id
     await fill(host)
     host.kernel.kill_netns(netns_of("c0"))
@@ -109,7 +109,7 @@ async def test_a_container_that_dies_gives_its_nic_back(host: SimulatedHost) -> 
 
 
 @on_host(cooldown=5, cooldown_min=5)
-async def test_an_add_that_waits_for_a_nic_gets_it_if_the_disk_is_back_in_time_or_is_told_why(
+async def test_a_waiting_add_gets_a_nic_if_the_disk_recovers_in_time_or_an_error(
     host: SimulatedHost,
 ) -> None:
     set_faults(host, FaultSpec("CreateNics", "refuse", times=10_000))
@@ -143,7 +143,7 @@ async def test_an_add_whose_record_is_refused_leaves_its_nic_as_it_was(host: Sim
 
 @pytest.mark.parametrize("has_all_routes", [True, False])
 @on_host()
-async def test_an_add_whose_second_record_is_refused_is_answered_if_the_first_one_tells_all(
+async def test_an_add_whose_second_save_fails_is_answered_if_the_first_was_complete(
     host: SimulatedHost, *, has_all_routes: bool
 ) -> None:
     """Else a start could not give the same answer again, and so the link is taken back."""
@@ -186,7 +186,7 @@ async def test_a_disk_that_does_not_answer_is_as_a_full_one_after_a_while(host: 
 
 
 @on_host()
-async def test_a_start_on_a_full_disk_serves_what_it_can(host: SimulatedHost) -> None:
+async def test_a_start_on_a_full_disk_serves_known_containers(host: SimulatedHost) -> None:
     first = await host.add("c0")
     nic_id = (await host.add("c1")).nic_id
     await host.clock.sleep(1.0)
@@ -207,7 +207,7 @@ async def test_a_start_on_a_full_disk_serves_what_it_can(host: SimulatedHost) ->
 
 
 @on_host()
-async def test_an_intent_that_waited_for_the_disk_is_dated_anew(
+async def test_an_intent_that_waited_for_the_disk_gets_the_time_of_its_save(
     host: SimulatedHost,
 ) -> None:
     """Its age tells how long a call whose reply was lost may still take effect: here 15 s, an hour after the plan."""

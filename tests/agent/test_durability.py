@@ -136,7 +136,7 @@ async def test_a_link_that_is_in_no_container_was_not_answered_and_is_taken_back
 
 
 @on_host(disk_seconds=DISK)
-async def test_a_del_is_answered_when_the_rest_of_its_address_is_on_disk(host: SimulatedHost) -> None:
+async def test_a_del_is_answered_when_the_cooldown_of_its_address_is_on_disk(host: SimulatedHost) -> None:
     nic_id = (await host.add("c0")).nic_id
     await host.delete("c0")
     disk = host.store.on_disk()
@@ -147,7 +147,7 @@ async def test_a_del_is_answered_when_the_rest_of_its_address_is_on_disk(host: S
 
 
 @on_host(max_nics=3, cooldown=0)
-async def test_locks_and_marks_of_requests_go_with_them(host: SimulatedHost) -> None:
+async def test_requests_leave_no_lock_and_no_move(host: SimulatedHost) -> None:
     for n in range(20):
         await asyncio.gather(host.add(f"c{n}"), host.add(f"c{n}"))
         await asyncio.gather(host.delete(f"c{n}"), host.delete(f"c{n}"))

@@ -209,7 +209,7 @@ async def test_an_add_says_why_its_gateway_is_not_there(host: SimulatedHost) -> 
 
 
 @on_host(max_nics=10)
-async def test_the_cloud_is_asked_less_and_less_for_what_it_refuses(host: SimulatedHost) -> None:
+async def test_refused_calls_are_retried_ever_more_rarely(host: SimulatedHost) -> None:
     """Links that come and go are no reason to ask again at once: calls are scarce."""
     refusal = FaultSpec("ModifyNicAttributes", "refuse", times=1000, code=1400, message="PermissionDenied")
     set_faults(host, refusal)
@@ -266,7 +266,7 @@ async def test_the_hosts_own_nic_serves_if_its_anti_spoofing_is_off(host: Simula
     topology=replace(default_topology("sim", 1), latencies=Latencies()),
     vxnet=[replace(default_topology("sim", 1), latencies=Latencies()).hosts[0].vxnet_id],
 )
-async def test_a_restart_while_the_cloud_is_silent_keeps_the_way_by_the_hosts_own_nic(host: SimulatedHost) -> None:
+async def test_a_restart_during_an_outage_retains_the_path_through_the_hosts_nic(host: SimulatedHost) -> None:
     """What the host's own NICs are only the cloud tells: until then the kernel keeps what it has."""
     primary = next(n for n in host.model.state.nics.values() if n.role == 1)
     host.kernel.set_address(primary.nic_id, f"{primary.private_ip}/24")
@@ -292,7 +292,7 @@ async def test_a_restart_while_the_cloud_is_silent_keeps_the_way_by_the_hosts_ow
 
 
 @on_host()
-async def test_draining_gives_the_gateway_back_once_nobody_uses_it(host: SimulatedHost) -> None:
+async def test_a_drain_releases_the_gateway_once_it_is_unused(host: SimulatedHost) -> None:
     await host.add("c0", config=CONFIG)
     host.agent.pool.drain()
     await host.until(lambda: len(host.nics) == 2, "the container's NIC and its gateway stay")
@@ -314,7 +314,7 @@ def _gateways_in_cloud(host: SimulatedHost) -> dict[str, str]:
 
 @pytest.mark.parametrize("is_full", [False, True])
 @on_host()
-async def test_what_settings_were_is_on_disk_before_they_change(host: SimulatedHost, *, is_full: bool) -> None:
+async def test_former_sysctls_are_on_disk_before_they_change(host: SimulatedHost, *, is_full: bool) -> None:
     """A crash in between would else take the agent's values for the host's own, and leave them at a cleanup."""
     before = dict(host.kernel.settings)
     known: list[Mapping[str, str]] = []
@@ -341,7 +341,7 @@ async def test_what_settings_were_is_on_disk_before_they_change(host: SimulatedH
 
 
 @on_host()
-async def test_what_the_kernel_refused_once_does_not_explain_a_later_wait(host: SimulatedHost) -> None:
+async def test_an_earlier_refusal_of_the_kernel_does_not_explain_a_later_wait(host: SimulatedHost) -> None:
     record = host.agent.gateways.record
     with host.kernel.fail("serve", KernelRefused("no buffer space")):
         await host.until(lambda: record.failures > 0, "refused", 60.0)

@@ -97,7 +97,7 @@ async def test_each_add_of_the_same_container_is_a_story_of_its_own(host: Simula
 
 
 @on_host(is_warm=False, min_idle=0)
-async def test_an_add_that_failed_tells_why(host: SimulatedHost) -> None:
+async def test_the_timeline_of_a_failed_add_has_its_error(host: SimulatedHost) -> None:
     set_faults(host, FaultSpec("CreateNics", "refuse", times=1000, code=1400, message="PermissionDenied"))
     with pytest.raises(PoolEmpty):
         await host.add("c0", seconds=20.0)
@@ -109,7 +109,7 @@ async def test_an_add_that_failed_tells_why(host: SimulatedHost) -> None:
 
 
 @on_host(is_warm=False, min_idle=0)
-async def test_what_went_wrong_on_the_way_is_told_with_the_call(host: SimulatedHost) -> None:
+async def test_failures_are_shown_with_their_call(host: SimulatedHost) -> None:
     set_faults(host, FaultSpec("CreateNics", LOSE_REPLY), FaultSpec("AttachNics", "fail-job"))
     await host.add("c0", seconds=100.0)
     (timeline,) = await told(host, "c0")
@@ -134,7 +134,7 @@ async def test_a_refused_link_shows_every_nic_that_was_tried(host: SimulatedHost
 
 
 @on_host()
-async def test_no_event_names_what_it_should_not(host: SimulatedHost) -> None:
+async def test_no_event_contains_a_key_of_the_cloud(host: SimulatedHost) -> None:
     """Times never go back within what one container waits for, and no key of the cloud is in any text."""
     set_faults(host, *(FaultSpec(a, "refuse", times=2) for a in ("CreateNics", "AttachNics", "DetachNics")))
     results = await asyncio.gather(*(host.add(f"c{n}") for n in range(6)), return_exceptions=True)

@@ -60,7 +60,7 @@ async def test_flows_of_an_address_are_forgotten_when_it_is_released_and_before_
 
 @pytest.mark.parametrize("cooldown", [0, 5])
 @in_virtual_time
-async def test_an_add_that_waits_for_a_resting_nic_gets_it_only_after_its_flows_are_forgotten(
+async def test_a_waiting_add_gets_a_cooling_nic_only_after_its_flows_are_flushed(
     tmp_path: Path, cooldown: int
 ) -> None:
     """However long that takes."""
@@ -84,7 +84,7 @@ async def test_an_orphans_flows_are_forgotten_as_well(host: SimulatedHost) -> No
 
 
 @on_host()
-async def test_what_an_agent_that_was_killed_did_not_get_to_is_done_by_the_next(host: SimulatedHost) -> None:
+async def test_the_next_agent_completes_the_flushes_of_a_killed_one(host: SimulatedHost) -> None:
     address = address_of(host, (await host.add("c1")).nic_id)
     deleting = asyncio.create_task(host.delete("c1"))
     await host.until(lambda: "cooling" in host.states(), "released")
@@ -110,7 +110,7 @@ async def test_a_burst_of_releases_is_few_flushes(host: SimulatedHost) -> None:
 
 
 @on_host(cooldown=0, **SMALL)
-async def test_a_kernel_that_refuses_delays_no_del_and_no_reuse_and_is_told_of_once(host: SimulatedHost) -> None:
+async def test_a_refused_flush_delays_neither_del_nor_reuse_and_is_logged_once(host: SimulatedHost) -> None:
     host.kernel.fail("flush", KernelRefused("list tracked flows: Operation not permitted (EPERM)"))
     for _ in range(5):
         await host.add("c1")
@@ -124,7 +124,7 @@ async def test_a_kernel_that_refuses_delays_no_del_and_no_reuse_and_is_told_of_o
 
 
 @on_host(min_idle=3, max_idle=3, max_nics=3)
-async def test_after_a_restart_the_longest_rested_serves_first(host: SimulatedHost) -> None:
+async def test_after_a_restart_the_nic_released_first_serves_first(host: SimulatedHost) -> None:
     order = [(await host.add(name)).nic_id for name in ("c1", "c2", "c3")]
     for name in ("c2", "c3", "c1"):
         await host.delete(name)
@@ -138,7 +138,7 @@ async def test_after_a_restart_the_longest_rested_serves_first(host: SimulatedHo
 
 @pytest.mark.defect("others-18")
 @on_host(**SMALL)
-async def test_a_rest_that_a_restart_interrupts_ends_when_it_would_have(host: SimulatedHost) -> None:
+async def test_a_restart_does_not_change_the_end_of_a_cooldown(host: SimulatedHost) -> None:
     await host.add("c1")
     await host.delete("c1")
     released = host.clock.now()
@@ -150,7 +150,7 @@ async def test_a_rest_that_a_restart_interrupts_ends_when_it_would_have(host: Si
 
 
 @on_host(**SMALL)
-async def test_the_short_rest_is_for_an_add_that_waits_and_ends_with_its_patience(host: SimulatedHost) -> None:
+async def test_the_short_cooldown_lasts_only_while_an_add_waits(host: SimulatedHost) -> None:
     """One that gives up as the NIC is about to be ready leaves it to rest on."""
     await host.add("c1")
     await host.delete("c1")
@@ -166,7 +166,7 @@ async def test_the_short_rest_is_for_an_add_that_waits_and_ends_with_its_patienc
 
 @pytest.mark.parametrize("forward", [-3600.0, 3600.0])
 @on_host(**SMALL)
-async def test_a_clock_that_is_set_between_two_agents_cuts_no_rest_short(host: SimulatedHost, forward: float) -> None:
+async def test_a_clock_set_between_two_agents_shortens_no_cooldown(host: SimulatedHost, forward: float) -> None:
     """*forward* seconds; a rest that the clock leaves in doubt begins anew."""
     await host.add("c1")
     await host.delete("c1")
@@ -224,7 +224,7 @@ async def test_a_nic_whose_address_somebody_uses_is_quarantined_and_replaced(hos
 
 
 @on_host(cooldown=0, **SMALL)
-async def test_a_quarantined_nic_comes_back_once_nobody_answers_and_that_survives_a_restart(
+async def test_a_quarantine_ends_when_nobody_answers_and_survives_a_restart(
     host: SimulatedHost,
 ) -> None:
     nic = await quarantine_the_only_nic(host)
@@ -240,7 +240,7 @@ async def test_a_quarantined_nic_comes_back_once_nobody_answers_and_that_survive
 
 
 @on_host(cooldown=0, **SMALL)
-async def test_a_quarantined_nic_is_probed_less_and_less_often_and_given_back_after_an_hour(
+async def test_a_quarantined_nic_is_probed_ever_more_rarely_and_released_after_an_hour(
     host: SimulatedHost,
 ) -> None:
     asked: list[float] = []
@@ -300,7 +300,7 @@ async def test_an_address_that_somebody_uses_is_not_handed_over_with_another_nic
 
 
 @on_host(cooldown=0, **SMALL)
-async def test_a_duplicate_that_shows_once_an_add_has_the_nic_is_told_and_kept_in_mind(host: SimulatedHost) -> None:
+async def test_a_duplicate_found_after_the_add_is_logged_and_quarantines_the_nic_later(host: SimulatedHost) -> None:
     (nic,) = host.nics.values()
     await host.clock.sleep(5.0)  # its first probe is over
     host.kernel.claims[nic.host_address] = ROBBER
@@ -344,7 +344,7 @@ async def test_an_add_takes_a_nic_that_is_being_probed_only_if_there_is_no_other
 
 
 @on_host(cooldown=0, min_idle=3, max_idle=3, max_nics=3)
-async def test_somebody_who_answers_for_every_address_is_not_believed(host: SimulatedHost) -> None:
+async def test_a_mac_that_answers_for_every_address_is_ignored(host: SimulatedHost) -> None:
     """A proxy in the vxnet would otherwise empty the pool."""
     host.kernel.claims |= dict.fromkeys((nic.host_address for nic in host.nics.values()), ROBBER)
     while not await events(host, "probe.distrusted"):
@@ -371,7 +371,7 @@ async def test_without_the_probe_nothing_is_asked_and_quarantines_end(host: Simu
 
 
 @on_host(cooldown=0, **SMALL)
-async def test_a_kernel_that_cannot_probe_is_told_of_and_the_nic_is_used(host: SimulatedHost) -> None:
+async def test_a_nic_is_used_and_an_event_logged_if_the_kernel_cannot_probe(host: SimulatedHost) -> None:
     host.kernel.fail("probe", KernelRefused("probe: Invalid argument"))
     await host.add("c1")
     await host.delete("c1")

@@ -85,7 +85,7 @@ async def test_an_old_survey_takes_no_nic_from_a_container(host: SimulatedHost) 
 
 
 @on_host(max_nics=3)
-async def test_a_nic_that_a_dead_container_left_rests_before_it_serves_the_add_that_waits(
+async def test_the_nic_of_a_dead_container_cools_down_before_it_serves_a_waiting_add(
     host: SimulatedHost,
 ) -> None:
     for n in range(3):

@@ -13,7 +13,7 @@ from qingcloud_cni.sim.memory.machine import HOST_PATH
 
 
 @on_host()
-async def test_a_repeated_add_gives_the_first_answer(host: SimulatedHost) -> None:
+async def test_a_repeated_add_returns_the_first_result(host: SimulatedHost) -> None:
     first = await host.add("c0")
     assert await host.add("c0") == first
     one, two = await asyncio.gather(host.add("c1"), host.add("c1"))
@@ -32,7 +32,7 @@ async def test_del_is_idempotent_and_succeeds_for_the_unknown(host: SimulatedHos
 
 
 @on_host()
-async def test_a_container_that_dies_without_del_gives_its_nic_back(host: SimulatedHost) -> None:
+async def test_a_container_that_dies_without_del_releases_its_nic(host: SimulatedHost) -> None:
     nic_id = (await host.add("c0")).nic_id
     host.kernel.kill_netns(netns_of("c0"))
     await host.until(lambda: host.nics[nic_id].state is NicState.COOLING, "taken back", 5.0)

@@ -21,7 +21,7 @@ POINTS = 2000  # a scripted life has at least as many
 
 @pytest.mark.defect("others-15")
 @pytest.mark.parametrize("seeds", [*batches(SEEDS)], ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
-def test_whatever_happens_nothing_is_lost(seeds: range) -> None:
+def test_no_life_breaks_an_invariant(seeds: range) -> None:
     for seed in seeds:
         life = live(plan(seed))
         if life.error is not None:
@@ -50,7 +50,7 @@ def test_the_scripted_life_has_all_that_an_agent_does() -> None:
 
 
 @pytest.mark.parametrize("seed", [3, 5])
-def test_a_seed_tells_the_same_story_every_time(seed: int) -> None:
+def test_a_seed_has_the_same_story_in_every_process(seed: int) -> None:
     """In whatever order sets of strings happen to be: that differs from process to process."""
     told = []
     for hash_seed in ("1", "2"):
@@ -80,7 +80,7 @@ def fails_with(*kinds: str, condition: str) -> Callable[[Plan], str]:
     return failure_of
 
 
-def test_what_fails_is_made_as_small_as_it_gets() -> None:
+def test_a_failing_plan_is_reduced_as_far_as_possible() -> None:
     seed = next(
         s for s in SEEDS if len(plan(s).conditions) > 3 and fails_with("kill", "crash", condition="disk")(plan(s))
     )
@@ -90,7 +90,7 @@ def test_what_fails_is_made_as_small_as_it_gets() -> None:
     assert shrunk(plan(seed), lambda _plan: "") == plan(seed)
 
 
-def test_what_is_left_of_a_plan_happens_as_in_the_whole() -> None:
+def test_a_part_of_a_plan_happens_as_in_the_whole() -> None:
     whole = plan(1)
     part = replace(whole, steps=whole.steps[5:], conditions=frozenset())
     assert part.rng(whole.steps[5].number).random() == whole.rng(5).random()

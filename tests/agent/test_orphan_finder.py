@@ -107,7 +107,7 @@ def crowded() -> Zone:
 
 
 @pytest.mark.defect("others-1")
-def test_what_is_left_of_hosts_that_are_gone_is_found_and_nothing_else() -> None:
+def test_nics_of_deleted_hosts_are_found_and_no_others() -> None:
     async def main(zone: Zone) -> None:
         dead, gateway = zone.make(), zone.make(f"hostnic_i-dead_{OP}")
         zone.make(f"qingcni_{OWN}_{OP}")
@@ -269,7 +269,7 @@ def test_a_question_that_stays_unanswered_ends_the_search(action: str) -> None:
 # --- deleting --------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_orphan_any_more_when_it_comes_to_it_is_kept() -> None:
+def test_a_nic_that_ceased_to_be_an_orphan_is_not_released() -> None:
     """Between question and answer somebody attached one and gave another a name; a host came back."""
 
     async def main(zone: Zone) -> None:
@@ -308,7 +308,7 @@ def test_one_nic_that_the_cloud_will_not_delete_does_not_keep_the_others() -> No
     zoned(main)
 
 
-def test_what_somebody_else_deletes_meanwhile_counts_as_deleted() -> None:
+def test_a_nic_that_another_party_deletes_counts_as_deleted() -> None:
     async def main(zone: Zone) -> None:
         nics = zone.make(count=4)
         await zone.clock.sleep(601)
@@ -321,7 +321,7 @@ def test_what_somebody_else_deletes_meanwhile_counts_as_deleted() -> None:
 
 
 @pytest.mark.parametrize("effect", ["lose-reply", "not-json", "bad-gateway", "reset", "refuse"])
-def test_a_lost_reply_is_looked_up_and_what_is_left_is_tried_again(effect: str) -> None:
+def test_after_a_lost_reply_the_agent_checks_the_outcome_and_retries_the_rest(effect: str) -> None:
     async def main(zone: Zone) -> None:
         nics = zone.make(count=4)
         await zone.clock.sleep(601)
@@ -335,7 +335,7 @@ def test_a_lost_reply_is_looked_up_and_what_is_left_is_tried_again(effect: str) 
 
 
 @pytest.mark.parametrize("nth", [2, 3])
-def test_one_empty_list_is_no_proof_that_they_were_deleted(nth: int) -> None:
+def test_one_empty_list_does_not_prove_a_deletion(nth: int) -> None:
     async def main(zone: Zone) -> None:
         zone.make(count=4)
         await zone.clock.sleep(601)
@@ -348,7 +348,7 @@ def test_one_empty_list_is_no_proof_that_they_were_deleted(nth: int) -> None:
     zoned(main)
 
 
-def test_trouble_in_the_middle_leaves_the_rest_and_tells_what_was_done() -> None:
+def test_a_failure_during_a_release_of_orphans_reports_what_was_released() -> None:
     async def main(zone: Zone) -> None:
         for n in range(3):
             zone.make(f"qingcni_i-dead{n}_{OP}", 99)

@@ -47,7 +47,7 @@ async def test_before_the_comparison_nothing_is_asked_of_the_cloud(host: Simulat
 
 
 @on_host()
-async def test_a_refused_create_is_told_with_the_clouds_words_and_when_it_is_tried_again(host: SimulatedHost) -> None:
+async def test_the_plan_shows_the_cause_of_a_refused_create_and_its_next_retry(host: SimulatedHost) -> None:
     set_faults(host, FaultSpec("CreateNics", "refuse", times=99, code=2400, message="NoMoney"))
     await host.add("c0")
     await host.clock.sleep(20)
@@ -64,7 +64,7 @@ async def test_a_refused_create_is_told_with_the_clouds_words_and_when_it_is_tri
 @on_host(
     topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2)), vxnet=PODS, min_idle=2, max_idle=2
 )
-async def test_full_vxnets_are_shown_with_their_rest(host: SimulatedHost) -> None:
+async def test_the_plan_shows_full_vxnets_with_their_pause(host: SimulatedHost) -> None:
     for n in range(4):
         await host.add(f"c{n}")
     waiting = asyncio.create_task(host.add("c4", seconds=60.0))
@@ -77,7 +77,7 @@ async def test_full_vxnets_are_shown_with_their_rest(host: SimulatedHost) -> Non
 
 
 @on_host(max_nics=3)
-async def test_a_full_host_names_its_limit_and_the_next_address_that_has_rested(host: SimulatedHost) -> None:
+async def test_the_plan_of_a_full_host_names_its_limit_and_the_next_cooled_address(host: SimulatedHost) -> None:
     for n in range(3):
         await host.add(f"c{n}")
     await host.delete("c1")
@@ -90,7 +90,7 @@ async def test_a_full_host_names_its_limit_and_the_next_address_that_has_rested(
 
 
 @on_host()
-async def test_a_drain_shows_what_goes_and_what_keeps_it(host: SimulatedHost) -> None:
+async def test_the_plan_of_a_drain_shows_releases_and_what_prevents_them(host: SimulatedHost) -> None:
     await host.add("c0")
     await host.until(lambda: host.states().count("idle") == 3, "refilled")
     set_faults(host, FaultSpec("DetachNics", "refuse", times=99, code=1400, message="NotNow"))

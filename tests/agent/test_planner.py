@@ -50,7 +50,7 @@ async def test_how_long_an_attach_takes_is_measured(host: SimulatedHost) -> None
         faults=(FaultSpec("AttachNics", "fail-job"),),
     )
 )
-async def test_an_attach_that_failed_is_no_measure(host: SimulatedHost) -> None:
+async def test_a_failed_attach_does_not_count_as_a_measurement(host: SimulatedHost) -> None:
     assert 3.0 <= host.agent.pool.state().attach_seconds < 3.5
 
 
@@ -58,7 +58,7 @@ async def test_an_attach_that_failed_is_no_measure(host: SimulatedHost) -> None:
 
 
 @on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2)), vxnet=PODS[:2], min_idle=4)
-async def test_an_add_is_told_which_vxnets_rest_and_for_how_long(host: SimulatedHost) -> None:
+async def test_the_error_of_an_add_names_the_skipped_vxnets_and_their_pauses(host: SimulatedHost) -> None:
     for n in range(4):
         await host.add(f"c{n}")
     with pytest.raises(PoolEmpty) as refused:
@@ -69,7 +69,7 @@ async def test_an_add_is_told_which_vxnets_rest_and_for_how_long(host: Simulated
 
 
 @on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=5)), vxnet=PODS[:1])
-async def test_no_more_is_asked_of_a_vxnet_than_it_is_known_to_take(host: SimulatedHost) -> None:
+async def test_creates_do_not_exceed_the_known_room_of_a_vxnet(host: SimulatedHost) -> None:
     """Two addresses are left. While two NICs are being created there, the other ADDs ask for no more."""
     set_faults(host, FaultSpec("CreateNics", "late-reply", by=(5.0, 5.0)))
     before = host.model.calls["CreateNics"]
@@ -85,7 +85,7 @@ async def test_no_more_is_asked_of_a_vxnet_than_it_is_known_to_take(host: Simula
 
 
 @on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=5)), vxnet=PODS[:2])
-async def test_what_is_asked_of_a_vxnet_leaves_less_room_in_it_for_the_next(host: SimulatedHost) -> None:
+async def test_a_create_under_way_reduces_the_room_of_its_vxnet(host: SimulatedHost) -> None:
     """Two addresses are left in the first one, and both are asked for: further NICs are created in the second."""
     set_faults(host, FaultSpec("CreateNics", "late-reply", by=(5.0, 5.0)))
     before = host.model.calls["CreateNics"]
@@ -120,7 +120,7 @@ async def test_a_vxnet_that_is_full_at_the_start_is_not_asked(tmp_path: Path) ->
     ],
 )
 @in_virtual_time
-async def test_fail_rotate_moves_on_when_a_create_fails_and_not_for_what_is_no_vxnets_fault(
+async def test_fail_rotate_moves_on_only_for_failures_of_the_vxnet(
     tmp_path: Path, fault: FaultSpec, used: str
 ) -> None:
     topology = replace(default_topology("sim", 1), faults=(fault,))
@@ -166,9 +166,7 @@ async def test_an_agent_that_stops_begins_nothing(host: SimulatedHost) -> None:
 
 @pytest.mark.parametrize("action", ["TerminateInstances", "StopInstances"])
 @on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0))))
-async def test_an_instance_that_goes_away_gets_no_nic_and_leaves_none_that_nobody_would_find(
-    host: SimulatedHost, action: str
-) -> None:
+async def test_a_terminating_instance_gets_no_nic_and_leaves_no_orphan(host: SimulatedHost, action: str) -> None:
     """The attach is refused; the cloud tells why; what was created for it is deleted, and nothing is created anew."""
     host.console(action, **{"instances.1": host.instance_id})
     for n in range(3):
@@ -196,7 +194,7 @@ async def test_an_instance_that_stays_after_all_is_served_again(host: SimulatedH
 
 
 @in_virtual_time
-async def test_an_agent_that_starts_on_an_instance_that_goes_away_asks_for_nothing(tmp_path: Path) -> None:
+async def test_an_agent_that_starts_on_a_terminating_instance_creates_nothing(tmp_path: Path) -> None:
     host = SimulatedHost(tmp_path, replace(default_topology("sim", 1), latencies=SLOW))
     host.console("StopInstances", **{"instances.1": host.instance_id})
     async with served(host, is_warm=False):
@@ -214,7 +212,7 @@ async def test_a_calm_host_asks_every_hour_whether_it_stays(host: SimulatedHost)
 
 @pytest.mark.parametrize("is_gateway", [False, True])
 @on_host(topology=replace(default_topology("sim", 1), latencies=SLOW))
-async def test_an_instance_that_goes_away_gets_nothing_repaired(host: SimulatedHost, *, is_gateway: bool) -> None:
+async def test_a_terminating_instance_gets_no_repairs(host: SimulatedHost, *, is_gateway: bool) -> None:
     """Not what has lost its link, whether containers need it or not."""
     await host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0)
     host.console("StopInstances", **{"instances.1": host.instance_id})
@@ -256,7 +254,7 @@ async def test_a_gateway_nic_that_an_instance_that_goes_away_has_lost_is_not_att
 
 
 @on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0))))
-async def test_an_instance_that_goes_away_gets_no_gateway(host: SimulatedHost) -> None:
+async def test_a_terminating_instance_gets_no_gateway(host: SimulatedHost) -> None:
     host.console("StopInstances", **{"instances.1": host.instance_id})
     await host.agent.instance_status.ask(host.urgency.provisioning)
     creates = host.model.calls["CreateNics"]
@@ -283,7 +281,7 @@ async def test_a_gateway_nic_that_is_not_attached_before_its_instance_goes_away_
 
 
 @on_host(min_idle=1, max_idle=2, idle_ttl=100, cooldown=0)
-async def test_what_is_unused_is_given_back_though_containers_come_and_go_all_the_time(host: SimulatedHost) -> None:
+async def test_unused_nics_are_released_under_constant_churn(host: SimulatedHost) -> None:
     await asyncio.gather(*(host.add(f"c{n}") for n in range(12)))
     for n in range(12):
         await host.delete(f"c{n}")

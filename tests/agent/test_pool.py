@@ -72,7 +72,7 @@ async def test_max_nics_holds_and_the_add_that_waits_in_vain_says_why(host: Simu
 
 @pytest.mark.defect("others-20")
 @on_host(max_nics=3)
-async def test_an_add_at_the_limit_waits_for_the_earliest_rested_nic(host: SimulatedHost) -> None:
+async def test_an_add_at_the_limit_waits_for_the_nic_that_cools_down_first(host: SimulatedHost) -> None:
     for n in range(3):
         await host.add(f"c{n}")
     first = (await host.add("c0")).nic_id
@@ -86,7 +86,7 @@ async def test_an_add_at_the_limit_waits_for_the_earliest_rested_nic(host: Simul
 
 @pytest.mark.defect("others-20")
 @on_host(max_nics=4)
-async def test_an_address_rests_for_the_whole_cooldown_when_nobody_waits(host: SimulatedHost) -> None:
+async def test_an_address_cools_down_fully_when_no_add_waits(host: SimulatedHost) -> None:
     nic_id = (await host.add("c0")).nic_id
     await host.delete("c0")
     released = host.clock.now()
@@ -220,7 +220,7 @@ async def test_the_pool_serves_while_the_cloud_is_down_and_recovers(host: Simula
 
 @pytest.mark.defect("others-2")
 @on_host(max_nics=3)
-async def test_draining_refuses_adds_and_gives_back_what_is_free_and_later_the_rest(host: SimulatedHost) -> None:
+async def test_a_drain_rejects_adds_and_releases_free_nics_then_the_others(host: SimulatedHost) -> None:
     kept = await host.add("c0")
     for n in (1, 2):
         await host.add(f"c{n}")
@@ -243,7 +243,7 @@ async def test_draining_refuses_adds_and_gives_back_what_is_free_and_later_the_r
 
 @pytest.mark.defect("others-8")
 @on_host()
-async def test_a_full_pool_is_given_back_with_few_calls(host: SimulatedHost) -> None:
+async def test_a_full_pool_is_released_with_few_calls(host: SimulatedHost) -> None:
     await asyncio.gather(*(host.add(f"c{n}") for n in range(50)))
     for n in range(50):
         await host.delete(f"c{n}")
@@ -255,7 +255,7 @@ async def test_a_full_pool_is_given_back_with_few_calls(host: SimulatedHost) -> 
 
 @pytest.mark.defect("others-28")
 @on_host(min_idle=0, max_nics=3)
-async def test_with_all_nics_in_use_a_vxnet_that_is_configured_anew_has_the_next_ones(
+async def test_with_all_nics_in_use_a_newly_configured_vxnet_has_the_next_ones(
     host: SimulatedHost, tmp_path: Path
 ) -> None:
     """Those in use stay in the former one, and come back to serve."""

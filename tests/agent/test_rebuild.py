@@ -38,7 +38,7 @@ def nameless(host: SimulatedHost) -> list[Attachment]:
 
 
 @on_host()
-async def test_nics_are_adopted_and_their_addresses_rest_for_nobody_knows_whom_they_served(
+async def test_adopted_nics_cool_down_because_their_last_use_is_unknown(
     host: SimulatedHost,
 ) -> None:
     nics = set(host.nics)
@@ -55,7 +55,7 @@ async def test_nics_are_adopted_and_their_addresses_rest_for_nobody_knows_whom_t
 
 @pytest.mark.defect("others-15")
 @on_host()
-async def test_the_nic_of_a_living_container_is_left_to_it_whatever_happens(host: SimulatedHost) -> None:
+async def test_the_nic_of_a_living_container_stays_with_it(host: SimulatedHost) -> None:
     before = await host.add("c0")
     await lose_state(host)
     await compared(host)
@@ -82,7 +82,7 @@ async def test_the_nic_of_a_living_container_is_left_to_it_whatever_happens(host
 @pytest.mark.parametrize("is_cloud_silent", [False, True])
 @pytest.mark.parametrize("sign", ["all", "mac changed", "name changed", "both"])
 @on_host()
-async def test_a_del_brings_home_the_nic_of_a_container_that_the_table_does_not_know(
+async def test_a_del_parks_the_nic_of_a_container_that_the_table_does_not_know(
     host: SimulatedHost, sign: str, *, is_cloud_silent: bool
 ) -> None:
     nic_id = (await host.add("c0")).nic_id
@@ -148,7 +148,7 @@ async def test_a_repeated_add_and_a_check_find_what_the_first_add_made(host: Sim
 
 
 @on_host()
-async def test_an_add_that_tells_whose_a_nic_is_is_answered_once_that_is_on_disk(host: SimulatedHost) -> None:
+async def test_an_add_that_names_a_container_is_answered_when_the_name_is_on_disk(host: SimulatedHost) -> None:
     first = await host.ask(Verb.ADD, "c0", CONF)
     await lose_state(host)
     await compared(host)
@@ -192,7 +192,7 @@ async def test_the_gateway_goes_on_serving_meanwhile(host: SimulatedHost) -> Non
 @pytest.mark.parametrize("part", ["agent.db", "agent.db-wal"])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda d: d.__name__)
 @in_virtual_time
-async def test_whatever_befalls_the_file_containers_keep_their_nics_and_none_is_lost(
+async def test_damage_of_the_state_file_neither_moves_nor_loses_a_nic(
     tmp_path: Path, damage: Damage, part: str, seed: int
 ) -> None:
     rng = random.Random(f"{damage.__name__} {part} {seed}")

@@ -255,7 +255,7 @@ async def test_an_operation_that_went_wrong_does_not_believe_one_empty_list(
 
 
 @on_host()
-async def test_a_silent_cloud_changes_nothing_and_is_told(host: SimulatedHost) -> None:
+async def test_a_silent_cloud_changes_nothing_and_is_reported(host: SimulatedHost) -> None:
     before = dict(host.nics)
     set_faults(host, FaultSpec("DescribeNics", "reset", times=LONG))
     await host.clock.sleep(3 * QUARTER)
@@ -286,7 +286,7 @@ async def test_a_nic_without_a_link_is_detached_and_attached_again(host: Simulat
 
 
 @on_host(max_nics=3)
-async def test_a_nic_whose_link_never_comes_is_given_up_for_a_while_and_told(host: SimulatedHost) -> None:
+async def test_repairs_of_a_nic_without_a_link_pause_and_are_reported(host: SimulatedHost) -> None:
     set_faults(host, FaultSpec("AttachNics", "lose-link", times=LONG))
     lost = idle(host)[0].nic_id
     host.kernel.unplug(lost)
@@ -305,7 +305,7 @@ async def test_a_nic_whose_link_never_comes_is_given_up_for_a_while_and_told(hos
 
 
 @on_host(max_nics=3)
-async def test_what_was_given_up_is_tried_again_in_the_end(host: SimulatedHost) -> None:
+async def test_paused_repairs_are_retried_later(host: SimulatedHost) -> None:
     set_faults(host, FaultSpec("AttachNics", "lose-link", times=LONG))
     lost = idle(host)[0].nic_id
     host.kernel.unplug(lost)
@@ -398,7 +398,7 @@ async def test_a_gateway_that_the_cloud_has_not_attached_is_attached_again(host:
     ),
     is_warm=False,
 )
-async def test_a_link_that_comes_before_the_clouds_own_word_is_no_difference(host: SimulatedHost) -> None:
+async def test_a_link_that_appears_before_its_job_ends_is_not_a_difference(host: SimulatedHost) -> None:
     await host.until(lambda: "idle" in host.states() and not host.table.busy, "links are there")
     assert set(host.ours_in_cloud().values()) == {"available"}  # their job still runs
     await host.agent.reconciler.ask(60.0)
@@ -446,7 +446,7 @@ async def test_a_container_that_hid_its_nic_and_died_without_del_loses_it_none_t
 
 
 @on_host()
-async def test_an_idle_nic_in_a_container_is_brought_home_and_its_address_rests(host: SimulatedHost) -> None:
+async def test_an_idle_nic_in_a_container_is_parked_and_its_address_cools_down(host: SimulatedHost) -> None:
     stray = idle(host)[0].nic_id
     host.kernel.make_netns("/run/netns/theirs")
     alias = link_alias(host.instance_id, stray)
@@ -461,7 +461,7 @@ async def test_an_idle_nic_in_a_container_is_brought_home_and_its_address_rests(
 
 
 @on_host()
-async def test_a_link_that_its_container_moved_on_is_told_and_left_until_del(host: SimulatedHost) -> None:
+async def test_a_link_moved_by_its_container_is_reported_and_stays_until_del(host: SimulatedHost) -> None:
     nic_id = (await host.add("c0")).nic_id
     host.kernel.make_netns("/run/netns/inner")
     host.kernel.move(netns_of("c0"), "eth0", "/run/netns/inner")
@@ -512,7 +512,7 @@ async def test_a_container_whose_namespace_and_link_are_gone_is_over_without_del
 
 
 @on_host()
-async def test_what_came_after_a_container_that_is_over_is_left_alone(host: SimulatedHost) -> None:
+async def test_a_successor_of_a_dead_container_is_left_alone(host: SimulatedHost) -> None:
     """DEL and ADD may come between the look that showed its end and the release."""
     over = await host.add("c0")
     await host.delete("c0")
@@ -524,7 +524,7 @@ async def test_what_came_after_a_container_that_is_over_is_left_alone(host: Simu
 
 
 @on_host()
-async def test_a_namespace_that_cannot_be_looked_into_is_not_gone(host: SimulatedHost) -> None:
+async def test_a_namespace_that_a_survey_cannot_enter_is_not_gone(host: SimulatedHost) -> None:
     await host.add("c0")
     host.kernel.unseen.add(netns_of("c0"))
     await host.clock.sleep(QUARTER)
@@ -551,7 +551,7 @@ async def test_a_link_that_claims_to_be_a_containers_nic_takes_nothing_from_it(
 
 
 @on_host()
-async def test_a_link_that_claims_to_be_an_idle_nic_is_told(host: SimulatedHost) -> None:
+async def test_a_link_with_the_mac_of_an_idle_nic_is_reported(host: SimulatedHost) -> None:
     nic_id = idle(host)[0].nic_id
     host.kernel.add_link(HOST_PATH, nic_id, "veth9")
     await host.clock.sleep(QUARTER)
@@ -564,9 +564,7 @@ async def test_a_link_that_claims_to_be_an_idle_nic_is_told(host: SimulatedHost)
 
 @pytest.mark.parametrize("what", ["detached", "deleted", "attached elsewhere"])
 @on_host(topology=TWO_HOSTS)
-async def test_a_nic_taken_from_a_container_at_the_console_is_told_and_the_container_keeps_its_record(
-    host: SimulatedHost, what: str
-) -> None:
+async def test_a_nic_taken_at_the_console_is_reported_and_stays_recorded(host: SimulatedHost, what: str) -> None:
     attachment = await host.add("c0")
     nic_id = attachment.nic_id
     await host.clock.sleep(60.0)
@@ -644,7 +642,7 @@ async def test_a_new_address_of_a_nic_is_used_but_never_behind_a_containers_back
 
 
 @on_host(max_nics=3, cooldown=0)
-async def test_a_new_address_given_while_the_nic_was_detached_is_the_one_that_its_next_container_gets(
+async def test_the_next_container_gets_an_address_changed_while_the_nic_was_detached(
     host: SimulatedHost,
 ) -> None:
     """So it is done at the console, which refuses it for a NIC that is attached."""
@@ -660,7 +658,7 @@ async def test_a_new_address_given_while_the_nic_was_detached_is_the_one_that_it
 
 
 @on_host()
-async def test_a_nic_that_somebody_renamed_is_ours_no_more(host: SimulatedHost) -> None:
+async def test_a_renamed_nic_is_no_longer_ours(host: SimulatedHost) -> None:
     kept = idle(host)[0].nic_id
     host.model.state.nics[kept] = replace(record(host, kept), name="mine")
     await host.clock.sleep(QUARTER + SOON)
@@ -758,7 +756,7 @@ async def test_a_calm_host_compares_every_quarter_of_an_hour_with_two_calls(host
 
 
 @on_host()
-async def test_who_asks_during_a_comparison_gets_one_that_begins_later(host: SimulatedHost) -> None:
+async def test_a_request_during_a_comparison_waits_for_the_next_one(host: SimulatedHost) -> None:
     set_faults(host, FaultSpec("DescribeNics", "late-reply", times=1, by=(10.0, 10.0)))
     early = asyncio.create_task(host.agent.reconciler.ask(60.0))
     await host.clock.sleep(5.0)
@@ -772,7 +770,7 @@ async def test_who_asks_during_a_comparison_gets_one_that_begins_later(host: Sim
 
 @pytest.mark.parametrize(("effect", "refusal"), [("silence", TimeoutError), ("reset", CloudError)])
 @on_host()
-async def test_who_asks_while_the_cloud_does_not_answer_is_told(
+async def test_a_request_for_a_comparison_fails_if_the_cloud_does_not_answer(
     host: SimulatedHost, effect: str, refusal: type[Exception]
 ) -> None:
     set_faults(host, FaultSpec("DescribeNics", effect, times=LONG))
@@ -833,7 +831,7 @@ async def test_doubts_that_go_on_cost_ever_fewer_calls(host: SimulatedHost) -> N
 
 
 @on_host(max_nics=3)
-async def test_what_differs_and_what_is_done_is_on_record(host: SimulatedHost) -> None:
+async def test_differences_and_remedies_are_recorded_as_events(host: SimulatedHost) -> None:
     lost = idle(host)[0].nic_id
     host.kernel.unplug(lost)
     await host.until(lambda: kinds(host) == [DifferenceKind.NO_LINK], "seen", SOON)

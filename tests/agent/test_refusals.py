@@ -57,7 +57,7 @@ def cause_told(host: SimulatedHost) -> str:
 @pytest.mark.defect("hostnic-1", "hostnic-5", "hostnic-6")
 @pytest.mark.parametrize("name", TROUBLES)
 @in_virtual_time
-async def test_trouble_with_the_cloud_is_told_and_over_when_it_is_over(tmp_path: Path, name: str) -> None:
+async def test_a_fault_of_the_cloud_is_reported_until_it_ends(tmp_path: Path, name: str) -> None:
     """The pool serves; an ADD that it cannot serve says why with code 11; afterwards table and cloud agree."""
     trouble = TROUBLES[name]
     async with simulated(tmp_path, min_idle=1, max_idle=2) as host:
@@ -94,7 +94,7 @@ GIVING_BACK = [
 
 @pytest.mark.parametrize(("action", "effect"), GIVING_BACK)
 @on_host()
-async def test_trouble_while_nics_are_given_back_leaves_none(host: SimulatedHost, action: str, effect: str) -> None:
+async def test_faults_during_a_release_leave_no_nic(host: SimulatedHost, action: str, effect: str) -> None:
     set_faults(host, FaultSpec(action, effect, times=3))
     host.agent.pool.drain()
     await host.until(lambda: not host.nics, "drained")
@@ -104,7 +104,7 @@ async def test_trouble_while_nics_are_given_back_leaves_none(host: SimulatedHost
 
 @pytest.mark.defect("others-9")
 @on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_instance=4)), min_idle=1, max_idle=2)
-async def test_the_instances_limit_is_told(host: SimulatedHost) -> None:
+async def test_the_error_of_an_add_names_the_instances_limit(host: SimulatedHost) -> None:
     """As the cloud has it: lower than --instance-nic-limit says."""
     for n in range(3):
         await host.add(f"c{n}")
@@ -118,7 +118,7 @@ async def test_the_instances_limit_is_told(host: SimulatedHost) -> None:
 
 @pytest.mark.defect("others-31")
 @on_host()
-async def test_an_attach_that_is_refused_for_good_is_tried_more_seldom_and_no_more_nics_are_made(
+async def test_a_permanently_refused_attach_is_retried_ever_more_rarely_without_new_nics(
     host: SimulatedHost,
 ) -> None:
     """As on an instance that the cloud takes for ceased: the host is there to ask, so it goes on."""

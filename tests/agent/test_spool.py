@@ -34,7 +34,7 @@ async def until_done(host: SimulatedHost, *paths: Path) -> None:
 
 
 @on_host()
-async def test_at_a_start_it_is_done_before_anything_is_served(host: SimulatedHost) -> None:
+async def test_a_start_does_spooled_dels_before_it_serves(host: SimulatedHost) -> None:
     for name in ("c1", "c2", "stays"):
         await host.add(name)
     await host.kill()
@@ -73,7 +73,7 @@ async def test_an_add_of_the_same_attachment_waits_for_it_and_keeps_its_own(host
 
 
 @on_host()
-async def test_what_was_added_after_the_del_is_not_touched(host: SimulatedHost) -> None:
+async def test_an_add_after_the_spooled_del_is_not_undone(host: SimulatedHost) -> None:
     before = host.clock.uptime()
     await host.clock.sleep(5)
     attachment = await host.add("c1")
@@ -86,7 +86,7 @@ async def test_what_was_added_after_the_del_is_not_touched(host: SimulatedHost) 
 
 @pytest.mark.parametrize("moment", ["before the kernel", "before the disk", "before the file is removed"])
 @on_host()
-async def test_cut_off_anywhere_it_is_done_once_the_agent_is_back(host: SimulatedHost, moment: str) -> None:
+async def test_a_spooled_del_that_is_cut_off_is_done_by_the_next_agent(host: SimulatedHost, moment: str) -> None:
     nic_id = (await host.add("c1")).nic_id
     path = kept(host, "c1")
     copy = host.settings.state_dir / "copy"
@@ -112,7 +112,7 @@ async def test_cut_off_anywhere_it_is_done_once_the_agent_is_back(host: Simulate
 
 
 @on_host(cooldown=0)
-async def test_what_an_add_has_done_meanwhile_is_not_done_again(host: SimulatedHost) -> None:
+async def test_a_spooled_del_that_an_add_has_done_is_not_repeated(host: SimulatedHost) -> None:
     """The task has read both files, and is busy with the first."""
     first, second = sorted(("c0", "c1"), key=lambda name: file_name(key_of(name)))
     for name in (first, second):
@@ -129,7 +129,7 @@ async def test_what_an_add_has_done_meanwhile_is_not_done_again(host: SimulatedH
 
 
 @on_host()
-async def test_one_that_the_kernel_refuses_is_tried_again_and_holds_up_nobody(host: SimulatedHost) -> None:
+async def test_a_spooled_del_that_the_kernel_refuses_is_retried_and_delays_no_other(host: SimulatedHost) -> None:
     nic_id = (await host.add("c0")).nic_id
     refused = host.kernel.fail("detach", KernelRefused(f"nic {nic_id}: no buffer space"), nic_id=nic_id)
     stuck = kept(host, "c0")
@@ -149,7 +149,7 @@ async def test_one_that_the_kernel_refuses_is_tried_again_and_holds_up_nobody(ho
 
 
 @on_host()
-async def test_while_an_add_of_its_attachment_is_served_others_are_done(host: SimulatedHost) -> None:
+async def test_other_spooled_dels_are_done_while_an_add_of_the_attachment_is_served(host: SimulatedHost) -> None:
     """The DEL was asked before the end of that ADD, by a runtime that gave it up."""
     first, second = sorted(("c0", "c1"), key=lambda name: file_name(key_of(name)))  # as they are looked at
     await host.add(second)
@@ -166,7 +166,7 @@ async def test_while_an_add_of_its_attachment_is_served_others_are_done(host: Si
 
 
 @on_host()
-async def test_what_is_not_for_this_agent_or_unreadable_stays_and_is_told(host: SimulatedHost) -> None:
+async def test_spool_files_of_another_agent_and_unreadable_ones_stay_and_are_reported(host: SimulatedHost) -> None:
     await host.add("c1")
     foreign = kept(host, "c1", instanceID="i-other")
     broken = host.settings.spool / file_name(key_of("broken"))
@@ -182,7 +182,7 @@ async def test_what_is_not_for_this_agent_or_unreadable_stays_and_is_told(host: 
 
 
 @on_host()
-async def test_a_spool_that_others_may_change_is_told_and_does_not_stop_a_start(host: SimulatedHost) -> None:
+async def test_a_start_works_with_a_spool_that_others_may_change_and_reports_it(host: SimulatedHost) -> None:
     await host.add("c1")
     path = kept(host, "c1")
     host.settings.spool.chmod(0o777)
@@ -224,9 +224,7 @@ async def test_a_del_whose_caller_has_gone_is_not_begun(host: SimulatedHost) -> 
 
 @pytest.mark.parametrize("jump", [-7200.0, 7200.0])
 @on_host()
-async def test_a_clock_that_is_set_meanwhile_changes_nothing_in_what_came_first(
-    host: SimulatedHost, jump: float
-) -> None:
+async def test_a_clock_step_does_not_change_the_order_of_add_and_del(host: SimulatedHost, jump: float) -> None:
     await host.add("older")
     host.clock.wall_ahead = jump
     await host.clock.sleep(10)
@@ -260,7 +258,7 @@ async def test_a_clock_that_is_set_while_no_agent_runs_loses_no_del(host: Simula
 
 @pytest.mark.parametrize("forward", [-30.0, 30.0])
 @on_host()
-async def test_what_was_added_after_the_del_is_not_touched_though_the_clock_is_set_then(
+async def test_an_add_after_the_spooled_del_is_not_undone_after_a_clock_step(
     host: SimulatedHost, forward: float
 ) -> None:
     asked = host.clock.uptime()

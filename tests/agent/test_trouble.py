@@ -23,7 +23,7 @@ from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 
 
 @on_host()
-async def test_a_look_at_the_links_that_the_kernel_refuses_is_made_again(host: SimulatedHost) -> None:
+async def test_a_refused_survey_is_retried(host: SimulatedHost) -> None:
     refused = host.kernel.fail("survey", times=2)
     await host.add("c0")
     await host.until(lambda: host.states() == ["assigned"] + ["idle"] * 3, "refilled")
@@ -32,9 +32,7 @@ async def test_a_look_at_the_links_that_the_kernel_refuses_is_made_again(host: S
 
 @pytest.mark.parametrize("nth", [0, 1])
 @on_host(is_warm=False)
-async def test_a_comparison_with_the_cloud_whose_survey_is_refused_is_made_again(
-    host: SimulatedHost, nth: int
-) -> None:
+async def test_a_comparison_with_the_cloud_is_retried_after_a_refused_survey(host: SimulatedHost, nth: int) -> None:
     await host.clock.sleep(1.0)
     await host.kill()  # an attach is under way: it must be taken up once, not once per try
     host.kernel.fail("survey", times=1, skip=1 + nth)  # the first is the comparison with the kernel
@@ -44,7 +42,7 @@ async def test_a_comparison_with_the_cloud_whose_survey_is_refused_is_made_again
 
 
 @on_host()
-async def test_an_unfinished_add_whose_undoing_is_refused_at_start_is_undone_all_the_same(
+async def test_a_refused_undo_of_an_unfinished_add_is_repeated(
     host: SimulatedHost,
 ) -> None:
     """By the look at the links: that of a NIC which serves is where those lie that do not."""
@@ -64,7 +62,7 @@ async def test_an_unfinished_add_whose_undoing_is_refused_at_start_is_undone_all
 
 @pytest.mark.defect("others-10")
 @on_host(max_nics=3)
-async def test_an_add_whose_caller_is_gone_takes_no_nic_from_those_who_wait(host: SimulatedHost) -> None:
+async def test_an_add_without_a_caller_takes_no_nic_from_waiting_adds(host: SimulatedHost) -> None:
     for n in range(3):
         await host.add(f"c{n}")
     gone = asyncio.create_task(host.add("c3"))
@@ -79,7 +77,7 @@ async def test_an_add_whose_caller_is_gone_takes_no_nic_from_those_who_wait(host
 
 @pytest.mark.parametrize("looks", [0, 1])
 @on_host()
-async def test_an_add_whose_caller_went_away_is_not_begun_or_is_undone(host: SimulatedHost, looks: int) -> None:
+async def test_an_add_whose_caller_has_gone_is_not_begun_or_is_undone(host: SimulatedHost, looks: int) -> None:
     """A late one must not take a NIC after the DEL that followed it."""
     path, answers = netns_of("c0"), iter([True] * looks)
     host.kernel.make_netns(path)
@@ -145,9 +143,7 @@ async def test_a_nic_that_somebody_took_away_does_not_stop_the_others(host: Simu
 
 @pytest.mark.parametrize("seed", range(10))
 @in_virtual_time
-async def test_a_link_that_comes_while_its_refused_attach_is_looked_into_serves_at_once(
-    tmp_path: Path, seed: int
-) -> None:
+async def test_a_link_that_appears_after_its_refused_attach_serves_at_once(tmp_path: Path, seed: int) -> None:
     latencies = Latencies(attach=(0.5, 2.0), call=(0.0, 2.0))
     refused = FaultSpec("AttachNics", "refuse", code=1400, message="PermissionDenied")
     topology = replace(default_topology("sim", 1), faults=(refused,), latencies=latencies)
@@ -160,7 +156,7 @@ async def test_a_link_that_comes_while_its_refused_attach_is_looked_into_serves_
 
 
 @on_host(topology=replace(default_topology("sim", 2), faults=(FaultSpec("DetachNics", "lose-reply"),)))
-async def test_a_nic_attached_elsewhere_while_it_is_detached_is_given_up(host: SimulatedHost) -> None:
+async def test_a_nic_attached_elsewhere_during_its_detach_is_dropped(host: SimulatedHost) -> None:
     taken = min(host.nics)
     other = host.topology.hosts[1].instance_id
     host.agent.pool.drain()
@@ -244,7 +240,7 @@ async def test_a_gateway_nic_that_the_cloud_refuses_to_change_costs_few_calls_ho
 
 
 @in_virtual_time
-async def test_a_create_in_a_vxnet_that_is_configured_no_longer_is_taken_up_though_the_cloud_is_silent(
+async def test_a_create_in_a_vxnet_no_longer_configured_is_resumed_although_the_cloud_is_silent(
     tmp_path: Path,
 ) -> None:
     topology = replace(default_topology("sim", 1), latencies=Latencies(call=(0.2, 0.2)))

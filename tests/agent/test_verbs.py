@@ -79,7 +79,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @in_virtual_time
-async def test_check_tells_what_a_container_changed(tmp_path: Path, change: str) -> None:
+async def test_check_names_what_a_container_changed(tmp_path: Path, change: str) -> None:
     fields, says = CHANGES[change]
     async with simulated(tmp_path) as host:
         result = await host.ask(Verb.ADD, "c0")
@@ -91,7 +91,7 @@ async def test_check_tells_what_a_container_changed(tmp_path: Path, change: str)
 
 
 @on_host()
-async def test_check_fails_where_the_agent_holds_nothing_and_where_it_is_not_told_what_was_added(
+async def test_check_fails_without_an_attachment_and_without_a_previous_result(
     host: SimulatedHost,
 ) -> None:
     result = await host.ask(Verb.ADD, "c0")
@@ -115,7 +115,7 @@ async def test_check_fails_where_the_agent_holds_nothing_and_where_it_is_not_tol
 
 
 @on_host(min_idle=4)
-async def test_gc_frees_what_is_not_listed_and_gone_and_keeps_what_lives(host: SimulatedHost) -> None:
+async def test_gc_releases_unlisted_dead_attachments_and_no_living_ones(host: SimulatedHost) -> None:
     for container in ("listed", "dead", "alive"):
         await host.ask(Verb.ADD, container)
     await host.ask(Verb.ADD, "dead-elsewhere", name="other")
@@ -155,7 +155,7 @@ async def test_gc_without_a_list_is_refused_and_one_that_is_switched_off_does_no
 
 @pytest.mark.cni(70)
 @on_host()
-async def test_gc_goes_on_after_one_that_fails_and_tells_it_at_the_end(host: SimulatedHost) -> None:
+async def test_gc_continues_after_a_failure_and_reports_it_at_the_end(host: SimulatedHost) -> None:
     for container in ("c0", "c1", "c2"):
         await host.ask(Verb.ADD, container)
         host.kernel.kill_netns(netns_of(container))
@@ -168,7 +168,7 @@ async def test_gc_goes_on_after_one_that_fails_and_tells_it_at_the_end(host: Sim
 
 
 @on_host()
-async def test_gc_stops_when_its_time_is_up_and_says_what_is_left(host: SimulatedHost) -> None:
+async def test_gc_stops_at_its_deadline_and_reports_the_remainder(host: SimulatedHost) -> None:
     for container in ("c0", "c1", "c2"):
         await host.ask(Verb.ADD, container)
     host.kernel.delay("is_gone", 6.0)
@@ -178,7 +178,7 @@ async def test_gc_stops_when_its_time_is_up_and_says_what_is_left(host: Simulate
 
 
 @on_host()
-async def test_gc_leaves_alone_what_a_request_speaks_of_just_now(host: SimulatedHost) -> None:
+async def test_gc_skips_attachments_with_a_request_under_way(host: SimulatedHost) -> None:
     add = asyncio.create_task(host.ask(Verb.ADD, "c0"))
     await host.until(lambda: containers_of(host) == {"c0"}, "the ADD under way", 5.0)
     await host.ask(Verb.GC, "", {LIST: []})
@@ -253,7 +253,7 @@ async def test_a_result_of_plugins_before_us_is_extended(host: SimulatedHost) ->
     ],
 )  # fmt: skip
 @on_host()
-async def test_what_cannot_be_had_is_refused_and_nothing_is_taken(
+async def test_an_unavailable_address_is_rejected_and_no_nic_assigned(
     host: SimulatedHost, keys: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=says):
@@ -263,7 +263,7 @@ async def test_what_cannot_be_had_is_refused_and_nothing_is_taken(
 
 
 @on_host(max_nics=3)
-async def test_an_idle_nic_is_given_to_who_asks_for_its_address_or_mac(host: SimulatedHost) -> None:
+async def test_an_add_that_requests_an_address_or_mac_gets_that_idle_nic(host: SimulatedHost) -> None:
     first, second, third = host.nics.values()
     by_mac = await host.ask(Verb.ADD, "c0", runtimeConfig={"mac": third.nic_id.upper()})
     by_address = await host.ask(Verb.ADD, "c1", args={"cni": {"ips": [second.address.partition("/")[0]]}})
