@@ -1,4 +1,4 @@
-"""What the host remembers of a released address is forgotten, and nothing else; read back by pyroute2."""
+"""Flows of a released address are deleted, and no others; pyroute2 reads them back."""
 
 import ctypes
 import socket

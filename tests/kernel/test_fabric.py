@@ -1,4 +1,4 @@
-"""The simulator's fabric on real namespaces: links come, go, return, reach each other."""
+"""The simulator's fabric on real namespaces: links appear, vanish, return and reach each other."""
 
 import json
 import signal

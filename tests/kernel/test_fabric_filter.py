@@ -1,4 +1,4 @@
-"""Anti-spoofing at the bridge port, tried with frames made by hand."""
+"""Anti-spoofing at the bridge port, with handmade frames."""
 
 import socket
 import struct

@@ -1,4 +1,4 @@
-"""A host is brought to what Services need, and back, whatever was done to it; read back with ip, nft and /proc."""
+"""The host is changed to serve Services, and back, from any state; ip, nft and /proc read it back."""
 
 import json
 import socket
@@ -193,7 +193,7 @@ async def test_served_again_nothing_changes_and_no_program_runs(
         within(lab, lab.host, lambda: listener(NETLINK_NETFILTER, NFTABLES_GROUP)) as rules,
         monkeypatch.context() as patch,
     ):
-        patch.setenv("PATH", str(tmp_path))  # there is no nft in it
+        patch.setenv("PATH", str(tmp_path))  # without nft
         assert await kernel.serve(wanted) == {}
         for heard in (routes, rules):
             with pytest.raises(BlockingIOError):
@@ -214,7 +214,7 @@ async def test_another_agent_finds_all_in_place(lab: Lab, kernel: HostKernel) ->
     other = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
     try:
         assert await other.serve(wanted) == {}
-        assert (state(lab), nft(lab, "-a", "list", "ruleset")) == before, "not even the table was written anew"
+        assert (state(lab), nft(lab, "-a", "list", "ruleset")) == before, "the table was not rewritten"
         await other.serve(ServicePath())
         assert nft(lab, "list", "ruleset") == ""
         assert not ip_json("-n", lab.host, "rule", "show", "table", TABLE)

@@ -1,4 +1,4 @@
-"""A NIC goes into a container as ordered, or is parked as if nothing had been; read back with `ip` and pyroute2."""
+"""Attach moves a NIC into a container as ordered, or parks it again; `ip` and pyroute2 read it back."""
 
 import asyncio
 import socket
@@ -222,7 +222,7 @@ async def test_impossible_route_undoes_everything(lab: Lab, kernel: HostKernel) 
 
 
 async def test_route_that_the_container_has_already_is_left_to_its_first_nic(lab: Lab, kernel: HostKernel) -> None:
-    """What was installed is told, so that nothing else is promised to the runtime."""
+    """The result has the installed routes only."""
     first, second, pod = lab.plug(1), lab.plug(2), lab.make_netns("pod")
     netns = await kernel.identify(lab.path(pod))
     routes = (await kernel.attach(lab.order(first, netns))).routes

@@ -1,4 +1,4 @@
-"""A NIC comes home from wherever it is, as it was before; a link that is not it is left alone."""
+"""Detach parks a NIC from any namespace, reset, and no other link."""
 
 import subprocess
 from collections.abc import Iterator
@@ -166,7 +166,7 @@ async def test_other_links_in_the_container_are_left_alone(lab: Lab, kernel: Hos
 async def test_a_namespace_with_the_number_of_one_that_died_keeps_its_links(
     lab: Lab, kernel: HostKernel, pod: str
 ) -> None:
-    """Numbers are given anew at once, and the index of a NIC that is nowhere may be another link's there."""
+    """The kernel reuses inodes at once, and the index of a vanished NIC may be another link's there."""
     mac, _, link = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "del", "eth0")
     other = lab.make_netns("other")

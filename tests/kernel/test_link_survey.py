@@ -1,4 +1,4 @@
-"""Looking at a container's interface, and at whether its namespace is gone: nothing is changed, nothing held open."""
+"""Survey, inspect, search and is_gone change nothing and keep no namespace open."""
 
 import subprocess
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""What is and what is not a container's namespace; the parking namespace is made, found, repaired, removed."""
+"""Which files are a container's namespace; the parking namespace is made, found, repaired and removed."""
 
 import os
 import subprocess
@@ -64,7 +64,7 @@ async def test_namespace_is_known_by_device_and_inode(lab: Lab, kernel: HostKern
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "folder", "fifo", "below a file", "nul", "mount namespace"])
 async def test_what_is_no_namespace_is_refused(kernel: HostKernel, tmp_path: Path, kind: str) -> None:
-    """Without waiting: a FIFO has nobody at its other end."""
+    """Without waiting for the other end of a FIFO."""
     path = str(tmp_path / "netns")
     match kind:
         case "file":

@@ -1,4 +1,4 @@
-"""What a NIC's neighbours are asked and told: probes for an address before it is used, announcements afterwards."""
+"""ARP of parked and attached NICs: probes before an address is used, announcements afterwards."""
 
 import asyncio
 import socket
@@ -52,7 +52,7 @@ def packed(mac: str) -> bytes:
 
 
 def claim(lab: Lab, number: int = 1, address: str = ADDRESS) -> str:
-    """Have somebody in the vxnet use the address; its MAC."""
+    """Add a user of the address to the vxnet; returns its MAC."""
     ip("-n", lab.vxnet, "address", "add", address, "dev", f"p{number}")
     return str(lab.links(lab.vxnet)[f"p{number}"]["address"])
 

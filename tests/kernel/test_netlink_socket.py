@@ -1,4 +1,4 @@
-"""The netlink socket: against the kernel where it can be, against written answers where the kernel is too good."""
+"""The netlink socket, against the kernel, and against written answers for rare errors."""
 
 import errno
 import struct

@@ -1,4 +1,4 @@
-"""Faults of a simulator that is up, set and shown by command."""
+"""The commands that set, list and clear the faults of a running simulator."""
 
 import json
 from collections.abc import Iterator

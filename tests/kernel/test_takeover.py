@@ -1,4 +1,4 @@
-"""A simulator that goes on where an earlier one ended: cloud, namespaces and links, without anyone noticing."""
+"""A simulator continues where an earlier one ended: same cloud, namespaces and links."""
 
 import json
 import os

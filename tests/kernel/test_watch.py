@@ -1,4 +1,4 @@
-"""`changes()` wakes whoever waits, once per burst, and misses nothing."""
+"""`changes()` wakes each reader once per burst, and misses none."""
 
 import asyncio
 import subprocess

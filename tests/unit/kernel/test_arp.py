@@ -1,4 +1,4 @@
-"""ARP frames: what a probe and an announcement say, and by which frames somebody else claims an address."""
+"""ARP frames: the content of probes and announcements, and the frames that claim an address."""
 
 import struct
 from socket import inet_aton

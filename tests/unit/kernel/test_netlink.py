@@ -1,4 +1,4 @@
-"""The netlink codec, and what it is used to decide about links, without a kernel."""
+"""The netlink codec and the rules about links, without a kernel."""
 
 import struct
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The plugin's program in this process, given anything: stdin, environment, and what an agent may answer."""
+"""The plugin's main() in this process, with any stdin, environment and answer of the agent."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The plugin imports nothing of ours; what it says itself must agree with the agent."""
+"""The tables of the plugin, which imports no other module of the package, agree with the agent's."""
 
 from qingcloud_cni.agent.api.cni_api import LONGEST_WAIT
 from qingcloud_cni.core.cni.protocol import DEFAULT_VERSION, NEWEST_VERSION, VERSIONS, Verb

@@ -1,4 +1,4 @@
-"""The simulated API on the level of requests: what is checked, in which order, and what a fault does to the reply."""
+"""The simulated API, request by request: checks, their order, and the effect of faults on replies."""
 
 import json
 import random

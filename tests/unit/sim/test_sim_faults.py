@@ -1,4 +1,4 @@
-"""What each fault does to a call: what arrives, whether the cloud did the work. Lists of faults, read and told."""
+"""The effect of each fault on a call and its reply; lists of faults are read and printed."""
 
 import asyncio
 import json
@@ -149,7 +149,7 @@ async def test_silence_lasts_until_the_client_has_gone() -> None:
 
 
 async def test_faults_of_the_connection_go_over_http() -> None:
-    """Silence holds the connection as long as the client does, and nobody else waits for it."""
+    """Silence holds the connection as long as its client does, and no other call."""
     cloud = Cloud(
         FaultSpec("DescribeNics", "silence"),
         FaultSpec("DescribeNics", "reset", nth=2, times=2),  # aiohttp tries a broken GET once more

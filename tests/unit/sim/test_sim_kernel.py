@@ -1,4 +1,4 @@
-"""The kernel in memory, on a virtual clock: it keeps the contract of core.seams.Kernel and plays its trouble."""
+"""The kernel in memory, on a virtual clock: it keeps the contract of core.seams.kernel and has its faults."""
 
 import asyncio
 import random

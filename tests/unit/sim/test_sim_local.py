@@ -1,4 +1,4 @@
-"""The real client on the simulated cloud inside one process, and the task that lets its jobs end."""
+"""The real client on the simulated cloud in one process, and the task that ends its jobs."""
 
 import asyncio
 import random

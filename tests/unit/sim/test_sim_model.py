@@ -1,4 +1,4 @@
-"""The simulated cloud, call by call: what it answers, what it refuses, and when things show."""
+"""The simulated cloud, call by call: answers, errors, and the times of effects."""
 
 import json
 import random

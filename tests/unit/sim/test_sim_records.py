@@ -1,4 +1,4 @@
-"""What a cloud writes down and becomes again: the next one answers as the first would have."""
+"""A cloud restored from its records answers as the first one would."""
 
 import random
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_a_topology_with_other_faults_brings_them() -> None:
 
 @pytest.mark.parametrize("is_landed", [False, True])
 def test_a_link_that_a_job_was_about_to_plug_is_plugged_once(is_landed: bool) -> None:
-    """Whoever goes on cannot know whether the link was made; it makes what is missing."""
+    """The next simulator cannot know whether the link was made, and makes the missing ones."""
     cloud = Cloud()
     (nic,) = cloud.create()
     cloud("AttachNics", nics=[nic], instance=HOST)

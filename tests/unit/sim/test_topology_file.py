@@ -1,4 +1,4 @@
-"""The topology file: what it may say, and the sentence for what it may not."""
+"""The topology file: valid contents, and the errors of invalid ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `qingcloud-sim` refuses: one sentence, its exit status, nothing left."""
+"""Errors of `qingcloud-sim`: one sentence, an exit status, nothing left behind."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from machines.simulator import QINGCLOUD_SIM, needs_root, run, running_sim, uniq
 
 
 def refused(*args: str, status: int, **kwargs: object) -> str:
-    """The sentence with which a command line is refused."""
+    """The error of a command line."""
     done = run(QINGCLOUD_SIM, *args, check=False, **kwargs)
     assert done.returncode == status, (done.returncode, done.stderr)
     assert not done.stdout

@@ -1,4 +1,4 @@
-"""Faults with a time, a chance or a lateness: when they strike, and what becomes of jobs, links and lists."""
+"""Faults with a time, a chance or a delay: when they strike, and their effect on jobs, links and lists."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What holds in the simulated cloud whatever calls come, in whatever order, at whatever moment."""
+"""Properties of the simulated cloud under any calls, in any order, at any time."""
 
 import random
 from collections import Counter
