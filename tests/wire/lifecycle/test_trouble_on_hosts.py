@@ -1,6 +1,7 @@
 """Trouble while an agent serves, over real sockets: what the runtime, the operator and the metrics see."""
 
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import yaml
 
 from machines.agents import open_files
-from machines.hosts import Host, NewHost
-from machines.simulator import Sim, eventually, needs_root
+from machines.containers import address_of, pings
+from machines.hosts import Host, NewHost, hosts_of
+from machines.simulator import Sim, eventually, needs_root, running_sim, unique_name
 
 pytestmark = needs_root
 HOSTS = 12
@@ -95,6 +97,38 @@ def test_an_error_of_the_cloud_is_reported_while_the_pool_serves(new_host: NewHo
     with sim.fault(action, effect):
         assert_told(host, outcome, *words)
     assert_over(host)
+
+
+def test_agent_and_containers_live_through_a_kill_of_the_cloud(plugin_file: Path, tmp_path: Path) -> None:
+    """Containers notice nothing; the agent serves from its pool and continues when the cloud is back."""
+    name = unique_name()
+    with tempfile.TemporaryDirectory(prefix="qs", dir="/run") as directory:
+        args = ("--state-dir", f"{directory}/s")
+        with (
+            running_sim(*args, "--hosts", "1", name=name) as first,
+            hosts_of(first, iter(["host1"]), tmp_path, plugin_file) as new_host,
+        ):
+            host = new_host()
+            agent = host.start(min_idle=2, max_idle=2)
+            container, meanwhile = host.container(), host.container()
+            address = address_of(host.add(container))
+            host.wait_idle(2)
+            first.process.kill()
+            first.process.wait()
+            assert container.reaches("172.20.1.1")
+            other = address_of(host.add(meanwhile))
+            with running_sim(*args, name=name) as second:
+                goes_on = Host(second, "host1", host.directory, host.plugin, agents=host.agents)
+                assert container.reaches(other)
+                assert pings(goes_on.netns, address)
+                assert pings(goes_on.netns, other)
+                goes_on.wait_idle(2)
+                held = {nic["nic_id"] for nic in goes_on.nics()}
+                assert held == set(goes_on.cloud_nics())
+                assert len(held) >= 4
+                host.delete(container)
+                host.delete(meanwhile)
+                eventually(lambda: not goes_on.attachments() and goes_on.is_ready(agent), "an agent at rest")
 
 
 # --- the plugin and the agent ----------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """What containers cost: no cloud call where the pool is warm, few where it is not, and nothing that accumulates."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 
 from machines.agents import open_files
-from machines.containers import Container
+from machines.containers import Container, address_of
 from machines.hosts import Host, NewHost
 from machines.simulator import Sim, eventually, needs_root
 
@@ -32,13 +31,8 @@ def kernel_counts(pid: int) -> dict[str, int]:
     return {"threads": int(fields["Threads"]), "rss": int(fields["VmRSS"].split()[0])}
 
 
-def fewest_files(pid: int) -> dict[str, int]:
-    """Descriptors of an agent between requests: each connection has one until the agent sees its end."""
-    found = []
-    for _ in range(40):
-        found.append(open_files(pid))
-        time.sleep(0.05)
-    return min(found, key=lambda files: sum(files.values()))
+def grown(now: dict[str, int], before: dict[str, int]) -> dict[str, int]:
+    return {kind: count for kind, count in now.items() if count > before.get(kind, 0)}
 
 
 def table(host: Host) -> list[tuple[Any, ...]]:
@@ -81,17 +75,19 @@ def test_200_pairs_leave_the_same_nics_and_no_growth(new_host: NewHost, sim: Sim
     pairs(20)  # what is loaded or grown once has been by now
     host.wait_idle(3)
     nics, made, counts = table(host), calls(sim), kernel_counts(agent.pid)
-    files = fewest_files(agent.pid)
+    files = min((open_files(agent.pid) for _ in range(20)), key=lambda found: sum(found.values()))
     pairs(PAIRS)
     host.wait_idle(3)
     assert table(host) == nics
     assert calls(sim) == made
-    assert fewest_files(agent.pid) == files
+    # Fewer are not growth: an idle connection to the cloud is closed after some seconds.
+    eventually(lambda: grown(open_files(agent.pid), files) == {}, f"no more descriptors than before: {files}")
     after = kernel_counts(agent.pid)
     assert after["threads"] == counts["threads"]
     assert after["rss"] <= counts["rss"] + RSS_NOISE
 
 
+@pytest.mark.cni(36)
 @pytest.mark.defect("ancestor-1", "slow-4")
 def test_20_adds_at_once_on_three_idle_nics_all_get_one_of_their_own_for_few_calls(
     new_host: NewHost, sim: Sim
@@ -108,12 +104,17 @@ def test_20_adds_at_once_on_three_idle_nics_all_get_one_of_their_own_for_few_cal
         container: result["interfaces"][0]["mac"] for container, result in results.items()
     }
     assert len({result["interfaces"][0]["mac"] for result in results.values()}) == BURST
-    assert len({result["ips"][0]["address"] for result in results.values()}) == BURST
+    cloud = host.cloud_nics()
+    assert all(cloud[mac_of(c)]["private_ip"] == address_of(result) for c, result in results.items())
+    assert len({address_of(result) for result in results.values()}) == BURST
     made = {action: count - before.get(action, 0) for action, count in calls(sim).items()}
     made = {action: count for action, count in made.items() if count}
     assert set(made) == {"CreateNics", "AttachNics"}
     assert made["CreateNics"] == made["AttachNics"] <= 3
     assert sum(made.values()) / BURST <= 0.3
+    with ThreadPoolExecutor(BURST) as pool:
+        list(pool.map(host.delete, containers))
+    assert host.is_untouched()
 
 
 def mac_of(container: Container) -> str:

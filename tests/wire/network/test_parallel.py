@@ -57,6 +57,7 @@ def order_of(host: Host, event: str) -> list[str]:
     return [line["subject"].split("/")[1] for line in host.agent.events(event)]
 
 
+@pytest.mark.cni(36)
 @pytest.mark.parametrize("idle", [MANY, 3])
 def test_fifty_adds_at_once_are_served_in_the_order_they_came_and_fifty_dels_too_in_any(
     new_host: NewHost, idle: int

@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from machines.containers import address_of
-from machines.hosts import PORT, Host, NewHost
+from machines.hosts import PORT, Host
 from machines.simulator import eventually, links, needs_root, run
 
 pytestmark = needs_root
-HOSTS = 2
-
-BURST = 20
 
 
 # --- obstacles in the container --------------------------------------------------------------------------
@@ -206,26 +202,3 @@ def unread(host: Host) -> int:
     """How many requests lie in the agent's sockets, sent and not read."""
     rows = run(*host.command("ss", "-Htn", f"sport = :{PORT}")).stdout.splitlines()
     return sum(int(row.split()[1]) > 0 for row in rows)
-
-
-# --- at once ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.cni(36)
-def test_twenty_adds_at_once_succeed_each_with_a_nic_of_its_own(new_host: NewHost) -> None:
-    host = new_host()
-    host.start(min_idle=BURST, max_idle=BURST, max_nics=BURST)
-    containers = [host.container() for _ in range(BURST)]
-    with ThreadPoolExecutor(BURST) as pool:
-        results = list(pool.map(host.add, containers))
-    macs = [result["interfaces"][0]["mac"] for result in results]
-    addresses = [address_of(result) for result in results]
-    assert len(set(macs)) == len(set(addresses)) == BURST
-    assert [container.link()["address"] for container in containers] == macs
-    cloud = host.cloud_nics()
-    assert [cloud[mac]["private_ip"] for mac in macs] == addresses
-    with ThreadPoolExecutor(BURST) as pool:
-        list(pool.map(host.delete, containers))
-    host.wait_idle(BURST)
-    assert host.is_untouched()
-    assert host.cloud_nics().keys() == cloud.keys()

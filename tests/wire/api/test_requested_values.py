@@ -1,10 +1,10 @@
 """What a runtime may ask for: an address, a MAC, name servers, the pod, labels."""
 
 import json
-from typing import Any
 
 import pytest
 
+from cni.answers import Answer
 from machines.hosts import Host, NewHost
 from machines.simulator import needs_root
 
@@ -15,36 +15,30 @@ ABSENT = {"mac": "52:54:00:ff:ff:ff", "ip": "172.20.1.250"}
 KUBELET = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-7;K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=u-1"
 
 
-def asking(how: str, mac: str, ip: str) -> tuple[dict[str, Any], str]:
-    """Keys of a network configuration, and CNI_ARGS."""
+def asking(host: Host, how: str, mac: str, ip: str) -> Answer:
+    """ADD of a new container for this MAC and address."""
+    conf, cni_args = host.conf("1.0.0"), ""
     match how:
         case "runtimeConfig":
-            return {"runtimeConfig": {"mac": mac, "ips": [ip]}, "capabilities": {"mac": True, "ips": True}}, ""
+            conf |= {"runtimeConfig": {"mac": mac, "ips": [ip]}, "capabilities": {"mac": True, "ips": True}}
         case "args":
-            return {"args": {"cni": {"mac": mac, "ips": [ip]}}}, ""
+            conf["args"] |= {"cni": {"mac": mac, "ips": [ip]}}
         case _:
-            return {}, f"IgnoreUnknown=1;IP={ip};MAC={mac}"
+            cni_args = f"IgnoreUnknown=1;IP={ip};MAC={mac}"
+    return host.cni("ADD", host.container(), conf=conf, CNI_ARGS=cni_args)
 
 
 @pytest.mark.parametrize("how", ["runtimeConfig", "args", "CNI_ARGS"])
 def test_an_idle_nic_is_given_to_who_asks_for_its_address_and_mac(host: Host, how: str) -> None:
     nic = host.nics("idle")[-1]  # not the one whose turn it is
-    keys, cni_args = asking(how, nic["nic_id"], nic["address"].partition("/")[0])
-    conf = host.conf("1.0.0")
-    conf |= keys | {"args": conf["args"] | keys.get("args", {})}
-    container = host.container()
-    result = host.cni("ADD", container, conf=conf, CNI_ARGS=cni_args).result
-    assert result["interfaces"][0]["mac"] == container.link()["address"] == nic["nic_id"]
+    result = asking(host, how, nic["nic_id"], nic["address"].partition("/")[0]).result
+    assert result["interfaces"][0]["mac"] == host.containers[-1].link()["address"] == nic["nic_id"]
     assert result["ips"][0]["address"] == nic["address"]
 
 
 @pytest.mark.parametrize("how", ["runtimeConfig", "args", "CNI_ARGS"])
 def test_what_no_idle_nic_has_is_refused_in_a_sentence_and_nothing_is_held(host: Host, how: str) -> None:
-    keys, cni_args = asking(how, **ABSENT)
-    conf = host.conf("1.0.0")
-    conf |= keys | {"args": conf["args"] | keys.get("args", {})}
-    answer = host.cni("ADD", host.container(), conf=conf, CNI_ARGS=cni_args)
-    answer.refused(7, *ABSENT.values(), how, "no idle NIC of this host has it", "leave it out")
+    asking(host, how, **ABSENT).refused(7, *ABSENT.values(), how, "no idle NIC of this host has it", "leave it out")
     assert host.is_untouched()
 
 
