@@ -34,6 +34,7 @@ class Case:
     api_budget: int
     min_idle: int = 3
     max_idle: int = 8
+    quota: int = QUOTA
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ async def scale_out(fleet: Fleet, group: asyncio.TaskGroup, _case: Case) -> None
 async def rolling(fleet: Fleet, group: asyncio.TaskGroup, case: Case) -> None:
     """All pods are replaced within ten minutes: each new one first, on one of the hosts with the fewest pods."""
     await warm(fleet, group)
-    fleet.begin_counting(QUOTA, case.api_budget)
+    fleet.begin_counting(case.quota, case.api_budget)
     old = [(host, name) for host in fleet.hosts for name in sorted(host.pods)]
     fleet.rng.shuffle(old)
     coming = dict.fromkeys(range(len(fleet.hosts)), 0)
@@ -121,7 +122,7 @@ async def churn(fleet: Fleet, group: asyncio.TaskGroup, case: Case) -> None:
             await fleet.add(host)
 
     await asyncio.gather(*map(live, fleet.hosts))  # the pools learn how many NICs are resting at a time
-    fleet.begin_counting(QUOTA, case.api_budget)
+    fleet.begin_counting(case.quota, case.api_budget)
     await asyncio.gather(*map(live, fleet.hosts))
 
 
@@ -147,7 +148,7 @@ def play(name: str, case: Case, seed: int = 1) -> Outcome:
     async def main() -> Outcome:
         is_cold = name == "scale-out"
         with tempfile.TemporaryDirectory() as directory:
-            quotas = {"api_budget": case.api_budget, "calls_per_hour": QUOTA} if is_cold else {}
+            quotas = {"api_budget": case.api_budget, "calls_per_hour": case.quota} if is_cold else {}
             pool = {"min_idle": case.min_idle, "max_idle": case.max_idle}
             async with fleet_of(Path(directory), case.hosts, seed=seed, pool=pool, **quotas) as (fleet, group):
                 await SCENARIOS[name](fleet, group, case)

@@ -1,4 +1,4 @@
-"""A whole agent and its call budget: what it spends, what waits for it, and what containers are told."""
+"""A whole agent and its call budget: what it spends, what waits for it, and the errors of ADDs."""
 
 import asyncio
 import random
@@ -143,7 +143,7 @@ async def test_the_keys_quota_makes_the_agent_wait_and_try_again_until_the_hour_
 
 
 async def refused(host: SimulatedHost) -> str:
-    """What an ADD is told while the key's calls are used up."""
+    """The error of an ADD while the key's calls are used up."""
     for n in range(100):
         try:
             await host.add(f"more{n}", seconds=30.0)
@@ -191,7 +191,7 @@ async def test_a_drain_finds_them_at_once(tmp_path: Path, min_idle: int) -> None
     """And is not over before, though it may have nothing else to do."""
     host = SimulatedHost(tmp_path, api_budget=9, min_idle=min_idle, max_idle=min_idle)
     left_behind(host)
-    await host.clock.sleep(400.0)  # it is no young one
+    await host.clock.sleep(400.0)  # it is not young
     async with served(host, is_warm=False):
         await host.until(lambda: host.agent.is_cloud_compared, "begun")
         await host.until(lambda: host.states().count("idle") >= min_idle, "warm")

@@ -30,7 +30,7 @@ def cloud_writes(host: SimulatedHost) -> int:
 
 
 async def fill(host: SimulatedHost) -> None:
-    """From now on the disk takes nothing, and the agent knows: a change of no consequence was refused."""
+    """Fill the disk, and let the agent notice it with an event that changes nothing."""
     host.disk.obstacle = FULL
     host.table.note(Event(host.clock.now(), "agent.ready"))
     host.journal.push()
@@ -38,7 +38,7 @@ async def fill(host: SimulatedHost) -> None:
 
 
 async def empty(host: SimulatedHost) -> None:
-    """The disk has room again, and all that was kept is written."""
+    """Free the disk, and wait until all changes are written."""
     host.disk.obstacle = ""
     await host.until(lambda: not host.journal.unsaved, "all is on disk", 30.0)
 
@@ -210,7 +210,7 @@ async def test_a_start_on_a_full_disk_serves_known_containers(host: SimulatedHos
 async def test_an_intent_that_waited_for_the_disk_gets_the_time_of_its_save(
     host: SimulatedHost,
 ) -> None:
-    """Its age tells how long a call whose reply was lost may still take effect: here 15 s, an hour after the plan."""
+    """By its age the agent knows how long a call without a reply may still take effect: here 15 s."""
     lost: list[str] = []
 
     def lose_reply(target: str) -> None:
@@ -273,7 +273,7 @@ def kill_at(host: SimulatedHost, point: int) -> None:
 
 @dataclass
 class Promises:
-    """What the runtime was told."""
+    """The answers that the runtime got."""
 
     has: dict[str, str] = field(default_factory=dict)  # containers that were added, and not asked to be deleted: NICs
     gone: set[str] = field(default_factory=set)  # containers whose DEL was answered, or whose ADD was refused
@@ -325,7 +325,7 @@ TOPOLOGY = replace(default_topology("sim", 1), latencies=Latencies(attach=(1.0, 
 
 
 def killed_at(tmp_path: Path, point: int, is_full_afterwards: bool) -> bool:
-    """Whether there is such a point."""
+    """Kill the agent at *point* of the story; return whether the story has it."""
 
     async def main() -> bool:
         async with simulated(tmp_path, TOPOLOGY, seed=7, disk_seconds=0.003, max_nics=7, max_idle=3, idle_ttl=5,
@@ -357,7 +357,7 @@ def killed_at(tmp_path: Path, point: int, is_full_afterwards: bool) -> bool:
 
 
 def check(host: SimulatedHost, promises: Promises) -> None:
-    """Whoever was told of a NIC has it; whoever was told that it is gone has none."""
+    """Check that containers have what their ADD returned, and nothing after their DEL."""
     host.check_invariants()
     attachments = host.table.attachments
     for name, nic_id in promises.has.items():

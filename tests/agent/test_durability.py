@@ -1,4 +1,4 @@
-"""On disk before it is done: what the cloud is asked, what the kernel moves, what a runtime is told."""
+"""Calls of the cloud, moves of links and answers to the runtime are on disk before they happen."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from qingcloud_cni.core.nics.model import Intent, NicState, OpKind
 from qingcloud_cni.sim.cloud.faults import LOSE_REPLY
 from qingcloud_cni.sim.topology import FaultSpec
 
-DISK = 0.02  # seconds a save takes: whoever does not wait for it is seen
+DISK = 0.02  # seconds that a save takes, so that a caller who does not wait is noticed
 KINDS = {
     "CreateNics": OpKind.CREATE,
     "AttachNics": OpKind.ATTACH,
@@ -21,7 +21,7 @@ KINDS = {
 
 
 class Witness:
-    """Looks at the disk whenever the cloud is asked to write."""
+    """Reads the disk whenever the cloud gets a call that writes."""
 
     def __init__(self, host: SimulatedHost) -> None:
         self.seen: set[str] = set()
@@ -106,7 +106,7 @@ def meddle(host: SimulatedHost, what: str) -> None:
 @pytest.mark.parametrize("what", ["down", "address", "route", "name", "alias", "mac"])
 @on_host(disk_seconds=DISK)
 async def test_a_link_in_its_container_stays_there_whatever_became_of_it(host: SimulatedHost, what: str) -> None:
-    """That ADD may have been answered. Should it be repeated, the container gets all of a NIC anew."""
+    """That ADD may have been answered. If it is repeated, the container gets a whole NIC."""
     answered = await host.add("c0")
     await host.kill()
     meddle(host, what)

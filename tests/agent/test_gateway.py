@@ -255,7 +255,7 @@ async def test_the_hosts_own_nic_serves_if_its_anti_spoofing_is_off(host: Simula
         await host.add("c0", config=CONFIG)
     call = {"action": "ModifyNicAttributes", "zone": "pek3a", "nic": primary.nic_id, "enable_aspoof": "0"}
     host.model.call(call)
-    await host.clock.sleep(60)  # the agent sees it without being told, though not at once: calls are scarce
+    await host.clock.sleep(60)  # the next comparison shows it: no event does
     await host.add("c0", config=read_config(CONF | {"isGateway": False}))
     assert gateway_address(host, "c0") == primary.private_ip
     assert [(g.mac, g.link_name) for g in host.kernel.path.gateways] == [(primary.nic_id, "")]
@@ -267,7 +267,7 @@ async def test_the_hosts_own_nic_serves_if_its_anti_spoofing_is_off(host: Simula
     vxnet=[replace(default_topology("sim", 1), latencies=Latencies()).hosts[0].vxnet_id],
 )
 async def test_a_restart_during_an_outage_retains_the_path_through_the_hosts_nic(host: SimulatedHost) -> None:
-    """What the host's own NICs are only the cloud tells: until then the kernel keeps what it has."""
+    """Only the cloud knows the host's own NICs: until it answers, the kernel's path stays."""
     primary = next(n for n in host.model.state.nics.values() if n.role == 1)
     host.kernel.set_address(primary.nic_id, f"{primary.private_ip}/24")
     host.console("ModifyNicAttributes", nic=primary.nic_id, enable_aspoof="0")

@@ -167,7 +167,7 @@ async def test_the_short_cooldown_lasts_only_while_an_add_waits(host: SimulatedH
 @pytest.mark.parametrize("forward", [-3600.0, 3600.0])
 @on_host(**SMALL)
 async def test_a_clock_set_between_two_agents_shortens_no_cooldown(host: SimulatedHost, forward: float) -> None:
-    """*forward* seconds; a rest that the clock leaves in doubt begins anew."""
+    """*forward* seconds; a cooldown that the clock leaves in doubt starts again."""
     await host.add("c1")
     await host.delete("c1")
     await host.clock.sleep(60.0)

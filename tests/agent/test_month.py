@@ -27,9 +27,9 @@ def size_on_disk(host: SimulatedHost) -> int:
 @in_virtual_time
 async def test_a_month_of_churn_leaves_the_state_file_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hasty = tuple(p.replace("synchronous=FULL", "synchronous=OFF") for p in database._PRAGMAS)
-    monkeypatch.setattr(database, "_PRAGMAS", hasty)  # nobody cuts the power here
+    monkeypatch.setattr(database, "_PRAGMAS", hasty)  # the host has no power cut
     for module, name in ((spool, "PERIOD"), (pool, "PERIOD"), (gateways, "CHECK_PERIOD"), (agent, "SURVEY_PERIOD")):
-        monkeypatch.setattr(module, name, 300.0)  # every change is told; looking more finds nothing
+        monkeypatch.setattr(module, name, 300.0)  # the kernel reports every change
     async with simulated(tmp_path, max_nics=30) as host:
         rng = random.Random(1)
         alive: list[str] = []

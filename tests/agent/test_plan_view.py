@@ -1,4 +1,4 @@
-"""What `GET /v1/plan` tells of a whole agent: what it would do, why, and what it waits for."""
+"""`GET /v1/plan` of a whole agent: its next actions, their reason, and what holds others back."""
 
 import asyncio
 from dataclasses import replace

@@ -70,7 +70,7 @@ async def test_the_error_of_an_add_names_the_skipped_vxnets_and_their_pauses(hos
 
 @on_host(topology=replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=5)), vxnet=PODS[:1])
 async def test_creates_do_not_exceed_the_known_room_of_a_vxnet(host: SimulatedHost) -> None:
-    """Two addresses are left. While two NICs are being created there, the other ADDs ask for no more."""
+    """Two addresses are left. While two NICs are being created there, the other ADDs create none."""
     set_faults(host, FaultSpec("CreateNics", "late-reply", by=(5.0, 5.0)))
     before = host.model.calls["CreateNics"]
     adds = [asyncio.create_task(host.add(f"c{n}")) for n in range(5)]
@@ -100,7 +100,7 @@ async def test_a_create_under_way_reduces_the_room_of_its_vxnet(host: SimulatedH
 
 @in_virtual_time
 async def test_a_vxnet_that_is_full_at_the_start_is_not_asked(tmp_path: Path) -> None:
-    """The comparison with the cloud has told so."""
+    """The comparison with the cloud shows that it is full."""
     topology = replace(default_topology("sim", 1), limits=Limits(nics_per_vxnet=2))
     host = SimulatedHost(tmp_path, topology, vxnet=PODS[:2], min_idle=2)
     host.console("CreateNics", vxnet=PODS[0], count="2", nic_name="others")
@@ -167,7 +167,7 @@ async def test_an_agent_that_stops_begins_nothing(host: SimulatedHost) -> None:
 @pytest.mark.parametrize("action", ["TerminateInstances", "StopInstances"])
 @on_host(topology=replace(default_topology("sim", 1), latencies=Latencies(detach=(300.0, 300.0))))
 async def test_a_terminating_instance_gets_no_nic_and_leaves_no_orphan(host: SimulatedHost, action: str) -> None:
-    """The attach is refused; the cloud tells why; what was created for it is deleted, and nothing is created anew."""
+    """The attach is refused and the cloud names the cause; the created NICs are deleted, and no others created."""
     host.console(action, **{"instances.1": host.instance_id})
     for n in range(3):
         await host.add(f"c{n}")
@@ -230,7 +230,7 @@ async def test_a_terminating_instance_gets_no_repairs(host: SimulatedHost, *, is
 async def test_a_gateway_nic_that_an_instance_that_goes_away_has_lost_is_not_attached_again(
     host: SimulatedHost, *, keeps_link: bool
 ) -> None:
-    """Not even where it was just going to be when the cloud told."""
+    """It is not, even if the attach was about to begin."""
     await host.ask("ADD", "c0", ipam=TO_HOST, timeout=60.0)
     await host.until(lambda: host.states().count("idle") == 3, "refilled")
     (gateway,) = host.table.in_state(NicState.GATEWAY)

@@ -148,7 +148,7 @@ async def test_fifty_containers_at_once_are_served_in_the_order_they_came(host: 
 
 @on_host()
 async def test_a_repeated_add_whose_link_is_lost_gets_another_nic(host: SimulatedHost) -> None:
-    """Not answered from the table: the container would be told of an interface that it has not."""
+    """The table is not the answer: the container does not have that interface."""
     await host.ask(Verb.ADD, "c0")
     host.kernel.change(netns_of("c0"), "eth0", name="net9")
     result = await host.ask(Verb.ADD, "c0")

@@ -1,4 +1,4 @@
-"""With the state file lost or damaged the table is built anew from cloud and kernel. Containers notice nothing."""
+"""After loss or damage of the state file the agent rebuilds the table from cloud and kernel, and containers go on."""
 
 import random
 from pathlib import Path
@@ -118,7 +118,7 @@ def _del() -> Any:
 
 @on_host()
 async def test_a_del_takes_nothing_from_a_container_that_another_request_named(host: SimulatedHost) -> None:
-    """By whichever namespace, interface or container id: the alias alone is no right to a NIC."""
+    """The alias alone gives no right to a NIC, whatever namespace, interface or container id the DEL names."""
     nic_id = (await host.add("c0")).nic_id
     for key in (AttachmentKey("net", "other", "eth0"), AttachmentKey("other", "c0", "eth0")):
         await host.agent.attachments.delete(key, _del(), netns_of("c0"))

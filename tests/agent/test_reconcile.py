@@ -54,7 +54,7 @@ async def events(host: SimulatedHost, name: str, nic_id: str = "") -> list[Event
 
 
 async def told(host: SimulatedHost, kind: DifferenceKind, nic_id: str) -> int:
-    """How often a difference of this kind was told to have come."""
+    """Count the events of a new difference of this kind."""
     return sum(e.detail.startswith(f"{kind}: ") for e in await events(host, "drift.seen", nic_id))
 
 
@@ -707,7 +707,7 @@ async def test_after_a_boot_containers_are_over_and_all_nics_are_parked(
 async def test_after_a_boot_no_namespace_is_taken_for_an_old_one_though_the_link_does_not_come(
     host: SimulatedHost,
 ) -> None:
-    """Path and inode are those of the old container: only the boot tells that it is over."""
+    """Path and inode are those of the old container: only the boot id shows that it is over."""
     old = await host.add("c0")
     await host.journal.save()
     await host.kill()

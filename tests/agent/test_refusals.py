@@ -1,4 +1,4 @@
-"""What the cloud may refuse or lose while the agent serves: told in one sentence, outlived, nothing lost.
+"""Refusals and losses of the cloud while the agent serves: it reports one sentence and loses nothing.
 
 On a virtual clock; lifecycle/test_trouble_on_hosts.py has those that differ over real sockets.
 """
@@ -19,58 +19,58 @@ LONG = 100_000  # calls: a fault that lasts until it is taken away
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Fault:
     action: str
     effect: str
     says: tuple[str, ...]  # in the answer to an ADD that gets no NIC, and in the status
 
 
-TROUBLES = {
-    "no connection": Trouble("*", "reset", ("the connection was closed",)),
-    "silence": Trouble("*", "silence", ("no answer",)),
-    "502 with HTML": Trouble("*", "bad-gateway", ("HTTP 502", "text/html", "not a reply of the API")),
-    "no JSON": Trouble("DescribeNics", "not-json", ("it is not JSON",)),
-    "no JSON from a write": Trouble("CreateNics", "not-json", ()),
-    "a lost reply": Trouble("CreateNics", "lose-reply", ()),
-    "busy": Trouble("*", "refuse", ("ServerBusy", "(5100)")),
-    "call quota": Trouble("*", "call-quota", ("CreateNics", "(2500)", "API calls")),
-    "NIC quota": Trouble("CreateNics", "nic-quota", ("CreateNics", "(2500)", "nics of this account")),
-    "address quota": Trouble("CreateNics", "address-quota", ("vxnet-pods001", "0 addresses left", "(2500)")),
-    "wrong keys": Trouble("*", "wrong-keys", ("CreateNics", "(1200)", "check qy_access_key_id")),
-    "clock skew": Trouble("*", "clock-skew", ("CreateNics", "(1300)", "check the clock")),
-    "failing attach job": Trouble("AttachNics", "fail-job", ("attach of", "failed")),
-    "links that do not come": Trouble("AttachNics", "lose-link", ("attach of", "no link within")),
+FAULTS = {
+    "no connection": Fault("*", "reset", ("the connection was closed",)),
+    "silence": Fault("*", "silence", ("no answer",)),
+    "502 with HTML": Fault("*", "bad-gateway", ("HTTP 502", "text/html", "not a reply of the API")),
+    "no JSON": Fault("DescribeNics", "not-json", ("it is not JSON",)),
+    "no JSON from a write": Fault("CreateNics", "not-json", ()),
+    "a lost reply": Fault("CreateNics", "lose-reply", ()),
+    "busy": Fault("*", "refuse", ("ServerBusy", "(5100)")),
+    "call quota": Fault("*", "call-quota", ("CreateNics", "(2500)", "API calls")),
+    "NIC quota": Fault("CreateNics", "nic-quota", ("CreateNics", "(2500)", "nics of this account")),
+    "address quota": Fault("CreateNics", "address-quota", ("vxnet-pods001", "0 addresses left", "(2500)")),
+    "wrong keys": Fault("*", "wrong-keys", ("CreateNics", "(1200)", "check qy_access_key_id")),
+    "clock skew": Fault("*", "clock-skew", ("CreateNics", "(1300)", "check the clock")),
+    "failing attach job": Fault("AttachNics", "fail-job", ("attach of", "failed")),
+    "links that do not come": Fault("AttachNics", "lose-link", ("attach of", "no link within")),
 }
 
 
-def faults_of(trouble: Trouble) -> list[FaultSpec]:
-    first = FaultSpec(trouble.action, trouble.effect, times=LONG)
-    if trouble.action != "DescribeNics":
+def faults_of(fault: Fault) -> list[FaultSpec]:
+    first = FaultSpec(fault.action, fault.effect, times=LONG)
+    if fault.action != "DescribeNics":
         return [first]
     return [first, FaultSpec("CreateNics", "lose-reply", times=LONG)]  # so that something has to be looked up
 
 
-def cause_told(host: SimulatedHost) -> str:
+def reported_cause(host: SimulatedHost) -> str:
     return status_view(host.agent, "0", 1).cloud_error
 
 
 @pytest.mark.defect("hostnic-1", "hostnic-5", "hostnic-6")
-@pytest.mark.parametrize("name", TROUBLES)
+@pytest.mark.parametrize("name", FAULTS)
 @in_virtual_time
 async def test_a_fault_of_the_cloud_is_reported_until_it_ends(tmp_path: Path, name: str) -> None:
     """The pool serves; an ADD that it cannot serve says why with code 11; afterwards table and cloud agree."""
-    trouble = TROUBLES[name]
+    fault = FAULTS[name]
     async with simulated(tmp_path, min_idle=1, max_idle=2) as host:
-        set_faults(host, *faults_of(trouble))
+        set_faults(host, *faults_of(fault))
         await host.add("c0", seconds=1.0)
-        if trouble.says:  # else nobody notices
+        if fault.says:  # else nobody notices
             with pytest.raises(PoolEmpty) as refused:
                 await host.add("c1", seconds=70.0)
             said = str(refused.value)
             assert wire(refused.value)[0] == 11
-            assert all(word in said for word in trouble.says), said
+            assert all(word in said for word in fault.says), said
             assert "\n" not in said
-            assert all(word in cause_told(host) for word in trouble.says), cause_told(host)
+            assert all(word in reported_cause(host) for word in fault.says), reported_cause(host)
             assert host.agent.is_initialised
             await host.delete("c0")
             await host.until(lambda: "idle" in host.states(), "rested")
@@ -80,7 +80,7 @@ async def test_a_fault_of_the_cloud_is_reported_until_it_ends(tmp_path: Path, na
         await host.add("c1", seconds=400.0)  # a vxnet without addresses rests for a growing while
         await host.until_calm()
         await host.until(lambda: "idle" in host.states(), "refilled")
-        await host.until(lambda: not cause_told(host), "no cause any more")
+        await host.until(lambda: not reported_cause(host), "no cause any more")
         assert set(host.ours_in_cloud()) == set(host.nics)
 
 

@@ -41,17 +41,15 @@ def test_hosts_that_join_with_a_small_budget_serve_most_pods_at_once() -> None:
     assert not outcome.refused
 
 
-def test_a_budget_of_four_calls_is_enough_for_a_pool_as_large_as_its_pods(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scale, "QUOTA", 4 * FEW)
-    outcome = play("scale-out", Case(FEW, 4, min_idle=10, max_idle=15))
+def test_a_budget_of_four_calls_is_enough_for_a_pool_as_large_as_its_pods() -> None:
+    outcome = play("scale-out", Case(FEW, 4, min_idle=10, max_idle=15, quota=4 * FEW))
     assert max(outcome.waits) < 10.0
 
 
 @pytest.mark.defect("others-26")
-def test_budgets_that_add_up_to_too_much_share_the_quota_by_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pod gets its NIC in the end, and few calls are made in vain."""
-    monkeypatch.setattr(scale, "QUOTA", 4 * FEW)
-    outcome = play("scale-out", Case(FEW, 120))
+def test_budgets_that_add_up_to_too_much_share_the_quota_by_refusals() -> None:
+    """Every pod gets its NIC, and few calls fail."""
+    outcome = play("scale-out", Case(FEW, 120, quota=4 * FEW))
     assert len(outcome.waits) == 10 * FEW
     assert 0 < outcome.refused < 60 * FEW
     assert sum(call.outcome is CallOutcome.OK for call in outcome.busiest_hour()) <= 2 * 4 * FEW

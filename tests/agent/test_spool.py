@@ -1,4 +1,4 @@
-"""DELs that were kept while the agent could not be asked: done at start and later, once, and before an ADD."""
+"""Spooled DELs: the agent does each once, at its start or later, and before an ADD of the attachment."""
 
 import asyncio
 from pathlib import Path
@@ -15,8 +15,8 @@ from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.seams.store import EventFilter
 
 
-def kept(host: SimulatedHost, container: str, asked: float | None = None, **said: object) -> Path:
-    """A DEL asked just now, or at *asked* since the boot, and kept."""
+def spooled(host: SimulatedHost, container: str, asked: float | None = None, **said: object) -> Path:
+    """Spool a DEL of this moment, or of *asked* seconds after the boot."""
     uptime = host.clock.uptime() if asked is None else asked
     return keep(host.settings.spool, key_of(container), uptime, host.clock.boot, **said)
 
@@ -30,7 +30,7 @@ async def events(host: SimulatedHost, name: str) -> list[Event]:
 
 
 async def until_done(host: SimulatedHost, *paths: Path) -> None:
-    await host.until(lambda: not any(path.exists() for path in paths), "kept DELs done", seconds=30)
+    await host.until(lambda: not any(path.exists() for path in paths), "spooled DELs done", seconds=30)
 
 
 @on_host()
@@ -38,7 +38,7 @@ async def test_a_start_does_spooled_dels_before_it_serves(host: SimulatedHost) -
     for name in ("c1", "c2", "stays"):
         await host.add(name)
     await host.kill()
-    paths = [kept(host, name) for name in ("c1", "c2", "never-there")]
+    paths = [spooled(host, name) for name in ("c1", "c2", "never-there")]
     await host.start()  # ends as soon as requests could be served
     assert [is_held(host, name) for name in ("c1", "c2", "stays")] == [False, False, True]
     assert not any(path.exists() for path in paths)
@@ -49,7 +49,7 @@ async def test_a_start_does_spooled_dels_before_it_serves(host: SimulatedHost) -
 @on_host()
 async def test_a_new_file_is_seen_within_seconds(host: SimulatedHost) -> None:
     await host.add("c1")
-    path = kept(host, "c1")
+    path = spooled(host, "c1")
     begun = host.clock.now()
     await until_done(host, path)
     assert host.clock.now() - begun < 3
@@ -61,7 +61,7 @@ async def test_a_new_file_is_seen_within_seconds(host: SimulatedHost) -> None:
 @on_host(cooldown=0)
 async def test_an_add_of_the_same_attachment_waits_for_it_and_keeps_its_own(host: SimulatedHost) -> None:
     first = await host.add("c1")
-    path = kept(host, "c1")
+    path = spooled(host, "c1")
     await host.clock.sleep(0.01)
     second = await host.add("c1")  # the same namespace: without the DEL it would be the first answer again
     assert second.since > first.since
@@ -77,7 +77,7 @@ async def test_an_add_after_the_spooled_del_is_not_undone(host: SimulatedHost) -
     before = host.clock.uptime()
     await host.clock.sleep(5)
     attachment = await host.add("c1")
-    path = kept(host, "c1", before)
+    path = spooled(host, "c1", before)
     await until_done(host, path)
     assert host.table.attachments[key_of("c1")] == attachment
     (event,) = await events(host, "spool.done")
@@ -88,7 +88,7 @@ async def test_an_add_after_the_spooled_del_is_not_undone(host: SimulatedHost) -
 @on_host()
 async def test_a_spooled_del_that_is_cut_off_is_done_by_the_next_agent(host: SimulatedHost, moment: str) -> None:
     nic_id = (await host.add("c1")).nic_id
-    path = kept(host, "c1")
+    path = spooled(host, "c1")
     copy = host.settings.state_dir / "copy"
     copy.hardlink_to(path)
     if moment == "before the kernel":
@@ -118,8 +118,8 @@ async def test_a_spooled_del_that_an_add_has_done_is_not_repeated(host: Simulate
     for name in (first, second):
         await host.add(name)
     busy = host.kernel.delay("detach", 5.0, times=1)
-    kept(host, first)
-    path = kept(host, second)
+    spooled(host, first)
+    path = spooled(host, second)
     await busy.reached()
     await host.add(second)
     assert not path.exists()
@@ -132,15 +132,15 @@ async def test_a_spooled_del_that_an_add_has_done_is_not_repeated(host: Simulate
 async def test_a_spooled_del_that_the_kernel_refuses_is_retried_and_delays_no_other(host: SimulatedHost) -> None:
     nic_id = (await host.add("c0")).nic_id
     refused = host.kernel.fail("detach", KernelRefused(f"nic {nic_id}: no buffer space"), nic_id=nic_id)
-    stuck = kept(host, "c0")
+    stuck = spooled(host, "c0")
     await host.add("c1")
-    await until_done(host, kept(host, "c1"))
+    await until_done(host, spooled(host, "c1"))
     assert stuck.exists()
     assert host.agent.spool.waiting == 1
     assert "no buffer space" in host.agent.spool.record.last_error
     await host.kill()
-    await host.start()  # it does not stand in a start's way either
-    await until_done(host, kept(host, "c2"))
+    await host.start()  # it does not stop a start either
+    await until_done(host, spooled(host, "c2"))
     assert stuck.exists()
     refused.end()
     await until_done(host, stuck)
@@ -156,7 +156,7 @@ async def test_other_spooled_dels_are_done_while_an_add_of_the_attachment_is_ser
     host.kernel.delay("attach", 20.0)
     adding = asyncio.create_task(host.add(first))
     await host.clock.sleep(1)
-    mine, other = kept(host, first), kept(host, second)
+    mine, other = spooled(host, first), spooled(host, second)
     await until_done(host, other)
     assert mine.exists()
     assert not adding.done()
@@ -168,7 +168,7 @@ async def test_other_spooled_dels_are_done_while_an_add_of_the_attachment_is_ser
 @on_host()
 async def test_spool_files_of_another_agent_and_unreadable_ones_stay_and_are_reported(host: SimulatedHost) -> None:
     await host.add("c1")
-    foreign = kept(host, "c1", instanceID="i-other")
+    foreign = spooled(host, "c1", instanceID="i-other")
     broken = host.settings.spool / file_name(key_of("broken"))
     broken.touch(mode=0o600)
     await host.until(lambda: not broken.exists(), "the broken file set aside")
@@ -177,14 +177,14 @@ async def test_spool_files_of_another_agent_and_unreadable_ones_stay_and_are_rep
     assert foreign.exists()
     assert len([path for path in host.settings.spool.iterdir() if path.suffix == ".unreadable"]) == 1
     assert len(await events(host, "spool.left")) == len(await events(host, "spool.unreadable")) == 1
-    await until_done(host, kept(host, "c1", instanceID=host.instance_id))  # in its place
+    await until_done(host, spooled(host, "c1", instanceID=host.instance_id))  # in its place
     assert not is_held(host, "c1")
 
 
 @on_host()
 async def test_a_start_works_with_a_spool_that_others_may_change_and_reports_it(host: SimulatedHost) -> None:
     await host.add("c1")
-    path = kept(host, "c1")
+    path = spooled(host, "c1")
     host.settings.spool.chmod(0o777)
     await host.kill()
     await host.start()
@@ -201,7 +201,7 @@ async def test_a_container_whose_namespace_is_gone_is_released_by_it_too(host: S
     await host.add("c1")
     await host.kill()
     host.kernel.kill_netns(netns_of("c1"))
-    path = kept(host, "c1")
+    path = spooled(host, "c1")
     await host.start()
     await until_done(host, path)
     await host.until(lambda: not is_held(host, "c1"), "released")
@@ -210,7 +210,7 @@ async def test_a_container_whose_namespace_is_gone_is_released_by_it_too(host: S
 
 @on_host(max_nics=1, min_idle=1, max_idle=1, cooldown=0)
 async def test_a_del_whose_caller_has_gone_is_not_begun(host: SimulatedHost) -> None:
-    """It was kept, or is repeated; what the runtime asked since must not suffer from it."""
+    """It is spooled or repeated; later requests of the runtime must not suffer."""
     await host.add("c0")
     adding = asyncio.create_task(host.add("c1"))
     await host.clock.sleep(1)
@@ -228,7 +228,7 @@ async def test_a_clock_step_does_not_change_the_order_of_add_and_del(host: Simul
     await host.add("older")
     host.clock.wall_ahead = jump
     await host.clock.sleep(10)
-    paths = kept(host, "older"), kept(host, "newer")
+    paths = spooled(host, "older"), spooled(host, "newer")
     await host.clock.sleep(0.01)
     await host.add("newer")
     await until_done(host, *paths)
@@ -241,7 +241,7 @@ async def test_a_clock_that_is_set_while_no_agent_runs_loses_no_del(host: Simula
     await host.add("c0")
     await host.clock.sleep(1.0)
     await host.kill()
-    before = kept(host, "c0")
+    before = spooled(host, "c0")
     host.set_clock(forward)
     await host.start()
     await until_done(host, before)
@@ -250,7 +250,7 @@ async def test_a_clock_that_is_set_while_no_agent_runs_loses_no_del(host: Simula
     await host.clock.sleep(1.0)
     await host.kill()
     host.set_clock(forward)
-    after = kept(host, "c1")
+    after = spooled(host, "c1")
     await host.start()
     await until_done(host, after)
     assert not is_held(host, "c1")
@@ -266,7 +266,7 @@ async def test_an_add_after_the_spooled_del_is_not_undone_after_a_clock_step(
     await host.add("c0")
     await host.clock.sleep(1.0)
     await host.kill()
-    late = kept(host, "c0", asked)
+    late = spooled(host, "c0", asked)
     host.set_clock(forward)
     await host.start()
     await until_done(host, late)
@@ -279,7 +279,7 @@ async def test_a_clock_that_was_set_before_an_agent_that_died_loses_no_del_eithe
     await host.add("c0")
     await host.clock.sleep(1.0)
     await host.kill()
-    path = kept(host, "c0")
+    path = spooled(host, "c0")
     host.set_clock(7200.0)
     host.settings.spool.chmod(0o777)  # the agent reads no such spool
     await host.start()

@@ -1,6 +1,6 @@
-"""Trouble that is to be expected: the kernel refuses, somebody works at the cloud's console, the clock is set back.
+"""Expected faults: the kernel refuses, an operator uses the cloud's console, the clock is set back.
 
-None of it ends the agent, stops the pool or makes it forget a NIC.
+They neither end the agent, nor stop the pool, nor lose a NIC.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ async def test_a_comparison_with_the_cloud_is_retried_after_a_refused_survey(hos
 async def test_a_refused_undo_of_an_unfinished_add_is_repeated(
     host: SimulatedHost,
 ) -> None:
-    """By the look at the links: that of a NIC which serves is where those lie that do not."""
+    """The survey finds it: the link of an assigned NIC is parked."""
     with host.kernel.delay("attach", 1.0):
         adding = asyncio.create_task(host.add("c0"))
         await host.clock.sleep(0.5)  # the table says that the NIC serves, and the link is parked

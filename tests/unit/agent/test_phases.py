@@ -1,4 +1,4 @@
-"""A request's time is told by phase, and nothing of it is lost or told twice."""
+"""A request's time is divided into phases that add up to it."""
 
 import asyncio
 
