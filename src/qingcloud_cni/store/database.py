@@ -16,25 +16,22 @@ import msgspec
 
 from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
 from qingcloud_cni.core.nics.changes import (
+    BOOT,
     EVENT_LIMIT,
     Change,
-    DropAttachment,
-    DropIntent,
-    DropNic,
-    DropSetting,
-    PutAttachment,
-    PutBoot,
-    PutIntent,
-    PutNic,
-    PutSetting,
+    Drop,
+    Put,
+    Row,
+    RowKey,
+    Setting,
     Snapshot,
+    key_of,
 )
-from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Intent, Nic
+from qingcloud_cni.core.nics.model import Attachment, Event, Intent, Nic
 from qingcloud_cni.core.nics.rows import violations
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.store.schema import SUMMED, checksum, upgrade
 
-BOOT = "boot-id"  # a row among the settings, whose names are paths
 EVENTS_TRIMMED = 1_000  # new events between two deletes of old ones
 _PRAGMAS = (
     "locking_mode=EXCLUSIVE",
@@ -56,6 +53,7 @@ _REFUSED = frozenset(
         sqlite3.SQLITE_NOMEM,
     }
 )
+_TABLES: dict[type[Row], str] = {Nic: "nics", Attachment: "attachments", Intent: "intents", Setting: "settings"}
 _Row = TypeVar("_Row", Nic, Attachment, Intent)
 
 
@@ -101,9 +99,9 @@ class Database:
         with self._translated(is_known=False):
             settings = {texts[0]: texts[1] for texts in self._texts("settings")}
             snapshot = Snapshot(
-                nics=self._rows("nics", Nic),
-                attachments=self._rows("attachments", Attachment),
-                intents=self._rows("intents", Intent),
+                nics=self._rows(Nic),
+                attachments=self._rows(Attachment),
+                intents=self._rows(Intent),
                 boot_id=settings.pop(BOOT, ""),
                 settings=settings,
             )
@@ -111,7 +109,8 @@ class Database:
             raise StoreDamaged(f"{named(self._path)} is damaged: {broken[0]}")
         return snapshot
 
-    def _rows(self, table: str, kind: type[_Row]) -> tuple[_Row, ...]:
+    def _rows(self, kind: type[_Row]) -> tuple[_Row, ...]:
+        table = _TABLES[kind]
         try:
             return tuple(msgspec.json.decode(texts[-1], type=kind) for texts in self._texts(table))
         except msgspec.MsgspecError as err:
@@ -166,26 +165,14 @@ class Database:
             if self._db.in_transaction:  # SQLite itself rolls back if the disk is full
                 self._db.execute("ROLLBACK")
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: Put | Drop) -> None:
         match change:
-            case PutNic(nic):
-                self._put("nics", nic.nic_id, _body(nic))
-            case DropNic(nic_id):
-                self._drop("nics", nic_id)
-            case PutAttachment(attachment):
-                self._put("attachments", *_columns(attachment.key), _body(attachment))
-            case DropAttachment(key):
-                self._drop("attachments", *_columns(key))
-            case PutIntent(intent):
-                self._put("intents", intent.op_id, _body(intent))
-            case DropIntent(op_id):
-                self._drop("intents", op_id)
-            case PutSetting(name, before):
-                self._put("settings", name, before)
-            case DropSetting(name):
-                self._drop("settings", name)
-            case PutBoot(boot_id):
-                self._put("settings", BOOT, boot_id)
+            case Put(Setting(name, value)):
+                self._put("settings", name, value)
+            case Put(row):
+                self._put(_TABLES[type(row)], *_columns(key_of(row)), msgspec.json.encode(row).decode())
+            case Drop(kind, key):
+                self._drop(_TABLES[kind], *_columns(key))
 
     def _put(self, table: str, *texts: str) -> None:
         marks = ", ".join("?" for _ in texts)
@@ -286,9 +273,5 @@ def _identity(path: Path) -> tuple[int, int]:
     return (info.st_dev, info.st_ino)
 
 
-def _columns(key: AttachmentKey) -> tuple[str, str, str]:
-    return key.network, key.container_id, key.ifname
-
-
-def _body(row: Nic | Attachment | Intent) -> str:
-    return msgspec.json.encode(row).decode()
+def _columns(key: RowKey) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else (key.network, key.container_id, key.ifname)

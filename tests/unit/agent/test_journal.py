@@ -17,19 +17,9 @@ from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.base import journal as journal_module
 from qingcloud_cni.agent.base.journal import LONGEST_PAUSE, SLOW, Journal
 from qingcloud_cni.core.errors import StoreRefused
-from qingcloud_cni.core.nics import backlog
-from qingcloud_cni.core.nics.backlog import compacted
-from qingcloud_cni.core.nics.changes import (
-    Change,
-    DropAttachment,
-    DropIntent,
-    DropNic,
-    PutIntent,
-    PutNic,
-    PutSetting,
-    Snapshot,
-)
-from qingcloud_cni.core.nics.model import AttachmentKey, Event, Intent, Nic, NicState, OpKind
+from qingcloud_cni.core.nics import changes as table_changes
+from qingcloud_cni.core.nics.changes import Change, Drop, Put, Setting, Snapshot, compacted
+from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.store import damaged_files
@@ -271,7 +261,7 @@ def test_whoever_was_held_back_is_told_when_the_disk_takes_it_again(path: Path) 
 
 def test_what_is_kept_stays_small_however_long_it_takes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "ROOM", 100)
-    monkeypatch.setattr(backlog, "EVENT_LIMIT", 50)
+    monkeypatch.setattr(table_changes, "EVENT_LIMIT", 50)
 
     async def use(bench: Bench) -> None:
         bench.disk.obstacle = FULL
@@ -422,12 +412,12 @@ def test_a_new_file_gets_the_whole_table(path: Path, *, is_gone: bool) -> None:
 ids = st.sampled_from(["a", "b", "c"])
 states = st.sampled_from(NicState)
 changes = st.one_of(
-    st.builds(lambda i, s: PutNic(Nic(i, "n", "v", "a", "g", s, 1.0)), ids, states),
-    st.builds(DropNic, ids),
-    st.builds(lambda i, n: PutIntent(Intent(i, OpKind.CREATE, 1.0, count=n)), ids, st.integers(1, 9)),
-    st.builds(DropIntent, ids),
-    st.builds(lambda i: DropAttachment(AttachmentKey("net", i, "eth0")), ids),
-    st.builds(PutSetting, ids, ids),
+    st.builds(lambda i, s: Put(Nic(i, "n", "v", "a", "g", s, 1.0)), ids, states),
+    st.builds(Drop, st.just(Nic), ids),
+    st.builds(lambda i, n: Put(Intent(i, OpKind.CREATE, 1.0, count=n)), ids, st.integers(1, 9)),
+    st.builds(Drop, st.just(Intent), ids),
+    st.builds(lambda i: Drop(Attachment, AttachmentKey("net", i, "eth0")), ids),
+    st.builds(Put, st.builds(Setting, ids, ids)),
     st.builds(lambda i, n: Event(float(n), i), ids, st.integers(0, 9)),
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -9,16 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from inprocess.rows import make_nic
-from qingcloud_cni.core.nics.changes import (
-    Change,
-    DropAttachment,
-    DropIntent,
-    DropNic,
-    PutAttachment,
-    PutIntent,
-    PutNic,
-    Snapshot,
-)
+from qingcloud_cni.core.nics.changes import Change, Drop, Put, Row, RowKey, Snapshot, key_of
 from qingcloud_cni.core.nics.model import (
     Attachment,
     AttachmentKey,
@@ -53,26 +45,15 @@ def nameless(nic_id: str) -> Attachment:
 
 def replayed(changes: list[Change]) -> Snapshot:
     """What a store that knows nothing but *changes* would hold."""
-    nics: dict[str, Nic] = {}
-    attachments: dict[AttachmentKey, Attachment] = {}
-    intents: dict[str, Intent] = {}
+    rows: dict[type[Row], dict[RowKey, Any]] = {Nic: {}, Attachment: {}, Intent: {}}
     for change in changes:
         match change:
-            case PutNic(nic):
-                nics[nic.nic_id] = nic
-            case DropNic(nic_id):
-                del nics[nic_id]
-            case PutAttachment(attachment):
-                attachments[attachment.key] = attachment
-            case DropAttachment(key):
-                del attachments[key]
-            case PutIntent(intent):
-                intents[intent.op_id] = intent
-            case DropIntent(op_id):
-                del intents[op_id]
-            case Event():
-                pass
-    return Snapshot(tuple(nics.values()), tuple(attachments.values()), tuple(intents.values()))
+            case Put(row):
+                rows[type(row)][key_of(row)] = row
+            case Drop(kind, key):
+                del rows[kind][key]
+    nics, attachments, intents = (tuple(row.values()) for row in rows.values())
+    return Snapshot(nics, attachments, intents)
 
 
 def content(table: Table) -> tuple[dict[str, Nic], dict[AttachmentKey, Attachment], dict[str, Intent]]:
@@ -128,7 +109,10 @@ class TableMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_change_of_a_nic_has_its_event(self) -> None:
-        puts = [c for c in self.changes if isinstance(c, PutNic | DropNic)]
+        puts = [
+            c for c in self.changes
+            if (isinstance(c, Put) and isinstance(c.row, Nic)) or (isinstance(c, Drop) and c.kind is Nic)
+        ]  # fmt: skip
         told = [c for c in self.changes if isinstance(c, Event) and c.name.startswith("nic.")]
         assert len(told) == len(puts)
 
@@ -429,5 +413,5 @@ def test_times_on_disk_follow_a_clock_that_was_set(
     changes = table.take_changes()
     is_moved = expected != (100.0, 90.0, 80.0, 70.0)
     assert [c.name for c in changes if isinstance(c, Event)] == ["clock.set"] * is_moved
-    on_disk = replayed([PutNic(cooling), PutNic(assigned), PutAttachment(attachment), PutIntent(intent), *changes])
+    on_disk = replayed([Put(cooling), Put(assigned), Put(attachment), Put(intent), *changes])
     assert content(Table(on_disk)) == content(table)

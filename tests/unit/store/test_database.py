@@ -20,16 +20,7 @@ from hypothesis import strategies as st
 from inprocess.rows import make_nic
 from machines.simulator import disk_of, fill, needs_root
 from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused, exit_status
-from qingcloud_cni.core.nics.changes import (
-    Change,
-    DropAttachment,
-    DropIntent,
-    DropNic,
-    PutAttachment,
-    PutIntent,
-    PutNic,
-    Snapshot,
-)
+from qingcloud_cni.core.nics.changes import Change, Drop, Put, Snapshot
 from qingcloud_cni.core.nics.model import (
     Attachment,
     AttachmentKey,
@@ -58,7 +49,7 @@ ATTACHMENT = Attachment(
 CREATE = Intent("op1", OpKind.CREATE, 3.5, vxnet_id="vxnet-1", name="name", count=3)
 ATTACH = Intent("op2", OpKind.ATTACH, 4.5, nic_ids=(NIC.nic_id, "52:54:00:00:00:02"), job_id="j-1")
 EVENT = Event(5.5, "nic.assigned", NIC.nic_id, "net/pod/eth0", "why, “so”", "assigned", "j-1", "default/web")
-ALL: tuple[Change, ...] = (PutNic(NIC), PutAttachment(ATTACHMENT), PutIntent(CREATE), PutIntent(ATTACH), EVENT)
+ALL: tuple[Change, ...] = (Put(NIC), Put(ATTACHMENT), Put(CREATE), Put(ATTACH), EVENT)
 SNAPSHOT = Snapshot((NIC,), (ATTACHMENT,), (CREATE, ATTACH))
 LATEST = EventFilter(100)
 
@@ -105,9 +96,9 @@ async def test_rows_are_replaced_and_dropped(opens: Opens, path: Path) -> None:
     await store.load()
     await store.save(ALL)
     idle = Nic(NIC.nic_id, "other", "vxnet-2", "10.0.0.1/8", "10.0.0.2", NicState.IDLE, 9.0)
-    await store.save([PutNic(idle), DropAttachment(ATTACHMENT.key), DropIntent("op1")])
+    await store.save([Put(idle), Drop(Attachment, ATTACHMENT.key), Drop(Intent, "op1")])
     assert await store.load() == Snapshot((idle,), (), (ATTACH,))
-    await store.save([DropNic(NIC.nic_id), DropNic("unknown"), DropIntent("unknown"), DropIntent("op2")])
+    await store.save([Drop(Nic, NIC.nic_id), Drop(Nic, "unknown"), Drop(Intent, "unknown"), Drop(Intent, "op2")])
     assert await store.load() == Snapshot()
     await store.close()
 
@@ -117,9 +108,9 @@ async def test_a_save_happens_as_a_whole_or_not_at_all(opens: Opens, path: Path)
     store = opens(path, path.with_name("write_counter"))
     await store.load()
     with pytest.raises(sqlite3.IntegrityError):
-        await store.save([PutIntent(CREATE), Event(None, "x")])  # type: ignore[arg-type]
+        await store.save([Put(CREATE), Event(None, "x")])  # type: ignore[arg-type]
     assert await store.load() == Snapshot()
-    await store.save([PutIntent(CREATE)])
+    await store.save([Put(CREATE)])
     assert await store.load() == Snapshot(intents=(CREATE,))
     await store.close()
 
@@ -146,7 +137,7 @@ def test_any_row_comes_back_as_it_was(nic: Nic, attachment: Attachment, intent: 
     nic = replace(nic, state=NicState.ASSIGNED)
     attachment = replace(attachment, nic_id=nic.nic_id)
     stored = Database(Path(":memory:"))
-    stored.write([PutNic(nic), PutAttachment(attachment), PutIntent(intent), event])
+    stored.write([Put(nic), Put(attachment), Put(intent), event])
     assert stored.load() == Snapshot((nic,), (attachment,), (intent,))
     assert stored.events(EventFilter(1)) == (event,)
     stored.close()
@@ -168,7 +159,7 @@ async def test_saves_are_written_in_the_order_they_were_asked_for(threaded: Thre
 
     async def save(number: int) -> None:
         last = make_nic(since=number, nic_id="last")
-        await threaded.save([PutNic(make_nic(number)), PutNic(last)])
+        await threaded.save([Put(make_nic(number)), Put(last)])
         done.append(number)
 
     await asyncio.gather(*(save(n) for n in range(50)))
@@ -179,14 +170,14 @@ async def test_saves_are_written_in_the_order_they_were_asked_for(threaded: Thre
 
 
 async def test_a_question_sees_the_saves_made_before_it(threaded: ThreadedStore) -> None:
-    saves = [asyncio.ensure_future(threaded.save([PutNic(make_nic(n))])) for n in range(20)]
+    saves = [asyncio.ensure_future(threaded.save([Put(make_nic(n))])) for n in range(20)]
     await asyncio.sleep(0)
     assert len((await threaded.load()).nics) == 20
     await asyncio.gather(*saves)
 
 
 async def test_a_cancelled_save_is_written_all_the_same(threaded: ThreadedStore) -> None:
-    save = asyncio.ensure_future(threaded.save([PutNic(make_nic(1))]))
+    save = asyncio.ensure_future(threaded.save([Put(make_nic(1))]))
     await asyncio.sleep(0)
     save.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -197,7 +188,7 @@ async def test_a_cancelled_save_is_written_all_the_same(threaded: ThreadedStore)
 async def test_closing_waits_for_what_was_saved(path: Path) -> None:
     store = ThreadedStore(path, path.with_name("write_counter"))
     await store.load()
-    saves = [asyncio.ensure_future(store.save([PutNic(make_nic(n))])) for n in range(50)]
+    saves = [asyncio.ensure_future(store.save([Put(make_nic(n))])) for n in range(50)]
     await asyncio.sleep(0)
     await store.close()
     await asyncio.gather(*saves)
@@ -210,7 +201,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from qingcloud_cni.core.nics.model import Nic, NicState
-from qingcloud_cni.core.nics.changes import PutNic
+from qingcloud_cni.core.nics.changes import Put
 from qingcloud_cni.store.threaded import ThreadedStore
 
 async def main():
@@ -221,7 +212,7 @@ async def main():
         nonlocal number
         while True:
             mine, number = number, number + 1
-            await store.save([PutNic(Nic(f"nic{mine}", "n", "v", "a", "g", NicState.IDLE, 0.0))])
+            await store.save([Put(Nic(f"nic{mine}", "n", "v", "a", "g", NicState.IDLE, 0.0))])
             print(mine, flush=True)
     await asyncio.gather(*(writer() for _ in range(4)))
 
@@ -261,7 +252,7 @@ def test_a_second_opener_is_refused_and_told_why(path: Path) -> None:
     Database(path).close()
     first = Database(path)  # has only read yet
     said = refusal(path)
-    first.write([PutIntent(CREATE)])
+    first.write([Put(CREATE)])
     first.close()
     assert "in use by another process" in said
     assert reopened(path) == Snapshot(intents=(CREATE,))
@@ -274,13 +265,13 @@ def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_vanishes_or_is_replaced_takes_no_more(path: Path) -> None:
     opened = Database(path)
-    opened.write([PutIntent(CREATE)])
+    opened.write([Put(CREATE)])
     path.unlink()
     with pytest.raises(StoreDamaged, match="moved or removed"):
-        opened.write([PutIntent(ATTACH)])
+        opened.write([Put(ATTACH)])
     path.touch()
     with pytest.raises(StoreDamaged, match="moved or removed"):
-        opened.write([PutIntent(ATTACH)])
+        opened.write([Put(ATTACH)])
     opened.close()
 
 
@@ -294,9 +285,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @needs_root
 def test_a_full_disk_is_told_and_takes_more_when_there_is_room(small: Path) -> None:
     opened = Database(small)
-    opened.write([PutIntent(CREATE)])
+    opened.write([Put(CREATE)])
     others = fill(small.parent)
-    many = [PutNic(make_nic(n)) for n in range(200)]
+    many = [Put(make_nic(n)) for n in range(200)]
     for _ in range(3):
         with pytest.raises(StoreRefused) as refused:
             opened.write(many)
@@ -315,7 +306,7 @@ def test_a_full_disk_is_told_and_takes_more_when_there_is_room(small: Path) -> N
 def test_a_file_is_read_from_a_full_disk(small: Path, *, is_killed: bool) -> None:
     """With the WAL of a kill, too."""
     opened = Database(small)
-    opened.write([PutIntent(CREATE), *[Event(float(n), "x") for n in range(20)]])
+    opened.write([Put(CREATE), *[Event(float(n), "x") for n in range(20)]])
     if is_killed:
         left = [small, small.with_name("agent.db-wal")]
         contents = [part.read_bytes() for part in left]
@@ -327,9 +318,9 @@ def test_a_file_is_read_from_a_full_disk(small: Path, *, is_killed: bool) -> Non
     opened = Database(small)
     assert opened.load() == Snapshot(intents=(CREATE,))
     with pytest.raises(StoreRefused):
-        opened.write([PutNic(make_nic(n)) for n in range(200)])
+        opened.write([Put(make_nic(n)) for n in range(200)])
     others.unlink()
-    opened.write([PutNic(make_nic(1))])
+    opened.write([Put(make_nic(1))])
     assert len(opened.events(LATEST)) == 20
     opened.close()
 
@@ -359,7 +350,7 @@ def test_a_bug_of_ours_is_not_told_as_trouble_with_the_disk(path: Path) -> None:
     opened = Database(path)
     opened._db.execute("DROP TABLE nics")
     with pytest.raises(sqlite3.OperationalError, match="no such table"):
-        opened.write([PutNic(NIC)])
+        opened.write([Put(NIC)])
     opened.close()
 
 

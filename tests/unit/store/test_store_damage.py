@@ -13,17 +13,7 @@ import pytest
 
 from inprocess.damage import DAMAGES, Damage
 from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
-from qingcloud_cni.core.nics.changes import (
-    Change,
-    DropAttachment,
-    DropIntent,
-    DropNic,
-    PutAttachment,
-    PutIntent,
-    PutNic,
-    PutSetting,
-    Snapshot,
-)
+from qingcloud_cni.core.nics.changes import Change, Drop, Put, Setting, Snapshot
 from qingcloud_cni.core.nics.model import (
     Attachment,
     AttachmentKey,
@@ -56,13 +46,13 @@ def served(n: int) -> tuple[Change, ...]:
     )  # fmt: skip
     intent = Intent(f"{n:016x}", OpKind.ATTACH, float(n), nic_ids=(nic.nic_id,))
     events = [Event(float(n), f"nic.e{k}", nic.nic_id, str(attachment.key)) for k in range(6)]
-    return PutNic(nic), PutAttachment(attachment), PutIntent(intent), PutSetting(f"net/ipv4/s{n}", str(n)), *events
+    return Put(nic), Put(attachment), Put(intent), Put(Setting(f"net/ipv4/s{n}", str(n))), *events
 
 
 def gone(n: int) -> tuple[Change, ...]:
     """The container, and the NIC with it."""
     key = AttachmentKey("net", f"c{n}", "eth0")
-    return DropAttachment(key), DropNic(f"52:54:9f:00:00:{n:02x}"), DropIntent(f"{n:016x}")
+    return Drop(Attachment, key), Drop(Nic, f"52:54:9f:00:00:{n:02x}"), Drop(Intent, f"{n:016x}")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qingcloud_cni.core.errors import StartRefused
-from qingcloud_cni.core.nics.changes import PutNic, Snapshot
+from qingcloud_cni.core.nics.changes import Put, Snapshot
 from qingcloud_cni.core.nics.model import (
     Attachment,
     AttachmentKey,
@@ -98,7 +98,7 @@ def test_everything_in_a_file_of_schema_1_is_there_after_the_upgrade(path: Path)
     assert [e.seq for e in events] == list(range(1, EVENTS + 1))
     assert events[4] == Event(T0 + 4, "nic.assigned", CONTAINER, "mynet/c1/eth0")
     assert events[-1] == Event(T0 + 119, "cloud.unanswered", detail="try 19")
-    opened.write([PutNic(replace(OTHER, since=T0 + 99)), Event(T0 + 120, "agent.ready")])
+    opened.write([Put(replace(OTHER, since=T0 + 99)), Event(T0 + 120, "agent.ready")])
     assert opened.events(EventFilter(1))[0].seq == EVENTS + 1
     opened.close()
     assert version_of(path) == SCHEMA_VERSION

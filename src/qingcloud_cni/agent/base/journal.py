@@ -10,8 +10,7 @@ from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.signals import Signal, settle
 from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
 from qingcloud_cni.core.metrics import counter, gauge
-from qingcloud_cni.core.nics.backlog import compacted
-from qingcloud_cni.core.nics.changes import Change
+from qingcloud_cni.core.nics.changes import Change, compacted
 from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.seams.clock import Clock

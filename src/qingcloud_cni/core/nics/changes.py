@@ -1,75 +1,38 @@
 """Rows on disk and their changes: plain data between the table and the store."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Intent, Nic
 
 EVENT_LIMIT = 10_000  # the latest events to retain, or somewhat more; about 3 MB
+BOOT = "boot-id"  # the setting for the boot of the host in which the rows were written; other names are paths
 
 
 @dataclass(frozen=True, slots=True)
-class PutNic:
-    nic: Nic
-
-
-@dataclass(frozen=True, slots=True)
-class DropNic:
-    nic_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class PutAttachment:
-    attachment: Attachment
-
-
-@dataclass(frozen=True, slots=True)
-class DropAttachment:
-    key: AttachmentKey
-
-
-@dataclass(frozen=True, slots=True)
-class PutIntent:
-    intent: Intent
-
-
-@dataclass(frozen=True, slots=True)
-class DropIntent:
-    op_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class PutSetting:
-    """A sysctl that the agent changed, and its value before."""
+class Setting:
+    """A sysctl that the agent changed, and its value before; or BOOT, and the boot's id."""
 
     name: str
-    before: str
+    value: str
+
+
+Row = Nic | Attachment | Intent | Setting
+RowKey = str | AttachmentKey
 
 
 @dataclass(frozen=True, slots=True)
-class DropSetting:
-    name: str
+class Put:
+    row: Row
 
 
 @dataclass(frozen=True, slots=True)
-class PutBoot:
-    """The boot of the host in which the rows were written."""
+class Drop:
+    kind: type[Row]
+    key: RowKey
 
-    boot_id: str
 
-
-Change = (
-    PutNic
-    | DropNic
-    | PutAttachment
-    | DropAttachment
-    | PutIntent
-    | DropIntent
-    | PutSetting
-    | DropSetting
-    | PutBoot
-    | Event
-)
+Change = Put | Drop | Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +45,30 @@ class Snapshot:
     settings: Mapping[str, str] = field(default_factory=dict)  # sysctls: values before the first change
     boot_id: str = ""  # of the host at the last write; "" if unknown
     set_aside: str = ""  # why a damaged file could not be used, and its new path
+
+
+def key_of(row: Row) -> RowKey:
+    match row:
+        case Nic():
+            return row.nic_id
+        case Attachment():
+            return row.key
+        case Intent():
+            return row.op_id
+        case Setting():
+            return row.name
+
+
+def compacted(changes: Iterable[Change]) -> list[Change]:
+    """Return the last change of every row and the latest events: the same in one transaction."""
+    last: dict[tuple[type[Row], RowKey], Change] = {}
+    events: list[Change] = []
+    for change in changes:
+        match change:
+            case Put(row):
+                last[type(row), key_of(row)] = change
+            case Drop(kind, key):
+                last[kind, key] = change
+            case Event():
+                events.append(change)
+    return [*last.values(), *events[-EVENT_LIMIT:]]

@@ -3,22 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 from qingcloud_cni.core.events import EVENTS
 from qingcloud_cni.core.metrics import gauge
-from qingcloud_cni.core.nics.changes import (
-    Change,
-    DropAttachment,
-    DropIntent,
-    DropNic,
-    PutAttachment,
-    PutBoot,
-    PutIntent,
-    PutNic,
-    PutSetting,
-    Snapshot,
-)
+from qingcloud_cni.core.nics.changes import BOOT, Change, Drop, Put, Row, RowKey, Setting, Snapshot, key_of
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.nics.names import parse_nic_name
 
@@ -37,6 +26,9 @@ class Rows:
         self._nics = {n.nic_id: n for n in snapshot.nics}
         self._attachments = {a.key: a for a in snapshot.attachments}
         self._intents = {i.op_id: i for i in snapshot.intents}
+        self._rows: dict[type[Row], dict[Any, Any]] = {
+            Nic: self._nics, Attachment: self._attachments, Intent: self._intents,
+        }  # fmt: skip
         self._settings = dict(snapshot.settings)
         self._boot_id = snapshot.boot_id
         self._new_addresses: dict[str, Nic] = {}  # of NICs whose container still uses the old address
@@ -91,7 +83,7 @@ class Rows:
         for name, value in settings.items():
             if name not in self._settings:
                 self._settings[name] = value
-                self._changes.append(PutSetting(name, value))
+                self._changes.append(Put(Setting(name, value)))
 
     @property
     def busy(self) -> frozenset[str]:
@@ -110,14 +102,9 @@ class Rows:
 
     def rows(self) -> tuple[Change, ...]:
         """Return all rows, as changes of an empty store."""
-        settings = tuple(PutSetting(name, before) for name, before in self._settings.items())
-        return (
-            *map(PutNic, self._nics.values()),
-            *map(PutAttachment, self._attachments.values()),
-            *map(PutIntent, self._intents.values()),
-            *settings,
-            PutBoot(self._boot_id),
-        )
+        settings = (*self._settings.items(), (BOOT, self._boot_id))
+        rows = (row for rows in self._rows.values() for row in rows.values())
+        return (*map(Put, rows), *(Put(Setting(name, value)) for name, value in settings))
 
     def note(self, event: Event) -> None:
         """Record an event without a change of state."""
@@ -137,43 +124,24 @@ class Rows:
         for nic in tuple(self._nics.values()):
             since, released, repaired = moved(nic.since), moved(nic.released), moved(nic.repaired)
             if (changed := replace(nic, since=since, released=released, repaired=repaired)) != nic:
-                self._put_nic(changed)
-        for attachment in tuple(self._attachments.values()):
-            if (moved_to := moved(attachment.since)) != attachment.since:
-                self._put_attachment(replace(attachment, since=moved_to))
-        for intent in tuple(self._intents.values()):
-            if (moved_to := moved(intent.since)) != intent.since:
-                self._put_intent(replace(intent, since=moved_to))
+                self._put(changed)
+        others: list[Attachment | Intent] = [*self._attachments.values(), *self._intents.values()]
+        for row in others:
+            if (since := moved(row.since)) != row.since:
+                self._put(replace(row, since=since))
         if len(self._changes) > before:
             detail = f"forward by {forward:.0f} s" if forward else "back"
             self.note(Event(now, "clock.set", detail=detail))
 
     # --- changes -------------------------------------------------------------------------------------
 
-    def _put_nic(self, nic: Nic) -> None:
-        self._nics[nic.nic_id] = nic
-        self._changes.append(PutNic(nic))
+    def _put(self, row: Row) -> None:
+        self._rows[type(row)][key_of(row)] = row
+        self._changes.append(Put(row))
 
-    def _drop_nic(self, nic_id: str) -> None:
-        del self._nics[nic_id]
-        self._new_addresses.pop(nic_id, None)
-        self._changes.append(DropNic(nic_id))
-
-    def _put_attachment(self, attachment: Attachment) -> None:
-        self._attachments[attachment.key] = attachment
-        self._changes.append(PutAttachment(attachment))
-
-    def _drop_attachment(self, key: AttachmentKey) -> None:
-        del self._attachments[key]
-        self._changes.append(DropAttachment(key))
-
-    def _put_intent(self, intent: Intent) -> None:
-        self._intents[intent.op_id] = intent
-        self._changes.append(PutIntent(intent))
-
-    def _drop_intent(self, op_id: str) -> None:
-        del self._intents[op_id]
-        self._changes.append(DropIntent(op_id))
+    def _drop(self, kind: type[Row], key: RowKey) -> None:
+        del self._rows[kind][key]
+        self._changes.append(Drop(kind, key))
 
 
 def violations(nics: Iterable[Nic], attachments: Iterable[Attachment]) -> tuple[str, ...]:

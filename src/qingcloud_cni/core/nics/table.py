@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from qingcloud_cni.core.nics.changes import DropSetting, PutBoot
+from qingcloud_cni.core.nics.changes import BOOT, Drop, Put, Setting
 from qingcloud_cni.core.nics.model import GONE, Attachment, AttachmentKey, Event, Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.nics.rows import Rows
 
@@ -49,11 +49,11 @@ class Table(Rows):
         if self._boot_id:
             for key in tuple(self._attachments):
                 self.released(key, now, is_parked=False, cause="the host was booted since its ADD")
-            self._changes += map(DropSetting, self._settings)
+            self._changes += (Drop(Setting, name) for name in self._settings)
             self._settings.clear()
             self.note(Event(now, "host.booted", detail=boot_id))
         self._boot_id = boot_id
-        self._changes.append(PutBoot(boot_id))
+        self._changes.append(Put(Setting(BOOT, boot_id)))
 
     # --- cloud operations ----------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class Table(Rows):
             intent, NicState.DETACHING, "nic.detaching", "its link is nowhere; to attach it again"
         )
         for nic_id in nic_ids:
-            self._put_nic(replace(self._nics[nic_id], repairs=repairs[nic_id], repaired=now))
+            self._put(replace(self._nics[nic_id], repairs=repairs[nic_id], repaired=now))
         return intent
 
     def intend_delete(self, op_id: str, nic_ids: Sequence[str], now: float) -> Intent:
@@ -85,22 +85,22 @@ class Table(Rows):
     def job_started(self, op_id: str, job_id: str, event: str, now: float) -> None:
         """The cloud has queued the operation."""
         intent = replace(self._intents[op_id], job_id=job_id)
-        self._put_intent(intent)
+        self._put(intent)
         self.note(Event(now, event, subject=op_id, job_id=job_id))
 
     def restarted(self, op_id: str, now: float) -> None:
         """The operation starts only now, as its intent waited for the disk."""
-        self._put_intent(replace(self._intents[op_id], since=now))
+        self._put(replace(self._intents[op_id], since=now))
 
     def finish(self, op_id: str, event: str, now: float, detail: str = "") -> None:
         """The operation is over, successful or not; the caller has moved its NICs on."""
         intent = self._intents[op_id]
-        self._drop_intent(op_id)
+        self._drop(Intent, op_id)
         self.note(Event(now, event, subject=op_id, detail=detail, job_id=intent.job_id))
 
     def reserve(self, op_id: str, nic_ids: Sequence[str]) -> None:
         """The NICs of a create belong to its operation until their attach."""
-        self._put_intent(replace(self._intents[op_id], count=0, nic_ids=tuple(nic_ids)))
+        self._put(replace(self._intents[op_id], count=0, nic_ids=tuple(nic_ids)))
 
     def _intend_for(self, intent: Intent, state: NicState, event: str, detail: str = "") -> Intent:
         """Start an operation on all its NICs or on none."""
@@ -119,7 +119,7 @@ class Table(Rows):
 
     def _intend(self, intent: Intent) -> Intent:
         self._check_new(intent)
-        self._put_intent(intent)
+        self._put(intent)
         self.note(Event(intent.since, f"{intent.kind}.intended", subject=intent.op_id, detail=intent.name))
         return intent
 
@@ -129,15 +129,16 @@ class Table(Rows):
         """A NIC of ours that was not in the table."""
         if nic.nic_id in self._nics:
             raise IllegalTransition(f"{nic.nic_id} is in the table already: {self._nics[nic.nic_id]}")
-        self._put_nic(nic)
+        self._put(nic)
         self.note(Event(nic.since, event, nic.nic_id, subject, detail or nic.address, nic.state.value))
 
     def drop(self, nic_id: str, event: str, now: float, detail: str = "") -> None:
         """The NIC is gone, and its attachment with it."""
         attachment = self.attachment_of(nic_id)
         if attachment is not None:
-            self._drop_attachment(attachment.key)
-        self._drop_nic(nic_id)
+            self._drop(Attachment, attachment.key)
+        self._drop(Nic, nic_id)
+        self._new_addresses.pop(nic_id, None)
         self.note(Event(now, event, nic_id, detail=detail, state=GONE))
 
     def not_attached(self, nic_id: str, now: float, detail: str) -> None:
@@ -167,7 +168,7 @@ class Table(Rows):
         if nic.state is NicState.ASSIGNED:
             self._new_addresses[nic_id] = nic
         else:
-            self._put_nic(nic)
+            self._put(nic)
             self.note(Event(now, "nic.readdressed", nic_id, detail=detail))
 
     def pinned(self, nic_id: str, now: float) -> None:
@@ -192,7 +193,7 @@ class Table(Rows):
 
     def reset_repairs(self, nic_id: str) -> None:
         if self._nics[nic_id].repairs:
-            self._put_nic(replace(self._nics[nic_id], repairs=0))
+            self._put(replace(self._nics[nic_id], repairs=0))
 
     def not_detached(self, nic_id: str, now: float, detail: str) -> None:
         """The cloud did not detach it. Its link is parked as before, but a gateway's may be anywhere."""
@@ -225,7 +226,7 @@ class Table(Rows):
         self._check(nic_id, state, event)
         nic = self._nics[nic_id]
         released = nic.released if released is None else released
-        self._put_nic(replace(nic, state=state, since=now, released=released, claimant=claimant))
+        self._put(replace(nic, state=state, since=now, released=released, claimant=claimant))
         self.note(Event(now, event, nic_id, subject, detail, state.value, pod=pod))
         if new := self._new_addresses.pop(nic_id, None):
             self.readdressed(nic_id, new.vxnet_id, new.address, new.gateway, now)
@@ -243,7 +244,7 @@ class Table(Rows):
             attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key),
             pod=attachment.workload.pod,
         )  # fmt: skip
-        self._put_attachment(attachment)
+        self._put(attachment)
 
     def found(self, attachment: Attachment, now: float) -> None:
         """A missing NIC's link is in a container that the table does not know: *attachment* is unclaimed."""
@@ -253,33 +254,33 @@ class Table(Rows):
         self._move(
             attachment.nic_id, NicState.ASSIGNED, "nic.found", now, subject=str(key), detail=netns.path, released=0.0
         )
-        self._put_attachment(attachment)
+        self._put(attachment)
 
     def claimed(self, unclaimed: AttachmentKey, attachment: Attachment, now: float) -> None:
         """A request named the attachment of a NIC that was found."""
         known = self._attachments.get(unclaimed)
         if known is None or known.nic_id != attachment.nic_id or attachment.key in self._attachments:
             raise IllegalTransition(f"attachment {unclaimed} is to be {attachment.key}, but was {known}")
-        self._drop_attachment(unclaimed)
-        self._put_attachment(attachment)
+        self._drop(Attachment, unclaimed)
+        self._put(attachment)
         self._note(attachment, "attachment.named", now, str(unclaimed))
 
     def routed(self, attachment: Attachment) -> None:
         """Its routes are decided; the link is about to be moved."""
-        self._put_attachment(attachment)
+        self._put(attachment)
 
     def configured(self, attachment: Attachment, now: float, detail: str = "") -> None:
         """The link is configured."""
         known = self._attachments.get(attachment.key)
         if known is None or known.nic_id != attachment.nic_id:
             raise IllegalTransition(f"attachment {attachment.key} with NIC {attachment.nic_id} is unknown: {known}")
-        self._put_attachment(replace(attachment, is_ready=True))
+        self._put(replace(attachment, is_ready=True))
         self._note(attachment, "attachment.ready", now, detail)
 
     def returned_unused(self, key: AttachmentKey, now: float, detail: str) -> None:
         """The ADD failed before the link left the parking namespace: the NIC is idle again."""
         attachment = self._attachments[key]
-        self._drop_attachment(key)
+        self._drop(Attachment, key)
         self._move(
             attachment.nic_id, NicState.IDLE, "nic.returned", now, subject=str(key), detail=detail,
             pod=attachment.workload.pod,
@@ -288,7 +289,7 @@ class Table(Rows):
     def released(self, key: AttachmentKey, now: float, *, is_parked: bool, cause: str) -> None:
         """The attachment is over. Its address cools down; unless the link *is_parked* it should return."""
         attachment = self._attachments[key]
-        self._drop_attachment(key)
+        self._drop(Attachment, key)
         state = NicState.COOLING if is_parked else NicState.ARRIVING
         self._move(
             attachment.nic_id, state, "nic.released", now, subject=str(key), detail=cause, released=now,
