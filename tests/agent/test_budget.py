@@ -211,7 +211,7 @@ async def test_one_of_which_it_cannot_tell_yet_whose_it_is_keeps_a_drain_going(h
     host.agent.pool.drain()
     await host.until(lambda: not host.agent.reconciler.is_postponed, "looked for", 600.0)
     assert not host.agent.is_drained()
-    assert "earlier life" in _progress(cast("OpenAgent", SimpleNamespace(agent=host.agent)))
+    assert "earlier runs" in _progress(cast("OpenAgent", SimpleNamespace(agent=host.agent)))
     await host.until(host.agent.is_drained, "drained", 4 * HOUR)
     assert not host.ours_in_cloud()
 

@@ -1,4 +1,4 @@
-"""The QingCloud API as the agent uses it: `core.seams.Cloud` over HTTPS."""
+"""The QingCloud API as the agent uses it: `core.seams.cloud.Cloud` over HTTPS."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
