@@ -155,7 +155,7 @@ class Disturbances:
         return self._at_console("DetachNics")
 
     def _delete_nic(self) -> str:
-        """Detached before, if it is attached; what a person would do who looks for something to tidy up."""
+        """Delete a NIC, detached before, as a person who tidies up."""
         detached = self._at_console("DetachNics")
         nic_id = detached.rpartition(" ")[2]
         if detached:
@@ -186,7 +186,7 @@ class Disturbances:
         if found is None:
             return ""
         _, container = found
-        self._promises.meddle(container, "its namespace was deleted")
+        self._promises.disturb(container, "its namespace was deleted")
         run("ip", "netns", "delete", container.name, check=False)
         return f"the namespace of {container.name} is deleted"
 
@@ -200,7 +200,7 @@ class Disturbances:
         return self._with_link("down name wan1 netns {other}", "is moved to the namespace of {other}")
 
     def _delete_link(self) -> str:
-        """No real NIC can be deleted so, but one may be pulled."""
+        """Stands for a NIC that is pulled: real ones cannot be deleted so."""
         return self._with_link("", "is deleted")
 
     def _with_link(self, change: str, words: str) -> str:
@@ -211,13 +211,13 @@ class Disturbances:
         promise = self._rng.choice(promises)
         names = {"host": promise.host.netns, "other": other[1].name}
         text = f"the link of {promise.name} {words.format(**names)}"
-        self._promises.meddle(promise.container, text)
+        self._promises.disturb(promise.container, text)
         verb = ["set", "dev", "eth0", *change.format(**names).split()] if change else ["delete", "dev", "eth0"]
         run("ip", "-n", promise.name, "link", *verb, check=False)
         return text
 
     def _unpark(self) -> str:
-        """A NIC that is kept ready is brought back to the host, where udev and the like would see it."""
+        """Move a parked NIC to the host, where udev and others see it."""
         host = self._rng.choice(self._environment.hosts)
         parked = [row["ifname"] for row in links(host.parking.name).values() if row["ifname"] != "lo"]
         if not parked:

@@ -62,7 +62,7 @@ class Environment:
         host.agent.kill()
 
     def stop_agent(self, host: Host) -> None:
-        """As systemd does; it must end well, whatever it is about. One that has not said a word has not begun."""
+        """Stop it as systemd does; it must end with 0, unless it had not begun to log."""
         self.up.discard(host.name)
         status = host.agent.stop()
         has_begun = host.agent.log.stat().st_size > 0
@@ -70,7 +70,7 @@ class Environment:
             self.record.fail(f"the agent of {host.name} was stopped and ended with {status}: {host.agent.stderr}")
 
     def check_agents(self) -> None:
-        """None ends by itself: that would be a bug, or a refusal to start where there is no cause for one."""
+        """Fail the run if an agent ended by itself."""
         for host in self.hosts:
             if host.name in self.up and not host.agent.is_running:
                 self.up.discard(host.name)
@@ -85,7 +85,7 @@ class Environment:
     # --- what remains of a run -----------------------------------------------------------------------
 
     def story(self, subject: str) -> str:
-        """All that an agent knows of a container or NIC; what its log says if it cannot be asked."""
+        """The agents' `explain` and events of a container or NIC, and the lines of their logs."""
         text: list[str] = []
         kind = "--nic" if ":" in subject else "--container"
         for host in self.hosts:

@@ -27,7 +27,7 @@ class FinalCheck:
         self._runtimes = runtimes
 
     def settle(self) -> None:
-        """Everything works from here on. Containers that live have what they were promised; then all go."""
+        """End the faults; check that living containers have what they were promised, then delete all."""
         environment, record = self._environment, self._record
         environment.sim.set_faults()
         record.tell(f"no more trouble; {len(self._promises.promises())} containers live")
@@ -43,7 +43,7 @@ class FinalCheck:
         self._remove_all()
 
     def _remove_all(self) -> None:
-        """Hosts are drained, agents stopped and cleaned up after."""
+        """Drain the hosts, stop the agents and clean up."""
         for host in self._environment.hosts:
             if self._record.over.is_set():
                 return
@@ -66,7 +66,7 @@ class FinalCheck:
             yield from (path.name for path in host.spool.glob("*"))
 
     def _agree(self, claim: str, differences: Callable[[Host], list[str]]) -> None:
-        """Wait until there are no differences any more, having the agents compare now and then."""
+        """Wait until no difference is left; the agents reconcile now and then."""
         begun = asked = self._record.now - ASK
         while not self._record.over.is_set():
             found = {host.name: differences(host) for host in self._environment.hosts}
@@ -94,7 +94,7 @@ class FinalCheck:
     # --- cloud = table = kernel ----------------------------------------------------------------------
 
     def _differences(self, host: Host) -> list[str]:
-        """What does not agree, in words."""
+        """The differences between cloud, table and kernel."""
         self._environment.check_agents()
         shown = host.qingagent("nics", "-o", "json", check=False)
         if shown.returncode or not host.is_ready():
@@ -123,7 +123,7 @@ class FinalCheck:
         return found + [f"kept for the agent: {path.name}" for path in host.spool.glob("*")]
 
     def _kernel(self, host: Host, nic_ids: set[str]) -> dict[str, list[str]]:
-        """In which namespaces their links are; looked for in all that there are, known or not."""
+        """The namespaces of their links, among all namespaces."""
         names = [line.split()[0] for line in run("ip", "netns", "list").stdout.splitlines()]
         ours = [name for name in names if name == host.parking.name or name.startswith(f"{host.sim.name}-")]
         namespaces: dict[str, list[str]] = {nic_id: [] for nic_id in nic_ids}

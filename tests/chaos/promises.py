@@ -12,7 +12,7 @@ from machines.hosts import Host
 
 @dataclass(frozen=True, eq=False)
 class Promise:
-    """What a container has as long as nobody meddles with it: from the answer of ADD to the request to delete it."""
+    """The result that an undisturbed container has, from the answer of ADD to the request of DEL."""
 
     host: Host
     container: Container
@@ -38,13 +38,13 @@ class Promise:
 
 
 class Promises:
-    """Shared by all threads. Who is going to meddle says so first, who deletes withdraws the promise first."""
+    """Shared by all threads. A disturbance is entered before it happens, and a promise withdrawn before a DEL."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._containers: dict[str, tuple[Host, Container]] = {}
         self._promises: dict[str, Promise] = {}
-        self._meddled: dict[str, str] = {}  # what was done, by the container's name
+        self._disturbed: dict[str, str] = {}  # what was done, by the container's name
         self._taken: dict[str, str] = {}  # what was done at the console, by NIC id
 
     # --- containers ----------------------------------------------------------------------------------
@@ -54,11 +54,11 @@ class Promises:
             self._containers[container.name] = (host, container)
 
     def gone(self, host: Host, container: Container) -> None:
-        """Its namespace is no more, and it has no promise."""
+        """Forget a container without namespace and promise."""
         with self._lock:
             host.containers.remove(container)
             del self._containers[container.name]
-            self._meddled.pop(container.name, None)
+            self._disturbed.pop(container.name, None)
 
     def containers(self) -> list[tuple[Host, Container]]:
         with self._lock:
@@ -71,7 +71,7 @@ class Promises:
     # --- promises ------------------------------------------------------------------------------------
 
     def promise(self, promise: Promise) -> Promise | None:
-        """Enter it; the one that it contradicts, if there is one."""
+        """Enter a promise; returns the one that it contradicts, if any."""
         with self._lock:
             twice = [p for p in self._promises.values() if p.address == promise.address and self._holds(p)]
             self._promises[promise.name] = promise
@@ -87,23 +87,23 @@ class Promises:
             return self._holds(promise)
 
     def _holds(self, promise: Promise) -> bool:
-        is_untouched = promise.name not in self._meddled and promise.nic_id not in self._taken
+        is_untouched = promise.name not in self._disturbed and promise.nic_id not in self._taken
         return is_untouched and self._promises.get(promise.name) is promise
 
     def promises(self) -> list[Promise]:
-        """Those that hold."""
+        """The promises that hold."""
         with self._lock:
             return [p for p in self._promises.values() if self._holds(p)]
 
-    # --- meddling ------------------------------------------------------------------------------------
+    # --- disturbances ------------------------------------------------------------------------------------
 
-    def meddle(self, container: Container, how: str) -> None:
+    def disturb(self, container: Container, how: str) -> None:
         with self._lock:
-            self._meddled.setdefault(container.name, how)
+            self._disturbed.setdefault(container.name, how)
 
-    def is_meddled(self, container: Container) -> bool:
+    def is_disturbed(self, container: Container) -> bool:
         with self._lock:
-            return container.name in self._meddled
+            return container.name in self._disturbed
 
     def take(self, nic_id: str, how: str) -> None:
         with self._lock:

@@ -36,11 +36,11 @@ class Record:
         return time.monotonic() - self._begun
 
     def tell(self, what: str) -> None:
-        """One line for people, and for the log."""
+        """Write a line to the terminal and the log."""
         self._write(what, self._out, self._log)
 
     def note(self, what: str) -> None:
-        """A line for the log only: there are hundreds."""
+        """Write a line to the log only."""
         self._write(what, self._log)
 
     def _write(self, what: str, *namespaces: TextIO) -> None:
@@ -57,7 +57,7 @@ class Record:
             self.seconds.setdefault(verb, []).append(seconds)
 
     def fail(self, claim: str, *subjects: str) -> None:
-        """Something is as it must never be; unless the run was interrupted, for ^C ends the cloud as well."""
+        """End the run: a claim does not hold. Ignored after the end of the run."""
         if self.over.is_set() and not self.broken:
             return
         self.tell(f"BROKEN: {claim}")
@@ -69,7 +69,7 @@ class Record:
         self._log.close()
 
     def summary(self) -> list[str]:
-        """All that was counted, and how long what succeeded took, in milliseconds."""
+        """Counts, and durations of successful requests in milliseconds."""
         lines = [f"{count:6} {what}" for what, count in sorted(self.counts.items())]
         for verb, seconds in sorted(self.seconds.items()):
             cuts = quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else seconds * 99

@@ -1,4 +1,4 @@
-"""Container runtimes: each has one container after another, and asks of the plugin what runtimes ask, at any time."""
+"""Container runtimes: each runs one container after another, with all requests that runtimes send."""
 
 import random
 import subprocess
@@ -25,7 +25,7 @@ DEL_SECONDS = 90  # in which a DEL, asked for again and again, has succeeded
 
 
 class Plugins:
-    """Runs the plugin, in a process that can be killed on its way."""
+    """Runs the plugin in a process that can be killed."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
@@ -33,7 +33,7 @@ class Plugins:
         self._running: dict[subprocess.Popen[bytes], str] = {}
 
     def ask(self, verb: str, host: Host, name: str, conf: Mapping[str, Any]) -> Answer | None:
-        """The answer, held to what every answer must be; None if the plugin was killed."""
+        """The answer, checked against the CNI specification; None if the plugin was killed."""
         begun = time.monotonic()
         netns = f"/run/netns/{name}" if name else ""
         process = host.begin(verb, name, conf=conf, output=subprocess.PIPE, CNI_NETNS=netns)
@@ -72,7 +72,7 @@ class Plugins:
             tell(f"{verb} {name}: {answer.code} {answer.message.strip()}")
 
     def kill_one(self, rng: random.Random) -> str:
-        """What was killed; "" if none ran."""
+        """Kill a plugin; returns its request, "" if none ran."""
         with self._lock:
             if not self._running:
                 return ""
@@ -107,15 +107,15 @@ class Runtime:
                 self._live(promise, calm)
                 if calm.is_set() and self._promises.holds(promise) and self._rng.random() < 0.8:
                     return
-                if self._rng.random() < 0.85 or calm.is_set() or self._promises.is_meddled(container):
+                if self._rng.random() < 0.85 or calm.is_set() or self._promises.is_disturbed(container):
                     break
-                self.delete(container)  # and once more in the same namespace
+                self.delete(container)  # then ADD again in the same namespace
             self._end(container, 0.7 if calm.is_set() else 0.1)
 
     # --- a container's life --------------------------------------------------------------------------
 
     def _add(self, container: Container) -> Promise | None:
-        """ADD, and again if its plugin was killed, as some runtimes do; None if it came to nothing."""
+        """ADD, repeated after a kill of the plugin as by some runtimes; None if it failed."""
         conf = self.host.conf(self._rng.choice(VERSIONS), TimeoutSeconds=self._rng.choice((4, 10, 30)))
         for _ in range(3):
             answer = self._plugins.ask("ADD", self.host, container.name, conf)
@@ -124,7 +124,7 @@ class Runtime:
         if answer is None:
             return None
         if answer.status:
-            if answer.code != LATER and not (answer.code in UNDONE and self._promises.is_meddled(container)):
+            if answer.code != LATER and not (answer.code in UNDONE and self._promises.is_disturbed(container)):
                 self._record.fail(f"ADD {container.name}: {answer.code} {answer.message}", container.name)
             return None
         promise = Promise(self.host, container, answer.result, conf)
@@ -176,11 +176,11 @@ class Runtime:
     def _end(self, container: Container, unannounced: float) -> None:
         """In one of the ways that runtimes have; *unannounced*: how likely no DEL comes."""
         if self._rng.random() < unannounced:
-            self._promises.meddle(container, "its namespace goes, and no DEL comes")
+            self._promises.disturb(container, "its namespace goes, and no DEL comes")
             self._remove(container)
             self._record.count("containers that died without DEL")
         elif self._rng.random() < 0.2:
-            self._promises.meddle(container, "its namespace goes before the DEL")
+            self._promises.disturb(container, "its namespace goes before the DEL")
             self._remove(container)
             self.delete(container)
         else:
