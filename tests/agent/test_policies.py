@@ -11,7 +11,7 @@ NETWORKS = {"vxnet-nodes": "172.22.0.0/24", ONE: "172.22.1.0/29", TWO: "172.22.2
 TOPOLOGY = Topology(
     routers=(RouterSpec("rtr-main", "172.22.0.0/16"),),
     vxnets=tuple(VxnetSpec(vxnet_id, "", network, "rtr-main") for vxnet_id, network in NETWORKS.items()),
-    hosts=(HostSpec("host1", "i-1", "vxnet-nodes"),),
+    hosts=(HostSpec("host1", "vxnet-nodes", "i-1"),),
 )
 
 

@@ -14,7 +14,7 @@ VXNETS = (
     VxnetSpec("vxnet-l2", "plain", vxnet_type=0),
     VxnetSpec("vxnet-0", "base", "10.9.0.0/24", vxnet_type=2),
 )
-HOSTS = (HostSpec("host1", "i-1", "vxnet-h"), HostSpec("host2", "i-2", "vxnet-h"))
+HOSTS = (HostSpec("host1", "vxnet-h", "i-1"), HostSpec("host2", "vxnet-h", "i-2"))
 
 
 class Cloud:

@@ -207,7 +207,7 @@ def make_topology(hosts: int, calls_per_hour: int) -> Topology:
     return Topology(
         routers=(router,),
         vxnets=(*primaries, *pods),
-        hosts=tuple(HostSpec(f"host{n}", f"i-host{n}", f"vxnet-h{n // 200}") for n in range(hosts)),
+        hosts=tuple(HostSpec(f"host{n}", f"vxnet-h{n // 200}", f"i-host{n}") for n in range(hosts)),
         limits=Limits(calls_per_hour=calls_per_hour),
         latencies=LATENCIES,
     )

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from qingcloud_cni.sim.topology import Latencies, Limits, Topology, default_topology
 
 STEPS = 70
@@ -56,7 +58,7 @@ class Plan:
                        calls_per_hour=rng.choice((0, 0, 300)))  # fmt: skip
         limits = tight if "limits" in self.conditions else Limits()
         quota = self.rng("quota").choice((0, 30, 100, 300))
-        return replace(limits, calls_per_hour=quota) if "budget" in self.conditions else limits
+        return msgspec.structs.replace(limits, calls_per_hour=quota) if "budget" in self.conditions else limits
 
     @property
     def budget(self) -> int:

@@ -3,30 +3,29 @@
 import re
 from dataclasses import dataclass, field
 
+import msgspec
+
 Range = tuple[float, float]  # seconds from which the seeded generator draws
 
 
-@dataclass(frozen=True, slots=True)
-class RouterSpec:
+class RouterSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     router_id: str
     vpc_network: str  # CIDR that holds the networks of its vxnets
 
 
-@dataclass(frozen=True, slots=True)
-class VxnetSpec:
+class VxnetSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vxnet_id: str
-    name: str
+    name: str = ""
     network: str = ""  # CIDR; "" for one that is joined to no router
     router_id: str = ""
     vxnet_type: int = 1  # 0 unmanaged, 1 managed, 2 base network
     manager_ip: str = ""  # the router's address in it; default: the first host address
 
 
-@dataclass(frozen=True, slots=True)
-class HostSpec:
+class HostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str  # its network namespace is "<sim name>-<name>"
-    instance_id: str
     vxnet_id: str  # of its primary NIC
+    instance_id: str = ""  # "" in a topology file only: made from the names
     is_cluster_node: bool = False  # DescribeInstances returns it only when asked with is_cluster_node=1
     access_key_id: str = ""  # in its client.yaml; "": the topology's own
 
@@ -37,8 +36,7 @@ class KeySpec:
     secret_access_key: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Quotas: docs/reference/qingcloud-api.md, "Limits"."""
 
     nics_per_instance: int = 64  # the primary included
@@ -119,7 +117,7 @@ def default_topology(name: str, hosts: int = 2) -> Topology:
     return Topology(
         routers=(router,),
         vxnets=vxnets,
-        hosts=tuple(HostSpec(f"host{n}", f"i-{tag}host{n}", vxnets[0].vxnet_id) for n in range(1, hosts + 1)),
+        hosts=tuple(HostSpec(f"host{n}", vxnets[0].vxnet_id, f"i-{tag}host{n}") for n in range(1, hosts + 1)),
     )
 
 

@@ -117,7 +117,7 @@ async def test_vxnets_of_both_kinds_and_what_is_unknown() -> None:
 
 async def test_a_cluster_node_is_found() -> None:
     topology = default_topology("sim")
-    node = HostSpec("node", "i-simnode", topology.hosts[0].vxnet_id, is_cluster_node=True)
+    node = HostSpec("node", topology.hosts[0].vxnet_id, "i-simnode", is_cluster_node=True)
     async with bench(replace(topology, hosts=(*topology.hosts, node))) as b:
         instance = await b.cloud.instance("i-simnode")
         assert instance is not None

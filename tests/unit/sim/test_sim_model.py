@@ -67,7 +67,7 @@ def test_the_default_topology_makes_a_cloud() -> None:
     [
         ({"vxnets": (*VXNETS, VXNETS[0])}, "vxnet-h: given twice"),
         ({"hosts": (*HOSTS, HOSTS[0])}, "i-1: given twice"),
-        ({"hosts": (HostSpec("x", "i-x", "vxnet-none"),)}, "vxnet-none does not exist"),
+        ({"hosts": (HostSpec("x", "vxnet-none", "i-x"),)}, "vxnet-none does not exist"),
         ({"routers": ()}, "rtr-1"),
         ({"vxnets": (VxnetSpec("vxnet-h", "h", "10.0.0.0/24", "rtr-1", manager_ip="10.1.0.1"),)}, "lies outside"),
         ({"faults": (FaultSpec("AttachNics", "explode"),)}, "explode"),
@@ -124,7 +124,7 @@ def test_verbose_vxnets_list_their_instances(cloud: Cloud) -> None:
 
 
 def test_cluster_nodes_show_only_when_asked_for() -> None:
-    cloud = Cloud(hosts=(HostSpec("n", "i-n", "vxnet-h", is_cluster_node=True),))
+    cloud = Cloud(hosts=(HostSpec("n", "vxnet-h", "i-n", is_cluster_node=True),))
     assert cloud("DescribeInstances", instances=["i-n"])["instance_set"] == []
     assert cloud("DescribeInstances", instances=["i-n"], is_cluster_node=1)["total_count"] == 1
 

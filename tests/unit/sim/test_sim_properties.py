@@ -29,7 +29,7 @@ TOPOLOGY = Topology(
         VxnetSpec("vxnet-a", "a", "10.0.1.0/24", "rtr-1"),  # bounded by its quota
         VxnetSpec("vxnet-b", "b", "10.0.2.0/29", "rtr-1"),  # bounded by its four addresses
     ),
-    hosts=(HostSpec("host1", "i-1", "vxnet-a"), HostSpec("host2", "i-2", "vxnet-a")),
+    hosts=(HostSpec("host1", "vxnet-a", "i-1"), HostSpec("host2", "vxnet-a", "i-2")),
     limits=LIMITS,
     faults=(FaultSpec("AttachNics", "fail-job", nth=4), FaultSpec("DetachNics", "fail-job", nth=3)),
 )

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import yaml
@@ -30,39 +29,9 @@ from qingcloud_cni.sim.topology import (
 )
 
 
-class _Router(msgspec.Struct, forbid_unknown_fields=True):
-    router_id: str
-    vpc_network: str
-
-
-class _Vxnet(msgspec.Struct, forbid_unknown_fields=True):
-    vxnet_id: str
-    name: str = ""
-    network: str = ""
-    router_id: str = ""
-    vxnet_type: int = 1
-    manager_ip: str = ""
-
-
-class _Host(msgspec.Struct, forbid_unknown_fields=True):
-    name: str
-    vxnet_id: str
-    instance_id: str = ""
-    is_cluster_node: bool = False
-    access_key_id: str = ""
-
-
 class _Key(msgspec.Struct, forbid_unknown_fields=True):
     access_key_id: str
     secret_access_key: str
-
-
-class _Limits(msgspec.Struct, forbid_unknown_fields=True):
-    nics_per_instance: int = Limits().nics_per_instance
-    nics_per_vxnet: int = Limits().nics_per_vxnet
-    nics_per_create: int = Limits().nics_per_create
-    nics_per_account: int = Limits().nics_per_account
-    calls_per_hour: int = Limits().calls_per_hour
 
 
 class _Latencies(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,10 +47,10 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     access_key_id: str | None = None
     secret_access_key: str | None = None
     more_keys: list[_Key] = msgspec.field(default_factory=list)
-    routers: list[_Router] | None = None
-    vxnets: list[_Vxnet] | None = None
-    hosts: list[_Host] | None = None
-    limits: _Limits = msgspec.field(default_factory=_Limits)
+    routers: list[RouterSpec] | None = None
+    vxnets: list[VxnetSpec] | None = None
+    hosts: list[HostSpec] | None = None
+    limits: Limits = msgspec.field(default_factory=Limits)
     latencies: _Latencies = msgspec.field(default_factory=_Latencies)
     faults: list[FaultEntry] = msgspec.field(default_factory=list)
 
@@ -128,26 +97,21 @@ def _topology(file: _File, sim: str, hosts: int | None) -> Topology:
         if value is not None
     }
     return Topology(
-        routers=tuple(RouterSpec(**_fields(r)) for r in file.routers or ()) if own_shape else base.routers,
-        vxnets=tuple(VxnetSpec(**_fields(v)) for v in file.vxnets or ()) if own_shape else base.vxnets,
-        hosts=tuple(
-            HostSpec(**_fields(h) | {"instance_id": h.instance_id or f"i-{tag}{h.name.replace('-', '')}"})
-            for h in file.hosts or ()
-        )
-        if own_shape
-        else base.hosts,
+        routers=tuple(file.routers or ()) if own_shape else base.routers,
+        vxnets=tuple(file.vxnets or ()) if own_shape else base.vxnets,
+        hosts=tuple(_identified(host, tag) for host in file.hosts or ()) if own_shape else base.hosts,
         zone=base.zone if file.zone is None else file.zone,
         access_key_id=base.access_key_id if file.access_key_id is None else file.access_key_id,
         secret_access_key=base.secret_access_key if file.secret_access_key is None else file.secret_access_key,
-        more_keys=tuple(KeySpec(**_fields(key)) for key in file.more_keys),
-        limits=Limits(**_fields(file.limits)),
+        more_keys=tuple(KeySpec(key.access_key_id, key.secret_access_key) for key in file.more_keys),
+        limits=file.limits,
         latencies=Latencies(**latencies),
         faults=make_faults(file.faults),
     )
 
 
-def _fields(struct: msgspec.Struct) -> dict[str, Any]:
-    return msgspec.structs.asdict(struct)
+def _identified(host: HostSpec, tag: str) -> HostSpec:
+    return msgspec.structs.replace(host, instance_id=host.instance_id or f"i-{tag}{host.name.replace('-', '')}")
 
 
 def _latency(name: str, value: str | float) -> Range:
@@ -160,7 +124,7 @@ def _latency(name: str, value: str | float) -> Range:
 def _check(topology: Topology) -> None:
     """Raise ValueError, naming the key, for a topology that no cloud could have."""
     _check_texts(topology)
-    for name, value in ((name, getattr(topology.limits, name)) for name in Limits.__slots__):
+    for name, value in ((name, getattr(topology.limits, name)) for name in Limits.__struct_fields__):
         if value < 0:
             raise ValueError(f"limits.{name}: {value} is negative")
     _distinct("routers", "router_id", (router.router_id for router in topology.routers))
