@@ -24,6 +24,7 @@ def size_on_disk(host: SimulatedHost) -> int:
     return sum(path.stat().st_size for path in host.settings.state_dir.glob("agent.db*"))
 
 
+@pytest.mark.timeout(600)  # the machine may be busy
 @in_virtual_time
 async def test_a_month_of_churn_leaves_the_state_file_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hasty = tuple(p.replace("synchronous=FULL", "synchronous=OFF") for p in database._PRAGMAS)
