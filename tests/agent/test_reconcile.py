@@ -82,7 +82,7 @@ def create(host: SimulatedHost, name: str, count: int = 1) -> list[str]:
 
 
 def our_name(host: SimulatedHost) -> str:
-    return host.agent.identity.nic_name("0123456789abcdef", is_gateway=False)
+    return host.agent.context.identity.nic_name("0123456789abcdef", is_gateway=False)
 
 
 # --- ours in the cloud, not in the table ---------------------------------------------------------------

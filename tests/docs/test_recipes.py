@@ -39,11 +39,11 @@ RECIPES: dict[str, tuple[Edit, ...]] = {
     ),
     "metric": (
         Edit(
-            "agent/base/journal.py",
-            "\n\nclass Journal:",
-            '    taken: Annotated[int, counter("qingagent_store_changes_total", "Changes.")] = 0\n',
+            "agent/agent.py",
+            "\n\nclass Agent:",
+            '    sampled: Annotated[int, counter("qingagent_store_changes_total", "Changes.")] = 0\n',
         ),
-        Edit("agent/base/journal.py", ")\n\n    @property\n    def unsaved", ", self._taken"),
+        Edit("agent/agent.py", "        )\n\n    @property\n    def last_cloud_error", "            sampled=1,\n"),
     ),
     "periodic task": (
         Edit(

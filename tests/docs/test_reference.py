@@ -10,12 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pages import ROOT, column, page, source_trees, table
 from qingcloud_cni.agent.agent import TASKS, AgentStatistics
 from qingcloud_cni.agent.api.metrics import Metrics
-from qingcloud_cni.agent.attachments.spool import SpoolStatistics
-from qingcloud_cni.agent.base.journal import JournalStatistics
 from qingcloud_cni.agent.base.logs import LINES
 from qingcloud_cni.agent.base.phases import Phase
-from qingcloud_cni.agent.pool.pool import PoolStatistics
-from qingcloud_cni.agent.reconcile.reconcile import DriftStatistics
 from qingcloud_cni.agent.settings.settings import SETTINGS
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.cloud import CallSeen
@@ -73,9 +69,8 @@ def test_every_metric_is_described_with_its_labels() -> None:
     metrics.cni_request("ADD", 0, 0.1, dict.fromkeys(Phase, 0.02))
     times = {"pool": 1.0}
     statistics = AgentStatistics(
-        Table(Snapshot()).statistics(), JournalStatistics(0, 0, 0.0), times, times, {"pool": 1},
-        DriftStatistics({"twice": 1}), SpoolStatistics(0), PoolStatistics(0), ready=True,
-        calls_waiting={"waiting": 1}, spending=Budget(1, 0.0).spending((), 0.0),
+        Table(Snapshot()).statistics(), 0, 0, 0.0, times, times, times, drift={"twice": 1}, spooled=0, waiting=0,
+        ready=True, calls_waiting={"waiting": 1}, spending=Budget(1, 0.0).spending((), 0.0),
     )  # fmt: skip
     described = {
         cells[0].strip("`"): (cells[1], set(re.findall(r"`(\w+)`", cells[2])))

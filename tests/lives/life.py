@@ -120,7 +120,7 @@ async def _rest(steps: Steps) -> None:
 def _is_content(agent: Agent) -> bool:
     """Whether nothing is under way, and the pool lacks nothing, as it does where all vxnets are full."""
     pool, context = agent.pool, agent.context
-    short = balance(pool.state(), agent.policy, context.now()).short
+    short = balance(pool.state(), agent.pool.policy, context.now()).short
     return not (short or pool.plan() or context.table.intents)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from qingcloud_cni.agent.attachments.attachments import Attachments
-from qingcloud_cni.agent.attachments.spool import Spool, SpoolStatistics
+from qingcloud_cni.agent.attachments.spool import Spool
 from qingcloud_cni.agent.attachments.spool_files import SpoolFiles
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context, Identity
-from qingcloud_cni.agent.base.journal import Journal, JournalStatistics, Listener
+from qingcloud_cni.agent.base.journal import Journal, Listener
 from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.agent.base.urgency import CallUrgency
@@ -22,15 +22,15 @@ from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.agent.cloudops.provisioning import Provisioner
 from qingcloud_cni.agent.cloudops.release import Releaser
 from qingcloud_cni.agent.gateways import Gateways
-from qingcloud_cni.agent.pool.duplicates import Duplicates
-from qingcloud_cni.agent.pool.pool import Pool, PoolStatistics
+from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.agent.reconcile.links import Links
 from qingcloud_cni.agent.reconcile.preflight import Preflight
-from qingcloud_cni.agent.reconcile.reconcile import SURVEY_PERIOD, DriftStatistics, Reconciler
+from qingcloud_cni.agent.reconcile.reconcile import SURVEY_PERIOD, Reconciler
 from qingcloud_cni.agent.reconcile.remedies import Remedies
 from qingcloud_cni.agent.reconcile.startup_comparison import StartupComparison
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.core.budget import Spending, Urgency
+from qingcloud_cni.core.drift.differences import DifferenceKind
 from qingcloud_cni.core.drift.schedule import stretched
 from qingcloud_cni.core.errors import NotInitialised, Unavailable
 from qingcloud_cni.core.gateway import unused
@@ -61,14 +61,21 @@ class World:
     set_forward: float = 0.0  # offset to add to persisted times after a clock step, in seconds
 
 
+Numbers = Mapping[str, float]  # by the value of the metric's label
+
+
 @dataclass(frozen=True, slots=True)
 class AgentStatistics:
     """Everything that the metrics show but what is counted as it happens."""
 
     table: TableStatistics
-    journal: JournalStatistics
+    refusals: Annotated[int, counter("qingagent_store_refusals_total", "Writes of the state file that failed.")]
+    unsaved: Annotated[int, gauge("qingagent_store_unsaved_changes", "Changes that are not on disk.")]
+    behind: Annotated[
+        float, gauge("qingagent_store_behind_seconds", "For how long the disk has rejected writes; else 0.")
+    ]
     last_success: Annotated[
-        Mapping[str, float],
+        Numbers,
         gauge(
             "qingagent_task_last_success_seconds",
             "When a periodic task last succeeded, in seconds since the epoch; 0: never.",
@@ -76,58 +83,45 @@ class AgentStatistics:
         ),
     ]
     duration: Annotated[
-        Mapping[str, float],
-        gauge("qingagent_task_duration_seconds", "Duration of a periodic task's last run.", "task"),
+        Numbers, gauge("qingagent_task_duration_seconds", "Duration of a periodic task's last run.", "task")
     ]
-    failures: Annotated[
-        Mapping[str, int], counter("qingagent_task_failures_total", "Failed runs of a periodic task.", "task")
-    ]
-    drift: DriftStatistics
-    spool: SpoolStatistics
-    pool: PoolStatistics
+    failures: Annotated[Numbers, counter("qingagent_task_failures_total", "Failed runs of a periodic task.", "task")]
+    drift: Annotated[Numbers, gauge("qingagent_drift", "Differences between table, kernel and cloud.", "kind")]
+    spooled: Annotated[int, gauge("qingagent_spooled", "Spooled DELs that the agent could not carry out yet.")]
+    waiting: Annotated[int, gauge("qingagent_adds_waiting", "ADDs that wait for a NIC.")]
     ready: Annotated[bool, gauge("qingagent_ready", "1 while ADDs are served.")]
     calls_waiting: Annotated[
-        Mapping[str, int], gauge("qingagent_cloud_calls_waiting", "Calls that wait for the call budget.", "urgency")
+        Numbers, gauge("qingagent_cloud_calls_waiting", "Calls that wait for the call budget.", "urgency")
     ]
     spending: Spending
 
 
 class Agent:
-    def __init__(self, settings: Settings, identity: Identity, context: Context, signals: Signals) -> None:
-        shared = context, identity, signals
+    def __init__(self, settings: Settings, context: Context) -> None:
         chooser = VxnetChooser(VxnetPolicy(settings.policy), settings.vxnet, context.rng)
         vxnets = VxnetCache(context.cloud, lambda vxnet_id, left: chooser.set_room(vxnet_id, left, context.now()))
-        self.identity = identity
         self.context = context
-        self.policy = settings.pool
-        self._signals = signals
         self.jobs = Jobs(context)
-        self.instance_status = InstanceStatus(context, signals, identity.instance_id)
+        self.instance_status = InstanceStatus(context)
         self.provisioner = Provisioner(
-            *shared, self.jobs, chooser=chooser, vxnets=vxnets, instance_status=self.instance_status
+            context, self.jobs, chooser=chooser, vxnets=vxnets, instance_status=self.instance_status
         )
-        self.releaser = Releaser(*shared, self.jobs)
-        duplicates = Duplicates(context, signals, settings.pool.quarantine, is_on=settings.duplicate_probe)
-        self.pool = Pool(
-            *shared, policy=self.policy, provisioner=self.provisioner, releaser=self.releaser, chooser=chooser,
-            duplicates=duplicates, instance_nic_limit=settings.instance_nic_limit,
-        )  # fmt: skip
-        self.gateways = Gateways(
-            *shared, pool=self.pool, provisioner=self.provisioner, releaser=self.releaser, vxnets=vxnets
-        )
-        self.links = Links(*shared, self.pool, self.gateways)
-        files = SpoolFiles(settings.spool, identity.instance_id, settings.socket, settings.bindaddr)
-        self.attachments = Attachments(*shared, self.pool, self.gateways, spool=files)
+        self.releaser = Releaser(context, self.jobs)
+        self.pool = Pool(context, settings, self.provisioner, self.releaser)
+        self.gateways = Gateways(context, self.pool, self.provisioner, self.releaser, vxnets)
+        self.links = Links(context, self.pool, self.gateways)
+        files = SpoolFiles(settings.spool, context.identity.instance_id, settings.socket, settings.bindaddr)
+        self.attachments = Attachments(context, self.pool, self.gateways, files)
         self.spool = Spool(context, self.attachments, files)
         remedies = Remedies(
-            *shared, pool=self.pool, releaser=self.releaser, links=self.links, attachments=self.attachments,
+            context, pool=self.pool, releaser=self.releaser, links=self.links, attachments=self.attachments,
             vxnets=vxnets,
         )  # fmt: skip
         self.reconciler = Reconciler(
-            *shared, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, remedies=remedies,
+            context, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, remedies=remedies,
             iface=settings.iface,
         )  # fmt: skip
-        self._preflight = Preflight(context, identity, vxnets, self.instance_status, settings.vxnet)
+        self._preflight = Preflight(context, vxnets, self.instance_status, settings.vxnet)
         self._serves_from_disk = bool(context.table.nics)
         self._startup = StartupComparison(
             context, self._preflight, self.reconciler, settings.qyaccessfilepath,
@@ -159,28 +153,32 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 identity = Identity(instance_id, settings.nic_name_prefix, settings.gatewayns)
                 context = Context(
-                    table, journal, world.cloud, CallUrgency(world.cloud.reconsider), world.kernel, world.clock,
-                    world.rng, Tasks(group),
+                    identity, signals, table, journal, world.cloud, CallUrgency(world.cloud.reconsider),
+                    world.kernel, world.clock, world.rng, Tasks(group),
                 )  # fmt: skip
                 table.note_boot(world.boot_id, context.now())
                 if snapshot.set_aside:
                     context.note("store.set-aside", detail=snapshot.set_aside)
-                yield cls(settings, identity, context, signals)
+                yield cls(settings, context)
                 context.tasks.cancel()
             journal.end()
 
     def statistics(self) -> AgentStatistics:
-        context, records = self.context, {task.name: task.record(self) for task in TASKS}
+        context, journal = self.context, self.context.journal
+        records = {task.name: task.record(self) for task in TASKS}
+        kinds = [seen.difference.kind for seen in self.reconciler.open]
         spending = context.cloud.spending()
         return AgentStatistics(
             table=context.table.statistics(),
-            journal=context.journal.statistics(),
+            refusals=journal.refusals,
+            unsaved=journal.unsaved,
+            behind=journal.behind,
             last_success={name: record.last_success for name, record in records.items()},
             duration={name: record.duration for name, record in records.items()},
             failures={name: record.all_failures for name, record in records.items()},
-            drift=self.reconciler.statistics(),
-            spool=self.spool.statistics(),
-            pool=self.pool.statistics(),
+            drift={kind.value: kinds.count(kind) for kind in DifferenceKind},
+            spooled=self.spool.waiting,
+            waiting=self.pool.waiting,
             ready=not self.obstacle,
             calls_waiting={urgency.word: spending.queued.count(urgency) for urgency in Urgency},
             spending=spending,
@@ -248,7 +246,7 @@ class Agent:
         self.pool.open()
         self.context.note("agent.ready")
         self.context.journal.push()
-        self._signals.obstacle_gone()
+        self.context.signals.obstacle_gone()
         await self.reconciler.run()
 
     def is_drained(self) -> bool:

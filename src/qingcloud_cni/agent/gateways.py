@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 
 from qingcloud_cni.agent.base.clock import Backoff
-from qingcloud_cni.agent.base.context import Context, Identity, Move
-from qingcloud_cni.agent.base.signals import Signal, Signals
+from qingcloud_cni.agent.base.context import Context, Move
+from qingcloud_cni.agent.base.signals import Signal
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.base.urgency import Permits, explain_budget
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
@@ -33,26 +33,16 @@ class Gateways:
     """Finds the address that replaces 0.0.0.0 in an ADD's routes, and keeps the host's path to Services."""
 
     def __init__(
-        self,
-        context: Context,
-        identity: Identity,
-        signals: Signals,
-        *,
-        pool: Pool,
-        provisioner: Provisioner,
-        releaser: Releaser,
-        vxnets: VxnetCache,
+        self, context: Context, pool: Pool, provisioner: Provisioner, releaser: Releaser, vxnets: VxnetCache
     ) -> None:
         self.record = TaskRecord(CHECK_PERIOD)
         self._context = context
-        self._identity = identity
-        self._signals = signals
         self._pool = pool
         self._provisioner = provisioner
         self._releaser = releaser
         self._vxnets = vxnets
         self._urgency = context.urgency.provisioning
-        permits = partial(Permits, due=signals.path_due, cloud=context.cloud, tasks=context.tasks)
+        permits = partial(Permits, due=context.signals.path_due, cloud=context.cloud, tasks=context.tasks)
         self._provisioning_permits = permits("gateways", context.urgency.provisioning)
         self._release_permits = permits("release of gateways", context.urgency.release)
         self._ready = Signal()  # a gateway serves, or the host's own NICs are known
@@ -72,7 +62,7 @@ class Gateways:
         """NICs of the instance that are not ours, as the comparison with the cloud found them."""
         self._others, self._others_read = others, self._context.now()
         self._ready.notify()
-        self._signals.path_due.notify()
+        self._context.signals.path_due.notify()
 
     # --- for ADD -------------------------------------------------------------------------------------
 
@@ -99,7 +89,7 @@ class Gateways:
             )
         self._wanted[nic.vxnet_id] = self._wanted.get(nic.vxnet_id, 0) + 1
         try:
-            self._signals.path_due.notify()
+            self._context.signals.path_due.notify()
             while (gateway := self._serving(nic.vxnet_id)) is None:
                 await self._wait(nic.vxnet_id, end, seconds)
         finally:
@@ -184,7 +174,7 @@ class Gateways:
             except Unavailable as err:
                 context.note("gateway.unknown", detail=str(err))
             context.journal.push()
-            await self.record.pause(self._pause(), self._signals.path_due, context.clock)
+            await self.record.pause(self._pause(), self._context.signals.path_due, context.clock)
 
     async def _adjust(self) -> None:
         """Raises KernelRefused; Unavailable as `refresh`."""
@@ -220,7 +210,7 @@ class Gateways:
         table, now = self._context.table, self._context.now()
         here = [n for n in table.nics.values() if n.is_gateway and n.vxnet_id == vxnet_id]
         is_asked = any(
-            i.kind is OpKind.CREATE and i.vxnet_id == vxnet_id and self._identity.names_gateway(i.name)
+            i.kind is OpKind.CREATE and i.vxnet_id == vxnet_id and self._context.identity.names_gateway(i.name)
             for i in table.intents.values()
         )
         is_coming = any(n.state in _ON_ITS_WAY or self._is_busy(n) or self._is_lost(n) for n in here)
@@ -272,7 +262,7 @@ class Gateways:
             await self._provisioner.attach([nic_id], calls)
         else:
             calls.return_permit()
-        self._signals.path_due.notify()
+        self._context.signals.path_due.notify()
 
     def _release(self, wanted: set[str], *, may_detach: bool) -> None:
         """Release gateway NICs whose ADD has given up, and detach those whose link is nowhere.
@@ -331,7 +321,7 @@ class Gateways:
                 backoff.failed(context.now(), str(err))
                 context.note("gateway.refused", nic_id, detail=str(err))
         context.journal.push()
-        self._signals.path_due.notify()
+        self._context.signals.path_due.notify()
         self._ready.notify()
 
     async def prepare(self) -> None:
@@ -353,7 +343,7 @@ class Gateways:
             own = {address_of(n) for n in nics if n.is_gateway}
             needs_others = any(a.services and a.routes and not own & {r.gw for r in a.routes} for a in attachments)
             others = await self._host_nics() if needs_others else ()
-            path = service_path(nics, attachments, others, self._identity.gateway_prefix)
+            path = service_path(nics, attachments, others, self._context.identity.gateway_prefix)
             if path != self._served or is_check:
                 if before := await self._context.kernel.settings_before(path):
                     table.record_settings(before)

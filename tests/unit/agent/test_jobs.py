@@ -11,8 +11,9 @@ import pytest
 from inprocess import virtual_time
 from inprocess.budgets import make_limiter, waiting
 from inprocess.virtual_time import EPOCH, VirtualClock
-from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.context import Context, Identity
 from qingcloud_cni.agent.base.journal import Journal
+from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import Tasks
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.agent.cloudops.jobs import FIRST_INTERVAL, LONGEST_INTERVAL, Jobs
@@ -102,8 +103,8 @@ def with_jobs(cloud: FakeCloud, use: Callable[[Jobs], Coroutine[Any, Any, None]]
             table, tasks, rng = Table(Snapshot()), Tasks(group), random.Random(1)
             journal = Journal(table, store, VirtualClock(), rng)
             context = Context(
-                table, journal, cast("Cloud", cloud), CallUrgency(lambda: None), cast("Kernel", None), VirtualClock(),
-                rng, tasks,
+                Identity("i-1", "qingcni", "hostnic"), Signals(), table, journal, cast("Cloud", cloud),
+                CallUrgency(lambda: None), cast("Kernel", None), VirtualClock(), rng, tasks,
             )  # fmt: skip
             jobs = Jobs(context)
             tasks.spawn("store", journal.run())

@@ -81,7 +81,7 @@ class PlanView(msgspec.Struct, frozen=True):
 
 def plan_view(agent: Agent) -> PlanView:
     pool, context = agent.pool, agent.context
-    state, policy, now = pool.state(), agent.policy, context.now()
+    state, policy, now = pool.state(), agent.pool.policy, context.now()
     have, planned, asked = balance(state, policy, now), steps(state, policy, now), context.table.creating_by_vxnet
     return PlanView(
         mode=state.mode,

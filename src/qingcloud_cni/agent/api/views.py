@@ -216,7 +216,7 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
     states = [n.state for n in table.nics.values()]
     return StatusView(
         version=version,
-        instance_id=agent.identity.instance_id,
+        instance_id=agent.context.identity.instance_id,
         pid=pid,
         ready=not agent.obstacle,
         cloud_compared=agent.is_cloud_compared,

@@ -7,9 +7,8 @@ from qingcloud_cni.agent.attachments.announcements import Announcements
 from qingcloud_cni.agent.attachments.spool_files import SpoolFile, SpoolFiles
 from qingcloud_cni.agent.attachments.unclaimed import Unclaimed
 from qingcloud_cni.agent.base.attachment_lock import AttachmentLock, CniCall
-from qingcloud_cni.agent.base.context import Context, Identity
+from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.base.phases import Phase, Phases
-from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.core.cni.check import mismatches
@@ -35,24 +34,13 @@ TRIES = 3  # NICs tried if the link of the assigned one turns out to be missing
 class Attachments:
     """Serves the verbs on attachments; requests for the same one wait for each other."""
 
-    def __init__(
-        self,
-        context: Context,
-        identity: Identity,
-        signals: Signals,
-        pool: Pool,
-        gateways: Gateways,
-        *,
-        spool: SpoolFiles,
-    ) -> None:
+    def __init__(self, context: Context, pool: Pool, gateways: Gateways, spool: SpoolFiles) -> None:
         self._context = context
-        self._identity = identity
-        self._signals = signals
         self._spool = spool
         self._pool = pool
         self._gateways = gateways
         self.lock = AttachmentLock()
-        self._unclaimed = Unclaimed(context, identity)
+        self._unclaimed = Unclaimed(context)
         self._announcements = Announcements(context)
 
     async def add(
@@ -83,8 +71,7 @@ class Attachments:
             try:
                 attachment, nic = await self._try_attach(key, netns, config, call)
             except AgentError as err:
-                self._context.note("attachment.refused", subject=str(key), detail=str(err), pod=pod)
-                self._context.journal.push()
+                self._context.note_and_push("attachment.refused", subject=str(key), detail=str(err), pod=pod)
                 raise
             try:
                 call.check()
@@ -172,8 +159,7 @@ class Attachments:
             try:
                 await self._release(attachment, "its namespace is gone, and no DEL came", call.phases)
             except KernelRefused as err:
-                self._context.note("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
-                self._context.journal.push()
+                self._context.note_and_push("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
 
     async def settle_unfinished(self) -> None:
         """After a restart: attachments that are not ready on disk stay if their link is in a container.
@@ -189,7 +175,9 @@ class Attachments:
         for attachment in unfinished:
             nic_id = attachment.nic_id
             try:
-                if nic_id not in on_host and await context.kernel.search({nic_id: self._identity.alias(nic_id)}):
+                if nic_id not in on_host and await context.kernel.search(
+                    {nic_id: self._context.identity.alias(nic_id)}
+                ):
                     context.table.configured(await self._as_found(attachment), context.now())
                 else:
                     await self._release(attachment, "its ADD was cut off", Phases())
@@ -203,7 +191,7 @@ class Attachments:
             seen = await self._context.kernel.inspect(attachment.netns.path, attachment.key.ifname)
         except InvalidNetns:
             return attachment
-        if seen.link is None or seen.link.alias != self._identity.alias(attachment.nic_id):
+        if seen.link is None or seen.link.alias != self._context.identity.alias(attachment.nic_id):
             return attachment
         return replace(attachment, ifindex=seen.link.ifindex, mtu=seen.link.mtu)
 
@@ -219,8 +207,7 @@ class Attachments:
             outcome = f"nic {attachment.nic_id} was released"
         with phases.waiting(Phase.STORE):
             await context.journal.record()
-        context.note("spool.done", subject=str(spooled.key), detail=outcome)
-        context.journal.push()
+        context.note_and_push("spool.done", subject=str(spooled.key), detail=outcome)
         try:
             self._spool.remove(file)
         except Unavailable as err:  # next time the DEL will find nothing to release
@@ -232,7 +219,7 @@ class Attachments:
             attachment = context.table.attachments.get(key)
             if attachment is None:
                 return
-            alias = self._identity.alias(attachment.nic_id)
+            alias = self._context.identity.alias(attachment.nic_id)
             with call.phases.waiting(Phase.KERNEL):
                 is_gone = await context.kernel.is_gone(attachment.nic_id, attachment.netns, alias)
             if context.table.attachments.get(key) is not attachment:  # its link was seen back on the host meanwhile
@@ -241,8 +228,7 @@ class Attachments:
                 await self._release(attachment, "GC: not listed, and its namespace is gone", call.phases)
             else:
                 detail = f"a GC did not list it, and its namespace {attachment.netns.path} lives"
-                context.note("attachment.kept", attachment.nic_id, str(key), detail)
-                context.journal.push()
+                context.note_and_push("attachment.kept", attachment.nic_id, str(key), detail)
 
     async def _known(self, key: AttachmentKey, netns: Netns, call: CniCall) -> Attachment | None:
         """The attachment of an earlier ADD, if its link is as that one left it; any other is released."""
@@ -330,7 +316,7 @@ class Attachments:
             raise
         finally:
             context.journal.push()
-            self._signals.plan_due.notify()
+            self._context.signals.plan_due.notify()
 
     async def _record(self, key: AttachmentKey, phases: Phases) -> None:
         """Write the attachment before the answer; release it if the disk refuses, as a restart would."""
@@ -343,7 +329,7 @@ class Attachments:
             raise
 
     async def _attach_link(self, attachment: Attachment, nic: Nic, routes: tuple[Route, ...]) -> PlacedLink:
-        alias = self._identity.alias(nic.nic_id)
+        alias = self._context.identity.alias(nic.nic_id)
         order = LinkOrder(nic.nic_id, attachment.netns, attachment.key.ifname, nic.address, routes, alias)
         placed = await self._context.kernel.attach(order)
         self._announcements.begin(order, placed.ifindex)
@@ -356,13 +342,13 @@ class Attachments:
             self._announcements.stop(nic_id)
             with phases.waiting(Phase.KERNEL):
                 is_parked = await context.kernel.detach(
-                    nic_id, attachment.netns, attachment.ifindex, self._identity.alias(nic_id)
+                    nic_id, attachment.netns, attachment.ifindex, self._context.identity.alias(nic_id)
                 )
                 await self._announcements.ended(nic_id)
             context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
         # The container may go even if the disk refuses: after a crash the kernel shows where the link is.
         with phases.waiting(Phase.STORE), suppress(StoreRefused):
             await context.journal.record()
-        self._signals.plan_due.notify()  # only now: planning takes as long as the write, and would delay it
+        self._context.signals.plan_due.notify()  # only now: planning takes as long as the write, and would delay it
         if attachment.services:
-            self._signals.path_due.notify()
+            self._context.signals.path_due.notify()

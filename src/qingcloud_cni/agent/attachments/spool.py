@@ -1,23 +1,14 @@
 """DELs that the plugin spooled while it could not reach the agent: carried out at start, and as new ones come."""
 
-from dataclasses import dataclass
-from typing import Annotated
-
 from qingcloud_cni.agent.attachments.attachments import Attachments
 from qingcloud_cni.agent.attachments.spool_files import Oddity, SpoolFile, SpoolFiles
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.base.tasks import TaskRecord, repeat
 from qingcloud_cni.core.errors import AgentError, StoreRefused, Unavailable
-from qingcloud_cni.core.metrics import gauge
 
 PERIOD = 1.0  # seconds between scans of the directory
 LONGEST_DELAY = 10.0  # seconds after a failure: others may come meanwhile
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolStatistics:
-    waiting: Annotated[int, gauge("qingagent_spooled", "Spooled DELs that the agent could not carry out yet.")]
 
 
 class Spool:
@@ -30,9 +21,6 @@ class Spool:
         self._attachments = attachments
         self._files = files
         self._seen: int | None = None
-
-    def statistics(self) -> SpoolStatistics:
-        return SpoolStatistics(self.waiting)
 
     async def run(self) -> None:
         await repeat(
@@ -48,7 +36,7 @@ class Spool:
         try:
             files = self._files.scan()
         except Unavailable as err:
-            self._note("spool.unusable", detail=str(err))
+            self._context.note_and_push("spool.unusable", detail=str(err))
             raise
         failures: list[str] = []
         waiting = 0
@@ -57,9 +45,9 @@ class Spool:
                 case Oddity("spool.failed", detail):
                     waiting += 1
                     failures.append(detail)
-                    self._note("spool.failed", detail=detail)
+                    self._context.note_and_push("spool.failed", detail=detail)
                 case Oddity(event, detail):
-                    self._note(event, detail=detail)
+                    self._context.note_and_push(event, detail=detail)
                 case SpoolFile():
                     try:
                         waiting += not await self._attachments.finish(found)
@@ -68,12 +56,8 @@ class Spool:
                     except AgentError as err:
                         waiting += 1
                         failures.append(str(err))
-                        self._note("spool.failed", str(found.spooled.key), str(err))
+                        self._context.note_and_push("spool.failed", "", str(found.spooled.key), str(err))
         self.waiting = waiting
         self._seen = stamp
         if failures:
             raise Unavailable("; ".join(failures))
-
-    def _note(self, event: str, subject: str = "", detail: str = "") -> None:
-        self._context.note(event, subject=subject, detail=detail)
-        self._context.journal.push()

@@ -1,7 +1,7 @@
 """NICs in containers that a new table does not know: requests show whose they are."""
 
 from qingcloud_cni.agent.base.attachment_lock import CniCall
-from qingcloud_cni.agent.base.context import Context, Identity
+from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.base.phases import Phase
 from qingcloud_cni.core.cni.network_config import NetworkConfig
 from qingcloud_cni.core.drift.recovery import claimed, unclaimed_attachment
@@ -14,9 +14,9 @@ from qingcloud_cni.core.seams.kernel import Inspection
 class Unclaimed:
     """Finds our alias on the interface that a request names."""
 
-    def __init__(self, context: Context, identity: Identity) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._instance_id = identity.instance_id
+        self._instance_id = context.identity.instance_id
 
     async def recognise(
         self, key: AttachmentKey, netns_path: str, call: CniCall, config: NetworkConfig | None = None
@@ -40,8 +40,7 @@ class Unclaimed:
             return
         with call.phases.waiting(Phase.KERNEL):
             await self._context.kernel.detach(nic_id, seen.netns, link.ifindex, link.alias)
-        self._context.note("nic.fetched", nic_id, str(key), "by a DEL; the table does not know the NIC yet")
-        self._context.journal.push()
+        self._context.note_and_push("nic.fetched", nic_id, str(key), "by a DEL; the table does not know the NIC yet")
 
     async def _recognise(
         self, key: AttachmentKey, netns_path: str, call: CniCall, config: NetworkConfig | None = None

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 
 from qingcloud_cni.agent.base.journal import Journal
+from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import Tasks
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.core.gateway import free_index
@@ -83,6 +84,8 @@ class Moves(Collection[str]):
 
 @dataclass(frozen=True, slots=True)
 class Context:
+    identity: Identity
+    signals: Signals
     table: Table
     journal: Journal
     cloud: Cloud
@@ -102,3 +105,9 @@ class Context:
 
     def note(self, name: str, nic_id: str = "", subject: str = "", detail: str = "", *, pod: str = "") -> None:
         self.table.note(Event(self.now(), name, nic_id, subject, detail, pod=pod))
+
+    def note_and_push(
+        self, name: str, nic_id: str = "", subject: str = "", detail: str = "", *, pod: str = ""
+    ) -> None:
+        self.note(name, nic_id, subject, detail, pod=pod)
+        self.journal.push()

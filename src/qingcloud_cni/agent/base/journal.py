@@ -4,12 +4,11 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.signals import Signal, settle
 from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
-from qingcloud_cni.core.metrics import counter, gauge
 from qingcloud_cni.core.nics.changes import Change, compacted
 from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.nics.table import Table
@@ -31,16 +30,6 @@ class _Waiter:
     target: int
     is_patient: bool  # waits until the disk takes writes again
     done: "asyncio.Future[None]"
-
-
-@dataclass(frozen=True, slots=True)
-class JournalStatistics:
-    refusals: Annotated[int, counter("qingagent_store_refusals_total", "Writes of the state file that failed.")]
-    unsaved: Annotated[int, gauge("qingagent_store_unsaved_changes", "Changes that are not on disk.")]
-    behind: Annotated[
-        float,
-        gauge("qingagent_store_behind_seconds", "For how long the disk has rejected writes; else 0."),
-    ]
 
 
 class Journal:
@@ -130,9 +119,6 @@ class Journal:
                 return await self._store.events(wanted)
         except TimeoutError:
             raise StoreRefused(f"{self._store} does not answer within {ANSWER:.0f} s") from None
-
-    def statistics(self) -> JournalStatistics:
-        return JournalStatistics(self.refusals, self.unsaved, self.behind)
 
     @property
     def unsaved(self) -> int:

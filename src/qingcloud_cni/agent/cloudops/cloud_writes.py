@@ -4,8 +4,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from qingcloud_cni.agent.base.clock import Backoff
-from qingcloud_cni.agent.base.context import Context, Identity
-from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.cloudops.jobs import Jobs
 from qingcloud_cni.agent.cloudops.lookups import Lookups
 from qingcloud_cni.core.nics.model import Intent, NicState
@@ -23,12 +22,10 @@ class CloudWrites:
     what the first one did.
     """
 
-    def __init__(self, context: Context, identity: Identity, signals: Signals, jobs: Jobs) -> None:
+    def __init__(self, context: Context, jobs: Jobs) -> None:
         self.backoff = Backoff(context.rng)
         self._context = context
         self._table = context.table
-        self._identity = identity
-        self._signals = signals
         self._jobs = jobs
         self._lookups = Lookups(context)
 
@@ -46,7 +43,7 @@ class CloudWrites:
         One that waited long for the disk gets a new date: after a restart its age decides whether the call may still
         take effect.
         """
-        self._signals.plan_due.notify()
+        self._context.signals.plan_due.notify()
         await self._context.journal.save()
         while (now := self._context.now()) - self._table.intents[intent.op_id].since > FRESH:
             self._table.restarted(intent.op_id, now)
@@ -55,7 +52,7 @@ class CloudWrites:
 
     def _changed(self) -> None:
         self._context.journal.push()
-        self._signals.plan_due.notify()
+        self._context.signals.plan_due.notify()
 
     def _is(self, nic_id: str, state: NicState) -> bool:
         nic = self._table.nics.get(nic_id)
@@ -65,11 +62,11 @@ class CloudWrites:
         return tuple(n for n in intent.nic_ids if self._is(n, state))
 
     def _is_here(self, nic: CloudNic | None) -> bool:
-        return nic is not None and nic.instance_id == self._identity.instance_id
+        return nic is not None and nic.instance_id == self._context.identity.instance_id
 
     def _is_gone(self, nic: CloudNic | None) -> bool:
         """Whether the NIC was deleted, or attached to another instance."""
-        return nic is None or nic.instance_id not in ("", self._identity.instance_id)
+        return nic is None or nic.instance_id not in ("", self._context.identity.instance_id)
 
     def _left(self, intent: Intent, seconds: float) -> float:
         """How many of *seconds* since the intent are left; a restart may have used them up."""

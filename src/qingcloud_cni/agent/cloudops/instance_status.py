@@ -2,7 +2,6 @@
 
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context
-from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.core.errors import CloudError
 from qingcloud_cni.core.seams.cloud import HowUrgent, Instance
 
@@ -10,10 +9,8 @@ FIRST_CHECK, LONGEST_CHECK = 60.0, 900.0  # seconds between checks whether a lea
 
 
 class InstanceStatus:
-    def __init__(self, context: Context, signals: Signals, instance_id: str) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._signals = signals
-        self._instance_id = instance_id
         self.leaving = ""  # why this instance is going away; "" if it stays
         self._is_watching = False
 
@@ -25,14 +22,14 @@ class InstanceStatus:
             else:
                 context.note("instance.staying", detail=f"it is {instance.status} again")
             self.leaving = cause
-            self._signals.obstacle_gone()
+            self._context.signals.obstacle_gone()
         if cause and not self._is_watching:
             self._is_watching = True
             context.tasks.spawn("instance that is leaving", self._watch())
 
     async def ask(self, urgency: HowUrgent) -> None:
         """Read it from the cloud, or raise CloudError. An answer that does not list the instance changes nothing."""
-        instance = await (await self._context.cloud.permit(urgency)).instance(self._instance_id)
+        instance = await (await self._context.cloud.permit(urgency)).instance(self._context.identity.instance_id)
         if instance is not None:
             self.learn(instance)
 

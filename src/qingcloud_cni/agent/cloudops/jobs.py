@@ -92,8 +92,7 @@ class Jobs:
             return
         except CloudError as err:
             failure = err
-            self._context.note("jobs.unanswered", detail=str(err))
-            self._context.journal.push()
+            self._context.note_and_push("jobs.unanswered", detail=str(err))
         for job_id in job_ids:
             job = seen.get(job_id)
             watched = self._watched.get(job_id)

@@ -86,8 +86,7 @@ class Lookups:
             except CloudError as err:
                 failures += 1
                 self.error = str(err)
-                self._context.note("nics.unanswered", detail=str(err))
-                self._context.journal.push()
+                self._context.note_and_push("nics.unanswered", detail=str(err))
                 await self._context.clock.sleep(delay_after(failures, self._context.rng))
             else:
                 self.error = ""

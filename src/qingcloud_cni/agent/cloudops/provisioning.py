@@ -6,8 +6,7 @@ from contextlib import suppress
 from math import inf
 
 from qingcloud_cni.agent.base.clock import RecentMedian
-from qingcloud_cni.agent.base.context import Context, Identity
-from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.cloudops.cloud_writes import GONE_FROM_HERE, JOB_LIMIT, CloudWrites
 from qingcloud_cni.agent.cloudops.instance_status import InstanceStatus
 from qingcloud_cni.agent.cloudops.jobs import Jobs
@@ -37,17 +36,15 @@ class Provisioner(CloudWrites):
     def __init__(
         self,
         context: Context,
-        identity: Identity,
-        signals: Signals,
         jobs: Jobs,
         *,
         chooser: VxnetChooser,
         vxnets: VxnetCache,
         instance_status: InstanceStatus,
     ) -> None:
-        super().__init__(context, identity, signals, jobs)
+        super().__init__(context, jobs)
         self.attach_time = RecentMedian(ATTACH_FIRST)
-        self._chooser = chooser
+        self.chooser = chooser
         self._vxnets = vxnets
         self._instance_status = instance_status
         self._urgency = context.urgency.provisioning
@@ -73,7 +70,7 @@ class Provisioner(CloudWrites):
         intents = []
         for vxnet_id in dict.fromkeys(vxnet_ids):
             op_id = self._context.new_operation()
-            name = self._identity.nic_name(op_id, is_gateway=is_gateway)
+            name = self._context.identity.nic_name(op_id, is_gateway=is_gateway)
             count = sum(v == vxnet_id for v in vxnet_ids)
             intents.append(self._table.intend_create(op_id, vxnet_id, name, count, self._context.now()))
         self._spawn(intents[0], self._create_all(intents, calls, prepare))
@@ -129,15 +126,14 @@ class Provisioner(CloudWrites):
             created = await calls.create_nics(intent.vxnet_id, intent.count, intent.name)
         except OutcomeUnknown as err:
             self.backoff.blocked(str(err))  # the reason for an ADD that waits meanwhile
-            self._context.note("create.unanswered", subject=intent.op_id, detail=str(err))
-            self._context.journal.push()
+            self._context.note_and_push("create.unanswered", subject=intent.op_id, detail=str(err))
             created = await self._lookups.created(intent, patience_after(err))
             if not created:
                 self.backoff.failed(self._context.now(), str(err))
                 if isinstance(err, CloudBusy):  # the cloud itself said that it failed
-                    self._chooser.failed(intent.vxnet_id)
+                    self.chooser.failed(intent.vxnet_id)
             if len(created) < intent.count:
-                self._signals.doubt(str(err))
+                self._context.signals.doubt(str(err))
             else:
                 self.backoff.blocked("")  # the lost reply does not matter any more
         except CloudError as err:
@@ -156,11 +152,13 @@ class Provisioner(CloudWrites):
                 address = vxnet.address_of(made.private_ip)
                 nic = Nic(made.nic_id, intent.name, vxnet.vxnet_id, address, vxnet.gateway, NicState.CREATING, now)
                 self._table.add(
-                    self._identity.indexed(nic, self._table.nics.values()), "nic.created", subject=intent.op_id
+                    self._context.identity.indexed(nic, self._table.nics.values()),
+                    "nic.created",
+                    subject=intent.op_id,
                 )
         self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
         if created:
-            self._chooser.created(intent.vxnet_id, len(created), now)
+            self.chooser.created(intent.vxnet_id, len(created), now)
         self._changed()
 
     async def _create_refused(self, intent: Intent, err: CloudError) -> None:
@@ -174,11 +172,11 @@ class Provisioner(CloudWrites):
             self._context.cloud.slow_down()
         now = self._context.now()
         if left is not None and is_vxnets:
-            self._chooser.set_room(intent.vxnet_id, left, now)
+            self.chooser.set_room(intent.vxnet_id, left, now)
             cause = f"{intent.vxnet_id}: {left} addresses left; {err}"
         if is_vxnets or not isinstance(err, CloudUnreachable | CloudQuota | CredentialsRefused | ClockSkewed):
-            self._chooser.failed(intent.vxnet_id)
-        if is_vxnets and self._chooser.next_choice_at(now) <= now:
+            self.chooser.failed(intent.vxnet_id)
+        if is_vxnets and self.chooser.next_choice_at(now) <= now:
             self.backoff.blocked(cause)
         else:
             self.backoff.failed(now, cause)
@@ -200,7 +198,7 @@ class Provisioner(CloudWrites):
     async def _attach(self, intent: Intent, calls: CloudCalls) -> None:
         intent = await self._persisted(intent)
         try:
-            job_id = await calls.attach_nics(self._identity.instance_id, intent.nic_ids)
+            job_id = await calls.attach_nics(self._context.identity.instance_id, intent.nic_ids)
         except OutcomeUnknown as err:
             self._context.note("attach.unanswered", subject=intent.op_id, detail=str(err))
         except CloudError as err:
@@ -215,7 +213,7 @@ class Provisioner(CloudWrites):
         """None is attached. The table is corrected, for a deleted NIC would make the next attach fail as well."""
         self.backoff.failed(self._context.now(), str(err))
         if isinstance(err, CloudRefused):
-            self._signals.doubt(str(err))
+            self._context.signals.doubt(str(err))
             self._move_on(intent, await self._lookups.nics(intent.nic_ids, self._urgency), str(err))
             with suppress(CloudError):  # the next refused attach asks again
                 await self._instance_status.ask(self._urgency)
@@ -261,7 +259,7 @@ class Provisioner(CloudWrites):
         end = self._context.now() + seconds
         while self._in(intent, NicState.ATTACHING):
             left = end - self._context.now()
-            if left <= 0 or not await self._signals.arrivals.wait(None if left == inf else left):
+            if left <= 0 or not await self._context.signals.arrivals.wait(None if left == inf else left):
                 return not self._in(intent, NicState.ATTACHING)
         return True
 
@@ -278,7 +276,7 @@ class Provisioner(CloudWrites):
         now = self._context.now()
         cause = failure or f"no link within {now - intent.since:.0f} s of the call"
         self.backoff.failed(now, f"attach of {', '.join(late)}: {cause}")
-        self._signals.doubt(f"attach of {', '.join(late)}: {cause}")
+        self._context.signals.doubt(f"attach of {', '.join(late)}: {cause}")
         self._move_on(intent, seen, cause)
         return False
 

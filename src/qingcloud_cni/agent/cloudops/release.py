@@ -121,7 +121,7 @@ class Releaser(CloudWrites):
         needed = [n for n in free if intent.is_repair or self._is_used_gateway(n)]
         for nic_id in needed:
             self._table.not_attached(nic_id, now, "to be attached again")
-            self._signals.path_due.notify()
+            self._context.signals.path_due.notify()
         if unneeded := tuple(n for n in free if n not in needed):
             await self._delete_persisted(self._intend_delete(unneeded))
         else:
@@ -154,7 +154,7 @@ class Releaser(CloudWrites):
                 free.append(nic_id)
         if attached:
             cause = f"not detached: {', '.join(attached)}"
-            self._signals.doubt(cause)
+            self._context.signals.doubt(cause)
             if intent.job_id:  # else the refusal of the call has counted
                 self.backoff.failed(now, cause)
         return tuple(free)
@@ -188,8 +188,7 @@ class Releaser(CloudWrites):
                 await calls.delete_nics(left)
             except CloudError as err:
                 failures += 1
-                self._context.note("delete.unanswered", subject=intent.op_id, detail=str(err))
-                self._context.journal.push()
+                self._context.note_and_push("delete.unanswered", subject=intent.op_id, detail=str(err))
                 await self._context.clock.sleep(delay_after(failures, self._context.rng))
                 left, calls = await self._still_free(left), None
             else:

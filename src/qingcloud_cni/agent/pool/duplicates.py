@@ -1,7 +1,6 @@
 """Duplicate addresses: NICs are probed when they enter the pool, and quarantined if another host answers."""
 
 from qingcloud_cni.agent.base.context import Context
-from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Nic, NicState
@@ -14,18 +13,16 @@ class Duplicates:
     A probe ends when an ADD takes its NIC.
     """
 
-    def __init__(self, context: Context, signals: Signals, quarantine: float, *, is_on: bool) -> None:
+    def __init__(self, context: Context, quarantine: float, *, is_on: bool) -> None:
         """*quarantine*: seconds for which an address counts as a duplicate since another host answered for it."""
         self.record = TaskRecord()
         self._context = context
-        self._signals = signals
         self._quarantine = quarantine
         self._is_on = is_on
         self._probing: set[str] = set()
         self._probed: dict[str, tuple[Nic, float]] = {}  # by NIC id: its row afterwards, and when the probe began
         self._claimed: dict[tuple[str, str], float] = {}  # by vxnet and address: when another host answered last
         self._proxies: set[str] = set()  # MACs that answer for every address
-        self._is_refused = False
 
     def is_probing(self, nic_id: str) -> bool:
         return nic_id in self._probing
@@ -64,15 +61,15 @@ class Duplicates:
             with self.record.run(context.clock):
                 claimant = await self._probe_link(nic)
         except KernelRefused as err:
-            self._note_refusal(nic, str(err))
+            if self.record.failures == 1:  # the kernel refuses every probe for the same reason
+                context.note("nic.probe-failed", nic.nic_id, detail=str(err))
         else:
-            self._is_refused = False
             row = self._judge(nic, claimant) if claimant is not None else nic
         finally:
             self._probing.discard(nic.nic_id)
         self._probed[nic.nic_id] = row, begun
         context.journal.push()
-        self._signals.plan_due.notify()
+        self._context.signals.plan_due.notify()
 
     async def _probe_link(self, nic: Nic) -> str | None:
         """The MAC that uses its address, else ""; None if the NIC was taken or lost meanwhile."""
@@ -80,12 +77,6 @@ class Duplicates:
             return await self._context.kernel.probe(nic.nic_id, nic.host_address)
         except LinkNotFound:
             return None
-
-    def _note_refusal(self, nic: Nic, cause: str) -> None:
-        """Once, for the kernel refuses every probe for the same reason."""
-        if not self._is_refused:
-            self._context.note("nic.probe-failed", nic.nic_id, detail=cause)
-        self._is_refused = True
 
     def _judge(self, nic: Nic, claimant: str) -> Nic:
         """Act on the result of a probe; the row that was probed, as it is now."""

@@ -4,7 +4,6 @@ import asyncio
 from contextlib import suppress
 
 from qingcloud_cni.agent.base.context import Context
-from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.nics.model import Nic
@@ -18,16 +17,14 @@ class Flows:
     A new agent flushes all cooling addresses, for flushes are not recorded on disk.
     """
 
-    def __init__(self, context: Context, signals: Signals) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._signals = signals
         self.record = TaskRecord()
         self._begun: dict[str, float] = {}  # by NIC id: when its latest flush began
         self._under_way: set[str] = set()
         self._wanted: set[str] = set()
         self._urgent = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._is_refused = False
 
     def begin_due(self) -> None:
         """Begin the flush of all addresses that were released since their latest flush."""
@@ -67,18 +64,10 @@ class Flows:
             addresses = [nic.host_address for nic in nics]
             try:
                 with self.record.run(context.clock):
-                    count = await context.kernel.flush(addresses)
+                    if count := await context.kernel.flush(addresses):
+                        context.note("flows.forgotten", detail=f"{count} from or to {', '.join(addresses)}")
             except KernelRefused as err:
-                self._note_refusal(str(err))
-            else:
-                self._is_refused = False
-                if count:
-                    context.note("flows.forgotten", detail=f"{count} from or to {', '.join(addresses)}")
+                if self.record.failures == 1:  # the kernel refuses every flush for the same reason
+                    context.note("flows.kept", detail=str(err))  # addresses cool down without it
             self._under_way = set()
-            self._signals.plan_due.notify()
-
-    def _note_refusal(self, cause: str) -> None:
-        """Once, for the kernel refuses every flush for the same reason; addresses cool down without it."""
-        if not self._is_refused:
-            self._context.note("flows.kept", detail=cause)
-        self._is_refused = True
+            self._context.signals.plan_due.notify()

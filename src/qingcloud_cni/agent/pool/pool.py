@@ -5,21 +5,19 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
 
 from qingcloud_cni.agent.base.attachment_lock import CniCall
-from qingcloud_cni.agent.base.context import Context, Identity, Move
-from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.base.context import Context, Move
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.base.urgency import Permits, explain_budget
 from qingcloud_cni.agent.cloudops.provisioning import Provisioner
 from qingcloud_cni.agent.cloudops.release import Releaser
 from qingcloud_cni.agent.pool.duplicates import Duplicates
 from qingcloud_cni.agent.pool.flows import Flows
+from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.core.cni.network_config import AddressRequest
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty, Unavailable
 from qingcloud_cni.core.gateway import unused
-from qingcloud_cni.core.metrics import gauge
 from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
 from qingcloud_cni.core.pool.explain import Causes, explain_wait
 from qingcloud_cni.core.pool.plan import due_at, next_due, plan, room, serving_order, steps
@@ -30,11 +28,10 @@ from qingcloud_cni.core.pool.pool_state import (
     DeleteNics,
     DetachNics,
     Mode,
-    PoolPolicy,
     PoolState,
     Rest,
 )
-from qingcloud_cni.core.pool.vxnets import VxnetChooser, explain_skipped
+from qingcloud_cni.core.pool.vxnets import explain_skipped
 
 TICK = 1e-6  # seconds between NICs that become idle together, so that their order of release is remembered
 PERIOD = 30.0  # seconds between plans at the most
@@ -49,38 +46,19 @@ class _Waiter:
     move: "asyncio.Future[Move]"  # of the NIC, which is assigned then
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStatistics:
-    waiting: Annotated[int, gauge("qingagent_adds_waiting", "ADDs that wait for a NIC.")]
-
-
 class Pool:
     """Assigns NICs to ADDs in their order, and keeps the number of idle NICs between its marks."""
 
-    def __init__(
-        self,
-        context: Context,
-        identity: Identity,
-        signals: Signals,
-        *,
-        policy: PoolPolicy,
-        provisioner: Provisioner,
-        releaser: Releaser,
-        chooser: VxnetChooser,
-        duplicates: Duplicates,
-        instance_nic_limit: int,
-    ) -> None:
+    def __init__(self, context: Context, settings: Settings, provisioner: Provisioner, releaser: Releaser) -> None:
         self._context = context
-        self._identity = identity
-        self._signals = signals
-        self._policy = policy
+        self.policy = settings.pool
         self._provisioner = provisioner
         self._releaser = releaser
-        self.chooser = chooser
-        self.duplicates = duplicates
-        self.flows = Flows(context, signals)
-        self._instance_nic_limit = instance_nic_limit
-        permits = partial(Permits, due=signals.plan_due, cloud=context.cloud, tasks=context.tasks)
+        self.chooser = provisioner.chooser
+        self.duplicates = Duplicates(context, self.policy.quarantine, is_on=settings.duplicate_probe)
+        self.flows = Flows(context)
+        self._instance_nic_limit = settings.instance_nic_limit
+        permits = partial(Permits, due=context.signals.plan_due, cloud=context.cloud, tasks=context.tasks)
         self._provisioning_permits = permits("provisioning", context.urgency.provisioning)
         self._release_permits = permits("release", context.urgency.release)
         self._waiters: deque[_Waiter] = deque()
@@ -99,9 +77,6 @@ class Pool:
     @property
     def is_draining(self) -> bool:
         return self._context.urgency.is_draining
-
-    def statistics(self) -> PoolStatistics:
-        return PoolStatistics(self.waiting)
 
     @property
     def waiting(self) -> int:
@@ -123,7 +98,7 @@ class Pool:
         table, now = self._context.table, self._context.now()
         nics = tuple(table.nics.values())
         idle_gateways = unused(nics, tuple(table.attachments.values())) if self.is_draining else frozenset()
-        asked = table.creating_named(self._identity.gateway_prefix)
+        asked = table.creating_named(self._context.identity.gateway_prefix)
         return PoolState(
             nics=tuple(n for n in nics if not n.is_gateway or n.nic_id in idle_gateways),
             mode=self.mode,
@@ -141,14 +116,14 @@ class Pool:
         )
 
     def plan(self) -> tuple[Action, ...]:
-        return plan(self.state(), self._policy, self._context.now())
+        return plan(self.state(), self.policy, self._context.now())
 
     def explain_full(self) -> str:
         """Why not one more NIC may be created; "" if one may."""
         state = self.state()
-        if room(state, self._policy) > 0:
+        if room(state, self.policy) > 0:
             return ""
-        return explain_wait(state, self._policy, self._context.now()) or "max-nics is reached"
+        return explain_wait(state, self.policy, self._context.now()) or "max-nics is reached"
 
     # --- what others found out -----------------------------------------------------------------------
 
@@ -162,7 +137,7 @@ class Pool:
     def learn_nowhere(self, nic_ids: frozenset[str]) -> None:
         if nic_ids != self.nowhere:
             self.nowhere = nic_ids
-            self._signals.obstacle_gone()
+            self._context.signals.obstacle_gone()
 
     # --- assigning ----------------------------------------------------------------------------------
 
@@ -179,7 +154,7 @@ class Pool:
         waiter = _Waiter(attachment, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
         self.assign_idle()
-        self._signals.plan_due.notify()
+        self._context.signals.plan_due.notify()
         if waiter.move.done():  # return at once: the row goes to disk before the pool plans again
             return waiter.move.result()
         self._context.note(
@@ -203,7 +178,7 @@ class Pool:
         """Assign idle NICs to waiting ADDs, in their order; NICs being probed come last."""
         if not self._waiters:
             return
-        ready = serving_order(self._ready(), self._policy)
+        ready = serving_order(self._ready(), self.policy)
         for nic in sorted(ready, key=lambda n: self.duplicates.is_probing(n.nic_id)):
             if not self._assign_next(nic):
                 return
@@ -246,7 +221,7 @@ class Pool:
             with waiter.move.result():
                 self._context.table.returned_unused(waiter.attachment.key, self._context.now(), cause)
             self.assign_idle()
-        self._signals.plan_due.notify()
+        self._context.signals.plan_due.notify()
 
     def close(self, refusal: str) -> None:
         """Fail the ADDs that wait, and all later ones, with *refusal*."""
@@ -263,8 +238,8 @@ class Pool:
         """As `close`; and all NICs that serve no container are released, and none is created."""
         self.close("this host is being drained: it accepts no new container")
         self._context.urgency.drain()
-        self._signals.plan_due.notify()
-        self._signals.doubt_due.notify()
+        self._context.signals.plan_due.notify()
+        self._context.signals.doubt_due.notify()
 
     def causes(self) -> Causes:
         return Causes(
@@ -284,7 +259,7 @@ class Pool:
             return budget or "the cloud has not answered since the agent started"
         if state.mode is Mode.LEAVING:
             return f"{self._provisioner.leaving}: nothing is created or attached"
-        if wait := explain_wait(state, self._policy, now):
+        if wait := explain_wait(state, self.policy, now):
             return wait
         skipped = explain_skipped(self.chooser.statuses(now), now) if state.vxnet_room == 0 else ""
         causes = (self._provisioner.cause, skipped, budget)
@@ -296,7 +271,7 @@ class Pool:
         while True:
             with self.record.run(self._context.clock):
                 await self._adjust()
-            await self.record.pause(self._pause(), self._signals.plan_due, self._context.clock)
+            await self.record.pause(self._pause(), self._context.signals.plan_due, self._context.clock)
 
     async def _adjust(self) -> None:
         self._begin_due()
@@ -321,14 +296,14 @@ class Pool:
         end = self._context.now() + GATHER
         while (left := end - self._context.now()) > 0:
             silence = max(SILENCE, self.waiting * PLUGIN_START)
-            if not await self._signals.plan_due.wait(min(silence, left)):
+            if not await self._context.signals.plan_due.wait(min(silence, left)):
                 return
             self._begin_due()
 
     def _pause(self) -> float:
         """Seconds until time alone may change the plan."""
         now = self._context.now()
-        times = [now + PERIOD, next_due(self.state(), self._policy, now), self.duplicates.next_due()]
+        times = [now + PERIOD, next_due(self.state(), self.policy, now), self.duplicates.next_due()]
         times += [self.chooser.next_change_at(now)]
         return min(t for t in times if t is not None and t > now) - now + 0.001
 
@@ -338,17 +313,17 @@ class Pool:
         with self.cooldown.run(self._context.clock):
             cooled = [table.nics[action.nic_id] for action in self.plan() if isinstance(action, Rest)]
             for number, nic in enumerate(cooled):
-                if self.flows.are_forgotten(nic, due_at(nic, self._policy, self.waiting > 0)):
+                if self.flows.are_forgotten(nic, due_at(nic, self.policy, self.waiting > 0)):
                     table.cooled(nic.nic_id, now - (len(cooled) - number) * TICK)
         cooling = table.in_state(NicState.COOLING)
-        self.cooldown.next_run = min((due_at(n, self._policy, self.waiting > 0) for n in cooling), default=0.0)
+        self.cooldown.next_run = min((due_at(n, self.policy, self.waiting > 0) for n in cooling), default=0.0)
 
     def _carry_out(self) -> None:
         """Begin the planned actions, as far as calls are permitted; the others are planned again with their permits.
 
         Intents are in the table before this returns, so the next plan counts them.
         """
-        for step in steps(self.state(), self._policy, self._context.now()):
+        for step in steps(self.state(), self.policy, self._context.now()):
             match step.action:
                 case CreateNics(count) if calls := self._provisioning_permits.take():
                     asked = self._context.table.creating_by_vxnet
@@ -357,7 +332,7 @@ class Pool:
                     self._provisioner.start_attach(nic_ids, calls)
                 case DetachNics(nic_ids) if calls := self._release_permits.take():
                     self._releaser.start_detach(nic_ids, step.why, calls)
-                    self._signals.path_due.notify()  # gateways may be among them
+                    self._context.signals.path_due.notify()  # gateways may be among them
                 case DeleteNics(nic_ids) if calls := self._release_permits.take():
                     self._releaser.start_delete(nic_ids, calls)
                 case _:

@@ -3,8 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from qingcloud_cni.agent.base.context import Context, Identity, Move
-from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.base.context import Context, Move
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.pool import Pool
@@ -30,13 +29,9 @@ class Compared:
 class Links:
     """Keeps the table in step with the links of the host and the parking namespace."""
 
-    def __init__(
-        self, context: Context, identity: Identity, signals: Signals, pool: Pool, gateways: Gateways
-    ) -> None:
+    def __init__(self, context: Context, pool: Pool, gateways: Gateways) -> None:
         self.record = TaskRecord()
         self._context = context
-        self._identity = identity
-        self._signals = signals
         self._pool = pool
         self._gateways = gateways
         self._one_at_a_time = asyncio.Lock()
@@ -48,15 +43,14 @@ class Links:
         """
         async for is_incomplete in self._context.kernel.changes():
             if is_incomplete:
-                self._signals.doubt("the kernel lost messages about links")
+                self._context.signals.doubt("the kernel lost messages about links")
             if not self._pool.waiting and not self._context.table.in_state(NicState.ATTACHING):
                 await self._context.clock.sleep(UNHURRIED)
             try:
                 with self.record.run(self._context.clock):
                     await self.compare()
             except KernelRefused as err:  # the periodic comparison tries again
-                self._context.note("links.unseen", detail=str(err))
-                self._context.journal.push()
+                self._context.note_and_push("links.unseen", detail=str(err))
 
     async def compare(self, *, is_wide: bool = False) -> Compared:
         """Compare once, and begin the remedies; parking goes on in tasks of its own.
@@ -73,8 +67,8 @@ class Links:
                 await self._find(held)
             self._learn_nowhere(compared)
             self._context.journal.push()
-            self._signals.arrivals.notify()
-            self._signals.plan_due.notify()
+            self._context.signals.arrivals.notify()
+            self._context.signals.plan_due.notify()
             return compared
 
     async def _compare(self, *, is_wide: bool) -> tuple[Compared, tuple[LinkRemedy, ...]]:
@@ -87,7 +81,7 @@ class Links:
             survey = await context.kernel.survey()
         moving.update(context.moves)
         still = tuple(n for n in table.nics.values() if n.nic_id not in moving and before.get(n.nic_id) is n)
-        seen = locate(table.nics.keys(), survey, self._identity.instance_id)
+        seen = locate(table.nics.keys(), survey, self._context.identity.instance_id)
         attachments = {a.nic_id: a for a in table.attachments.values()}
         drift = link_drift(still, attachments, survey, seen, context.now())
         if drift.is_unsure:
@@ -110,12 +104,12 @@ class Links:
     async def _find(self, held: tuple[Nic, ...]) -> None:
         """Such a NIC serves its container, even if the table does not know which container that is."""
         context, table = self._context, self._context.table
-        found = await context.kernel.search({n.nic_id: self._identity.alias(n.nic_id) for n in held})
+        found = await context.kernel.search({n.nic_id: self._context.identity.alias(n.nic_id) for n in held})
         for nic in held:
             is_still = table.nics.get(nic.nic_id) is nic and nic.nic_id not in context.moves
             if nic.nic_id in found and is_still:
                 table.found(unclaimed_attachment(nic, found[nic.nic_id], context.now()), context.now())
-                self._signals.path_due.notify()
+                self._context.signals.path_due.notify()
 
     def _learn_nowhere(self, compared: Compared) -> None:
         """Which missing NICs are in no namespace: those may be detached."""
@@ -130,10 +124,10 @@ class Links:
         match remedy:
             case Lost(nic_id, detail):
                 table.lost(nic_id, now, detail)
-                self._signals.doubt(f"nic {nic_id}: {detail}")
+                self._context.signals.doubt(f"nic {nic_id}: {detail}")
             case Strayed(nic_id, path):
                 table.strayed(nic_id, now, f"its link is in {path}")
-                self._signals.doubt(f"nic {nic_id}: its link is in {path}")
+                self._context.signals.doubt(f"nic {nic_id}: its link is in {path}")
             case Returned(nic_id, is_parked):
                 self._release(nic_id, is_parked=is_parked)
                 if not is_parked:
@@ -165,14 +159,14 @@ class Links:
         context = self._context
         with move as nic_id:
             try:
-                await context.kernel.park(nic_id, self._identity.alias(nic_id))
+                await context.kernel.park(nic_id, self._context.identity.alias(nic_id))
             except KernelRefused as err:
                 context.note("nic.park-failed", nic_id, detail=str(err))  # the next comparison tries again
             else:
                 self.parked(nic_id)
         self._pool.assign_idle()
         context.journal.push()
-        self._signals.plan_due.notify()
+        self._context.signals.plan_due.notify()
 
     def parked(self, nic_id: str) -> None:
         table = self._context.table

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from qingcloud_cni.agent.base.context import Context, Identity
+from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.cloudops.instance_status import InstanceStatus
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.core.errors import NotListed, StartRefused, Unavailable
@@ -17,13 +17,12 @@ class Preflight:
     def __init__(
         self,
         context: Context,
-        identity: Identity,
         vxnets: VxnetCache,
         instance_status: InstanceStatus,
         configured: Iterable[str],
     ) -> None:
         self._context = context
-        self._instance_id = identity.instance_id
+        self._instance_id = context.identity.instance_id
         self._instance_status = instance_status
         self._vxnets = vxnets
         self._configured = tuple(configured)
@@ -56,8 +55,7 @@ class Preflight:
             try:
                 await self._check_vxnets(self._context.urgency.comparison)
             except StartRefused as err:
-                self._context.note("vxnets.unfit", detail=str(err))
-                self._context.journal.push()
+                self._context.note_and_push("vxnets.unfit", detail=str(err))
                 raise Unavailable(str(err)) from err
 
     async def _check_vxnets(self, urgency: HowUrgent) -> None:

@@ -2,13 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
-from typing import Annotated
 
 from qingcloud_cni.agent.base.clock import delay_after
-from qingcloud_cni.agent.base.context import Context, Identity
-from qingcloud_cni.agent.base.signals import Signals, settle
+from qingcloud_cni.agent.base.context import Context
+from qingcloud_cni.agent.base.signals import settle
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.agent.gateways import Gateways
@@ -20,7 +18,6 @@ from qingcloud_cni.core.drift.differences import Difference, DifferenceKind, Kno
 from qingcloud_cni.core.drift.link_drift import misplaced_links
 from qingcloud_cni.core.drift.schedule import Schedule, stretched
 from qingcloud_cni.core.errors import AgentError
-from qingcloud_cni.core.metrics import gauge
 from qingcloud_cni.core.nics.model import Nic, OpKind
 from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, HowUrgent, Vxnet
 
@@ -31,21 +28,12 @@ POSTPONED = (900.0, 2700.0)  # seconds until the first comparison of a new host 
 LISTS = 2  # calls of a comparison that finds no difference
 
 
-@dataclass(frozen=True, slots=True)
-class DriftStatistics:
-    differences: Annotated[
-        Mapping[str, int], gauge("qingagent_drift", "Differences between table, kernel and cloud.", "kind")
-    ]
-
-
 class Reconciler:
     """Finds differences, and begins their remedies once they are certain."""
 
     def __init__(
         self,
         context: Context,
-        identity: Identity,
-        signals: Signals,
         *,
         pool: Pool,
         links: Links,
@@ -59,8 +47,6 @@ class Reconciler:
         self.last_error = ""  # of the latest comparison
         self.is_postponed = False  # the first comparison
         self._context = context
-        self._identity = identity
-        self._signals = signals
         self._pool = pool
         self._links = links
         self._gateways = gateways
@@ -75,10 +61,6 @@ class Reconciler:
     @property
     def open(self) -> tuple[Tracked, ...]:
         return tuple(sorted((*self._in_kernel.values(), *self._in_cloud.values()), key=lambda seen: seen.since))
-
-    def statistics(self) -> DriftStatistics:
-        kinds = [seen.difference.kind for seen in self.open]
-        return DriftStatistics({kind.value: kinds.count(kind) for kind in DifferenceKind})
 
     @property
     def expects_more(self) -> bool:
@@ -98,7 +80,7 @@ class Reconciler:
             await self._pause()
             permits = await self.permits(urgency)
             waiting, self._waiting = self._waiting, []
-            causes = self._signals.take_doubts()
+            causes = self._context.signals.take_doubts()
             try:
                 await self.compare(permits, urgency, causes)
             except AgentError as err:
@@ -122,7 +104,7 @@ class Reconciler:
         self._remedies.reset_repairs()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
-        self._signals.doubt_due.notify()
+        self._context.signals.doubt_due.notify()
         async with asyncio.timeout(seconds):
             with self._context.urgency.asks():
                 await done
@@ -139,14 +121,14 @@ class Reconciler:
 
     async def _pause(self) -> None:
         while not self._waiting:
-            if self._signals.has_doubts:
+            if self._context.signals.has_doubts:
                 self._schedule.doubt(self._context.now())
             until = (seen.difference.until for seen in self._in_cloud.values())
             asked_for = -inf if self.is_postponed and self._context.urgency.is_draining else inf
             left = self._schedule.due_at(min(self._remedies.next_at, *until, asked_for)) - self._context.now()
             if left <= 0:
                 return
-            await self.record.pause(left, self._signals.doubt_due, self._context.clock)
+            await self.record.pause(left, self._context.signals.doubt_due, self._context.clock)
 
     @property
     def _is_pending(self) -> bool:
@@ -180,8 +162,7 @@ class Reconciler:
 
     def failed(self, err: AgentError) -> None:
         self.last_error = str(err)
-        self._context.note("cloud.unanswered", detail=str(err))
-        self._context.journal.push()
+        self._context.note_and_push("cloud.unanswered", detail=str(err))
 
     async def _compare(self, permits: Sequence[CloudCalls], urgency: HowUrgent) -> None:
         """First ask the cloud, then the kernel; then judge only the rows that have not changed meanwhile."""
@@ -203,7 +184,7 @@ class Reconciler:
         on_host = {link.mac: link for link in compared.survey.host}
         view = CloudFacts(
             ours, vxnets, on_host, is_whole=not compared.survey.unseen, wall=context.clock.wall(),
-            instance_id=self._identity.instance_id, is_ours=self._identity.is_ours,
+            instance_id=self._context.identity.instance_id, is_ours=self._context.identity.is_ours,
         )  # fmt: skip
         verdict = self._track(self._in_cloud, cloud_drift(held, view, compared.seen, context.now()))
         self._in_cloud = verdict.known
@@ -211,7 +192,7 @@ class Reconciler:
         self._remedies.carry_out(verdict.remedies)
         context.journal.push()
         await self._links.compare(is_wide=any(isinstance(remedy, Adopt) for remedy in verdict.remedies))
-        self._signals.obstacle_gone()  # only now: gateways depend on whom adopted NICs serve
+        self._context.signals.obstacle_gone()  # only now: gateways depend on whom adopted NICs serve
         self.is_postponed = False
         self._learn_others(cloud, reserved)  # last: then gateways that serve nothing are released
 
@@ -232,7 +213,7 @@ class Reconciler:
         """
         first, second = permits
         free = await first.nics(status="available")
-        here = await second.nics(instance_id=self._identity.instance_id)
+        here = await second.nics(instance_id=self._context.identity.instance_id)
         found = {n.nic_id: n for n in (*free, *here)}
         busy = self._context.table.busy
         if missed := unlisted((n for n in before.values() if n.nic_id not in busy), found):
@@ -242,15 +223,15 @@ class Reconciler:
 
     async def _ask_vxnets(self, cloud: Mapping[str, CloudNic], urgency: HowUrgent) -> dict[str, Vxnet]:
         found = {}
-        for vxnet_id in sorted({n.vxnet_id for n in cloud.values() if self._identity.is_ours(n.name)}):
+        for vxnet_id in sorted({n.vxnet_id for n in cloud.values() if self._context.identity.is_ours(n.name)}):
             if (vxnet := await self._vxnets.get(vxnet_id, urgency)) is not None:
                 found[vxnet_id] = vxnet
         return found
 
     def _learn_others(self, cloud: Mapping[str, CloudNic], reserved: set[str]) -> None:
         """NICs of the instance that are not ours: they count for its limit, and may serve as gateways."""
-        here = [n for n in cloud.values() if n.instance_id == self._identity.instance_id]
-        others = tuple(n for n in here if n.nic_id in reserved or not self._identity.is_ours(n.name))
+        here = [n for n in cloud.values() if n.instance_id == self._context.identity.instance_id]
+        others = tuple(n for n in here if n.nic_id in reserved or not self._context.identity.is_ours(n.name))
         self._pool.learn_others(sum(n.role == 0 for n in others))
         self._gateways.learn(others)
 

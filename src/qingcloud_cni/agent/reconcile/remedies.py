@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from math import inf
 
 from qingcloud_cni.agent.attachments.attachments import Attachments
-from qingcloud_cni.agent.base.context import Context, Identity, Move
-from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.base.context import Context, Move
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.agent.cloudops.release import Releaser
 from qingcloud_cni.agent.pool.pool import Pool
@@ -29,8 +28,6 @@ class Remedies:
     def __init__(
         self,
         context: Context,
-        identity: Identity,
-        signals: Signals,
         *,
         pool: Pool,
         releaser: Releaser,
@@ -39,8 +36,6 @@ class Remedies:
         vxnets: VxnetCache,
     ) -> None:
         self._context = context
-        self._identity = identity
-        self._signals = signals
         self._pool = pool
         self._releaser = releaser
         self._links = links
@@ -91,15 +86,15 @@ class Remedies:
                 table.lost(nic_id, now, "attached according to the cloud, but its link is nowhere")
             case Readdress(nic_id, vxnet_id, address, gateway):
                 table.readdressed(nic_id, vxnet_id, address, gateway, now)
-                self._signals.path_due.notify()
+                self._context.signals.path_due.notify()
 
     def _adopt(self, found: CloudNic, link: Link | None) -> None:
         vxnet = self._vxnets.known(found.vxnet_id)
         assert vxnet is not None, found
         nic = adopted(found, vxnet, vxnet.address_of(found.private_ip), self._context.now())
-        if self._identity.names_gateway(nic.name):
-            nic = adopted_gateway(nic, link, self._identity.gateway_prefix)
-        nic = self._identity.indexed(nic, self._context.table.nics.values())
+        if self._context.identity.names_gateway(nic.name):
+            nic = adopted_gateway(nic, link, self._context.identity.gateway_prefix)
+        nic = self._context.identity.indexed(nic, self._context.table.nics.values())
         self._context.table.add(nic, "nic.adopted", detail=f"{found.status} {nic.address}")
 
     # --- in the kernel -------------------------------------------------------------------------------
@@ -113,13 +108,13 @@ class Remedies:
         context = self._context
         with move:
             try:
-                alias = self._identity.alias(remedy.nic_id)
+                alias = self._context.identity.alias(remedy.nic_id)
                 if await context.kernel.detach(remedy.nic_id, remedy.netns, 0, alias):
                     self._links.parked(remedy.nic_id)
             except KernelRefused as err:
                 context.note("nic.park-failed", remedy.nic_id, detail=str(err))
         context.journal.push()
-        self._signals.plan_due.notify()
+        self._context.signals.plan_due.notify()
 
     def _release(self, nic_id: str) -> None:
         if attachment := self._context.table.attachment_of(nic_id):
@@ -178,6 +173,6 @@ class Remedies:
             table.lost(nic_id, now, detail)
         table.not_attached(nic_id, now, detail)
         if is_needed:
-            self._signals.path_due.notify()
+            self._context.signals.path_due.notify()
         else:
             self._releaser.start_delete([nic_id])
