@@ -61,7 +61,7 @@ RECIPES: dict[str, tuple[Edit, ...]] = {
         Edit(
             "agent/api/endpoints.py",
             '        ("get", "/v1/plan"): ',
-            '        ("get", "/v1/sample"): _json("An example", _view(lambda _api: 1), int),\n',
+            '        ("get", "/v1/sample"): _json("An example", lambda _api: 1, int),\n',
         ),
     ),
     "command": (

@@ -103,30 +103,21 @@ class Agent:
         self.context = context
         self.jobs = Jobs(context)
         self.instance_status = InstanceStatus(context)
-        self.provisioner = Provisioner(
-            context, self.jobs, chooser=chooser, vxnets=vxnets, instance_status=self.instance_status
-        )
+        self.provisioner = Provisioner(context, self.jobs, chooser, vxnets, self.instance_status)
         self.releaser = Releaser(context, self.jobs)
         self.pool = Pool(context, settings, self.provisioner, self.releaser)
-        self.gateways = Gateways(context, self.pool, self.provisioner, self.releaser, vxnets)
+        self.gateways = Gateways(context, self.pool, vxnets)
         self.links = Links(context, self.pool, self.gateways)
         files = SpoolFiles(settings.spool, context.identity.instance_id, settings.socket, settings.bindaddr)
         self.attachments = Attachments(context, self.pool, self.gateways, files)
         self.spool = Spool(context, self.attachments, files)
-        remedies = Remedies(
-            context, pool=self.pool, releaser=self.releaser, links=self.links, attachments=self.attachments,
-            vxnets=vxnets,
-        )  # fmt: skip
+        remedies = Remedies(context, self.pool, self.links, self.attachments, vxnets)
         self.reconciler = Reconciler(
             context, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, remedies=remedies,
             iface=settings.iface,
         )  # fmt: skip
         self._preflight = Preflight(context, vxnets, self.instance_status, settings.vxnet)
-        self._serves_from_disk = bool(context.table.nics)
-        self._startup = StartupComparison(
-            context, self._preflight, self.reconciler, settings.qyaccessfilepath,
-            serves_from_disk=self._serves_from_disk,
-        )  # fmt: skip
+        self._startup = StartupComparison(context, self._preflight, self.reconciler, settings.qyaccessfilepath)
         self._left_over = tuple(context.table.intents.values())
         self._is_kernel_compared = False
         self.is_cloud_compared = False
@@ -192,7 +183,7 @@ class Agent:
     @property
     def is_initialised(self) -> bool:
         """Kernel compared with the table, and the cloud compared once or the table not empty."""
-        return self._is_kernel_compared and (self.is_cloud_compared or self._serves_from_disk)
+        return self._is_kernel_compared and (self.is_cloud_compared or self._startup.serves_from_disk)
 
     @property
     def obstacle(self) -> str:
@@ -278,57 +269,33 @@ class PeriodicTask:
 
 
 TASKS: Sequence[PeriodicTask] = (
-    PeriodicTask(
-        "pool", "on change, at least every 30 s", "assigns NICs, carries out the plan",
-        lambda agent: agent.pool.record, lambda agent: agent.pool.run(),
-    ),
-    PeriodicTask(
-        "links", "netlink events; at most ten times a second while no ADD waits for a link",
-        "compares table and kernel, receives links",
-        lambda agent: agent.links.record, lambda agent: agent.links.run(),
-    ),
-    PeriodicTask(
-        "orphan containers", "every 30 s",
-        "lists every namespace: finds containers that ended without DEL, and links in wrong namespaces",
-        lambda agent: agent.orphans, lambda agent: agent.repeat(agent.orphans, agent.reconciler.compare_links),
-    ),
-    PeriodicTask(
-        "spool", "checks the directory every second, works on change", "carries out spooled DELs",
-        lambda agent: agent.spool.record, lambda agent: agent.spool.run(),
-    ),
-    PeriodicTask(
-        "jobs", "while a job is pending", "asks the cloud for the jobs' status",
-        lambda agent: agent.jobs.record, lambda agent: agent.jobs.run(),
-    ),
-    PeriodicTask(
-        "cloud reconcile", "at start, after a doubt, on request, every 15 minutes",
-        "compares table, kernel and cloud",
-        lambda agent: agent.reconciler.record, Agent.reconcile,
-    ),
-    PeriodicTask(
-        "vxnets", "every hour", "checks the vxnets again",
-        lambda agent: agent.vxnets, lambda agent: agent.repeat(agent.vxnets, agent.check_vxnets),
-    ),
-    PeriodicTask(
-        "cooldown", "when an address has cooled down", "makes its NIC idle",
-        lambda agent: agent.pool.cooldown,
-    ),
-    PeriodicTask(
-        "flows", "when addresses were released, or have cooled down", "deletes the host's tracked flows of them",
-        lambda agent: agent.pool.flows.record,
-    ),
-    PeriodicTask(
-        "duplicate probes", "when NICs become idle; quarantined ones after growing pauses",
-        "asks who uses their addresses, one task for each NIC",
-        lambda agent: agent.pool.duplicates.record,
-    ),
-    PeriodicTask(
-        "gateway check", "on change, every 30 s",
-        "creates gateway NICs that ADDs wait for, attaches those that containers miss, configures the host",
-        lambda agent: agent.gateways.record, lambda agent: agent.gateways.run(),
-    ),
-    PeriodicTask(
-        "store upkeep", "every hour", "checkpoints the database and checks it for damage",
-        lambda agent: agent.upkeep, lambda agent: agent.repeat(agent.upkeep, agent.context.journal.upkeep),
-    ),
+    PeriodicTask("pool", "on change, at least every 30 s", "assigns NICs, carries out the plan",
+                 lambda agent: agent.pool.record, lambda agent: agent.pool.run()),
+    PeriodicTask("links", "netlink events; at most ten times a second while no ADD waits for a link",
+                 "compares table and kernel, receives links",
+                 lambda agent: agent.links.record, lambda agent: agent.links.run()),
+    PeriodicTask("orphan containers", "every 30 s",
+                 "lists every namespace: finds containers that ended without DEL, and links in wrong namespaces",
+                 lambda agent: agent.orphans,
+                 lambda agent: agent.repeat(agent.orphans, agent.reconciler.compare_links)),
+    PeriodicTask("spool", "checks the directory every second, works on change", "carries out spooled DELs",
+                 lambda agent: agent.spool.record, lambda agent: agent.spool.run()),
+    PeriodicTask("jobs", "while a job is pending", "asks the cloud for the jobs' status",
+                 lambda agent: agent.jobs.record, lambda agent: agent.jobs.run()),
+    PeriodicTask("cloud reconcile", "at start, after a doubt, on request, every 15 minutes",
+                 "compares table, kernel and cloud", lambda agent: agent.reconciler.record, Agent.reconcile),
+    PeriodicTask("vxnets", "every hour", "checks the vxnets again",
+                 lambda agent: agent.vxnets, lambda agent: agent.repeat(agent.vxnets, agent.check_vxnets)),
+    PeriodicTask("cooldown", "when an address has cooled down", "makes its NIC idle",
+                 lambda agent: agent.pool.cooldown),
+    PeriodicTask("flows", "when addresses were released, or have cooled down",
+                 "deletes the host's tracked flows of them", lambda agent: agent.pool.flows.record),
+    PeriodicTask("duplicate probes", "when NICs become idle; quarantined ones after growing pauses",
+                 "asks who uses their addresses, one task for each NIC",
+                 lambda agent: agent.pool.duplicates.record),
+    PeriodicTask("gateway check", "on change, every 30 s",
+                 "creates gateway NICs that ADDs wait for, attaches those that containers miss, configures the host",
+                 lambda agent: agent.gateways.record, lambda agent: agent.gateways.run()),
+    PeriodicTask("store upkeep", "every hour", "checkpoints the database and checks it for damage",
+                 lambda agent: agent.upkeep, lambda agent: agent.repeat(agent.upkeep, agent.context.journal.upkeep)),
 )  # fmt: skip

@@ -11,8 +11,6 @@ from qingcloud_cni.agent.base.signals import Signal
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.base.urgency import Permits, explain_budget
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
-from qingcloud_cni.agent.cloudops.provisioning import Provisioner
-from qingcloud_cni.agent.cloudops.release import Releaser
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.core.cni.network_config import NetworkConfig
 from qingcloud_cni.core.errors import CloudError, InvalidConfig, KernelRefused, ResourceNotFound, Unavailable
@@ -32,14 +30,12 @@ _UNKNOWN = "the cloud has not listed the NICs of this host since the agent start
 class Gateways:
     """Finds the address that replaces 0.0.0.0 in an ADD's routes, and keeps the host's path to Services."""
 
-    def __init__(
-        self, context: Context, pool: Pool, provisioner: Provisioner, releaser: Releaser, vxnets: VxnetCache
-    ) -> None:
+    def __init__(self, context: Context, pool: Pool, vxnets: VxnetCache) -> None:
         self.record = TaskRecord(CHECK_PERIOD)
         self._context = context
         self._pool = pool
-        self._provisioner = provisioner
-        self._releaser = releaser
+        self._provisioner = pool.provisioner
+        self._releaser = pool.releaser
         self._vxnets = vxnets
         self._urgency = context.urgency.provisioning
         permits = partial(Permits, due=context.signals.path_due, cloud=context.cloud, tasks=context.tasks)

@@ -13,38 +13,10 @@ from qingcloud_cni.agent.api.metrics import Metrics
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.attachment_lock import CniCall
 from qingcloud_cni.agent.base.phases import Phases
-from qingcloud_cni.core.cni.network_config import (
-    VALID_KEYS,
-    is_gc_disabled,
-    read_config,
-    read_previous,
-    valid_attachments,
-)
-from qingcloud_cni.core.cni.protocol import (
-    IDENTIFIER,
-    IFNAME_BYTES,
-    LARGEST_REQUEST,
-    NEWEST_VERSION,
-    VERSIONS,
-    Verb,
-    check_allowed,
-    check_key,
-    check_names,
-    known_verb,
-    network_name,
-    render_error,
-    version_of,
-)
+from qingcloud_cni.core import errors
+from qingcloud_cni.core.cni import network_config, protocol
+from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.cni.results import check_extensible, extended, render, result_of
-from qingcloud_cni.core.errors import (
-    AgentError,
-    CannotServe,
-    InvalidConfig,
-    InvalidEnvironment,
-    NotInitialised,
-    UndecodableRequest,
-    wire,
-)
 from qingcloud_cni.core.events import Level
 from qingcloud_cni.core.nics.model import AttachmentKey
 
@@ -52,15 +24,15 @@ LONGEST_WAIT: Mapping[Verb, float] = MappingProxyType(  # seconds: 2 less than t
     {Verb.ADD: 108.0, Verb.DEL: 48.0, Verb.CHECK: 48.0, Verb.GC: 23.0, Verb.STATUS: 1.0}
 )
 SPARE = 1.0  # seconds of the caller's time reserved for the work after a wait
-_NAME = f"^{IDENTIFIER.pattern}$"
-_CONTAINER_ID = f"^({IDENTIFIER.pattern})?$"
+_NAME = f"^{protocol.IDENTIFIER.pattern}$"
+_CONTAINER_ID = f"^({protocol.IDENTIFIER.pattern})?$"
 _IFNAME = r"^[^/:%\s]*$"
 _CONFIG_SCHEMA = {
     "description": "the network configuration of the runtime, unchanged",
     "required": ["name"],
     "properties": {
         "name": {"type": "string", "pattern": _NAME},
-        "cniVersion": {"enum": list(VERSIONS)},
+        "cniVersion": {"enum": list(protocol.VERSIONS)},
         "isGateway": {"type": "boolean"},
         "ipMasq": {"type": "boolean"},
         "ipam": {"type": "object"},
@@ -68,7 +40,7 @@ _CONFIG_SCHEMA = {
         "args": {"type": "object"},
         "runtimeConfig": {"type": "object"},
         "prevResult": {"type": "object"},
-        VALID_KEYS[0]: {"type": ["array", "null"], "items": {"type": "object"}},
+        network_config.VALID_KEYS[0]: {"type": ["array", "null"], "items": {"type": "object"}},
     },
 }
 
@@ -86,7 +58,10 @@ class CniRequest(msgspec.Struct, frozen=True):
         str, _described(pattern=_CONTAINER_ID, description="CNI_CONTAINERID; empty for GC and STATUS")
     ] = msgspec.field(name="containerID")
     ifname: Annotated[
-        str, _described(pattern=_IFNAME, maxLength=IFNAME_BYTES, description="CNI_IFNAME; empty for GC and STATUS")
+        str,
+        _described(
+            pattern=_IFNAME, maxLength=protocol.IFNAME_BYTES, description="CNI_IFNAME; empty for GC and STATUS"
+        ),
     ]
     config: Annotated[dict[str, object], _described(**_CONFIG_SCHEMA)]
     netns: Annotated[str, _described(description="CNI_NETNS; required for ADD and CHECK")] = ""
@@ -115,31 +90,31 @@ class CniApi:
             answer = await self.serve(request, phases, lambda: is_awaited(http))
             reply = b"" if answer is None else msgspec.json.encode(answer)
         except Exception as err:  # noqa: BLE001 - a bug is logged and answered with 999
-            code, status = wire(err)
+            code, status = errors.wire(err)
             failure = str(err) or type(err).__name__
-            if not isinstance(err, AgentError):
+            if not isinstance(err, errors.AgentError):
                 logs.bug()
                 failure = f"internal error: {type(err).__name__}: {failure}"
-            reply = msgspec.json.encode(render_error(code, failure, _answer_version(request)))
+            reply = msgspec.json.encode(protocol.render_error(code, failure, _answer_version(request)))
         self._report(request, code, failure, phases)
         return web.Response(body=reply, status=status, content_type="application/json")
 
     async def serve(
         self, request: CniRequest, phases: Phases, is_awaited: Callable[[], bool]
     ) -> dict[str, object] | None:
-        verb = known_verb(request.command)
-        version, network = version_of(request.config), network_name(request.config)
-        check_allowed(verb, version)
+        verb = protocol.known_verb(request.command)
+        version, network = protocol.version_of(request.config), protocol.network_name(request.config)
+        protocol.check_allowed(verb, version)
         seconds = max(min(request.timeout, LONGEST_WAIT[verb]) - SPARE, 0.0)
         call = CniCall(verb, seconds, phases=phases, is_awaited=is_awaited)
         if verb is Verb.GC or verb is Verb.STATUS:
-            check_names(request.container_id, request.ifname)
+            protocol.check_names(request.container_id, request.ifname)
             if verb is Verb.GC:
                 await self._collect(request, network, call)
             else:
                 self._check_status()
             return None
-        key = check_key(network, request.container_id, request.ifname)
+        key = protocol.check_key(network, request.container_id, request.ifname)
         if verb is Verb.ADD:
             return await self._add(request, key, version, call)
         if verb is Verb.CHECK:
@@ -152,7 +127,7 @@ class CniApi:
     async def _add(self, request: CniRequest, key: AttachmentKey, version: str, call: CniCall) -> dict[str, object]:
         _check_netns(request)
         self._agent.check_initialised()
-        config = read_config(request.config, request.args)
+        config = network_config.read_config(request.config, request.args)
         if config.previous is not None:
             check_extensible(config.previous, key.ifname, version)
         attachment, nic = await self._agent.attachments.add(key, request.netns, config, call)
@@ -161,16 +136,18 @@ class CniApi:
 
     async def _check(self, request: CniRequest, key: AttachmentKey, call: CniCall) -> None:
         _check_netns(request)
-        previous = read_previous(request.config)
+        previous = network_config.read_previous(request.config)
         if previous is None:
-            raise InvalidConfig(f"CHECK of {key}: prevResult, the result of its ADD, is missing in the configuration")
+            raise errors.InvalidConfig(
+                f"CHECK of {key}: prevResult, the result of its ADD, is missing in the configuration"
+            )
         self._agent.check_kernel_compared()
         await self._agent.attachments.check(key, request.netns, previous, call)
 
     async def _collect(self, request: CniRequest, network: str, call: CniCall) -> None:
-        if is_gc_disabled(request.config):
+        if network_config.is_gc_disabled(request.config):
             return
-        valid = valid_attachments(request.config, network)
+        valid = network_config.valid_attachments(request.config, network)
         self._agent.check_kernel_compared()
         await self._agent.attachments.collect(network, valid, call)
 
@@ -178,8 +155,8 @@ class CniApi:
         """Ignores an empty pool, a quota and a drain: the runtime would declare the node broken."""
         try:
             self._agent.check_initialised()
-        except NotInitialised as err:
-            raise CannotServe(str(err)) from err
+        except errors.NotInitialised as err:
+            raise errors.CannotServe(str(err)) from err
 
     def _report(self, request: CniRequest | None, code: int, failure: str, phases: Phases) -> None:
         """Log and count the request. containerd asks for STATUS every few seconds, so a success is at debug."""
@@ -203,7 +180,7 @@ class CniApi:
 
 def _check_netns(request: CniRequest) -> None:
     if not request.netns:
-        raise InvalidEnvironment("required environment variable CNI_NETNS is missing")
+        raise errors.InvalidEnvironment("required environment variable CNI_NETNS is missing")
 
 
 def is_awaited(http: web.Request) -> bool:
@@ -219,17 +196,17 @@ async def _body(http: web.Request) -> bytes:
     try:
         return await http.read()
     except web.HTTPRequestEntityTooLarge as err:
-        raise UndecodableRequest(f"request: too large: more than {LARGEST_REQUEST} bytes") from err
+        raise errors.UndecodableRequest(f"request: too large: more than {protocol.LARGEST_REQUEST} bytes") from err
 
 
 def _decode(body: bytes) -> CniRequest:
     try:
         return _decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError) as err:  # the latter if it is nested too deeply
-        raise UndecodableRequest(f"request: decode failed: {err}") from None
+        raise errors.UndecodableRequest(f"request: decode failed: {err}") from None
 
 
 def _answer_version(request: CniRequest | None) -> str:
     config: Mapping[str, object] = request.config if request is not None else {}
     version = next((v for k, v in config.items() if k.lower() == "cniversion"), None)
-    return version if isinstance(version, str) and version in VERSIONS else NEWEST_VERSION
+    return version if isinstance(version, str) and version in protocol.VERSIONS else protocol.NEWEST_VERSION

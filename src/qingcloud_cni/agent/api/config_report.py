@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from qingcloud_cni.agent.api.views import CloudView, ConfigView, SettingValue, SettingView
 from qingcloud_cni.agent.settings.resolution import Resolved
 from qingcloud_cni.agent.settings.settings import SETTINGS
@@ -27,17 +29,10 @@ def config_report(resolved: Resolved, instance_id: str, access: Access) -> Confi
     if not resolved.settings.instance_id:
         values["instance-id"] = instance_id
         sources = {**sources, "instance-id": str(resolved.settings.instance_id_file)}
-    cloud = CloudView(
-        endpoint=access.endpoint,
-        uri=access.uri,
-        connection_retries=access.connection_retries,
-        connection_timeout=access.connection_timeout,
-        unknown_keys=list(access.unknown),
-    )
     return ConfigView(
         file=resolved.file,
         settings=[SettingView(name, value, sources[name]) for name, value in values.items()],
-        cloud=cloud,
+        cloud=msgspec.convert(access, CloudView, from_attributes=True),
     )
 
 

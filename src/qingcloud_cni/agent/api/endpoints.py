@@ -12,27 +12,11 @@ from aiohttp import web
 
 from qingcloud_cni import __version__
 from qingcloud_cni.agent.agent import Agent
+from qingcloud_cni.agent.api import views
 from qingcloud_cni.agent.api.cni_api import CniApi, CniRequest
 from qingcloud_cni.agent.api.metrics import CONTENT_TYPE, Metrics
 from qingcloud_cni.agent.api.openapi import CNI_ANSWERS, Answer, CniError, Operation, document
 from qingcloud_cni.agent.api.plan_view import PlanView, plan_view
-from qingcloud_cni.agent.api.views import (
-    AttachmentView,
-    ConfigView,
-    EventQuery,
-    EventView,
-    NicView,
-    ReconcileView,
-    StatusView,
-    TaskView,
-    attachment_views,
-    difference_views,
-    event_filter,
-    event_views,
-    nic_views,
-    status_view,
-    task_views,
-)
 from qingcloud_cni.core.cni.protocol import render_error
 from qingcloud_cni.core.errors import AgentError, UndecodableRequest, wire
 
@@ -43,7 +27,7 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 class Api:
     """Serves the requests for one agent; *config* is its `config_report`."""
 
-    def __init__(self, agent: Agent, metrics: Metrics, config: ConfigView) -> None:
+    def __init__(self, agent: Agent, metrics: Metrics, config: views.ConfigView) -> None:
         self.agent = agent
         self.metrics = metrics
         self.config = config
@@ -67,15 +51,8 @@ def error_response(err: AgentError) -> web.Response:
     return json_response(render_error(code, str(err)), status)
 
 
-def _view(function: Callable[[Api], object]) -> Handler:
-    async def handle(api: Api, _request: web.Request) -> web.Response:
-        return json_response(function(api))
-
-    return handle
-
-
-def _status(api: Api) -> StatusView:
-    return status_view(api.agent, __version__, os.getpid())
+def _status(api: Api) -> views.StatusView:
+    return views.status_view(api.agent, __version__, os.getpid())
 
 
 async def _cni(api: Api, request: web.Request) -> web.Response:
@@ -84,10 +61,10 @@ async def _cni(api: Api, request: web.Request) -> web.Response:
 
 async def _events(api: Api, request: web.Request) -> web.Response:
     try:
-        events = await api.agent.context.journal.events(event_filter(_query(request, EventQuery)))
+        events = await api.agent.context.journal.events(views.event_filter(_query(request, views.EventQuery)))
     except AgentError as err:
         return error_response(err)
-    return json_response(event_views(events))
+    return json_response(msgspec.convert(events, list[views.EventView], from_attributes=True))
 
 
 async def _drain(api: Api, _request: web.Request) -> web.Response:
@@ -104,7 +81,7 @@ async def _reconcile(api: Api, _request: web.Request) -> web.Response:
         error = f"not over within {RECONCILE_SECONDS:.0f} s; it continues"
     except AgentError as err:
         error = str(err)
-    return json_response(ReconcileView(not error, error, difference_views(api.agent)))
+    return json_response(views.ReconcileView(not error, error, views.differences(api.agent)))
 
 
 async def _healthz(_api: Api, _request: web.Request) -> web.Response:
@@ -134,8 +111,13 @@ def _query(request: web.Request, kind: type[Query]) -> Query:
         raise UndecodableRequest(f"query rejected: {err}") from None
 
 
-def _json(summary: str, handler: Handler, kind: object, details: str = "") -> Endpoint:
-    return Endpoint(summary=summary, details=details, answers={200: Answer("", (kind,))}, handler=handler)
+def _json(summary: str, view: Callable[[Api], object], kind: object, details: str = "") -> Endpoint:
+    """A GET without parameters that answers with the *view* of this *kind*."""
+
+    async def handle(api: Api, _request: web.Request) -> web.Response:
+        return json_response(view(api))
+
+    return Endpoint(summary=summary, details=details, answers={200: Answer("", (kind,))}, handler=handle)
 
 
 ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
@@ -147,46 +129,44 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
             asks=CniRequest,
             handler=_cni,
         ),
-        ("get", "/v1/status"): _json("Whether the agent is ready, and what it holds", _view(_status), StatusView),
-        ("get", "/v1/nics"): _json("The NICs of this host", _view(lambda api: nic_views(api.agent)), list[NicView]),
+        ("get", "/v1/status"): _json("Whether the agent is ready, and what it holds", _status, views.StatusView),
+        ("get", "/v1/nics"): _json("The NICs of this host", lambda api: views.nics(api.agent), list[views.NicView]),
         ("get", "/v1/attachments"): _json(
-            "The containers that have a NIC", _view(lambda api: attachment_views(api.agent)), list[AttachmentView]
+            "The containers that have a NIC", lambda api: views.attachments(api.agent), list[views.AttachmentView]
         ),
         ("get", "/v1/events"): Endpoint(
             summary="What has happened on this host, oldest first",
             details="The latest `limit` (100) events, or with `after` the first `limit` behind that event."
             " `nic`, `container`, `pod`, `subject` and `name` filter.",
             answers={
-                200: Answer("the events that match", (list[EventView],)),
+                200: Answer("the events that match", (list[views.EventView],)),
                 400: Answer("a parameter is invalid", (CniError,)),
                 503: Answer("the state file does not answer", (CniError,)),
             },
-            query=EventQuery,
+            query=views.EventQuery,
             handler=_events,
         ),
         ("get", "/v1/tasks"): _json(
-            "The periodic tasks of the agent", _view(lambda api: task_views(api.agent)), list[TaskView]
+            "The periodic tasks of the agent", lambda api: views.tasks(api.agent), list[views.TaskView]
         ),
         ("get", "/v1/plan"): _json(
-            "What the pool would do now and why, and what it waits for",
-            _view(lambda api: plan_view(api.agent)),
-            PlanView,
+            "What the pool would do now and why, and what it waits for", lambda api: plan_view(api.agent), PlanView
         ),
         ("get", "/v1/config"): _json(
-            "The settings, each with its source", _view(lambda api: api.config), ConfigView, "It shows no keys."
+            "The settings, each with its source", lambda api: api.config, views.ConfigView, "It shows no keys."
         ),
         ("get", "/v1/openapi.json"): _json(
-            "This API as an OpenAPI 3.1 document", _view(lambda _api: document(ENDPOINTS)), dict[str, object]
+            "This API as an OpenAPI 3.1 document", lambda _api: document(ENDPOINTS), dict[str, object]
         ),
         ("post", "/v1/drain"): Endpoint(
             summary="Accept no new container and release every free NIC, until the agent is restarted",
-            answers={200: Answer("draining has begun", (StatusView,))},
+            answers={200: Answer("draining has begun", (views.StatusView,))},
             handler=_drain,
         ),
         ("post", "/v1/reconcile"): Endpoint(
             summary="Compare table, kernel and cloud now, and retry what was given up",
             details="The answer lists the differences. It comes after at most 20 s; the comparison then continues.",
-            answers={200: Answer("the outcome", (ReconcileView,))},
+            answers={200: Answer("the outcome", (views.ReconcileView,))},
             handler=_reconcile,
         ),
         ("get", "/healthz"): Endpoint(

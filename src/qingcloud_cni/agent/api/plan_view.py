@@ -9,18 +9,9 @@ from msgspec import Meta
 
 from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.agent.api.views import Count
+from qingcloud_cni.core.pool import pool_state
 from qingcloud_cni.core.pool.explain import explain_no_action, wait_reasons
 from qingcloud_cni.core.pool.plan import balance, explain_limit, held, limit, steps
-from qingcloud_cni.core.pool.pool_state import (
-    Action,
-    AttachNics,
-    CreateNics,
-    DeleteNics,
-    DetachNics,
-    Mode,
-    PlannedAction,
-    Rest,
-)
 from qingcloud_cni.core.pool.vxnets import VxnetPolicy
 
 
@@ -61,7 +52,7 @@ class VxnetView(msgspec.Struct, frozen=True):
 class PlanView(msgspec.Struct, frozen=True):
     """The pool as the planner sees it."""
 
-    mode: Annotated[Mode, Meta(description="mode of the agent, which decides what the pool may plan")]
+    mode: Annotated[pool_state.Mode, Meta(description="mode of the agent, which decides what the pool may plan")]
     actions: list[ActionView]
     reason: Annotated[str, Meta(description="why there is nothing to do; empty if there are actions")]
     holds: Annotated[list[HoldView], Meta(description="everything the pool waits for")]
@@ -103,19 +94,19 @@ def plan_view(agent: Agent) -> PlanView:
     )
 
 
-def _created(action: Action) -> int:
-    return action.count if isinstance(action, CreateNics) else 0
+def _created(action: pool_state.Action) -> int:
+    return action.count if isinstance(action, pool_state.CreateNics) else 0
 
 
-def _action_view(step: PlannedAction, vxnet_ids: tuple[str, ...]) -> ActionView:
+def _action_view(step: pool_state.PlannedAction, vxnet_ids: tuple[str, ...]) -> ActionView:
     match step.action:
-        case Rest(nic_id):
+        case pool_state.Rest(nic_id):
             return ActionView(ActionKind.REST, 1, [nic_id], {}, step.why)
-        case CreateNics(count):
+        case pool_state.CreateNics(count):
             return ActionView(ActionKind.CREATE, count, [], Counter(vxnet_ids), step.why)
-        case AttachNics(nic_ids):
+        case pool_state.AttachNics(nic_ids):
             return ActionView(ActionKind.ATTACH, len(nic_ids), list(nic_ids), {}, step.why)
-        case DetachNics(nic_ids):
+        case pool_state.DetachNics(nic_ids):
             return ActionView(ActionKind.DETACH, len(nic_ids), list(nic_ids), {}, step.why)
-        case DeleteNics(nic_ids):
+        case pool_state.DeleteNics(nic_ids):
             return ActionView(ActionKind.DELETE, len(nic_ids), list(nic_ids), {}, step.why)

@@ -3,7 +3,6 @@
 Times are in seconds since the epoch, durations in seconds. A NIC's id is its MAC address.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from qingcloud_cni.agent.agent import TASKS, Agent
 from qingcloud_cni.agent.base.urgency import explain_budget
 from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.drift.differences import DifferenceKind
-from qingcloud_cni.core.nics.model import Attachment, Event, Nic, NicState
+from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
 from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.cloud import Cloud
 from qingcloud_cni.core.seams.store import EventFilter
@@ -200,7 +199,9 @@ class CloudView(msgspec.Struct, frozen=True):
     uri: str
     connection_retries: Count
     connection_timeout: float
-    unknown_keys: Annotated[list[str], Meta(description="keys of the access file that the agent ignores")]
+    unknown: Annotated[list[str], Meta(description="keys of the access file that the agent ignores")] = msgspec.field(
+        name="unknown_keys"
+    )
 
 
 class ConfigView(msgspec.Struct, frozen=True):
@@ -233,7 +234,7 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         attachments=len(table.attachments),
         waiting=agent.pool.waiting,
         operations=[f"{i.kind} {i.op_id}" for i in table.intents.values()],
-        differences=difference_views(agent),
+        differences=differences(agent),
         calls=calls_view(agent.context.cloud, agent.context.clock),
     )
 
@@ -256,11 +257,7 @@ def event_filter(query: EventQuery) -> EventFilter:
     )  # fmt: skip
 
 
-def event_views(events: Iterable[Event]) -> list[EventView]:
-    return [EventView(e.seq, e.at, e.name, e.nic_id, e.subject, e.detail, e.state, e.job_id, e.pod) for e in events]
-
-
-def difference_views(agent: Agent) -> list[DifferenceView]:
+def differences(agent: Agent) -> list[DifferenceView]:
     return [
         DifferenceView(
             kind=seen.difference.kind,
@@ -275,26 +272,24 @@ def difference_views(agent: Agent) -> list[DifferenceView]:
     ]
 
 
-def task_views(agent: Agent) -> list[TaskView]:
+def tasks(agent: Agent) -> list[TaskView]:
     return [TaskView(task.name, **asdict(task.record(agent))) for task in TASKS]
 
 
-def nic_views(agent: Agent) -> list[NicView]:
+def nics(agent: Agent) -> list[NicView]:
     table = agent.context.table
     served = {a.nic_id: str(a.key) for a in table.attachments.values()}
-    return [
-        msgspec.convert({**asdict(nic), "attachment": served.get(nic.nic_id, "")}, NicView)
-        for nic in table.nics.values()
-    ]
+    rows = [asdict(nic) | {"attachment": served.get(nic.nic_id, "")} for nic in table.nics.values()]
+    return msgspec.convert(rows, list[NicView])
 
 
-def attachment_views(agent: Agent) -> list[AttachmentView]:
+def attachments(agent: Agent) -> list[AttachmentView]:
     table = agent.context.table
-    return [_attachment_view(a, table.nics) for a in table.attachments.values()]
+    return [_attachment_view(a, table.nics[a.nic_id]) for a in table.attachments.values()]
 
 
-def _attachment_view(attachment: Attachment, nics: Mapping[str, Nic]) -> AttachmentView:
-    nic, workload = nics[attachment.nic_id], attachment.workload
+def _attachment_view(attachment: Attachment, nic: Nic) -> AttachmentView:
+    workload = attachment.workload
     return AttachmentView(
         network=attachment.key.network,
         container_id="" if attachment.key.is_unclaimed else attachment.key.container_id,

@@ -11,20 +11,11 @@ from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.base.phases import Phase, Phases
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.pool import Pool
+from qingcloud_cni.core import errors
 from qingcloud_cni.core.cni.check import mismatches
 from qingcloud_cni.core.cni.network_config import NetworkConfig, routes_for, unlisted_attachments
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.cni.results import Result, result_of
-from qingcloud_cni.core.errors import (
-    AgentError,
-    CheckFailed,
-    InvalidConfig,
-    InvalidNetns,
-    KernelRefused,
-    LinkNotFound,
-    StoreRefused,
-    Unavailable,
-)
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Netns, Nic, Route
 from qingcloud_cni.core.seams.kernel import LinkOrder, PlacedLink, Survey
 
@@ -70,12 +61,12 @@ class Attachments:
             self._context.table.note(Event(begun, "attachment.requested", "", str(key), netns_path, pod=pod))
             try:
                 attachment, nic = await self._try_attach(key, netns, config, call)
-            except AgentError as err:
+            except errors.AgentError as err:
                 self._context.note_and_push("attachment.refused", subject=str(key), detail=str(err), pod=pod)
                 raise
             try:
                 call.check()
-            except Unavailable as err:
+            except errors.Unavailable as err:
                 await self._release(attachment, str(err), call.phases)
                 raise
             return attachment, nic
@@ -123,7 +114,7 @@ class Attachments:
             attachment = self._context.table.attachments.get(key)
             nic = self._context.table.nics[attachment.nic_id] if attachment is not None else None
             if found := mismatches(attachment, nic, seen, previous, key.ifname):
-                raise CheckFailed(f"attachment {key}: {'; '.join(found)}")
+                raise errors.CheckFailed(f"attachment {key}: {'; '.join(found)}")
 
     async def collect(self, network: str, valid: frozenset[AttachmentKey], call: CniCall) -> None:
         """Release attachments of *network* that are not in *valid* and whose namespace is gone.
@@ -136,14 +127,14 @@ class Attachments:
         for n, attachment in enumerate(left):
             if not call.left:
                 rest = f"{len(left) - n} of {len(left)} unlisted attachments not checked within {call.seconds:.0f} s"
-                raise Unavailable(f"GC of {network}: " + "; ".join((rest, *failures)))
+                raise errors.Unavailable(f"GC of {network}: " + "; ".join((rest, *failures)))
             if attachment.key not in self.lock:
                 try:
                     await self._collect(attachment.key, call)
-                except KernelRefused as err:
+                except errors.KernelRefused as err:
                     failures.append(f"{attachment.key}: {err}")
         if failures:
-            raise KernelRefused(
+            raise errors.KernelRefused(
                 f"GC of {network}: {len(failures)} of {len(left)} unlisted attachments not released: "
                 + "; ".join(failures)
             )
@@ -158,7 +149,7 @@ class Attachments:
                 return
             try:
                 await self._release(attachment, "its namespace is gone, and no DEL came", call.phases)
-            except KernelRefused as err:
+            except errors.KernelRefused as err:
                 self._context.note_and_push("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
 
     async def settle_unfinished(self) -> None:
@@ -181,7 +172,7 @@ class Attachments:
                     context.table.configured(await self._as_found(attachment), context.now())
                 else:
                     await self._release(attachment, "its ADD was cut off", Phases())
-            except KernelRefused as err:
+            except errors.KernelRefused as err:
                 context.note("attachment.not-undone", nic_id, str(attachment.key), str(err))
         context.journal.push()
 
@@ -189,7 +180,7 @@ class Attachments:
         """With index and MTU of its link, if that still has its name and alias."""
         try:
             seen = await self._context.kernel.inspect(attachment.netns.path, attachment.key.ifname)
-        except InvalidNetns:
+        except errors.InvalidNetns:
             return attachment
         if seen.link is None or seen.link.alias != self._context.identity.alias(attachment.nic_id):
             return attachment
@@ -210,7 +201,7 @@ class Attachments:
         context.note_and_push("spool.done", subject=str(spooled.key), detail=outcome)
         try:
             self._spool.remove(file)
-        except Unavailable as err:  # next time the DEL will find nothing to release
+        except errors.Unavailable as err:  # next time the DEL will find nothing to release
             context.note("spool.failed", subject=str(spooled.key), detail=str(err))
 
     async def _collect(self, key: AttachmentKey, call: CniCall) -> None:
@@ -253,7 +244,7 @@ class Attachments:
         for _ in range(TRIES - 1):
             try:
                 return await self._attach(key, netns, config, call)
-            except LinkNotFound:
+            except errors.LinkNotFound:
                 continue
         return await self._attach(key, netns, config, call)
 
@@ -305,13 +296,13 @@ class Attachments:
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now(), call.phases.summary())
             return table.attachments[key], nic, placed.routes == routes  # the kernel shows all else after a crash
-        except (InvalidConfig, InvalidNetns, Unavailable) as err:  # the address was not used
+        except (errors.InvalidConfig, errors.InvalidNetns, errors.Unavailable) as err:  # the address was not used
             table.returned_unused(key, context.now(), str(err))
             raise
-        except LinkNotFound as err:
+        except errors.LinkNotFound as err:
             table.released(key, context.now(), is_parked=False, cause=str(err))
             raise
-        except KernelRefused as err:
+        except errors.KernelRefused as err:
             table.released(key, context.now(), is_parked=True, cause=str(err))
             raise
         finally:
@@ -323,7 +314,7 @@ class Attachments:
         try:
             with phases.waiting(Phase.STORE):
                 await self._context.journal.record()
-        except StoreRefused as err:
+        except errors.StoreRefused as err:
             if attachment := self._context.table.attachments.get(key):
                 await self._release(attachment, str(err), phases)
             raise
@@ -347,7 +338,7 @@ class Attachments:
                 await self._announcements.ended(nic_id)
             context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
         # The container may go even if the disk refuses: after a crash the kernel shows where the link is.
-        with phases.waiting(Phase.STORE), suppress(StoreRefused):
+        with phases.waiting(Phase.STORE), suppress(errors.StoreRefused):
             await context.journal.record()
         self._context.signals.plan_due.notify()  # only now: planning takes as long as the write, and would delay it
         if attachment.services:

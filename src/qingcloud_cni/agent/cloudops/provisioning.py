@@ -11,16 +11,7 @@ from qingcloud_cni.agent.cloudops.cloud_writes import GONE_FROM_HERE, JOB_LIMIT,
 from qingcloud_cni.agent.cloudops.instance_status import InstanceStatus
 from qingcloud_cni.agent.cloudops.jobs import Jobs
 from qingcloud_cni.agent.cloudops.lookups import LATE_EFFECT, VxnetCache, patience_after
-from qingcloud_cni.core.errors import (
-    ClockSkewed,
-    CloudBusy,
-    CloudError,
-    CloudQuota,
-    CloudRefused,
-    CloudUnreachable,
-    CredentialsRefused,
-    OutcomeUnknown,
-)
+from qingcloud_cni.core import errors
 from qingcloud_cni.core.nics.model import Intent, Nic, NicState, OpKind
 from qingcloud_cni.core.pool.vxnets import VxnetChooser
 from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, CreatedNic, Job, JobStatus, Vxnet
@@ -34,13 +25,7 @@ Prepare = Callable[[Sequence[str]], Awaitable[bool]]
 
 class Provisioner(CloudWrites):
     def __init__(
-        self,
-        context: Context,
-        jobs: Jobs,
-        *,
-        chooser: VxnetChooser,
-        vxnets: VxnetCache,
-        instance_status: InstanceStatus,
+        self, context: Context, jobs: Jobs, chooser: VxnetChooser, vxnets: VxnetCache, instance_status: InstanceStatus
     ) -> None:
         super().__init__(context, jobs)
         self.attach_time = RecentMedian(ATTACH_FIRST)
@@ -55,12 +40,7 @@ class Provisioner(CloudWrites):
         return self._instance_status.leaving
 
     def start_create(
-        self,
-        vxnet_ids: Sequence[str],
-        calls: CloudCalls,
-        *,
-        is_gateway: bool = False,
-        prepare: Prepare | None = None,
+        self, vxnet_ids: Sequence[str], calls: CloudCalls, *, is_gateway: bool = False, prepare: Prepare | None = None
     ) -> None:
         """Begin to create a NIC in each of *vxnet_ids* and to attach them.
 
@@ -124,19 +104,19 @@ class Provisioner(CloudWrites):
         intent = await self._persisted(intent)
         try:
             created = await calls.create_nics(intent.vxnet_id, intent.count, intent.name)
-        except OutcomeUnknown as err:
+        except errors.OutcomeUnknown as err:
             self.backoff.blocked(str(err))  # the reason for an ADD that waits meanwhile
             self._context.note_and_push("create.unanswered", subject=intent.op_id, detail=str(err))
             created = await self._lookups.created(intent, patience_after(err))
             if not created:
                 self.backoff.failed(self._context.now(), str(err))
-                if isinstance(err, CloudBusy):  # the cloud itself said that it failed
+                if isinstance(err, errors.CloudBusy):  # the cloud itself said that it failed
                     self.chooser.failed(intent.vxnet_id)
             if len(created) < intent.count:
                 self._context.signals.doubt(str(err))
             else:
                 self.backoff.blocked("")  # the lost reply does not matter any more
-        except CloudError as err:
+        except errors.CloudError as err:
             await self._create_refused(intent, err)
             created = ()
         await self._enter(intent, created)
@@ -161,11 +141,11 @@ class Provisioner(CloudWrites):
             self.chooser.created(intent.vxnet_id, len(created), now)
         self._changed()
 
-    async def _create_refused(self, intent: Intent, err: CloudError) -> None:
+    async def _create_refused(self, intent: Intent, err: errors.CloudError) -> None:
         """Find out whether a refusal concerns this vxnet or the cloud as a whole."""
         cause = str(err)
         left: int | None = None
-        if isinstance(err, CloudQuota):
+        if isinstance(err, errors.CloudQuota):
             left = await self._addresses_left(intent.vxnet_id)
         is_vxnets = left is not None and left < intent.count
         if left is not None and not is_vxnets:  # addresses and NICs are left, so the calls are used up
@@ -174,7 +154,9 @@ class Provisioner(CloudWrites):
         if left is not None and is_vxnets:
             self.chooser.set_room(intent.vxnet_id, left, now)
             cause = f"{intent.vxnet_id}: {left} addresses left; {err}"
-        if is_vxnets or not isinstance(err, CloudUnreachable | CloudQuota | CredentialsRefused | ClockSkewed):
+        if is_vxnets or not isinstance(
+            err, errors.CloudUnreachable | errors.CloudQuota | errors.CredentialsRefused | errors.ClockSkewed
+        ):
             self.chooser.failed(intent.vxnet_id)
         if is_vxnets and self.chooser.next_choice_at(now) <= now:
             self.backoff.blocked(cause)
@@ -189,7 +171,7 @@ class Provisioner(CloudWrites):
             return None
         try:
             found = await calls.vxnets([vxnet_id])
-        except CloudError:
+        except errors.CloudError:
             return None
         return next((v.available_ips for v in found), None)
 
@@ -199,9 +181,9 @@ class Provisioner(CloudWrites):
         intent = await self._persisted(intent)
         try:
             job_id = await calls.attach_nics(self._context.identity.instance_id, intent.nic_ids)
-        except OutcomeUnknown as err:
+        except errors.OutcomeUnknown as err:
             self._context.note("attach.unanswered", subject=intent.op_id, detail=str(err))
-        except CloudError as err:
+        except errors.CloudError as err:
             await self._attach_refused(intent, err)
             return
         else:
@@ -209,13 +191,13 @@ class Provisioner(CloudWrites):
         if await self._follow_attach(intent.op_id):
             self.attach_time.add(self._context.now() - intent.since)
 
-    async def _attach_refused(self, intent: Intent, err: CloudError) -> None:
+    async def _attach_refused(self, intent: Intent, err: errors.CloudError) -> None:
         """None is attached. The table is corrected, for a deleted NIC would make the next attach fail as well."""
         self.backoff.failed(self._context.now(), str(err))
-        if isinstance(err, CloudRefused):
+        if isinstance(err, errors.CloudRefused):
             self._context.signals.doubt(str(err))
             self._move_on(intent, await self._lookups.nics(intent.nic_ids, self._urgency), str(err))
-            with suppress(CloudError):  # the next refused attach asks again
+            with suppress(errors.CloudError):  # the next refused attach asks again
                 await self._instance_status.ask(self._urgency)
         for nic_id in self._in(intent, NicState.ATTACHING):
             self._table.not_attached(nic_id, self._context.now(), str(err))

@@ -9,16 +9,9 @@ from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.clock import SystemClock
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cloud import Access, AioTransport, Client, Limiter
+from qingcloud_cni.core import errors
 from qingcloud_cni.core.budget import Budget, Urgency
 from qingcloud_cni.core.drift.orphans import LeftAlone, Orphan, candidates, classify, gone_instances
-from qingcloud_cni.core.errors import (
-    ClockSkewed,
-    CloudRefused,
-    CredentialsRefused,
-    NotListed,
-    OutcomeUnknown,
-    ResourceNotFound,
-)
 from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.cloud import Cloud, CloudCalls, HowUrgent, Instance, batches
 
@@ -89,7 +82,7 @@ class OrphanFinder:
             listed = {instance.instance_id: instance for instance in await (await self._calls()).instances(wanted)}
             found |= listed
             if self._own_instance and self._own_instance not in listed:
-                raise NotListed(
+                raise errors.NotListed(
                     f"this instance {self._own_instance} is not listed by the cloud, so others may exist as well;"
                     " check --zone, --instance-id and keys, or try again",
                     action="DescribeInstances",
@@ -113,18 +106,18 @@ class OrphanFinder:
         """The cloud deletes all NICs of a call or none: if it refuses, each half is tried."""
         try:
             await (await self._calls()).delete_nics([orphan.nic.nic_id for orphan in orphans])
-        except OutcomeUnknown:
+        except errors.OutcomeUnknown:
             left = await self._still_there(orphans)
             _report_all(report, [orphan for orphan in orphans if orphan not in left])
             if left and tries == ROUNDS:
                 raise
             if left:
                 await self._delete(left, report, tries + 1)
-        except (CredentialsRefused, ClockSkewed):
+        except (errors.CredentialsRefused, errors.ClockSkewed):
             raise  # halves would fail as well
-        except CloudRefused as err:
+        except errors.CloudRefused as err:
             if len(orphans) == 1:
-                report(Deleted(orphans[0], "" if isinstance(err, ResourceNotFound) else str(err)))
+                report(Deleted(orphans[0], "" if isinstance(err, errors.ResourceNotFound) else str(err)))
                 return
             middle = len(orphans) // 2
             for half in (orphans[:middle], orphans[middle:]):

@@ -19,18 +19,10 @@ from qingcloud_cni.core.cni.network_config import AddressRequest
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty, Unavailable
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
+from qingcloud_cni.core.pool import pool_state
 from qingcloud_cni.core.pool.explain import Causes, explain_wait
 from qingcloud_cni.core.pool.plan import due_at, next_due, plan, room, serving_order, steps
-from qingcloud_cni.core.pool.pool_state import (
-    Action,
-    AttachNics,
-    CreateNics,
-    DeleteNics,
-    DetachNics,
-    Mode,
-    PoolState,
-    Rest,
-)
+from qingcloud_cni.core.pool.pool_state import Action, Mode, PoolState, Rest
 from qingcloud_cni.core.pool.vxnets import explain_skipped
 
 TICK = 1e-6  # seconds between NICs that become idle together, so that their order of release is remembered
@@ -52,8 +44,8 @@ class Pool:
     def __init__(self, context: Context, settings: Settings, provisioner: Provisioner, releaser: Releaser) -> None:
         self._context = context
         self.policy = settings.pool
-        self._provisioner = provisioner
-        self._releaser = releaser
+        self.provisioner = provisioner
+        self.releaser = releaser
         self.chooser = provisioner.chooser
         self.duplicates = Duplicates(context, self.policy.quarantine, is_on=settings.duplicate_probe)
         self.flows = Flows(context)
@@ -92,7 +84,7 @@ class Pool:
             return Mode.UNRECORDED
         if self.is_draining:
             return Mode.DRAINING
-        return Mode.LEAVING if self._provisioner.leaving else Mode.SERVING
+        return Mode.LEAVING if self.provisioner.leaving else Mode.SERVING
 
     def state(self) -> PoolState:
         table, now = self._context.table, self._context.now()
@@ -107,9 +99,9 @@ class Pool:
             waiting=self.waiting,
             instance_room=max(self._instance_nic_limit - self.others, 0),
             vxnet_room=self.chooser.room(now, table.creating_by_vxnet),
-            grows_at=self._provisioner.backoff.until,
-            shrinks_at=self._releaser.backoff.until,
-            attach_seconds=self._provisioner.attach_time.seconds,
+            grows_at=self.provisioner.backoff.until,
+            shrinks_at=self.releaser.backoff.until,
+            attach_seconds=self.provisioner.attach_time.seconds,
             is_thrifty=self._context.cloud.spending().is_scarce,
             busy=table.busy,
             nowhere=self.nowhere,
@@ -243,9 +235,9 @@ class Pool:
 
     def causes(self) -> Causes:
         return Causes(
-            self._provisioner.cause,
-            self._releaser.cause,
-            self._provisioner.leaving,
+            self.provisioner.cause,
+            self.releaser.cause,
+            self.provisioner.leaving,
             self._context.journal.error,
             explain_budget(self._context.cloud, self._context.clock),
         )
@@ -258,11 +250,11 @@ class Pool:
         if state.mode is Mode.STARTING:
             return budget or "the cloud has not answered since the agent started"
         if state.mode is Mode.LEAVING:
-            return f"{self._provisioner.leaving}: nothing is created or attached"
+            return f"{self.provisioner.leaving}: nothing is created or attached"
         if wait := explain_wait(state, self.policy, now):
             return wait
         skipped = explain_skipped(self.chooser.statuses(now), now) if state.vxnet_room == 0 else ""
-        causes = (self._provisioner.cause, skipped, budget)
+        causes = (self.provisioner.cause, skipped, budget)
         return "; ".join(filter(None, causes)) or "the cloud has not attached one yet"
 
     # --- keeping the marks ---------------------------------------------------------------------------
@@ -325,15 +317,15 @@ class Pool:
         """
         for step in steps(self.state(), self.policy, self._context.now()):
             match step.action:
-                case CreateNics(count) if calls := self._provisioning_permits.take():
+                case pool_state.CreateNics(count) if calls := self._provisioning_permits.take():
                     asked = self._context.table.creating_by_vxnet
-                    self._provisioner.start_create(self.chooser.choose(count, self._context.now(), asked), calls)
-                case AttachNics(nic_ids) if calls := self._provisioning_permits.take():
-                    self._provisioner.start_attach(nic_ids, calls)
-                case DetachNics(nic_ids) if calls := self._release_permits.take():
-                    self._releaser.start_detach(nic_ids, step.why, calls)
+                    self.provisioner.start_create(self.chooser.choose(count, self._context.now(), asked), calls)
+                case pool_state.AttachNics(nic_ids) if calls := self._provisioning_permits.take():
+                    self.provisioner.start_attach(nic_ids, calls)
+                case pool_state.DetachNics(nic_ids) if calls := self._release_permits.take():
+                    self.releaser.start_detach(nic_ids, step.why, calls)
                     self._context.signals.path_due.notify()  # gateways may be among them
-                case DeleteNics(nic_ids) if calls := self._release_permits.take():
-                    self._releaser.start_delete(nic_ids, calls)
+                case pool_state.DeleteNics(nic_ids) if calls := self._release_permits.take():
+                    self.releaser.start_delete(nic_ids, calls)
                 case _:
                     pass

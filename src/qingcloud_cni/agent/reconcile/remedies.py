@@ -6,7 +6,6 @@ from math import inf
 from qingcloud_cni.agent.attachments.attachments import Attachments
 from qingcloud_cni.agent.base.context import Context, Move
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
-from qingcloud_cni.agent.cloudops.release import Releaser
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.agent.reconcile.links import Links
 from qingcloud_cni.core.drift import schedule
@@ -26,18 +25,11 @@ class Remedies:
     """Changes the table at once; everything else goes on in tasks of its own."""
 
     def __init__(
-        self,
-        context: Context,
-        *,
-        pool: Pool,
-        releaser: Releaser,
-        links: Links,
-        attachments: Attachments,
-        vxnets: VxnetCache,
+        self, context: Context, pool: Pool, links: Links, attachments: Attachments, vxnets: VxnetCache
     ) -> None:
         self._context = context
         self._pool = pool
-        self._releaser = releaser
+        self._releaser = pool.releaser
         self._links = links
         self._attachments = attachments
         self._vxnets = vxnets

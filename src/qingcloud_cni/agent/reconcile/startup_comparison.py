@@ -15,21 +15,13 @@ UNLISTED = 3  # answers in a row that do not list an id which must exist, until 
 class StartupComparison:
     """Runs the preflight, then compares table, kernel and cloud, or postpones that."""
 
-    def __init__(
-        self,
-        context: Context,
-        preflight: Preflight,
-        reconciler: Reconciler,
-        access_file: Path,
-        *,
-        serves_from_disk: bool,
-    ) -> None:
+    def __init__(self, context: Context, preflight: Preflight, reconciler: Reconciler, access_file: Path) -> None:
         self.error = ""  # of the latest try
         self._context = context
         self._preflight = preflight
         self._reconciler = reconciler
         self._access_file = access_file
-        self._serves_from_disk = serves_from_disk
+        self.serves_from_disk = bool(context.table.nics)
         self._is_checked = False
 
     async def run(self) -> None:
@@ -44,7 +36,7 @@ class StartupComparison:
                 await self._compare()
             except (CloudError, KernelRefused) as err:
                 unlisted = unlisted + 1 if isinstance(err, NotListed) else 0
-                if not self._serves_from_disk:
+                if not self.serves_from_disk:
                     self._judge(err, unlisted)
                 failures += 1
                 self.error = str(err)
