@@ -160,22 +160,16 @@ class CniApi:
 
     def _report(self, request: CniRequest | None, code: int, failure: str, phases: Phases) -> None:
         """Log and count the request. containerd asks for STATUS every few seconds, so a success is at debug."""
-        verb = request.command if request is not None and request.command in set(Verb) else "other"
+        seen = request or CniRequest("other", "", "", {})
+        verb = seen.command if seen.command in set(Verb) else "other"
         total, waits = phases.total, phases.seconds()
         self._metrics.cni_request(verb, code, total, waits)
         usual = Level.DEBUG if verb == Verb.STATUS else None
         logs.write(
-            "cni.request",
-            level=Level.WARN if code else usual,
-            verb=verb,
-            container=request.container_id if request else "",
-            ifname=request.ifname if request else "",
-            netns=request.netns if request else "",
-            code=code,
-            error=failure,
-            seconds=round(total, 4),
+            "cni.request", level=Level.WARN if code else usual, verb=verb, container=seen.container_id,
+            ifname=seen.ifname, netns=seen.netns, code=code, error=failure, seconds=round(total, 4),
             **{phase: round(seconds, 4) for phase, seconds in waits.items() if seconds},
-        )
+        )  # fmt: skip
 
 
 def _check_netns(request: CniRequest) -> None:

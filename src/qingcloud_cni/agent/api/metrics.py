@@ -1,10 +1,8 @@
 """Metrics for Prometheus: the statistics of the agent's parts, and what is counted as it happens."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
@@ -28,38 +26,28 @@ CLOUD_URGENCIES = counter(
     "qingagent_cloud_calls_by_urgency_total", "Calls of the QingCloud API by what needs them.", "urgency"
 )
 CLOUD_SECONDS = histogram("qingagent_cloud_call_seconds", "Duration of a call of the QingCloud API.", "action")
+CALLS_PER_POD = gauge("qingagent_cloud_calls_per_pod", "Calls since the start for each ADD that was answered.")
 EVENTS_SEEN = counter("qingagent_events_total", "Recorded events.", "name")
-
-
-@dataclass(frozen=True, slots=True)
-class CallStatistics:
-    per_pod: Annotated[
-        float, gauge("qingagent_cloud_calls_per_pod", "Calls since the start for each ADD that was answered.")
-    ]
 
 
 METRICS: Sequence[Metric] = (
     *metrics_of(AgentStatistics),
-    CNI_REQUESTS, CNI_SECONDS, CNI_PHASES, CLOUD_CALLS, CLOUD_URGENCIES, CLOUD_SECONDS,
-    *metrics_of(CallStatistics),
-    EVENTS_SEEN,
+    CNI_REQUESTS, CNI_SECONDS, CNI_PHASES, CLOUD_CALLS, CLOUD_URGENCIES, CLOUD_SECONDS, CALLS_PER_POD, EVENTS_SEEN,
 )  # fmt: skip
 
 
 class _Statistics(Collector):
-    def __init__(self, *statistics: object) -> None:
+    def __init__(self, statistics: AgentStatistics) -> None:
         self._statistics = statistics
 
     def collect(self) -> Iterable[Family]:
-        for statistics in self._statistics:
-            for metric, value in values_of(statistics):
-                family = GaugeMetricFamily if metric.kind is MetricKind.GAUGE else CounterMetricFamily
-                shown = family(metric.name, metric.help, labels=metric.labels)
-                for labels, number in (
-                    [((label,), number) for label, number in value.items()] if metric.labels else [((), value)]
-                ):
-                    shown.add_metric(labels, number)
-                yield shown
+        for metric, value in values_of(self._statistics):
+            family = GaugeMetricFamily if metric.kind is MetricKind.GAUGE else CounterMetricFamily
+            shown = family(metric.name, metric.help, labels=metric.labels)
+            numbers = {(label,): n for label, n in value.items()} if metric.labels else {(): value}
+            for labels, number in numbers.items():
+                shown.add_metric(labels, number)
+            yield shown
 
 
 class Metrics:
@@ -73,9 +61,11 @@ class Metrics:
         self._cloud = self._counter(CLOUD_CALLS)
         self._urgencies = self._counter(CLOUD_URGENCIES)
         self._cloud_seconds = self._histogram(CLOUD_SECONDS, _SECONDS)
-        self._events = self._counter(EVENTS_SEEN)
         self._calls = 0
         self._pods = 0
+        per_pod = Gauge(CALLS_PER_POD.name, CALLS_PER_POD.help, registry=self._registry)
+        per_pod.set_function(lambda: self._calls / max(self._pods, 1))
+        self._events = self._counter(EVENTS_SEEN)
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
@@ -102,5 +92,5 @@ class Metrics:
     def render(self, statistics: AgentStatistics) -> bytes:
         """The exposition format; takes some milliseconds, so call it in a thread."""
         shown = CollectorRegistry()
-        shown.register(_Statistics(statistics, CallStatistics(self._calls / max(self._pods, 1))))
+        shown.register(_Statistics(statistics))
         return generate_latest(shown) + generate_latest(self._registry)

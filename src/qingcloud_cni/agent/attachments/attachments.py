@@ -253,16 +253,9 @@ class Attachments:
     ) -> tuple[Attachment, Nic]:
         context, table = self._context, self._context.table
         wanted = Attachment(
-            key,
-            "",
-            netns,
-            context.now(),
-            dns=config.dns,
-            services=config.services,
-            ip_masq=config.ip_masq,
-            workload=config.workload,
-            uptime=context.clock.uptime(),
-        )
+            key, "", netns, context.now(), dns=config.dns, services=config.services, ip_masq=config.ip_masq,
+            workload=config.workload, uptime=context.clock.uptime(),
+        )  # fmt: skip
         with call.phases.waiting(Phase.QUEUE):
             move = await self._pool.take(wanted, config.request, call)
         with move:

@@ -42,12 +42,11 @@ class Spool:
         waiting = 0
         for found in files:
             match found:
-                case Oddity("spool.failed", detail):
-                    waiting += 1
-                    failures.append(detail)
-                    self._context.note_and_push("spool.failed", detail=detail)
                 case Oddity(event, detail):
                     self._context.note_and_push(event, detail=detail)
+                    if event == "spool.failed":
+                        waiting += 1
+                        failures.append(detail)
                 case SpoolFile():
                     try:
                         waiting += not await self._attachments.finish(found)

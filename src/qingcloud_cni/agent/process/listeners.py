@@ -54,18 +54,11 @@ def check_iface(name: str) -> None:
 def _tcp(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind((address.host, address.port))
-        listener.listen()
-    except OSError as err:
-        listener.close()
-        raise StartRefused(
-            f"bindaddr {address}: bind failed: {os.strerror(err.errno or 0)}; free it, or choose another --bindaddr"
-        ) from err
-    return listener
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    target = address.host, address.port
+    return _listening(listener, target, f"bindaddr {address}", "free it, or choose another --bindaddr")
 
 
 def _unix(path: Path) -> socket.socket:
@@ -73,15 +66,18 @@ def _unix(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(0o177)  # so that only root can ever connect
     try:
-        listener.bind(str(path))
+        return _listening(listener, str(path), f"socket {path}", "remove the file, or choose another --run-dir")
+    finally:
+        os.umask(umask)
+
+
+def _listening(listener: socket.socket, target: str | tuple[str, int], name: str, advice: str) -> socket.socket:
+    try:
+        listener.bind(target)
         listener.listen()
     except OSError as err:
         listener.close()
-        raise StartRefused(
-            f"socket {path}: bind failed: {os.strerror(err.errno or 0)}; remove the file, or choose another --run-dir"
-        ) from err
-    finally:
-        os.umask(umask)
+        raise StartRefused(f"{name}: bind failed: {os.strerror(err.errno or 0)}; {advice}") from err
     return listener
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -88,7 +88,12 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
         limiter = Limiter(
             Budget(host.settings.api_budget, clock.now()), clock=clock, rng=rng, on_rate=logs.calls_refused
         )
-        cloud = Client(access, AioTransport(access), limiter, clock=clock, rng=rng, observe=_observer(metrics))
+
+        def observe(call: CallSeen) -> None:
+            metrics.cloud_call(call)
+            logs.cloud_call(call)
+
+        cloud = Client(access, AioTransport(access), limiter, clock=clock, rng=rng, observe=observe)
         listeners = (logs.event, metrics.event)
         world = World(cloud, kernel, store, clock, rng, boot_id, listeners, boot_time.set_forward(clock))
         async with Agent.opened(host.settings, host.instance_id, world) as agent:
@@ -117,14 +122,6 @@ async def _remove_if_empty(kernel: HostKernel) -> None:
     """Remove the parking namespace that a failed start has created."""
     if not (await kernel.survey()).parked:
         await kernel.remove()
-
-
-def _observer(metrics: Metrics) -> Callable[[CallSeen], None]:
-    def observe(call: CallSeen) -> None:
-        metrics.cloud_call(call)
-        logs.cloud_call(call)
-
-    return observe
 
 
 def _watch_signals(stop: asyncio.Event) -> None:

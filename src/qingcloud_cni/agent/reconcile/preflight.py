@@ -15,11 +15,7 @@ class Preflight:
     """The instance exists and shares one VPC with every configured vxnet."""
 
     def __init__(
-        self,
-        context: Context,
-        vxnets: VxnetCache,
-        instance_status: InstanceStatus,
-        configured: Iterable[str],
+        self, context: Context, vxnets: VxnetCache, instance_status: InstanceStatus, configured: Iterable[str]
     ) -> None:
         self._context = context
         self._instance_id = context.identity.instance_id

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qingcloud_cni.agent.settings.settings import BY_KEY, SETTINGS, VXNET_PLACEHOLDER, Setting, Settings
@@ -133,30 +134,24 @@ def read_instance_id(settings: Settings) -> str:
     """The setting, or the content of the file."""
     if settings.instance_id:
         return settings.instance_id
-    path = settings.instance_id_file
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError as err:
-        raise StartRefused(
-            f"instance id file {path}: read failed: {err.strerror};"
-            " write this instance's id into it, or set --instance-id"
-        ) from err
-    if not INSTANCE_ID.fullmatch(text):
-        raise StartRefused(f"instance id file {path} holds {text[:40]!r}: expected an instance id such as i-1234abcd")
-    return text
+    advice = "write this instance's id into it, or set --instance-id"
+    expected = "an instance id such as i-1234abcd"
+    return _read_id("instance id file", settings.instance_id_file, INSTANCE_ID, expected, advice)
 
 
 def read_boot_id(settings: Settings) -> str:
-    path = settings.boot_id_file
+    expected = "one word, the same until the next boot"
+    return _read_id("boot id file", settings.boot_id_file, BOOT_ID, expected, "set --boot-id-file")
+
+
+def _read_id(kind: str, path: Path, pattern: re.Pattern[str], expected: str, advice: str) -> str:
     try:
-        boot_id = path.read_text(encoding="utf-8", errors="replace").strip()
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError as err:
-        raise StartRefused(f"boot id file {path}: read failed: {err.strerror}; set --boot-id-file") from err
-    if not BOOT_ID.fullmatch(boot_id):
-        raise StartRefused(
-            f"boot id file {path} holds {boot_id[:40]!r}: expected one word, the same until the next boot"
-        )
-    return boot_id
+        raise StartRefused(f"{kind} {path}: read failed: {err.strerror}; {advice}") from err
+    if not pattern.fullmatch(text):
+        raise StartRefused(f"{kind} {path} holds {text[:40]!r}: expected {expected}")
+    return text
 
 
 def check_vxnets(resolved: Resolved) -> None:
