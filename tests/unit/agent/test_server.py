@@ -10,7 +10,7 @@ import aiohttp
 
 from qingcloud_cni.agent.api.endpoints import Api
 from qingcloud_cni.agent.api.metrics import Metrics
-from qingcloud_cni.agent.api.server import Listeners, Server
+from qingcloud_cni.agent.api.server import Server
 from qingcloud_cni.core.cni.protocol import LARGEST_CONFIG, LARGEST_REQUEST
 from qingcloud_cni.plugin import qingcni
 
@@ -27,7 +27,7 @@ async def ask(directory: Path, method: str, path: str, body: bytes = b"") -> tup
         listener.listen()
     config: Any = {}
     server = Server(Api(agent, Metrics(), config), "token")
-    await server.begin(Listeners(unix, tcp))
+    await server.begin(unix, tcp)
     connector = aiohttp.UnixConnector(str(directory / "agent.sock"))
     try:
         async with (

@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 
 from aiohttp import web
@@ -13,14 +12,6 @@ from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST
 from qingcloud_cni.core.errors import AccessDenied
 
 _ROUTE = {"get": web.get, "post": web.post}
-
-
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """Both listen already: a client that connects early waits, or is cut off if the start fails."""
-
-    unix: socket.socket
-    tcp: socket.socket
 
 
 class Server:
@@ -45,9 +36,9 @@ class Server:
         )
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=5.0)
 
-    async def begin(self, listeners: Listeners) -> None:
+    async def begin(self, *listeners: socket.socket) -> None:
         await self._runner.setup()
-        for listener in (listeners.unix, listeners.tcp):
+        for listener in listeners:
             await web.SockSite(self._runner, listener).start()
 
     async def end(self) -> None:

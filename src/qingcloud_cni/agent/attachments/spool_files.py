@@ -81,10 +81,7 @@ class SpoolFiles:
                 raise Unavailable(f"spool file {file.path} cannot be removed: {err.strerror}") from err
 
     def scan(self) -> list[SpoolFile | Oddity]:
-        """All files for this agent, and oddities; files of other agents are reported once.
-
-        Unavailable if the directory cannot be used.
-        """
+        """Files for this agent, and oddities; others' files once. Unavailable if the directory is unusable."""
         try:
             self._check_directory()
             paths = sorted(self.directory.iterdir())

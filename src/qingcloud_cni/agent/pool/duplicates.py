@@ -8,10 +8,7 @@ from qingcloud_cni.core.pool.plan import is_proxy, probe_due
 
 
 class Duplicates:
-    """Probes NICs once they are idle, and quarantined ones periodically; no request waits for a probe.
-
-    A probe ends when an ADD takes its NIC.
-    """
+    """Probes NICs once they are idle, quarantined ones periodically. An ADD that takes the NIC ends the probe."""
 
     def __init__(self, context: Context, quarantine: float, *, is_on: bool) -> None:
         """*quarantine*: seconds for which an address counts as a duplicate since another host answered for it."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from qingcloud_cni.agent.api.server import Listeners
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.agent.settings.values import Address
 from qingcloud_cni.core.errors import AlreadyRunning, StartRefused
@@ -32,13 +31,16 @@ def take_lock() -> socket.socket:
 
 
 @contextmanager
-def bound(settings: Settings) -> Iterator[Listeners]:
-    """Bind both addresses until the end of the block; StartRefused if one is not available."""
+def bound(settings: Settings) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Listen on both addresses for the block; StartRefused if one is not available.
+
+    A client that connects early waits, or is cut off if the start fails.
+    """
     with ExitStack() as stack:
         tcp = stack.enter_context(_tcp(settings.bindaddr))
         unix = stack.enter_context(_unix(settings.socket))
         stack.callback(settings.socket.unlink, missing_ok=True)
-        yield Listeners(unix, tcp)
+        yield unix, tcp
 
 
 def check_iface(name: str) -> None:

@@ -63,7 +63,7 @@ async def serve(host: Host) -> None:
             async with opened(host) as parts:
                 server = Server(Api(parts.agent, parts.metrics, host.config), token)
                 try:
-                    await server.begin(listeners)
+                    await server.begin(*listeners)
                     logs.write("agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))
                     await stop.wait()
                 finally:

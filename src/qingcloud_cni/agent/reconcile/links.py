@@ -11,7 +11,7 @@ from qingcloud_cni.core.drift.link_drift import Arrived, LinkRemedy, Lost, Retur
 from qingcloud_cni.core.drift.link_locations import LinkLocations, locate
 from qingcloud_cni.core.drift.recovery import unclaimed_attachment
 from qingcloud_cni.core.errors import KernelRefused
-from qingcloud_cni.core.nics.model import Nic, NicState
+from qingcloud_cni.core.nics.model import Netns, Nic, NicState
 from qingcloud_cni.core.seams.kernel import Survey
 
 UNHURRIED = 0.1  # seconds until a survey if no ADD waits for a link: it takes the kernel thread 3 ms
@@ -151,24 +151,27 @@ class Links:
         if table.nics[nic_id].is_gateway:
             self._gateways.receive(nic_id)
             return
-        if self._pool.assign_arriving(nic_id):
-            return
-        self._context.tasks.spawn(f"park {nic_id}", self._park(self._context.moves.of(nic_id)))
+        if not self._pool.assign_arriving(nic_id):
+            self.park(nic_id)
 
-    async def _park(self, move: Move) -> None:
-        context = self._context
+    def park(self, nic_id: str, netns: Netns | None = None) -> None:
+        """Begin to park a link that is on the host, or strayed into *netns*."""
+        self._context.tasks.spawn(f"park {nic_id}", self._park(self._context.moves.of(nic_id), netns))
+
+    async def _park(self, move: Move, netns: Netns | None) -> None:
+        context, table, is_parked = self._context, self._context.table, True
         with move as nic_id:
+            alias = context.identity.alias(nic_id)
             try:
-                await context.kernel.park(nic_id, self._context.identity.alias(nic_id))
+                if netns is None:
+                    await context.kernel.park(nic_id, alias)
+                else:
+                    is_parked = await context.kernel.detach(nic_id, netns, 0, alias)
             except KernelRefused as err:
                 context.note("nic.park-failed", nic_id, detail=str(err))  # the next comparison tries again
             else:
-                self.parked(nic_id)
+                if is_parked and table.nics[nic_id].state is NicState.ARRIVING:
+                    table.parked(nic_id, context.now())
         self._pool.assign_idle()
         context.journal.push()
-        self._context.signals.plan_due.notify()
-
-    def parked(self, nic_id: str) -> None:
-        table = self._context.table
-        if table.nics[nic_id].state is NicState.ARRIVING:
-            table.parked(nic_id, self._context.now())
+        context.signals.plan_due.notify()

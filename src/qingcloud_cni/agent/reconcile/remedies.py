@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from math import inf
 
 from qingcloud_cni.agent.attachments.attachments import Attachments
-from qingcloud_cni.agent.base.context import Context, Move
+from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.agent.reconcile.links import Links
@@ -13,7 +13,6 @@ from qingcloud_cni.core.drift.cloud_drift import Adopt, Await, Forget, Readdress
 from qingcloud_cni.core.drift.differences import Remedy
 from qingcloud_cni.core.drift.link_drift import Fetch, Release
 from qingcloud_cni.core.drift.recovery import adopted, adopted_gateway
-from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.nics.model import NicState
 from qingcloud_cni.core.pool.pool_state import Mode
@@ -54,8 +53,9 @@ class Remedies:
                     replug.append(nic_id)
                 case Renew(nic_id):
                     self._renew(nic_id)
-                case Fetch():
-                    self._fetch(remedy)
+                case Fetch(nic_id, netns):
+                    self.has_begun = True
+                    self._links.park(nic_id, netns)
                 case Release(nic_id):
                     self._release(nic_id)
                 case _:
@@ -90,23 +90,6 @@ class Remedies:
         self._context.table.add(nic, "nic.adopted", detail=f"{found.status} {nic.address}")
 
     # --- in the kernel -------------------------------------------------------------------------------
-
-    def _fetch(self, remedy: Fetch) -> None:
-        self.has_begun = True
-        move = self._context.moves.of(remedy.nic_id)
-        self._context.tasks.spawn(f"fetch {remedy.nic_id}", self._park_strayed(remedy, move))
-
-    async def _park_strayed(self, remedy: Fetch, move: Move) -> None:
-        context = self._context
-        with move:
-            try:
-                alias = self._context.identity.alias(remedy.nic_id)
-                if await context.kernel.detach(remedy.nic_id, remedy.netns, 0, alias):
-                    self._links.parked(remedy.nic_id)
-            except KernelRefused as err:
-                context.note("nic.park-failed", remedy.nic_id, detail=str(err))
-        context.journal.push()
-        self._context.signals.plan_due.notify()
 
     def _release(self, nic_id: str) -> None:
         if attachment := self._context.table.attachment_of(nic_id):

@@ -13,6 +13,7 @@ from qingcloud_cni.core.nics.names import INSTANCE_ID
 
 LONGEST_SHOWN = 100  # characters of a rejected value, which may be a whole file
 BOOT_ID = re.compile(r"[\x21-\x7e]{1,100}")  # the kernel's is a UUID
+Raw = Mapping[str, object]  # values by the key of the setting, as a source has them
 _VXNET_ID = re.compile(r"vxnet-[0-9a-z]+")
 
 
@@ -37,12 +38,7 @@ class Resolved:
 
 
 def resolve(
-    flags: Mapping[str, object],
-    environment: Mapping[str, str],
-    file: Mapping[str, object],
-    file_name: str,
-    *,
-    access_zone: Given | None = None,
+    flags: Raw, environment: Mapping[str, str], file: Raw, file_name: str, *, access_zone: Given | None = None
 ) -> Resolved:
     """Merge: flag > environment > file > (the access file, for the zone) > default.
 
@@ -66,13 +62,7 @@ def resolve(
     return merged
 
 
-def _given(
-    setting: Setting,
-    flags: Mapping[str, object],
-    environment: Mapping[str, str],
-    file: Mapping[str, object],
-    file_name: str,
-) -> Given:
+def _given(setting: Setting, flags: Raw, environment: Mapping[str, str], file: Raw, file_name: str) -> Given:
     key = setting.name.lower()
     if key in flags:
         return Given(flags[key], f"--{setting.name}")

@@ -46,15 +46,11 @@ def _path(value: object) -> Path:
     path = Path(_text(value))
     if "\0" in str(path):
         raise ValueError
-    if not path.is_absolute():
-        path = Path.cwd() / path
-    return path
+    return path if path.is_absolute() else Path.cwd() / path
 
 
 def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError
-    text = str(value).strip()
+    text = _text(value)
     if not _DIGITS.fullmatch(text):
         raise ValueError
     return int(text)
@@ -98,7 +94,6 @@ def _address(value: object) -> Address:
     return Address(str(ip_address(host)), int(port))
 
 
-TEXT = ValueKind("string", "text", _text)
 PATH = ValueKind("string", "a path", _path)
 WHOLE = ValueKind("int", "a whole number, 0 or more", _whole)
 SECONDS = ValueKind("duration", "a duration such as 30s, 10m, 500ms or a number of seconds", _seconds)
