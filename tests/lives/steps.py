@@ -6,6 +6,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
+import msgspec
+
 from inprocess.agent import SimulatedHost, netns_of
 from inprocess.disk import Disk
 from inprocess.network import CODES, RandomFaults
@@ -251,7 +253,7 @@ class Steps(Runtime):
         self._until.clear()
         topology = self.host.model.topology
         if "budget" in self.plan.conditions:
-            topology = replace(topology, limits=replace(topology.limits, calls_per_hour=0))
+            topology = replace(topology, limits=msgspec.structs.replace(topology.limits, calls_per_hour=0))
         self.host.model.topology = replace(topology, latencies=Latencies())
         self.rate = 0.0
         self._clear_up()
