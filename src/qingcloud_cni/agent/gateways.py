@@ -14,7 +14,7 @@ from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.core.cni.network_config import NetworkConfig
 from qingcloud_cni.core.errors import CloudError, InvalidConfig, KernelRefused, ResourceNotFound, Unavailable
-from qingcloud_cni.core.gateway import HostNic, address_of, host_nics, service_path, unused
+from qingcloud_cni.core.gateway import HostNic, host_nics, service_path, unused
 from qingcloud_cni.core.nics.model import Nic, NicState, OpKind
 from qingcloud_cni.core.pool.pool_state import Mode
 from qingcloud_cni.core.seams.cloud import CloudNic
@@ -72,7 +72,7 @@ class Gateways:
         while self._others is None and self._serving(nic.vxnet_id) is None:
             await self._wait(nic.vxnet_id, end, seconds)
         if (gateway := self._serving(nic.vxnet_id)) is not None:
-            return address_of(gateway)
+            return gateway.host_address
         with self._context.urgency.waits():
             host_nics_now = await self._host_nics()
         own = next((h for h in host_nics_now if h.vxnet_id == nic.vxnet_id), None)
@@ -90,7 +90,7 @@ class Gateways:
                 await self._wait(nic.vxnet_id, end, seconds)
         finally:
             self._wanted[nic.vxnet_id] -= 1
-        return address_of(gateway)
+        return gateway.host_address
 
     async def _wait(self, vxnet_id: str, end: float, seconds: float) -> None:
         left = end - self._context.now()
@@ -336,7 +336,7 @@ class Gateways:
         async with self._one_at_a_time:
             table = self._context.table
             nics, attachments = tuple(table.nics.values()), tuple(table.attachments.values())
-            own = {address_of(n) for n in nics if n.is_gateway}
+            own = {n.host_address for n in nics if n.is_gateway}
             needs_others = any(a.services and a.routes and not own & {r.gw for r in a.routes} for a in attachments)
             others = await self._host_nics() if needs_others else ()
             path = service_path(nics, attachments, others, self._context.identity.gateway_prefix)

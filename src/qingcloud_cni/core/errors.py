@@ -88,10 +88,7 @@ class LinkNotFound(KernelRefused):
 
 
 class CloudError(AgentError):
-    """A cloud call failed.
-
-    *ret_code* is the cloud's code, 0 without an answer.
-    """
+    """A cloud call failed; *ret_code* is the cloud's code, 0 without an answer."""
 
     def __init__(self, message: str, *, action: str, ret_code: int = 0) -> None:
         super().__init__(message)
@@ -173,12 +170,7 @@ WIRE: dict[type[BaseException], tuple[int, int]] = {  # CNI code (8 as the skel 
     Exception: (999, 500),
 }
 
-EXIT: dict[type[BaseException], int] = {
-    StartRefused: 2,
-    AlreadyRunning: 3,
-    AbilityMissing: 4,
-    Exception: 1,
-}
+EXIT: dict[type[BaseException], int] = {StartRefused: 2, AlreadyRunning: 3, AbilityMissing: 4, Exception: 1}
 
 
 def wire(err: BaseException) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from types import MappingProxyType
 
 
@@ -21,13 +22,7 @@ class EventKind:
     meaning: str  # Markdown
 
 
-def _info(meaning: str) -> EventKind:
-    return EventKind(Level.INFO, meaning)
-
-
-def _warn(meaning: str) -> EventKind:
-    return EventKind(Level.WARN, meaning)
-
+_info, _warn = partial(EventKind, Level.INFO), partial(EventKind, Level.WARN)
 
 EVENTS: Mapping[str, EventKind] = MappingProxyType(
     {

@@ -60,10 +60,6 @@ def free_index(nics: Iterable[Nic]) -> int:
     return next(i for i in range(LAST_INDEX + 1) if i not in taken)
 
 
-def address_of(nic: Nic) -> str:
-    return str(IPv4Interface(nic.address).ip)
-
-
 def users(gateway_address: str, attachments: Iterable[Attachment]) -> tuple[Attachment, ...]:
     """Return the attachments that reach Services through this gateway."""
     return tuple(a for a in attachments if a.services and any(r.gw == gateway_address for r in a.routes))
@@ -71,7 +67,7 @@ def users(gateway_address: str, attachments: Iterable[Attachment]) -> tuple[Atta
 
 def unused(nics: Iterable[Nic], attachments: Sequence[Attachment]) -> frozenset[str]:
     """Return the gateway NICs that no attachment uses."""
-    return frozenset(n.nic_id for n in nics if n.is_gateway and not users(address_of(n), attachments))
+    return frozenset(n.nic_id for n in nics if n.is_gateway and not users(n.host_address, attachments))
 
 
 def service_path(

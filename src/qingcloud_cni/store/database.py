@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,6 +42,11 @@ _PRAGMAS = (
     "journal_size_limit=8388608",  # bytes to which a WAL that grew on a full disk is cut
 )
 _COLUMNS = "at, name, nic_id, subject, detail, state, job_id, pod"  # of an event, in the order of its fields
+_MATCHES = """seq > :after AND :nic_id IN ('', nic_id) AND :subject IN ('', subject)
+    AND :pod IN ('', pod, substr(pod, instr(pod, '/') + 1))
+    AND (:name IN ('', name) OR substr(name, 1, length(:name) + 1) = :name || '.')
+    AND (:container = '' OR instr(subject, '/') > 0
+        AND instr(substr(subject, instr(subject, '/')), '/' || :container) = 1)"""  # network/container/ifname
 _IN_USE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 _REFUSED = frozenset(
@@ -61,11 +67,7 @@ class Database:
     """Reads rows and writes changes. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file; create or upgrade it if needed.
-
-        StartRefused if it is in use or of a newer version, StoreRefused if the disk does not allow it, StoreDamaged
-        if it is not a database of ours.
-        """
+        """Open the file; create or upgrade it if needed. Errors as of `Store.load`, or StoreDamaged."""
         if path.is_dir():
             raise StartRefused(f"{named(path)} is a directory; remove it, or use another --state-dir")
         self._path = path
@@ -128,11 +130,7 @@ class Database:
     # --- changes -------------------------------------------------------------------------------------
 
     def write(self, changes: Sequence[Change], *, is_all: bool = False) -> None:
-        """Write *changes* in one transaction; *is_all*: they replace all rows.
-
-        StoreRefused if the disk refuses them: repeat the same changes first, as they may be on disk all the same.
-        StoreDamaged if the file is gone.
-        """
+        """Write as `Store.save` does; *is_all*: *changes* replace all rows."""
         if not changes and not is_all:
             return
         if _identity(self._path) != self._identity:
@@ -204,11 +202,10 @@ class Database:
     # --- events --------------------------------------------------------------------------------------
 
     def events(self, wanted: EventFilter) -> tuple[Event, ...]:
-        where, values = _conditions(wanted)
         order = "ASC" if wanted.after else "DESC"
-        query = f"SELECT {_COLUMNS}, seq FROM events WHERE {where} ORDER BY seq {order} LIMIT ?"
+        query = f"SELECT {_COLUMNS}, seq FROM events WHERE {_MATCHES} ORDER BY seq {order} LIMIT :limit"
         with self._translated():
-            rows = self._db.execute(query, (*values, wanted.limit)).fetchall()
+            rows = self._db.execute(query, asdict(wanted)).fetchall()
         return tuple(Event(*row) for row in (rows if wanted.after else reversed(rows)))
 
     def close(self) -> None:
@@ -241,28 +238,6 @@ def named(path: Path) -> str:
 def _text(raw: bytes) -> str:
     """Decode any bytes: checksums detect damaged rows, and events are for people."""
     return raw.decode(errors="replace")
-
-
-def _conditions(wanted: EventFilter) -> tuple[str, list[str | int]]:
-    """Return the filter as an SQL expression, and its values."""
-    clauses: list[str] = ["seq > ?"]
-    values: list[str | int] = [wanted.after]
-    if wanted.nic_id:
-        clauses.append("nic_id = ?")
-        values.append(wanted.nic_id)
-    if wanted.subject:
-        clauses.append("subject = ?")
-        values.append(wanted.subject)
-    if wanted.container:  # the second part of network/container/ifname
-        clauses.append("instr(substr(subject, instr(subject, '/')), '/' || ?) = 1 AND instr(subject, '/') > 0")
-        values.append(wanted.container)
-    if wanted.pod:
-        clauses.append("(pod = ? OR substr(pod, instr(pod, '/') + 1) = ?)")
-        values += [wanted.pod, wanted.pod]
-    if wanted.name:
-        clauses.append("(name = ? OR substr(name, 1, length(?) + 1) = ? || '.')")
-        values += [wanted.name] * 3
-    return " AND ".join(clauses), values
 
 
 def _identity(path: Path) -> tuple[int, int]:

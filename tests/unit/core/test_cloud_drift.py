@@ -73,17 +73,18 @@ def drift(what: TableFacts, said: CloudFacts, place: str = "nowhere") -> list[tu
 @pytest.mark.parametrize(
     ("said", "found"),
     [
-        pytest.param(FREE, [(DifferenceKind.UNKNOWN, Adopt(FREE, None))], id="free"),
+        pytest.param(FREE, [(DifferenceKind.UNKNOWN, Adopt(MAC, FREE, None))], id="free"),
         pytest.param(
             replace(FREE, created=0.0),
-            [(DifferenceKind.UNKNOWN, Adopt(replace(FREE, created=0.0), None))],
+            [(DifferenceKind.UNKNOWN, Adopt(MAC, replace(FREE, created=0.0), None))],
             id="no age",
         ),
         pytest.param(replace(FREE, created=NOW - GROWN_UP + 1), [(DifferenceKind.YOUNG, None)], id="free and young"),
         pytest.param(replace(FREE, created=NOW + 60), [(DifferenceKind.YOUNG, None)], id="made in the future"),
-        pytest.param(ATTACHED, [(DifferenceKind.UNKNOWN, Adopt(ATTACHED, None))], id="attached here"),
+        pytest.param(ATTACHED, [(DifferenceKind.UNKNOWN, Adopt(MAC, ATTACHED, None))], id="attached here"),
         pytest.param(
-            replace(ATTACHED, created=NOW), [(DifferenceKind.UNKNOWN, Adopt(replace(ATTACHED, created=NOW), None))],
+            replace(ATTACHED, created=NOW),
+            [(DifferenceKind.UNKNOWN, Adopt(MAC, replace(ATTACHED, created=NOW), None))],
             id="attached here and young",
         ),
         pytest.param(ELSEWHERE, [], id="attached to another instance"),
@@ -99,7 +100,7 @@ def test_what_the_table_does_not_know(said: CloudNic, found: list[tuple[Differen
 
 
 def test_a_nic_is_adopted_with_its_link_on_the_host() -> None:
-    assert drift(NOBODY, view(ATTACHED, link=LINK)) == [(DifferenceKind.UNKNOWN, Adopt(ATTACHED, LINK))]
+    assert drift(NOBODY, view(ATTACHED, link=LINK)) == [(DifferenceKind.UNKNOWN, Adopt(MAC, ATTACHED, LINK))]
 
 
 def test_nics_of_creates_under_way_and_those_the_table_had_meanwhile_are_left_alone() -> None:

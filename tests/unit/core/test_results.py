@@ -17,6 +17,7 @@ from qingcloud_cni.core.cni.results import (
     ResultRoute,
     check_extensible,
     extended,
+    family_of,
     read_result,
     render,
     result_of,
@@ -185,7 +186,7 @@ def test_no_field_of_a_newer_version_is_in_an_older_result(result: Result, versi
 def test_versions_up_to_0_2_0_keep_the_first_address_of_each_family_and_its_routes(
     result: Result, version: str
 ) -> None:
-    first = {ip.family: ip for ip in reversed(result.ips)}
+    first = {family_of(ip.address): ip for ip in reversed(result.ips)}
     if not first:
         with pytest.raises(InvalidConfig, match="no address"):
             render(result, version)
@@ -195,7 +196,7 @@ def test_versions_up_to_0_2_0_keep_the_first_address_of_each_family_and_its_rout
     assert read == Result(
         (),
         tuple(Ip(first[family].address, first[family].gateway) for family in "46" if family in first),
-        tuple(r for family in "46" if family in first for r in plain(result).routes if r.family == family),
+        tuple(r for family in "46" if family in first for r in plain(result).routes if family_of(r.dst) == family),
         result.dns,
     )
     assert render(read, version) == written

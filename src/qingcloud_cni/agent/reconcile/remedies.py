@@ -68,7 +68,7 @@ class Remedies:
     def _record(self, remedy: Remedy) -> None:
         table, now = self._context.table, self._context.now()
         match remedy:
-            case Adopt(found, link):
+            case Adopt(_, found, link):
                 self._adopt(found, link)
             case Forget(nic_id, detail):
                 table.drop(nic_id, "nic.gone", now, detail)

@@ -32,7 +32,7 @@ class AddressRequest:
         return f"{' with '.join(parts)} (requested by {self.requested_by})"
 
     def fits(self, nic: Nic) -> bool:
-        return self.mac in ("", nic.nic_id) and self.address in ("", nic.address, nic.address.partition("/")[0])
+        return self.mac in ("", nic.nic_id) and self.address in ("", nic.address, nic.host_address)
 
 
 @dataclass(frozen=True, slots=True)

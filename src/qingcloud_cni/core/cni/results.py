@@ -31,20 +31,12 @@ class Ip:
     gateway: str = ""
     interface: int | None = None  # index among the result's interfaces
 
-    @property
-    def family(self) -> str:
-        return _family(self.address)
-
 
 @dataclass(frozen=True, slots=True)
 class ResultRoute:
     dst: str  # CIDR
     gw: str = ""
     details: tuple[tuple[str, int], ...] = ()  # by the keys of _ROUTE_DETAILS
-
-    @property
-    def family(self) -> str:
-        return _family(self.dst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +47,7 @@ class Result:
     dns: Dns = field(default_factory=Dns)
 
 
-def _family(network: str) -> str:
+def family_of(network: str) -> str:
     return "6" if ":" in network else "4"
 
 
@@ -100,7 +92,7 @@ def check_extensible(previous: Result, ifname: str, version: str) -> None:
             f"prevResult has an interface {ifname} already: qingcni only creates interfaces; put it first in the"
             " chain, or use another CNI_IFNAME"
         )
-    families = [ip.family for ip in previous.ips] + ["4"]
+    families = [family_of(ip.address) for ip in previous.ips] + ["4"]
     if VERSIONS[version].shape is Shape.IP4 and len(set(families)) < len(families):
         raise InvalidConfig(
             f"cniVersion {version} holds one address of each family, and prevResult has"
@@ -219,9 +211,9 @@ def _render_halves(result: Result) -> dict[str, object]:
     """The first address of each family, and the routes of that family."""
     halves: dict[str, object] = {}
     for family in "46":
-        ip = next((ip for ip in result.ips if ip.family == family), None)
+        ip = next((ip for ip in result.ips if family_of(ip.address) == family), None)
         if ip is not None:
-            routes = [_render_route(r, has_details=False) for r in result.routes if r.family == family]
+            routes = [_render_route(r, has_details=False) for r in result.routes if family_of(r.dst) == family]
             halves[f"ip{family}"] = _given(ip=ip.address, gateway=ip.gateway, routes=routes or None)
     if not halves:
         raise InvalidConfig("the result has no address, which versions up to 0.2.0 require")
@@ -230,12 +222,9 @@ def _render_halves(result: Result) -> dict[str, object]:
 
 def _render_lists(result: Result, version: str) -> dict[str, object]:
     has_family, has_details = VERSIONS[version].has_family, VERSIONS[version].has_details
-    ips = [
-        _given(
-            version=ip.family if has_family else None, interface=ip.interface, address=ip.address, gateway=ip.gateway
-        )
-        for ip in result.ips
-    ]
+    ips = [_given(interface=ip.interface, address=ip.address, gateway=ip.gateway) for ip in result.ips]
+    if has_family:
+        ips = [{"version": family_of(ip.address), **shown} for ip, shown in zip(result.ips, ips, strict=True)]
     return {
         "interfaces": [_render_interface(i, has_details=has_details) for i in result.interfaces],
         "ips": ips,

@@ -27,41 +27,27 @@ class Adopt(Remedy):
 class Forget(Remedy):
     """The NIC is no longer ours."""
 
-    nic_id: str
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
 class Unattach(Remedy):
     """It exists but is attached nowhere: the planner attaches or deletes it."""
 
-    nic_id: str
 
-
-@dataclass(frozen=True, slots=True)
 class Await(Remedy):
     """It is attached here: wait for its link."""
 
-    nic_id: str
 
-
-@dataclass(frozen=True, slots=True)
 class Replug(Remedy):
     """Detach it and attach it again."""
 
-    nic_id: str
 
-
-@dataclass(frozen=True, slots=True)
 class Renew(Remedy):
     """Its link is here, but the cloud has it attached nowhere: attach it again, or forget it."""
-
-    nic_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Readdress(Remedy):
-    nic_id: str
     vxnet_id: str
     address: str  # with prefix length
     gateway: str
@@ -122,7 +108,7 @@ def _unknown(held: TableFacts, view: CloudFacts, now: float) -> Iterator[Differe
             yield Difference(DifferenceKind.YOUNG, nic.nic_id, detail, until=now + GROWN_UP - age)
         else:
             detail = f"{nic.name} is {'attached here' if is_here else 'attached nowhere'}"
-            remedy = Adopt(nic, view.on_host.get(nic.nic_id))
+            remedy = Adopt(nic.nic_id, nic, view.on_host.get(nic.nic_id))
             yield Difference(DifferenceKind.UNKNOWN, nic.nic_id, detail, remedy=remedy, is_harmless=True)
 
 

@@ -38,10 +38,11 @@ class DifferenceKind(StrEnum):
     CUT_OFF = "cut-off"  # it serves a container, but is not attached here
 
 
+@dataclass(frozen=True, slots=True)
 class Remedy:
     """What resolves a difference; each kind is a class of its own."""
 
-    __slots__ = ()
+    nic_id: str
 
 
 @dataclass(frozen=True, slots=True)

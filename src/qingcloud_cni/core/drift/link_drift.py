@@ -17,34 +17,28 @@ _COMING = (NicState.CREATING, NicState.ATTACHING, NicState.ARRIVING, NicState.MI
 _PARKED = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED)
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(Remedy):
     """The link is on the host, or parked although the table does not say so."""
 
-    nic_id: str
-
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Remedy):
     """The link of an assigned NIC has left its container: the attachment is over."""
 
-    nic_id: str
     is_parked: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Remedy):
     """The link is nowhere it may be."""
 
-    nic_id: str
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
-class Strayed:
+class Strayed(Remedy):
     """The link of a NIC without an attachment is in a container, with our alias."""
 
-    nic_id: str
     path: str
 
 
@@ -128,16 +122,12 @@ def _unsigned_link(attachment: Attachment, survey: Survey) -> Link | None:
 class Fetch(Remedy):
     """Move the link back from a namespace in which it serves nothing."""
 
-    nic_id: str
     netns: Netns
     ifindex: int
 
 
-@dataclass(frozen=True, slots=True)
 class Release(Remedy):
     """The attachment is over: its namespace is gone, and no DEL came."""
-
-    nic_id: str
 
 
 def misplaced_links(

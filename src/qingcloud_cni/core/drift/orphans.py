@@ -73,11 +73,9 @@ def classify(
         since = free_since(candidate.nic)
         if not older_than or (since and now - since >= older_than):
             orphans.append(Orphan(candidate.nic, candidate.instance_id, fate))
-        elif since:
-            why = f"free for {max(now - since, 0.0):.0f} s only"
-            left_alone.append(LeftAlone(candidate.nic, candidate.instance_id, why))
         else:
-            why = "the cloud does not say since when it is free"
+            age = f"free for {max(now - since, 0.0):.0f} s only"
+            why = age if since else "the cloud does not say since when it is free"
             left_alone.append(LeftAlone(candidate.nic, candidate.instance_id, why))
     return tuple(orphans), tuple(left_alone)
 

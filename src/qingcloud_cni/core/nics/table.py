@@ -240,20 +240,15 @@ class Table(Rows):
             raise IllegalTransition(f"attachment {key} exists already")
         if self._nics[attachment.nic_id].state is NicState.MISSING:
             raise IllegalTransition(f"nic {attachment.nic_id} is missing: it cannot serve {key}")
-        self._move(
-            attachment.nic_id, NicState.ASSIGNED, "nic.assigned", attachment.since, subject=str(key),
-            pod=attachment.workload.pod,
-        )  # fmt: skip
+        self._move_for(attachment, NicState.ASSIGNED, "nic.assigned", attachment.since)
         self._put(attachment)
 
     def found(self, attachment: Attachment, now: float) -> None:
         """A missing NIC's link is in a container that the table does not know: *attachment* is unclaimed."""
-        key, netns = attachment.key, attachment.netns
+        key = attachment.key
         if self._nics[attachment.nic_id].state is not NicState.MISSING or key in self._attachments:
             raise IllegalTransition(f"nic {attachment.nic_id} is found though it is not missing: {key}")
-        self._move(
-            attachment.nic_id, NicState.ASSIGNED, "nic.found", now, subject=str(key), detail=netns.path, released=0.0
-        )
+        self._move_for(attachment, NicState.ASSIGNED, "nic.found", now, detail=attachment.netns.path, released=0.0)
         self._put(attachment)
 
     def claimed(self, unclaimed: AttachmentKey, attachment: Attachment, now: float) -> None:
@@ -281,18 +276,21 @@ class Table(Rows):
         """The ADD failed before the link left the parking namespace: the NIC is idle again."""
         attachment = self._attachments[key]
         self._drop(Attachment, key)
-        self._move(
-            attachment.nic_id, NicState.IDLE, "nic.returned", now, subject=str(key), detail=detail,
-            pod=attachment.workload.pod,
-        )  # fmt: skip
+        self._move_for(attachment, NicState.IDLE, "nic.returned", now, detail=detail)
 
     def released(self, key: AttachmentKey, now: float, *, is_parked: bool, cause: str) -> None:
         """The attachment is over. Its address cools down; unless the link *is_parked* it should return."""
         attachment = self._attachments[key]
         self._drop(Attachment, key)
         state = NicState.COOLING if is_parked else NicState.ARRIVING
+        self._move_for(attachment, state, "nic.released", now, detail=cause, released=now)
+
+    def _move_for(
+        self, attachment: Attachment, state: NicState, event: str, now: float, *, detail: str = "",
+        released: float | None = None,
+    ) -> None:  # fmt: skip
         self._move(
-            attachment.nic_id, state, "nic.released", now, subject=str(key), detail=cause, released=now,
+            attachment.nic_id, state, event, now, subject=str(attachment.key), detail=detail, released=released,
             pod=attachment.workload.pod,
         )  # fmt: skip
 
