@@ -12,7 +12,7 @@ from inprocess import virtual_time
 from inprocess.budgets import make_limiter
 from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.orphans.orphan_finder import Deleted, Found, OrphanFinder
-from qingcloud_cni.cloud import Access, Client
+from qingcloud_cni.cloud import Access, Caller, Client
 from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.errors import CloudError, CloudUnreachable, CredentialsRefused, NotListed, OutcomeUnknown
 from qingcloud_cni.sim.api.api import Api
@@ -39,7 +39,7 @@ class Zone:
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         transport = LocalTransport(api)
         limiter = make_limiter(self.clock)
-        client = Client(access, transport, limiter, clock=self.clock, rng=rng, observe=lambda _call: None)
+        client = Client(Caller(access, transport, limiter, clock=self.clock, rng=rng, observe=lambda _call: None))
         self.orphanage = OrphanFinder(
             client, lambda: Urgency.WAITING, self.clock,
             prefixes=("qingcni", "hostnic"), own_instance=self.own, older_than=600.0,

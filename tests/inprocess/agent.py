@@ -25,7 +25,7 @@ from qingcloud_cni.agent.base.phases import Phases
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.agent.settings.resolution import resolve
 from qingcloud_cni.agent.settings.settings import Settings
-from qingcloud_cni.cloud import Access, CallSeen, Client
+from qingcloud_cni.cloud import Access, Caller, CallSeen, Client
 from qingcloud_cni.core.cni.network_config import NetworkConfig, read_config
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.errors import StartRefused
@@ -137,7 +137,7 @@ class SimulatedHost:
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         transport = Asked(process, self.cable)
         limiter = make_limiter(self.clock, self.settings.api_budget, self.on_permit)
-        client = Client(access, transport, limiter, clock=self.clock, rng=self.rng, observe=self.on_call)
+        client = Client(Caller(access, transport, limiter, clock=self.clock, rng=self.rng, observe=self.on_call))
         try:
             world = World(
                 client, Asked(process, self.kernel), store, self.clock, self.rng, self.clock.boot,

@@ -13,7 +13,7 @@ from inprocess.virtual_time import VirtualClock
 from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.base import attachment_lock
 from qingcloud_cni.agent.settings.settings import Settings
-from qingcloud_cni.cloud import Access, CallOutcome, CallSeen, Client, Limiter
+from qingcloud_cni.cloud import Access, Caller, CallOutcome, CallSeen, Client, Limiter
 from qingcloud_cni.core.budget import Budget, Urgency
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.errors import AgentError
@@ -129,7 +129,7 @@ class Fleet:
         access = Access(self.topology.access_key_id, self.topology.secret_access_key, zone=self.topology.zone)
         limiter = make_limiter(self.clock, self.api_budget)
         self._limiters.append(limiter)
-        client = Client(access, LocalTransport(self._api), limiter, clock=self.clock, rng=self.rng, observe=self._see)
+        client = Client(Caller(access, LocalTransport(self._api), limiter, self.clock, self.rng, self._see))
         world = World(client, host.kernel, ForgetfulStore(), self.clock, self.rng, boot_id="boot-1")
         async with Agent.opened(self._settings(host), host.spec.instance_id, world) as agent:
             agent.spool.record.period = UNHURRIED

@@ -112,28 +112,19 @@ class Permit:
 ReplyT = TypeVar("ReplyT", bound=Reply)
 
 
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Makes calls. Its errors name the action, the request's summary and the cause."""
 
-    def __init__(
-        self,
-        access: Access,
-        transport: Transport,
-        limiter: Limiter,
-        *,
-        clock: Clock,
-        rng: random.Random,
-        observe: Callable[[CallSeen], None],
-    ) -> None:
-        self._access = access
-        self._transport = transport
-        self._limiter = limiter
-        self._clock = clock
-        self._rng = rng
-        self._observe = observe
+    access: Access
+    transport: Transport
+    limiter: Limiter
+    clock: Clock
+    rng: random.Random
+    observe: Callable[[CallSeen], None]  # gets each request; must not raise
 
     def __repr__(self) -> str:
-        return f"Caller({self._access.endpoint}, zone={self._access.zone!r})"
+        return f"Caller({self.access.endpoint}, zone={self.access.zone!r})"
 
     async def write(self, request: Request, kind: type[ReplyT], permit: Permit) -> ReplyT:
         """Send once. OutcomeUnknown: it may have taken effect."""
@@ -145,8 +136,8 @@ class Caller:
         A request that the cloud finds too old is signed again once: it may have been slow on its way. "Server busy"
         is not retried here.
         """
-        attempts = 1 + min(self._access.connection_retries, MAX_RETRIES)
-        started = self._clock.now()
+        attempts = 1 + min(self.access.connection_retries, MAX_RETRIES)
+        started = self.clock.now()
         is_signed_again = False
         attempt = 1
         while True:
@@ -158,21 +149,21 @@ class Caller:
                 is_signed_again = True
                 continue
             except CloudUnreachable as err:
-                pause = self._rng.uniform(0.5, 1.0) * min(MAX_PAUSE, 0.5 * 2**attempt)
-                is_late = self._clock.now() - started + pause >= READ_TIMEOUT
+                pause = self.rng.uniform(0.5, 1.0) * min(MAX_PAUSE, 0.5 * 2**attempt)
+                is_late = self.clock.now() - started + pause >= READ_TIMEOUT
                 if attempt >= attempts or is_late or err.ret_code == BUSY:
                     if isinstance(err, CloudBusy) or not isinstance(err, OutcomeUnknown):
                         raise
                     # A read cannot have taken effect.
                     raise CloudUnreachable(str(err), action=request.action, ret_code=err.ret_code) from None
             attempt += 1
-            await self._clock.sleep(pause)
+            await self.clock.sleep(pause)
 
     async def _once(self, request: Request, kind: type[ReplyT], permit: Permit) -> ReplyT:
         if not permit.is_unused:
-            await self._limiter.acquire(permit.urgency)
+            await self.limiter.acquire(permit.urgency)
         permit.is_unused = False
-        urgency, started = permit.urgency(), self._clock.now()
+        urgency, started = permit.urgency(), self.clock.now()
         outcome, ret_code = CallOutcome.LOST, 0  # if the caller is cancelled
         try:
             reply = await self._exchange(request, kind)
@@ -183,51 +174,51 @@ class Caller:
             raise
         finally:
             self._count(request, urgency, started, outcome, ret_code)
-            seconds = max(self._clock.now() - started, 0.0)
-            self._observe(CallSeen(request.action, urgency, outcome, seconds, ret_code))
+            seconds = max(self.clock.now() - started, 0.0)
+            self.observe(CallSeen(request.action, urgency, outcome, seconds, ret_code))
         return reply
 
     def _count(self, request: Request, urgency: Urgency, started: float, outcome: CallOutcome, ret_code: int) -> None:
         """Report the outcome to the limiter. A create's quota may be one of NICs: the caller finds out."""
         if outcome is CallOutcome.OK:
-            self._limiter.succeeded()
+            self.limiter.succeeded()
         elif outcome is CallOutcome.UNREACHABLE:
-            self._limiter.return_permit(urgency)
+            self.limiter.return_permit(urgency)
         elif ret_code == BUSY:
-            self._limiter.throttled(started, is_used_up=False)
+            self.limiter.throttled(started, is_used_up=False)
         elif outcome is CallOutcome.QUOTA and request.action != "CreateNics":
-            self._limiter.throttled(started, is_used_up=True)
+            self.limiter.throttled(started, is_used_up=True)
 
     async def _exchange(self, request: Request, kind: type[ReplyT]) -> ReplyT:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock.wall()))
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock.wall()))
         target = signed_target(
-            self._access.secret,
-            self._access.uri,
+            self.access.secret,
+            self.access.uri,
             {
                 **request.params,
-                "access_key_id": self._access.key_id,
+                "access_key_id": self.access.key_id,
                 "action": request.action,
                 "signature_method": "HmacSHA256",
                 "signature_version": "1",
                 "time_stamp": stamp,
                 "version": "1",
-                "zone": self._access.zone,
+                "zone": self.access.zone,
             },
         )
         failure: CloudError
         try:
-            answer = await self._transport.send("GET", target, b"", CALL_TIMEOUT)
+            answer = await self.transport.send("GET", target, b"", CALL_TIMEOUT)
         except OutcomeUnknown as err:
-            failure = OutcomeUnknown(f"{request}: {self._access.scrub(str(err))}", action=request.action)
+            failure = OutcomeUnknown(f"{request}: {self.access.scrub(str(err))}", action=request.action)
         except CloudUnreachable as err:
-            failure = CloudUnreachable(f"{request}: {self._access.scrub(str(err))}", action=request.action)
+            failure = CloudUnreachable(f"{request}: {self.access.scrub(str(err))}", action=request.action)
         else:
             return self._judge(request, stamp, answer, kind)
         raise failure  # outside of the handler, so that it does not refer to the transport's error
 
     def _judge(self, request: Request, stamp: str, answer: tuple[int, str, bytes], kind: type[ReplyT]) -> ReplyT:
         status, content_type, body = answer
-        source = f"{self._access.endpoint} answered HTTP {status}, {self._quoted(content_type) or 'no content type'}"
+        source = f"{self.access.endpoint} answered HTTP {status}, {self._quoted(content_type) or 'no content type'}"
         if status != 200:
             raise OutcomeUnknown(f"{request}: {source}: not a reply of the API", action=request.action)
         envelope = _decode(body, Reply)
@@ -257,7 +248,7 @@ class Caller:
 
     def _quoted(self, text: str) -> str:
         printable = "".join(char if char.isprintable() else " " for char in text)
-        return self._access.scrub(printable)[:MAX_MESSAGE]
+        return self.access.scrub(printable)[:MAX_MESSAGE]
 
 
 def _decode(body: bytes, kind: type[ReplyT]) -> ReplyT | str:

@@ -1,12 +1,9 @@
 """The QingCloud API as the agent uses it: `core.seams.cloud.Cloud` over HTTPS."""
 
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from qingcloud_cni.cloud.access import Access
-from qingcloud_cni.cloud.calls import Caller, CallSeen, Permit, Request
-from qingcloud_cni.cloud.limiter import Limiter
+from qingcloud_cni.cloud.calls import Caller, Permit, Request
 from qingcloud_cni.cloud.models import (
     CreatedItem,
     CreatedReply,
@@ -18,36 +15,23 @@ from qingcloud_cni.cloud.models import (
     Reply,
     VxnetPage,
 )
-from qingcloud_cni.cloud.transport import Transport
 from qingcloud_cni.core.budget import Spending
 from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown, ResourceNotFound
-from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, CreatedNic, HowUrgent, Instance, Job, Vxnet, batches
 
 PAGE = 100  # the API's limit of items, and of ids, in one describe
 ROUNDS = 3  # attempts to read a list that changes between two pages
 BASE_NETWORK = "2"  # vxnet_type that DescribeVxnets lists only on request
 
-ItemT = TypeVar("ItemT")
+PlainT = TypeVar("PlainT")
 
 
 class Client:
-    """Implements `Cloud`. Each request is passed to *observe*, which must not raise."""
+    """Implements `Cloud`."""
 
-    def __init__(
-        self,
-        access: Access,
-        transport: Transport,
-        limiter: Limiter,
-        *,
-        clock: Clock,
-        rng: random.Random,
-        observe: Callable[[CallSeen], None],
-    ) -> None:
-        self._transport = transport
-        self._limiter = limiter
-        self._clock = clock
-        self._caller = Caller(access, transport, limiter, clock=clock, rng=rng, observe=observe)
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._limiter = caller.limiter
 
     def __repr__(self) -> str:
         return f"Client({self._caller!r})"
@@ -60,33 +44,32 @@ class Client:
         return self._permitted(urgency) if self._limiter.try_acquire(urgency) else None
 
     def _permitted(self, urgency: HowUrgent) -> CloudCalls:
-        return Calls(self._caller, Permit(urgency, is_unused=True), self._limiter)
+        return Calls(self._caller, Permit(urgency, is_unused=True))
 
     def reconsider(self) -> None:
         self._limiter.reconsider()
 
     def slow_down(self) -> None:
-        self._limiter.throttled(self._clock.now(), is_used_up=False)  # a guess of the caller
+        self._limiter.throttled(self._caller.clock.now(), is_used_up=False)  # a guess of the caller
 
     def spending(self) -> Spending:
         return self._limiter.spending()
 
     async def close(self) -> None:
-        await self._transport.close()
+        await self._caller.transport.close()
 
 
 class Calls:
     """Implements `CloudCalls`."""
 
-    def __init__(self, caller: Caller, permit: Permit, limiter: Limiter) -> None:
+    def __init__(self, caller: Caller, permit: Permit) -> None:
         self._caller = caller
         self._permit = permit
-        self._limiter = limiter
 
     def return_permit(self) -> None:
         if self._permit.is_unused:
             self._permit.is_unused = False
-            self._limiter.return_permit(self._permit.urgency())
+            self._caller.limiter.return_permit(self._permit.urgency())
 
     # --- reads ---------------------------------------------------------------------------------------
 
@@ -192,7 +175,7 @@ class Calls:
             raise OutcomeUnknown(f"{request}: the reply names no job", action=request.action)
         return reply.job_id
 
-    async def _list(self, request: Request, kind: type[Page[ItemT]]) -> list[ItemT]:
+    async def _list(self, request: Request, kind: type[Page[PlainT]]) -> list[PlainT]:
         """Return the items of all pages; retry a list that changes meanwhile, up to ROUNDS times."""
         for _ in range(ROUNDS):
             items = await self._list_once(request, kind)
@@ -200,22 +183,22 @@ class Calls:
                 return items
         raise CloudUnreachable(f"{request}: the list changed while it was read", action=request.action)
 
-    async def _list_once(self, request: Request, kind: type[Page[ItemT]]) -> list[ItemT] | None:
+    async def _list_once(self, request: Request, kind: type[Page[PlainT]]) -> list[PlainT] | None:
         """Return all items, None if the pages disagree. Without a total, the last page is the first empty one."""
-        found: dict[str, ItemT] = {}
+        found: dict[str, PlainT] = {}
         total: int | None = None
         while True:
             window = {"limit": str(PAGE), "offset": str(len(found))}
             part = Request(request.action, {**request.params, **window}, request.summary)
             page = await self._caller.read(part, kind, self._permit)
-            items = page.items()
+            items = page.items
             if items is None and page.total_count != 0:
                 raise CloudUnreachable(f"{request}: the reply holds no list", action=request.action)
             if found and page.total_count != total:
                 return None
             total = page.total_count
             size = len(found)
-            found.update(items or ())
+            found.update((item.id, item.plain()) for item in items or ())
             if len(found) != size + len(items or ()):
                 return None
             if len(found) == total or (total is None and not items):

@@ -1,5 +1,7 @@
 """The fields of the API's replies that the agent uses. Those that may be absent or null have a default."""
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
@@ -16,8 +18,21 @@ class Reply(msgspec.Struct):
     message: str | None = None
 
 
-class NicItem(msgspec.Struct):
-    nic_id: str
+PlainT = TypeVar("PlainT")
+
+
+class Item(msgspec.Struct, Generic[PlainT]):
+    """An item of a list."""
+
+    id: str
+
+    @abstractmethod
+    def plain(self) -> PlainT:
+        """Return the item as the agent uses it."""
+
+
+class NicItem(Item[CloudNic]):
+    id: str = msgspec.field(name="nic_id")
     nic_name: str | None = None
     status: str | None = None
     instance_id: str | None = None
@@ -30,7 +45,7 @@ class NicItem(msgspec.Struct):
 
     def plain(self) -> CloudNic:
         return CloudNic(
-            nic_id=self.nic_id.lower(),
+            nic_id=self.id.lower(),
             name=self.nic_name or "",
             status=self.status or "",
             instance_id=self.instance_id or "",
@@ -58,8 +73,8 @@ class RouterItem(msgspec.Struct):
     ip_network: str | None = None
 
 
-class VxnetItem(msgspec.Struct):
-    vxnet_id: str
+class VxnetItem(Item[Vxnet]):
+    id: str = msgspec.field(name="vxnet_id")
     vxnet_name: str | None = None
     vxnet_type: int | None = None
     vpc_router_id: str | None = None
@@ -69,7 +84,7 @@ class VxnetItem(msgspec.Struct):
     def plain(self) -> Vxnet:
         router = self.router or RouterItem()
         return Vxnet(
-            vxnet_id=self.vxnet_id,
+            vxnet_id=self.id,
             name=self.vxnet_name or "",
             vxnet_type=1 if self.vxnet_type is None else self.vxnet_type,
             router_id=self.vpc_router_id or router.router_id or "",
@@ -86,15 +101,15 @@ class InstanceVxnetItem(msgspec.Struct):
     role: int | None = None
 
 
-class InstanceItem(msgspec.Struct):
-    instance_id: str
+class InstanceItem(Item[Instance]):
+    id: str = msgspec.field(name="instance_id")
     status: str | None = None
     transition_status: str | None = None
     vxnets: list[InstanceVxnetItem] | None = None
 
     def plain(self) -> Instance:
         return Instance(
-            instance_id=self.instance_id,
+            instance_id=self.id,
             status=self.status or "",
             nics=tuple(
                 InstanceNic(item.nic_id.lower(), item.vxnet_id or "", item.private_ip or "", item.role or 0)
@@ -105,20 +120,17 @@ class InstanceItem(msgspec.Struct):
         )
 
 
-_JOB_ENDS = {
-    "successful": JobStatus.SUCCESSFUL,
-    "failed": JobStatus.FAILED,
-    "done with failure": JobStatus.FAILED,
-}
+_FAILED = JobStatus.FAILED
+_JOB_ENDS = {"successful": JobStatus.SUCCESSFUL, "failed": _FAILED, "done with failure": _FAILED}
 
 
-class JobItem(msgspec.Struct):
-    job_id: str
+class JobItem(Item[Job]):
+    id: str = msgspec.field(name="job_id")
     status: str | None = None
     error_codes: str | None = None
 
     def plain(self) -> Job:
-        return Job(self.job_id, _JOB_ENDS.get(self.status or "", JobStatus.PENDING), self.error_codes or "")
+        return Job(self.id, _JOB_ENDS.get(self.status or "", JobStatus.PENDING), self.error_codes or "")
 
 
 class CreatedItem(msgspec.Struct):
@@ -129,49 +141,27 @@ class CreatedItem(msgspec.Struct):
         return CreatedNic(self.nic_id.lower(), self.private_ip or "")
 
 
-ItemT = TypeVar("ItemT")
-
-
-class Page(Reply, Generic[ItemT]):
+class Page(Reply, Generic[PlainT]):
     """One page of a list."""
 
     total_count: int | None = None  # of the whole list
-
-    def items(self) -> list[tuple[str, ItemT]] | None:
-        """Return the items by id; None if the reply has no list."""
-        return None
+    items: Sequence[Item[PlainT]] | None = None
 
 
 class NicPage(Page[CloudNic]):
-    nic_set: list[NicItem] | None = None
-
-    def items(self) -> list[tuple[str, CloudNic]] | None:
-        return None if self.nic_set is None else [(nic.nic_id, nic) for nic in map(NicItem.plain, self.nic_set)]
+    items: list[NicItem] | None = msgspec.field(default=None, name="nic_set")
 
 
 class VxnetPage(Page[Vxnet]):
-    vxnet_set: list[VxnetItem] | None = None
-
-    def items(self) -> list[tuple[str, Vxnet]] | None:
-        if self.vxnet_set is None:
-            return None
-        return [(vxnet.vxnet_id, vxnet) for vxnet in map(VxnetItem.plain, self.vxnet_set)]
+    items: list[VxnetItem] | None = msgspec.field(default=None, name="vxnet_set")
 
 
 class InstancePage(Page[Instance]):
-    instance_set: list[InstanceItem] | None = None
-
-    def items(self) -> list[tuple[str, Instance]] | None:
-        if self.instance_set is None:
-            return None
-        return [(instance.instance_id, instance) for instance in map(InstanceItem.plain, self.instance_set)]
+    items: list[InstanceItem] | None = msgspec.field(default=None, name="instance_set")
 
 
 class JobPage(Page[Job]):
-    job_set: list[JobItem] | None = None
-
-    def items(self) -> list[tuple[str, Job]] | None:
-        return None if self.job_set is None else [(job.job_id, job) for job in map(JobItem.plain, self.job_set)]
+    items: list[JobItem] | None = msgspec.field(default=None, name="job_set")
 
 
 class CreatedReply(Reply):

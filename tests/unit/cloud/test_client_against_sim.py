@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from inprocess.budgets import calls_of, make_limiter
-from qingcloud_cni.cloud import Access, CallOutcome, CallSeen, Client
+from qingcloud_cni.cloud import Access, Caller, CallOutcome, CallSeen, Client
 from qingcloud_cni.core.errors import (
     CloudBusy,
     CloudQuota,
@@ -55,7 +55,7 @@ async def bench(topology: Topology | None = None, secret: str = "") -> AsyncIter
     api = Api(model, now=clock.now, sleep=asyncio.sleep, rng=rng)
     access = Access(topology.access_key_id, secret or topology.secret_access_key, topology.zone)
     seen: list[CallSeen] = []
-    client = Client(access, LocalTransport(api), make_limiter(clock), clock=clock, rng=rng, observe=seen.append)
+    client = Client(Caller(access, LocalTransport(api), make_limiter(clock), clock, rng, seen.append))
     jobs = asyncio.create_task(run_jobs(model, lambda *_: None, asyncio.sleep, clock.now), name="jobs")
     try:
         yield Bench(topology, calls_of(client), model, seen)

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from inprocess.budgets import calls_of, make_limiter
-from qingcloud_cni.cloud import Access, CallOutcome, CallSeen, Client
+from qingcloud_cni.cloud import Access, Caller, CallOutcome, CallSeen, Client
 from qingcloud_cni.cloud.calls import canonical, signature
 from qingcloud_cni.core.errors import (
     AgentError,
@@ -94,12 +94,7 @@ class Bench:
         self.seen: list[CallSeen] = []
         access = Access(KEY_ID, SECRET, zone="pek3a", connection_retries=retries)
         self.client = Client(
-            access,
-            self.script,
-            make_limiter(self.clock),
-            clock=self.clock,
-            rng=random.Random(1),
-            observe=self.seen.append,
+            Caller(access, self.script, make_limiter(self.clock), self.clock, random.Random(1), self.seen.append)
         )
 
     def play(self, *steps: Step) -> CloudCalls:

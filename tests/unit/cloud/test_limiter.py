@@ -10,7 +10,7 @@ import pytest
 from inprocess import virtual_time
 from inprocess.budgets import make_limiter, waiting
 from inprocess.virtual_time import VirtualClock
-from qingcloud_cni.cloud import Access, CallSeen, Client, Limiter
+from qingcloud_cni.cloud import Access, Caller, CallSeen, Client, Limiter
 from qingcloud_cni.core.budget import Budget, Urgency
 from qingcloud_cni.core.errors import CloudError, CloudUnreachable, OutcomeUnknown
 
@@ -62,10 +62,10 @@ class Place:
         self.limiter = Limiter(self.budget, clock=self.clock, rng=random.Random(1), on_rate=self.rates.append)
         self.line = Line(answer)
         self.seen: list[CallSeen] = []
-        self.client = Client(
+        self.client = Client(Caller(
             Access("K", "S", zone="pek3a", connection_retries=0), self.line, self.limiter, clock=self.clock,
             rng=random.Random(2), observe=self.seen.append,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def empty(self) -> None:
         while self.client.permit_now(waiting) is not None:

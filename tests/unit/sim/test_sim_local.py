@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from inprocess.budgets import calls_of, make_limiter
-from qingcloud_cni.cloud import Access, Client
+from qingcloud_cni.cloud import Access, Caller, Client
 from qingcloud_cni.core.errors import CloudQuota, CredentialsRefused, NotAllowedNow, OutcomeUnknown, ResourceNotFound
 from qingcloud_cni.core.seams.cloud import CloudCalls, JobStatus
 from qingcloud_cni.sim.api.api import Api
@@ -63,7 +63,7 @@ class World:
         access = Access(self.topology.access_key_id, secret, self.topology.zone)
         transport = LocalTransport(self.api)
         limiter = make_limiter(self.clock)
-        client = Client(access, transport, limiter, clock=self.clock, rng=random.Random(3), observe=lambda _: None)
+        client = Client(Caller(access, transport, limiter, self.clock, random.Random(3), lambda _: None))
         return calls_of(client)
 
     @asynccontextmanager

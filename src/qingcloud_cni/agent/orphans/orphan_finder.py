@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.clock import SystemClock
 from qingcloud_cni.agent.settings.settings import Settings
-from qingcloud_cni.cloud import Access, AioTransport, Client, Limiter
+from qingcloud_cni.cloud import Access, AioTransport, Caller, Client, Limiter
 from qingcloud_cni.core import errors
 from qingcloud_cni.core.budget import Budget, Urgency
 from qingcloud_cni.core.drift.orphans import LeftAlone, Orphan, candidates, classify, gone_instances
@@ -141,7 +141,7 @@ async def orphan_finder(
     """A finder with a cloud client of its own, which needs no agent."""
     clock, rng = SystemClock(), random.Random()
     limiter = Limiter(Budget(CALLS_PER_HOUR, clock.now()), clock=clock, rng=rng, on_rate=logs.calls_refused)
-    cloud = Client(access, AioTransport(access), limiter, clock=clock, rng=rng, observe=logs.cloud_call)
+    cloud = Client(Caller(access, AioTransport(access), limiter, clock=clock, rng=rng, observe=logs.cloud_call))
     prefixes = (settings.nic_name_prefix, settings.gatewayns)
     try:
         yield OrphanFinder(

@@ -19,7 +19,7 @@ from qingcloud_cni.agent.process.listeners import bound, check_iface, take_lock
 from qingcloud_cni.agent.process.run_files import ensure_directory, ensure_token
 from qingcloud_cni.agent.settings.resolution import read_boot_id
 from qingcloud_cni.agent.settings.settings import Settings
-from qingcloud_cni.cloud import Access, AioTransport, CallSeen, Client, Limiter
+from qingcloud_cni.cloud import Access, AioTransport, Caller, CallSeen, Client, Limiter
 from qingcloud_cni.core.budget import Budget
 from qingcloud_cni.core.errors import AbilityMissing, StartRefused, StoreRefused
 from qingcloud_cni.kernel import HostKernel
@@ -93,7 +93,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
             metrics.cloud_call(call)
             logs.cloud_call(call)
 
-        cloud = Client(access, AioTransport(access), limiter, clock=clock, rng=rng, observe=observe)
+        cloud = Client(Caller(access, AioTransport(access), limiter, clock, rng, observe))
         listeners = (logs.event, metrics.event)
         world = World(cloud, kernel, store, clock, rng, boot_id, listeners, boot_time.set_forward(clock))
         async with Agent.opened(host.settings, host.instance_id, world) as agent:
