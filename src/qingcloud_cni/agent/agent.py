@@ -71,20 +71,16 @@ class AgentStatistics:
     table: TableStatistics
     refusals: Annotated[int, counter("qingagent_store_refusals_total", "Writes of the state file that failed.")]
     unsaved: Annotated[int, gauge("qingagent_store_unsaved_changes", "Changes that are not on disk.")]
-    behind: Annotated[
-        float, gauge("qingagent_store_behind_seconds", "For how long the disk has rejected writes; else 0.")
-    ]
+    behind: Annotated[float, gauge("qingagent_store_behind_seconds", "How long the disk rejects writes; else 0.")]
     last_success: Annotated[
         Numbers,
         gauge(
             "qingagent_task_last_success_seconds",
-            "When a periodic task last succeeded, in seconds since the epoch; 0: never.",
+            "Last success of a task, in seconds since the epoch; 0: never.",
             "task",
         ),
     ]
-    duration: Annotated[
-        Numbers, gauge("qingagent_task_duration_seconds", "Duration of a periodic task's last run.", "task")
-    ]
+    duration: Annotated[Numbers, gauge("qingagent_task_duration_seconds", "Duration of a task's last run.", "task")]
     failures: Annotated[Numbers, counter("qingagent_task_failures_total", "Failed runs of a periodic task.", "task")]
     drift: Annotated[Numbers, gauge("qingagent_drift", "Differences between table, kernel and cloud.", "kind")]
     spooled: Annotated[int, gauge("qingagent_spooled", "Spooled DELs that the agent could not carry out yet.")]

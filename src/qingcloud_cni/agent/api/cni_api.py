@@ -67,9 +67,7 @@ class CniRequest(msgspec.Struct, frozen=True):
     netns: Annotated[str, _described(description="CNI_NETNS; required for ADD and CHECK")] = ""
     args: Annotated[str, _described(description="CNI_ARGS")] = ""
     path: Annotated[str, _described(description="CNI_PATH")] = ""
-    timeout: Annotated[float, _described(description="seconds the plugin waits for the answer")] = LONGEST_WAIT[
-        Verb.ADD
-    ]
+    timeout: Annotated[float, _described(description="seconds the plugin waits")] = LONGEST_WAIT[Verb.ADD]
 
 
 _decoder = msgspec.json.Decoder(CniRequest)

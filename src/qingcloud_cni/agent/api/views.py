@@ -41,9 +41,7 @@ class NicView(msgspec.Struct, frozen=True):
     since: Annotated[float, Meta(description="when it entered this state")]
     released: Annotated[float, Meta(description="when it last left a container; 0 if its address has cooled down")]
     gateway_index: Annotated[int, Meta(ge=-1, description="number of a gateway NIC; -1 for other NICs")]
-    repairs: Annotated[
-        Count, Meta(description="consecutive times it was attached again because its link was missing")
-    ]
+    repairs: Annotated[Count, Meta(description="consecutive repairs, because its link was missing")]
     attachment: Annotated[str, Meta(description="network/container/ifname that it serves; empty if none")]
     claimant: Annotated[str, Meta(description="if quarantined the MAC that uses its address, else empty")]
 
@@ -85,9 +83,7 @@ class CallsView(msgspec.Struct, frozen=True):
     per_hour: Annotated[int, Meta(gt=0, description="the setting api-budget")]
     rate: Annotated[float, Meta(description="calls per hour that may go now: less while the cloud rejects calls")]
     tokens: Annotated[float, Meta(description="calls that may go at once")]
-    waiting: Annotated[
-        dict[str, Count], Meta(description="calls that wait for a permit, by urgency; zeros are omitted")
-    ]
+    waiting: Annotated[dict[str, Count], Meta(description="calls that wait, by urgency; zeros are omitted")]
     obstacle: Annotated[str, Meta(description="why containers or the pool wait for the budget; empty if they do not")]
 
 
@@ -100,9 +96,7 @@ class DifferenceView(msgspec.Struct, frozen=True):
     detail: str
     since: Annotated[float, Meta(description="when it was first observed")]
     looks: Annotated[int, Meta(gt=0, description="observations, some time apart")]
-    is_cured: Annotated[
-        bool, Meta(description="the agent fixes it after a second observation; else it only reports it")
-    ]
+    is_cured: Annotated[bool, Meta(description="the agent fixes it once it is certain; else it only reports it")]
 
 
 class TaskView(msgspec.Struct, frozen=True):
@@ -133,16 +127,12 @@ class StatusView(msgspec.Struct, frozen=True):
     instance_id: str
     pid: Annotated[int, Meta(gt=0)]
     ready: Annotated[bool, Meta(description="ADDs are served")]
-    cloud_compared: Annotated[
-        bool, Meta(description="the agent has compared its table with the cloud since the start")
-    ]
+    cloud_compared: Annotated[bool, Meta(description="the table was compared with the cloud since the start")]
     cloud_error: Annotated[str, Meta(description="the current fault of the cloud; empty if none")]
     store_error: Annotated[str, Meta(description="why the disk rejects writes; empty if it accepts them")]
     unsaved: Annotated[Count, Meta(description="changes that are not on disk")]
     draining: bool
-    drained: Annotated[
-        bool, Meta(description="only NICs that serve containers are left; false before cloud_compared")
-    ]
+    drained: Annotated[bool, Meta(description="only serving NICs are left; false before cloud_compared")]
     nics: Annotated[dict[NicState, Count], Meta(description="number by state; zeros are omitted")]
     asked: Annotated[Count, Meta(description="NICs asked of the cloud, without an answer yet")]
     attachments: Count
@@ -159,9 +149,7 @@ MOST_EVENTS = 20_000  # more than are stored
 class EventQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Filters for events; an absent one admits all."""
 
-    limit: Annotated[
-        int, Meta(ge=1, le=MOST_EVENTS, description="number of the latest; with `after` of the first")
-    ] = 100
+    limit: Annotated[int, Meta(ge=1, le=MOST_EVENTS, description="the latest; with `after` the first")] = 100
     after: Annotated[int, Meta(ge=0, le=2**53, description="only those after the event of this number")] = 0
     nic: Annotated[Word, Meta(description="of this NIC")] = ""
     container: Annotated[Word, Meta(description="of containers whose id begins with this")] = ""

@@ -10,9 +10,7 @@ from qingcloud_cni.core.nics.model import Intent
 from qingcloud_cni.core.seams.cloud import Cloud, CloudCalls, CloudNic, CreatedNic, HowUrgent, Vxnet
 
 RECHECK = 5.0  # seconds until the second read of what a write without a reply did, or of what a list lacks
-LATE_EFFECT = (
-    30.0  # seconds from an intent after which its call cannot take effect any more (a call takes at most 20)
-)
+LATE_EFFECT = 30.0  # seconds from an intent after which its call has no effect any more: it takes at most 20
 
 _T = TypeVar("_T")
 _Read = Callable[[CloudCalls], Awaitable[tuple[CloudNic, ...]]]
