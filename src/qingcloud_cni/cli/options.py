@@ -19,7 +19,15 @@ _GLOBAL = ("config", "loglevel")
 _CONFIG_HELP = "config file (default is ./QingAgent.yaml)"
 
 
-class SeedHelp(click.Command):
+class _NamedHelp(click.Command):
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help = f"help for {ctx.info_name}"
+        return option
+
+
+class SeedHelp(_NamedHelp):
     """Shows help as "Usage", "Flags" and "Global Flags"."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -27,11 +35,8 @@ class SeedHelp(click.Command):
         _write_head(self, formatter, f"{ctx.command_path}{arguments} [flags]")
         _write_all_flags(self, ctx, formatter)
 
-    def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        return _named(super().get_help_option(ctx), ctx)
 
-
-class SeedGroupHelp(click.Group):
+class SeedGroupHelp(_NamedHelp, click.Group):
     """The same for a command that has commands."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -42,15 +47,6 @@ class SeedGroupHelp(click.Group):
             formatter.write(f"  {name.ljust(width)}   {self.commands[name].help}\n")
         _write_all_flags(self, ctx, formatter)
         formatter.write(f'\nUse "{ctx.command_path} [command] --help" for more about a command.\n')
-
-    def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        return _named(super().get_help_option(ctx), ctx)
-
-
-def _named(option: click.Option | None, ctx: click.Context) -> click.Option | None:
-    if option is not None:
-        option.help = f"help for {ctx.info_name}"
-    return option
 
 
 def _write_head(command: click.Command, formatter: click.HelpFormatter, usage: str) -> None:

@@ -226,11 +226,7 @@ def _show(found: dict[str, Any]) -> None:
     from qingcloud_cni.cli import show
 
     click.echo(f"{found['name']}: {found['endpoint']} in each host, {found['api_socket']}\n")
-    show.as_table(
-        found["instances"],
-        {"INSTANCE": "instance_id", "STATUS": "status", "NICS": "nics"},
-        "no instances",
-    )
+    show.as_table(found["instances"], {"INSTANCE": "instance_id", "STATUS": "status", "NICS": "nics"}, "no instances")
     columns = {"NIC": "nic_id", "ADDRESS": "private_ip", "VXNET": "vxnet_id", "STATUS": "status",
                "INSTANCE": "instance_id", "ROLE": "role", "BUSY": "busy", "LINK": "link", "NAME": "name"}  # fmt: skip
     click.echo()

@@ -12,9 +12,7 @@ from qingcloud_cni import __version__
 from qingcloud_cni.agent.api.views import Count
 from qingcloud_cni.core.errors import WIRE
 
-_TEXT = "text/plain"
 _JSON = "application/json"
-_REFUSED = 403
 
 _ABOUT = """\
 The API of one host's agent, for that host alone. On the unix socket the agent serves root, without a token. On TCP
@@ -183,7 +181,7 @@ def document(operations: Mapping[tuple[str, str], Operation]) -> dict[str, objec
 def _described(operation: Operation, schema_of: Mapping[str, object]) -> dict[str, object]:
     answers = dict(operation.answers)
     if not operation.is_open:
-        answers[_REFUSED] = Answer("access denied", (CniError,))
+        answers[403] = Answer("access denied", (CniError,))
     described: dict[str, object] = {
         "summary": operation.summary,
         "security": [] if operation.is_open else [{"token": []}],
@@ -210,7 +208,7 @@ def _parameters(query: type) -> list[dict[str, object]]:
 
 def _response(answer: Answer, schema_of: Mapping[str, object]) -> dict[str, object]:
     if not answer.kinds:
-        content: dict[str, object] = {_TEXT: {"schema": {"type": "string"}}}
+        content: dict[str, object] = {"text/plain": {"schema": {"type": "string"}}}
     else:
         schemas = [schema_of[repr(kind)] for kind in answer.kinds]
         content = {_JSON: {"schema": schemas[0] if len(schemas) == 1 else {"oneOf": schemas}}}

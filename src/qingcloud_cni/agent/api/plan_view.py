@@ -1,6 +1,7 @@
 """GET /v1/plan: what the pool would do now and why, and what it waits for."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -76,7 +77,7 @@ def plan_view(agent: Agent) -> PlanView:
     have, planned, asked = balance(state, policy, now), steps(state, policy, now), context.table.creating_by_vxnet
     return PlanView(
         mode=state.mode,
-        actions=[_action_view(s, pool.chooser.preview(_created(s.action), now, asked)) for s in planned],
+        actions=[_action_view(s, lambda count: pool.chooser.preview(count, now, asked)) for s in planned],
         reason="" if planned else explain_no_action(state, policy, now),
         holds=[HoldView(wait.text, wait.until) for wait in wait_reasons(state, policy, now, pool.causes())],
         waiting=state.waiting,
@@ -94,16 +95,12 @@ def plan_view(agent: Agent) -> PlanView:
     )
 
 
-def _created(action: pool_state.Action) -> int:
-    return action.count if isinstance(action, pool_state.CreateNics) else 0
-
-
-def _action_view(step: pool_state.PlannedAction, vxnet_ids: tuple[str, ...]) -> ActionView:
+def _action_view(step: pool_state.PlannedAction, preview: Callable[[int], Sequence[str]]) -> ActionView:
     match step.action:
         case pool_state.Rest(nic_id):
             return ActionView(ActionKind.REST, 1, [nic_id], {}, step.why)
         case pool_state.CreateNics(count):
-            return ActionView(ActionKind.CREATE, count, [], Counter(vxnet_ids), step.why)
+            return ActionView(ActionKind.CREATE, count, [], Counter(preview(count)), step.why)
         case pool_state.AttachNics(nic_ids):
             return ActionView(ActionKind.ATTACH, len(nic_ids), list(nic_ids), {}, step.why)
         case pool_state.DetachNics(nic_ids):

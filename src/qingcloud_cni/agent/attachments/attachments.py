@@ -242,10 +242,8 @@ class Attachments:
         self, key: AttachmentKey, netns: Netns, config: NetworkConfig, call: CniCall
     ) -> tuple[Attachment, Nic]:
         for _ in range(TRIES - 1):
-            try:
+            with suppress(errors.LinkNotFound):
                 return await self._attach(key, netns, config, call)
-            except errors.LinkNotFound:
-                continue
         return await self._attach(key, netns, config, call)
 
     async def _attach(
