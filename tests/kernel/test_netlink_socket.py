@@ -110,12 +110,12 @@ def test_listing_is_not_asked_for_ever() -> None:
 def test_late_answer_to_another_request_is_ignored() -> None:
     stale = message(nl.NLMSG_ERROR, struct.pack("=i", -errno.EPERM) + bytes(16), seq=struct.pack("=I", 4711))
     netlink = written(stale, stale + ACK)
-    netlink.do(nl.get_links(), "ask")
+    netlink.do(nl.get_link(), "ask")
 
 
 def test_message_of_another_process_is_ignored() -> None:
     forged = message(nl.NLMSG_ERROR, struct.pack("=i", -errno.EPERM) + bytes(16))
-    written(forged, ACK, port=4711).do(nl.get_links(), "ask")
+    written(forged, ACK, port=4711).do(nl.get_link(), "ask")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def gateway(index: int = 0, mac: str = FIRST) -> Gateway:
 @given(addresses, prefixes, st.integers(1, 2**31 - 1))
 def test_an_address_comes_back_as_it_went(address: str, prefix: int, ifindex: int) -> None:
     wanted = Address(ifindex, f"{address}/{prefix}", is_bare=True)
-    body = routing.add_bare_address(ifindex, wanted.address).body
+    body = routing.add_address(ifindex, wanted.address, is_bare=True).body
     permanent = struct.pack("=I", routing.IFA_F_NOPREFIXROUTE | routing.IFA_F_PERMANENT)
     assert routing.parse_address(body[:-4] + permanent) == wanted
     assert not routing.parse_address(body).is_bare, "an address that expires is another one"
@@ -59,7 +59,7 @@ def test_an_address_comes_back_as_it_went(address: str, prefix: int, ifindex: in
     )
 )
 def test_a_route_comes_back_as_it_went(route: TableRoute) -> None:
-    assert routing.parse_route(routing.add_table_route(route).body) == route
+    assert routing.parse_route(routing.add_route(route).body) == route
 
 
 @given(

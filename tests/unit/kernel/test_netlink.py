@@ -20,7 +20,7 @@ from qingcloud_cni.kernel.links.nic import (
     parse_alias,
     reset_change,
 )
-from qingcloud_cni.kernel.netlink import conntrack
+from qingcloud_cni.kernel.netlink import conntrack, routing
 from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, Malformed, Message, Request
 
@@ -154,29 +154,30 @@ def test_change_carries_just_what_changes() -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(0, 32))
 def test_address_is_packed_with_prefix_and_broadcast(number: int, prefix: int) -> None:
     address = IPv4Interface((number, prefix))
-    request = nl.add_address(5, str(address))
+    request = routing.add_address(5, str(address))
     assert struct.unpack_from("=BBBBI", request.body) == (2, prefix, 0, 0, 5)
     fields = dict(nl.unpack_attributes(request.body, 8))
-    assert fields[nl.IFA_LOCAL] == fields[nl.IFA_ADDRESS] == address.ip.packed
+    assert fields[routing.IFA_LOCAL] == fields[routing.IFA_ADDRESS] == address.ip.packed
     broadcast = None if prefix > 30 else address.network.broadcast_address.packed
-    assert fields.get(nl.IFA_BROADCAST) == broadcast
+    assert fields.get(routing.IFA_BROADCAST) == broadcast
 
 
 @pytest.mark.parametrize(
     ("dst", "length", "packed"), [("0.0.0.0/0", 0, None), ("10.96.0.0/12", 12, bytes([10, 96, 0, 0]))]
 )
 def test_route_is_static_and_in_the_main_table(dst: str, length: int, packed: bytes | None) -> None:
-    request = nl.add_route(5, dst, "172.16.3.1")
-    assert struct.unpack_from("=BBBBBBBBI", request.body) == (2, length, 0, 0, 254, 4, 0, 1, 0)
+    request = routing.add_route(routing.static_route(5, dst, "172.16.3.1"))
+    assert struct.unpack_from("=BBBBBBBBI", request.body) == (2, length, 0, 0, 0, 4, 0, 1, 0)
     fields = dict(nl.unpack_attributes(request.body, 12))
-    assert fields.get(nl.RTA_DST) == packed
-    assert fields[nl.RTA_GATEWAY] == bytes([172, 16, 3, 1])
-    assert fields[nl.RTA_OIF] == struct.pack("=I", 5)
+    assert fields.get(routing.RTA_DST) == packed
+    assert fields[routing.RTA_GATEWAY] == bytes([172, 16, 3, 1])
+    assert fields[routing.RTA_TABLE] == struct.pack("=I", 254)
+    assert fields[routing.RTA_OIF] == struct.pack("=I", 5)
 
 
 @pytest.mark.parametrize("is_capped", [True, False])
 def test_refusal_gives_number_and_words(is_capped: bool) -> None:
-    request = nl.pack(nl.get_links(), 0, 1)
+    request = nl.pack(nl.get_link(), 0, 1)
     quoted = request[:16] if is_capped else request
     words = nl.pack_attribute(nl.NLMSGERR_ATTR_MSG, b"Nexthop has invalid gateway\0")
     flags = nl.NLM_F_ACK_TLVS | (nl.NLM_F_CAPPED if is_capped else 0)

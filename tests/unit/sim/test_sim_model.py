@@ -511,7 +511,7 @@ def test_a_fault_on_any_action_counts_all_calls() -> None:
 def test_a_lost_reply_is_lost_after_the_work_is_done() -> None:
     cloud = Cloud(faults=(FaultSpec("CreateNics", "lose-reply"),))
     wire = {"action": "CreateNics", "zone": "pek3a", "vxnet": "vxnet-p"}
-    assert [cloud.model.handle(wire).is_reply_lost for _ in range(2)] == [True, False]
+    assert [cloud.model.handle(wire).effect == "lose-reply" for _ in range(2)] == [True, False]
     assert cloud("DescribeNics")["total_count"] == 2 + 2
 
 

@@ -117,9 +117,6 @@ class Firewall(ClosesOnExit):
         return None
 
 
-# --- the rules ---------------------------------------------------------------------------------------
-
-
 def _arriving(gateway: Gateway) -> str:
     return f'meta nfproto ipv4 iifname "{gateway.link_name}" ct state new {_marking("ct", gateway)}'
 

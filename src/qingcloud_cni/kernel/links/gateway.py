@@ -23,21 +23,9 @@ from qingcloud_cni.kernel.links.nic import (
 )
 from qingcloud_cni.kernel.namespaces import sysctl
 from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit, Namespace
+from qingcloud_cni.kernel.netlink import routing
 from qingcloud_cni.kernel.netlink.messages import IFF_LOOPBACK, LinkChange, LinkInfo, Request, set_link
-from qingcloud_cni.kernel.netlink.routing import (
-    RT_SCOPE_LINK,
-    Address,
-    Rule,
-    TableRoute,
-    add_bare_address,
-    add_rule,
-    add_table_route,
-    delete_address,
-    delete_route,
-    delete_rule,
-    get_rules,
-    parse_rule,
-)
+from qingcloud_cni.kernel.netlink.routing import RT_SCOPE_LINK, Address, Rule, TableRoute
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 
 ALIAS: Final = "qingcni-gateway"  # identifies a gateway's link without the agent's database
@@ -173,7 +161,10 @@ class GatewayLinks(ClosesOnExit):
         wanted = [Address(link.ifindex, gateway.address, is_bare=True)]
         if [address for address in self._host.addresses() if address.ifindex == link.ifindex] != wanted:
             self._drop_addresses(link, nic)
-            self._host.do(add_bare_address(link.ifindex, gateway.address), f"{nic}: add address {gateway.address}")
+            self._host.do(
+                routing.add_address(link.ifindex, gateway.address, is_bare=True),
+                f"{nic}: add address {gateway.address}",
+            )
         if not link.is_up:
             self._host.do(set_link(link.ifindex, LinkChange(is_up=True)), f"{nic}: set {gateway.link_name} up")
 
@@ -181,7 +172,7 @@ class GatewayLinks(ClosesOnExit):
         for address in self._host.addresses():
             if address.ifindex == link.ifindex:
                 action = f"{nic}: remove address {address.address}"
-                self._remove(delete_address(address), action, errno.EADDRNOTAVAIL)
+                self._remove(routing.delete_address(address), action, errno.EADDRNOTAVAIL)
 
     # --- routes and rules ----------------------------------------------------------------------------
 
@@ -200,27 +191,27 @@ class GatewayLinks(ClosesOnExit):
                 present.add(route)
             elif route.table in TABLES or route.ifindex in indexes:
                 action = f"remove route {route.dst} from table {route.table}"
-                self._remove(delete_route(route), action, errno.ESRCH)
+                self._remove(routing.delete_route(route), action, errno.ESRCH)
         for route in wanted:
             if route not in present:
                 action = (
                     f"add route {route.dst} {f'via {route.gateway} ' if route.gateway else ''}to table {route.table}"
                 )
-                self._host.do(add_table_route(route), action)
+                self._host.do(routing.add_route(route), action)
 
     def _rule(self, gateways: Iterable[Gateway]) -> None:
         """Make the rules with the agent's tables and preferences exactly those wanted."""
         wanted = [rule for gateway in gateways for rule in _rules(gateway)]
         present = set()
-        for message in self._host.dump(get_rules(), "list rules"):
-            rule = parse_rule(message.body)
+        for message in self._host.dump(routing.get_rules(), "list rules"):
+            rule = routing.parse_rule(message.body)
             if rule in wanted and rule not in present:
                 present.add(rule)
             elif rule.preference in PREFERENCES and rule.table in TABLES:
-                self._remove(delete_rule(rule), f"remove rule {rule.preference}", errno.ENOENT)
+                self._remove(routing.delete_rule(rule), f"remove rule {rule.preference}", errno.ENOENT)
         for rule in wanted:
             if rule not in present:
-                self._host.do(add_rule(rule), f"add rule {rule.preference} to table {rule.table}")
+                self._host.do(routing.add_rule(rule), f"add rule {rule.preference} to table {rule.table}")
 
     def _remove(self, request: Request, action: str, gone: int) -> None:
         try:

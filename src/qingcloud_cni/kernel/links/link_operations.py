@@ -35,14 +35,8 @@ from qingcloud_cni.kernel.namespaces.namespaces import (
     reachable,
     write_setting,
 )
-from qingcloud_cni.kernel.netlink.messages import (
-    LinkChange,
-    LinkInfo,
-    add_address,
-    add_route,
-    delete_altnames,
-    set_link,
-)
+from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, delete_altnames, set_link
+from qingcloud_cni.kernel.netlink.routing import add_address, add_route, static_route
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 
 SETTINGS: Final = (  # for each interface given to a container
@@ -324,7 +318,7 @@ def _add_route(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) 
     """Add a route; False if the container has one to this destination through another NIC."""
     action = f"nic {order.mac}: add route {route.dst} via {route.gw} in {order.netns.path}"
     try:
-        inside.do(add_route(link.ifindex, route.dst, route.gw), action)
+        inside.do(add_route(static_route(link.ifindex, route.dst, route.gw)), action)
     except NetlinkRefused as err:
         if err.errno != errno.EEXIST:
             raise

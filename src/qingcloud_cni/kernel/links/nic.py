@@ -6,14 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from qingcloud_cni.core.seams.kernel import Link
-from qingcloud_cni.kernel.netlink.messages import (
-    ARPHRD_ETHER,
-    IFF_ALLMULTI,
-    IFF_LOOPBACK,
-    IFF_PROMISC,
-    LinkChange,
-    LinkInfo,
-)
+from qingcloud_cni.kernel.netlink import messages as nl
+from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo
 
 NIC_KINDS: Final = frozenset({"", "veth"})  # hardware has no kind; the simulator's NICs are veths
 USUAL_MTU: Final = 1500
@@ -24,7 +18,7 @@ _MARK: Final = re.compile(r"(?P<alias>.*) mtu=(?P<mtu>[1-9][0-9]{0,8})", re.DOTA
 
 def is_candidate(link: LinkInfo) -> bool:
     """Whether a link may be a NIC."""
-    is_ethernet = link.hardware == ARPHRD_ETHER and not link.flags & IFF_LOOPBACK
+    is_ethernet = link.hardware == nl.ARPHRD_ETHER and not link.flags & nl.IFF_LOOPBACK
     return is_ethernet and bool(link.mac) and link.kind in NIC_KINDS
 
 
@@ -40,9 +34,6 @@ def candidates(links: Iterable[LinkInfo]) -> tuple[Link, ...]:
 def parked_name(mac: str) -> str:
     """The name of a parked NIC: unique among NICs, and short enough for an interface."""
     return "q" + mac.replace(":", "")
-
-
-# --- the alias ---------------------------------------------------------------------------------------
 
 
 def make_alias(alias: str, mtu: int) -> str:
@@ -61,9 +52,6 @@ def parse_alias(text: str) -> tuple[str, int | None]:
     if found := _MARK.fullmatch(text):
         return found["alias"], int(found["mtu"])
     return text, USUAL_MTU if text else None
-
-
-# --- recognition -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +90,6 @@ class NicMatcher:
         return link.alias == make_alias(self.alias, mtu)
 
 
-# --- parking --------------------------------------------------------------------------------------
-
-
 def reset_change(link: LinkInfo, mac: str, mtu: int | None = None) -> LinkChange:
     """The changes that make *link* a parked NIC: down, renamed, with its first MAC and MTU, without alias.
 
@@ -120,7 +105,7 @@ def reset_change(link: LinkInfo, mac: str, mtu: int | None = None) -> LinkChange
         name=name if link.name != name else None,
         alias="" if link.alias else None,
         is_up=False if link.is_up else None,
-        is_calm=bool(link.flags & (IFF_PROMISC | IFF_ALLMULTI)),
+        is_calm=bool(link.flags & (nl.IFF_PROMISC | nl.IFF_ALLMULTI)),
     )
 
 

@@ -1,7 +1,6 @@
 """Kernel settings below /proc/sys/net, in the calling thread's namespace; a name is "net/ipv4/…"."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +24,12 @@ def read(name: str) -> str | None:
 
 def write(name: str, value: str) -> None:
     """Change a setting, if the kernel has it."""
-    with suppress(FileNotFoundError):
-        try:
-            write_setting(str(ROOT / name), value.encode())
-        except FileNotFoundError:
-            raise
-        except OSError as err:
-            raise KernelRefused(f"setting {name}: write {value} failed: {err.strerror}") from err
+    try:
+        write_setting(str(ROOT / name), value.encode())
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise KernelRefused(f"setting {name}: write {value} failed: {err.strerror}") from err
 
 
 def ensure(wanted: Mapping[str, str]) -> None:
@@ -64,9 +62,7 @@ def change(wanted: Mapping[str, str]) -> dict[str, str]:
 
 def restore(settings: Mapping[str, str]) -> None:
     """Write *settings* back, IP_FORWARD first because it changes others."""
-    for name in sorted(settings, key=lambda name: name != IP_FORWARD):
-        if read(name) not in (settings[name], None):
-            write(name, settings[name])
+    ensure(dict(sorted(settings.items(), key=lambda setting: setting[0] != IP_FORWARD)))
 
 
 def _overwritten_with_ip_forward() -> Iterator[tuple[str, str]]:

@@ -4,7 +4,6 @@ Layouts: linux/netfilter/nfnetlink_conntrack.h.
 """
 
 import errno
-import struct
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from socket import AF_INET, inet_aton
@@ -15,6 +14,7 @@ from qingcloud_cni.kernel.netlink.messages import (
     NETLINK_NETFILTER,
     NFGENMSG,
     NLA_F_NESTED,
+    U32,
     Message,
     Request,
     pack_attribute,
@@ -42,7 +42,6 @@ CTA_FILTER_ORIG_FLAGS: Final = 1
 CTA_FILTER_REPLY_FLAGS: Final = 2
 
 _HEAD: Final = NFGENMSG.pack(AF_INET, 0, 0)
-_U32: Final = struct.Struct("=I")
 _HANDLE: Final = (CTA_TUPLE_ORIG, CTA_ZONE, CTA_ID)  # identifies one flow, and no later one
 
 
@@ -85,7 +84,7 @@ def _find(netfilter: Netlink, wanted: frozenset[bytes], tracked: int) -> set[Flo
 
 def _is_deleted(netfilter: Netlink, flow: Flow) -> bool:
     try:
-        netfilter.do(delete_flow(flow), "delete_flows a tracked flow")
+        netfilter.do(delete_flow(flow), "delete a tracked flow")
     except NetlinkRefused as err:
         if err.errno == errno.ENOENT:  # ended by itself
             return False
@@ -105,9 +104,6 @@ def _list_requests(wanted: Iterable[bytes], tracked: int) -> Iterator[Request]:
                 yield list_flows(tuple_kind, end, address)
 
 
-# --- messages ----------------------------------------------------------------------------------------
-
-
 def list_flows(tuple_kind: int = 0, end: int = 0, address: bytes = b"") -> Request:
     """List all IPv4 flows, or those with *address* at this end of this tuple."""
     body = _HEAD
@@ -115,7 +111,7 @@ def list_flows(tuple_kind: int = 0, end: int = 0, address: bytes = b"") -> Reque
         flags_of = CTA_FILTER_ORIG_FLAGS if tuple_kind == CTA_TUPLE_ORIG else CTA_FILTER_REPLY_FLAGS
         flag = 1 << (end - CTA_IP_V4_SRC)
         body += _nested(tuple_kind, _nested(CTA_TUPLE_IP, pack_attribute(end, address)))
-        body += _nested(CTA_FILTER, pack_attribute(flags_of, _U32.pack(flag)))
+        body += _nested(CTA_FILTER, pack_attribute(flags_of, U32.pack(flag)))
     return Request(NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET, body)
 
 

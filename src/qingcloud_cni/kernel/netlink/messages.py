@@ -16,8 +16,6 @@ NLMSG_OVERRUN: Final = 4
 RTM_NEWLINK: Final = 16
 RTM_GETLINK: Final = 18
 RTM_SETLINK: Final = 19
-RTM_NEWADDR: Final = 20
-RTM_NEWROUTE: Final = 24
 RTM_DELLINKPROP: Final = 109
 
 NLM_F_REQUEST: Final = 0x1
@@ -48,18 +46,6 @@ IFLA_ALT_IFNAME: Final = 53
 IFLA_PERM_ADDRESS: Final = 54
 RTEXT_FILTER_SKIP_STATS: Final = 1 << 3
 
-IFA_ADDRESS: Final = 1
-IFA_LOCAL: Final = 2
-IFA_BROADCAST: Final = 4
-IFA_F_NODAD: Final = 0x2
-
-RTA_DST: Final = 1
-RTA_OIF: Final = 4
-RTA_GATEWAY: Final = 5
-RT_TABLE_MAIN: Final = 254
-RTPROT_STATIC: Final = 4
-RTN_UNICAST: Final = 1
-
 ARPHRD_ETHER: Final = 1
 IFF_UP: Final = 0x1
 IFF_LOOPBACK: Final = 0x8
@@ -72,12 +58,8 @@ NFGENMSG: Final = struct.Struct("=BBH")  # family, version, resource id: begins 
 _HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE: Final = struct.Struct("=HH")  # nlattr: length, type
 _LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, hardware type, index, flags, change mask
-_ADDRESS: Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
-_ROUTE: Final = struct.Struct(
-    "=BBBBBBBBI"
-)  # rtmsg: family, 2 prefix lengths, tos, table, protocol, scope, type, flags
 _INT: Final = struct.Struct("=i")
-_U32: Final = struct.Struct("=I")
+U32: Final = struct.Struct("=I")
 
 
 class Malformed(ValueError):
@@ -208,13 +190,9 @@ def parse_done(message: Message) -> int:
 
 
 def get_link(*, ifindex: int = 0, name: str = "") -> Request:
-    """Get one link by its index, or by its name or one of its altnames."""
-    body = _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0) + pack_attribute(IFLA_EXT_MASK, _U32.pack(RTEXT_FILTER_SKIP_STATS))
-    return Request(RTM_GETLINK, body + _string(IFLA_IFNAME, name) if name else body)
-
-
-def get_links() -> Request:
-    return get_link()
+    """Get one link by its index, or by its name or one of its altnames; without either, all links."""
+    body = _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0) + pack_attribute(IFLA_EXT_MASK, U32.pack(RTEXT_FILTER_SKIP_STATS))
+    return Request(RTM_GETLINK, body + pack_text(IFLA_IFNAME, name) if name else body)
 
 
 def parse_link(body: bytes) -> LinkInfo:
@@ -243,48 +221,22 @@ def set_link(ifindex: int, change: LinkChange) -> Request:
     mask = (IFF_UP if change.is_up is not None else 0) | (IFF_PROMISC | IFF_ALLMULTI if change.is_calm else 0)
     parts = [_LINK.pack(AF_UNSPEC, 0, ifindex, IFF_UP if change.is_up else 0, mask)]
     if change.netns_fd is not None:
-        parts.append(pack_attribute(IFLA_NET_NS_FD, _U32.pack(change.netns_fd)))
+        parts.append(pack_attribute(IFLA_NET_NS_FD, U32.pack(change.netns_fd)))
     if change.mac is not None:
         parts.append(pack_attribute(IFLA_ADDRESS, bytes.fromhex(change.mac.replace(":", ""))))
     if change.mtu is not None:
-        parts.append(pack_attribute(IFLA_MTU, _U32.pack(change.mtu)))
+        parts.append(pack_attribute(IFLA_MTU, U32.pack(change.mtu)))
     if change.name is not None:
-        parts.append(_string(IFLA_IFNAME, change.name))
+        parts.append(pack_text(IFLA_IFNAME, change.name))
     if change.alias is not None:
-        parts.append(_string(IFLA_IFALIAS, change.alias))
+        parts.append(pack_text(IFLA_IFALIAS, change.alias))
     return Request(RTM_SETLINK, b"".join(parts))
 
 
 def delete_altnames(ifindex: int, altnames: tuple[str, ...]) -> Request:
-    names = b"".join(_string(IFLA_ALT_IFNAME, name) for name in altnames)
-    return Request(
-        RTM_DELLINKPROP,
-        _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0) + pack_attribute(IFLA_PROP_LIST | NLA_F_NESTED, names),
-    )
-
-
-# --- addresses and routes ----------------------------------------------------------------------------
-
-
-def add_address(ifindex: int, address: str) -> Request:
-    """Add *address*, written with its prefix length; an IPv4 one gets its broadcast address."""
-    family, packed, prefix = parse_prefix(address)
-    parts = [pack_attribute(IFA_LOCAL, packed), pack_attribute(IFA_ADDRESS, packed)]
-    if family == AF_INET and prefix < 31:
-        broadcast = int.from_bytes(packed) | (1 << 32 - prefix) - 1
-        parts.append(pack_attribute(IFA_BROADCAST, broadcast.to_bytes(4)))
-    head = _ADDRESS.pack(family, prefix, IFA_F_NODAD if family == AF_INET6 else 0, 0, ifindex)
-    return Request(RTM_NEWADDR, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
-
-
-def add_route(ifindex: int, dst: str, gateway: str) -> Request:
-    """Add a route to the main table; EEXIST if it has one to the same destination."""
-    family, packed, prefix = parse_prefix(dst)
-    head = _ROUTE.pack(family, prefix, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, 0, RTN_UNICAST, 0)
-    parts = [pack_attribute(RTA_GATEWAY, inet_pton(family, gateway)), pack_attribute(RTA_OIF, _U32.pack(ifindex))]
-    if prefix:
-        parts.append(pack_attribute(RTA_DST, packed))
-    return Request(RTM_NEWROUTE, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
+    names = b"".join(pack_text(IFLA_ALT_IFNAME, name) for name in altnames)
+    head = _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0)
+    return Request(RTM_DELLINKPROP, head + pack_attribute(IFLA_PROP_LIST | NLA_F_NESTED, names))
 
 
 def parse_prefix(text: str) -> tuple[int, bytes, int]:
@@ -294,14 +246,11 @@ def parse_prefix(text: str) -> tuple[int, bytes, int]:
     return family, inet_pton(family, address), int(prefix)
 
 
-# --- scalars -----------------------------------------------------------------------------------------
-
-
 def _padded(length: int) -> int:
     return (length + 3) & ~3
 
 
-def _string(kind: int, text: str) -> bytes:
+def pack_text(kind: int, text: str) -> bytes:
     return pack_attribute(kind, text.encode("utf-8", "surrogateescape") + b"\0")
 
 
@@ -314,6 +263,6 @@ def _mac(value: bytes) -> str:
 
 
 def parse_u32(value: bytes) -> int:
-    if len(value) != _U32.size:
+    if len(value) != U32.size:
         raise Malformed(f"a number of {len(value)} bytes")
-    return int(_U32.unpack(value)[0])
+    return int(U32.unpack(value)[0])

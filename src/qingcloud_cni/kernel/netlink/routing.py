@@ -1,4 +1,4 @@
-"""The messages for IPv4 addresses, routing tables and rules, between bytes and plain data.
+"""The messages for addresses, routing tables and rules, between bytes and plain data.
 
 Layouts: linux/if_addr.h, rtnetlink.h and fib_rules.h. A delete request sends the bytes of a dump back under another
 type, as `ip … flush` does, so it cannot hit anything else.
@@ -6,45 +6,49 @@ type, as `ip … flush` does, so it cannot hit anything else.
 
 import struct
 from dataclasses import dataclass, field
-from socket import AF_INET, inet_ntop, inet_pton
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Final
 
 from qingcloud_cni.kernel.netlink.messages import (
-    IFA_ADDRESS,
-    IFA_BROADCAST,
-    IFA_LOCAL,
     NLM_F_CREATE,
     NLM_F_EXCL,
-    RTA_DST,
-    RTA_GATEWAY,
-    RTA_OIF,
-    RTM_NEWADDR,
-    RTM_NEWROUTE,
-    RTN_UNICAST,
+    U32,
     Malformed,
     Request,
     pack_attribute,
+    pack_text,
     parse_prefix,
     parse_text,
     parse_u32,
     unpack_attributes,
 )
 
+RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 RTM_GETADDR: Final = 22
+RTM_NEWROUTE: Final = 24
 RTM_DELROUTE: Final = 25
 RTM_GETROUTE: Final = 26
 RTM_NEWRULE: Final = 32
 RTM_DELRULE: Final = 33
 RTM_GETRULE: Final = 34
 
+IFA_ADDRESS: Final = 1
+IFA_LOCAL: Final = 2
+IFA_BROADCAST: Final = 4
 IFA_FLAGS: Final = 8
+IFA_F_NODAD: Final = 0x2
 IFA_F_PERMANENT: Final = 0x80  # it does not expire
 IFA_F_NOPREFIXROUTE: Final = 0x200  # the address brings no connected route into the main table
 
+RTA_DST: Final = 1
+RTA_OIF: Final = 4
+RTA_GATEWAY: Final = 5
 RTA_PREFSRC: Final = 7
 RTA_CACHEINFO: Final = 12
 RTA_TABLE: Final = 15
+RT_TABLE_MAIN: Final = 254
+RTN_UNICAST: Final = 1
 RT_SCOPE_UNIVERSE: Final = 0
 RT_SCOPE_LINK: Final = 253
 RTNH_F_ONLINK: Final = 4
@@ -52,6 +56,7 @@ RTM_F_CLONED: Final = 0x200  # a cache entry of one destination, for a path MTU 
 # The one protocol whose foreign rules and routes systemd-networkd does not remove
 # (ManageForeignRoutingPolicyRules=, ManageForeignRoutes=); Cilium uses it for the same reason.
 RTPROT_KERNEL: Final = 2
+RTPROT_STATIC: Final = 4
 
 FRA_SRC: Final = 2
 FRA_IIFNAME: Final = 3
@@ -69,7 +74,6 @@ _ADDRESS: Final = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, f
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 # fib_rule_hdr: family, prefix lengths of destination and source, tos, table, action, flags
 _RULE: Final = struct.Struct("=BBBBBxxBI")
-_U32: Final = struct.Struct("=I")
 _NONE: Final = 0xFFFFFFFF  # FRA_SUPPRESS_PREFIXLEN of a rule that suppresses nothing
 
 
@@ -111,9 +115,6 @@ class Rule:
     body: bytes = field(default=b"", compare=False, repr=False)  # as dumped
 
 
-# --- addresses ---------------------------------------------------------------------------------------
-
-
 def get_addresses() -> Request:
     return Request(RTM_GETADDR, _ADDRESS.pack(AF_INET, 0, 0, 0, 0))
 
@@ -127,23 +128,24 @@ def parse_address(body: bytes) -> Address:
     return Address(ifindex, f"{_ip(own)}/{prefix}", flags & bare == bare, body)
 
 
-def add_bare_address(ifindex: int, address: str) -> Request:
-    """Add an address that brings no connected route along."""
-    _, packed, prefix = parse_prefix(address)
+def add_address(ifindex: int, address: str, *, is_bare: bool = False) -> Request:
+    """Add *address*, written with its prefix length; an IPv4 one gets its broadcast address.
+
+    A bare address brings no connected route along.
+    """
+    family, packed, prefix = parse_prefix(address)
     parts = [pack_attribute(IFA_LOCAL, packed), pack_attribute(IFA_ADDRESS, packed)]
-    if prefix < 31:
+    if family == AF_INET and prefix < 31:
         broadcast = int.from_bytes(packed) | (1 << 32 - prefix) - 1
         parts.append(pack_attribute(IFA_BROADCAST, broadcast.to_bytes(4)))
-    parts.append(pack_attribute(IFA_FLAGS, _U32.pack(IFA_F_NOPREFIXROUTE)))
-    head = _ADDRESS.pack(AF_INET, prefix, 0, 0, ifindex)
+    if is_bare:
+        parts.append(pack_attribute(IFA_FLAGS, U32.pack(IFA_F_NOPREFIXROUTE)))
+    head = _ADDRESS.pack(family, prefix, IFA_F_NODAD if family == AF_INET6 else 0, 0, ifindex)
     return Request(RTM_NEWADDR, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
 
 
 def delete_address(address: Address) -> Request:
     return Request(RTM_DELADDR, address.body)
-
-
-# --- routes ------------------------------------------------------------------------------------------
 
 
 def get_routes() -> Request:
@@ -174,24 +176,25 @@ def parse_route(body: bytes) -> TableRoute | None:
     )
 
 
-def add_table_route(route: TableRoute) -> Request:
-    _, packed, prefix = parse_prefix(route.dst)
-    head = _ROUTE.pack(AF_INET, prefix, 0, 0, 0, route.protocol, route.scope, RTN_UNICAST, 0)
-    parts = [pack_attribute(RTA_TABLE, _U32.pack(route.table)), pack_attribute(RTA_OIF, _U32.pack(route.ifindex))]
+def static_route(ifindex: int, dst: str, gateway: str) -> TableRoute:
+    return TableRoute(RT_TABLE_MAIN, ifindex, dst, gateway, protocol=RTPROT_STATIC)
+
+
+def add_route(route: TableRoute) -> Request:
+    """Add a route; EEXIST if its table has one to the same destination."""
+    family, packed, prefix = parse_prefix(route.dst)
+    head = _ROUTE.pack(family, prefix, 0, 0, 0, route.protocol, route.scope, RTN_UNICAST, 0)
+    parts = [pack_attribute(RTA_TABLE, U32.pack(route.table)), pack_attribute(RTA_OIF, U32.pack(route.ifindex))]
     if prefix:
         parts.append(pack_attribute(RTA_DST, packed))
-    if route.gateway:
-        parts.append(pack_attribute(RTA_GATEWAY, inet_pton(AF_INET, route.gateway)))
-    if route.source:
-        parts.append(pack_attribute(RTA_PREFSRC, inet_pton(AF_INET, route.source)))
+    for kind, address in ((RTA_GATEWAY, route.gateway), (RTA_PREFSRC, route.source)):
+        if address:
+            parts.append(pack_attribute(kind, inet_pton(family, address)))
     return Request(RTM_NEWROUTE, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
 
 
 def delete_route(route: TableRoute) -> Request:
     return Request(RTM_DELROUTE, route.body)
-
-
-# --- rules -------------------------------------------------------------------------------------------
 
 
 def get_rules() -> Request:
@@ -201,7 +204,7 @@ def get_rules() -> Request:
 def parse_rule(body: bytes) -> Rule:
     _, dst_prefix, src_prefix, tos, table, action, flags = _head(_RULE, body)
     fields = dict(unpack_attributes(body, _RULE.size))
-    if fields.get(FRA_SUPPRESS_PREFIXLEN) == _U32.pack(_NONE):
+    if fields.get(FRA_SUPPRESS_PREFIXLEN) == U32.pack(_NONE):
         del fields[FRA_SUPPRESS_PREFIXLEN]
     known = {FRA_SRC, FRA_IIFNAME, FRA_PRIORITY, FRA_FWMARK, FRA_FWMASK, FRA_TABLE, FRA_PROTOCOL}
     others = set(fields) - known
@@ -222,8 +225,8 @@ def parse_rule(body: bytes) -> Rule:
 
 def add_rule(rule: Rule) -> Request:
     parts = [
-        pack_attribute(FRA_PRIORITY, _U32.pack(rule.preference)),
-        pack_attribute(FRA_TABLE, _U32.pack(rule.table)),
+        pack_attribute(FRA_PRIORITY, U32.pack(rule.preference)),
+        pack_attribute(FRA_TABLE, U32.pack(rule.table)),
         pack_attribute(FRA_PROTOCOL, bytes((rule.protocol,))),
     ]
     prefix = 0
@@ -231,19 +234,16 @@ def add_rule(rule: Rule) -> Request:
         _, packed, prefix = parse_prefix(rule.source)
         parts.append(pack_attribute(FRA_SRC, packed))
     if rule.iif:
-        parts.append(pack_attribute(FRA_IIFNAME, rule.iif.encode() + b"\0"))
+        parts.append(pack_text(FRA_IIFNAME, rule.iif))
     if rule.mask:
-        parts.append(pack_attribute(FRA_FWMARK, _U32.pack(rule.mark)))
-        parts.append(pack_attribute(FRA_FWMASK, _U32.pack(rule.mask)))
+        parts.append(pack_attribute(FRA_FWMARK, U32.pack(rule.mark)))
+        parts.append(pack_attribute(FRA_FWMASK, U32.pack(rule.mask)))
     head = _RULE.pack(AF_INET, 0, prefix, 0, 0, FR_ACT_TO_TBL, 0)
     return Request(RTM_NEWRULE, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
 
 
 def delete_rule(rule: Rule) -> Request:
     return Request(RTM_DELRULE, rule.body)
-
-
-# --- parts -------------------------------------------------------------------------------------------
 
 
 def _head(layout: struct.Struct, body: bytes) -> tuple[int, ...]:

@@ -8,26 +8,9 @@ from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, KernelRefused
 from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit
+from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink import routing
-from qingcloud_cni.kernel.netlink.messages import (
-    NLM_F_ACK,
-    NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-    NLMSG_ERROR,
-    NLMSG_OVERRUN,
-    LinkInfo,
-    Message,
-    Request,
-    get_link,
-    get_links,
-    pack,
-    parse_done,
-    parse_error,
-    parse_link,
-    unpack,
-)
+from qingcloud_cni.kernel.netlink.messages import LinkInfo, Message, Request, parse_link
 
 SOL_NETLINK: Final = 270
 NETLINK_CAP_ACK: Final = 10  # Linux 4.3: an error quotes only the header of its request
@@ -35,7 +18,6 @@ NETLINK_EXT_ACK: Final = 11  # Linux 4.12: an error has a message
 ANSWER_SECONDS: Final = 5.0  # the kernel answers within the call that sends; this limits a bug
 DUMP_TRIES: Final = 20  # of a dump that changes interrupt
 BUFFER_BYTES: Final = 1 << 16  # the parts of a dump have at most 32 KiB
-
 
 MessageFilter = Callable[[Message], bool]
 
@@ -76,16 +58,16 @@ class Netlink(ClosesOnExit):
 
     def do(self, request: Request, action: str) -> None:
         """Carry out *request*; *action* begins the message of an error."""
-        self._exchange(request, NLM_F_ACK, action)
+        self._exchange(request, nl.NLM_F_ACK, action)
 
     def ask(self, request: Request, action: str) -> list[Message]:
         """The answer to a *request* for one object."""
-        return self._exchange(request, NLM_F_ACK, action)
+        return self._exchange(request, nl.NLM_F_ACK, action)
 
     def link(self, *, ifindex: int = 0, name: str = "") -> LinkInfo | None:
         """The link of this index, or of this name or altname; None if it does not exist."""
         try:
-            answer = self.ask(get_link(ifindex=ifindex, name=name), f"find link {name or ifindex}")
+            answer = self.ask(nl.get_link(ifindex=ifindex, name=name), f"find link {name or ifindex}")
         except NetlinkRefused as err:
             if err.errno == errno.ENODEV:
                 return None
@@ -94,12 +76,11 @@ class Netlink(ClosesOnExit):
 
     def links(self) -> tuple[LinkInfo, ...]:
         """All links of the namespace at one moment."""
-        return tuple(parse_link(message.body) for message in self.dump(get_links(), "list links"))
+        return tuple(parse_link(message.body) for message in self.dump(nl.get_link(), "list links"))
 
     def addresses(self) -> list[routing.Address]:
-        return [
-            routing.parse_address(message.body) for message in self.dump(routing.get_addresses(), "list addresses")
-        ]
+        messages = self.dump(routing.get_addresses(), "list addresses")
+        return [routing.parse_address(message.body) for message in messages]
 
     def routes(self) -> list[routing.TableRoute]:
         """The unicast routes of all tables."""
@@ -110,7 +91,7 @@ class Netlink(ClosesOnExit):
         """All objects of a kind at one moment; only accepted ones use memory."""
         for _ in range(DUMP_TRIES):
             try:
-                return self._exchange(request, NLM_F_DUMP, action, accept)
+                return self._exchange(request, nl.NLM_F_DUMP, action, accept)
             except _DumpInterrupted:
                 continue
         raise NetlinkRefused(action, errno.EINTR, f"changes interrupted each of {DUMP_TRIES} dumps")
@@ -120,7 +101,7 @@ class Netlink(ClosesOnExit):
     ) -> list[Message]:
         self._seq = (self._seq + 1) & 0xFFFFFFFF
         try:
-            self._socket.send(pack(request, NLM_F_REQUEST | flags, self._seq))
+            self._socket.send(nl.pack(request, nl.NLM_F_REQUEST | flags, self._seq))
             return self._answer(action, accept)
         except TimeoutError as err:
             raise NetlinkRefused(action, errno.ETIMEDOUT, f"no answer in {ANSWER_SECONDS:g} s") from err
@@ -132,15 +113,15 @@ class Netlink(ClosesOnExit):
         answer: list[Message] = []
         is_interrupted = False
         while True:
-            for message in unpack(self._receive(action)):
+            for message in nl.unpack(self._receive(action)):
                 if message.seq != self._seq:
                     continue  # of an earlier request that timed out
-                is_interrupted |= bool(message.flags & NLM_F_DUMP_INTR and message.kind != NLMSG_ERROR)
-                if message.kind == NLMSG_ERROR:
-                    code, text = parse_error(message)
-                elif message.kind == NLMSG_DONE:
-                    code, text = parse_done(message), ""
-                elif message.kind == NLMSG_OVERRUN:
+                is_interrupted |= bool(message.flags & nl.NLM_F_DUMP_INTR and message.kind != nl.NLMSG_ERROR)
+                if message.kind == nl.NLMSG_ERROR:
+                    code, text = nl.parse_error(message)
+                elif message.kind == nl.NLMSG_DONE:
+                    code, text = nl.parse_done(message), ""
+                elif message.kind == nl.NLMSG_OVERRUN:
                     code, text = errno.ENOBUFS, ""
                 else:
                     if accept is None or accept(message):

@@ -7,17 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from qingcloud_cni.sim.api import signature
-from qingcloud_cni.sim.cloud import errors
+from qingcloud_cni.sim.cloud import errors, faults
 from qingcloud_cni.sim.cloud.errors import ApiError
-from qingcloud_cni.sim.cloud.faults import (
-    BAD_GATEWAY,
-    LATE_REPLY,
-    LOSE_REPLY,
-    NOT_JSON,
-    OVERTAKEN_REPLY,
-    RESET,
-    SILENCE,
-)
 from qingcloud_cni.sim.cloud.model import Model, Outcome, error_envelope
 from qingcloud_cni.sim.cloud.params import Params
 
@@ -78,10 +69,10 @@ class Api:
         outcome = self._handle(method, path, query, body)
         if latency > 0:
             await self._sleep(latency - before)
-        if outcome.effect == LATE_REPLY:
+        if outcome.effect == faults.LATE_REPLY:
             await self._sleep(outcome.seconds)
-        held = outcome.effect == SILENCE
-        while (held or (outcome.effect == OVERTAKEN_REPLY and self._latest <= number)) and not is_disconnected():
+        is_silent, is_overtaken = (outcome.effect == effect for effect in (faults.SILENCE, faults.OVERTAKEN_REPLY))
+        while (is_silent or (is_overtaken and self._latest <= number)) and not is_disconnected():
             await self._sleep(HOLD_CHECK_PERIOD)
         self._latest = max(self._latest, number)
         return _reply(outcome)
@@ -114,12 +105,12 @@ class Api:
 
 def _reply(outcome: Outcome) -> Reply | None:
     """The reply that arrives; None: none does."""
-    if outcome.effect in {SILENCE, RESET, LOSE_REPLY}:
+    if outcome.effect in {faults.SILENCE, faults.RESET, faults.LOSE_REPLY}:
         return None
-    if outcome.effect == BAD_GATEWAY:
+    if outcome.effect == faults.BAD_GATEWAY:
         return Reply(502, "text/html", GATEWAY_PAGE)
     body = json.dumps(outcome.envelope).encode()
-    return Reply(200, JSON, body[: len(body) // 2] if outcome.effect == NOT_JSON else body)
+    return Reply(200, JSON, body[: len(body) // 2] if outcome.effect == faults.NOT_JSON else body)
 
 
 def _common(params: Mapping[str, str]) -> float:

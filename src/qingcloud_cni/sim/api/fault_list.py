@@ -14,10 +14,9 @@ from qingcloud_cni.sim.topology import FaultSpec, parse_duration, parse_range
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?")
 _LINK_PREFIX = re.compile(r"[a-z][a-z0-9]{0,9}")  # leaves room for a number in a link's name
+_PLACED = re.compile(r"(.*) - at `\$\.?(.*)`")
 
 T = TypeVar("T")
-
-_PLACED = re.compile(r"(.*) - at `\$\.?(.*)`")
 
 
 class FaultEntry(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,38 +59,23 @@ def make_faults(entries: Sequence[FaultEntry]) -> tuple[FaultSpec, ...]:
 def _make_fault(key: str, entry: FaultEntry) -> FaultSpec:
     if entry.action != "*" and entry.action not in REQUIRED_PARAMS:
         raise ValueError(f"{key}.action: {entry.action!r} is neither '*' nor any of {', '.join(REQUIRED_PARAMS)}")
-    if not _is_text(entry.message):
-        raise ValueError(f"{key}.message: {entry.message!r} is not valid UTF-8")
+    try:
+        entry.message.encode()
+    except UnicodeEncodeError as err:  # JSON and YAML let half a surrogate pair through
+        raise ValueError(f"{key}.message: {entry.message!r} is not valid UTF-8") from err
     if not _LINK_PREFIX.fullmatch(entry.name):
         raise ValueError(f"{key}.name: {entry.name!r}: up to 10 of a-z and 0-9 are allowed, a letter first")
-    spec = FaultSpec(
-        action=entry.action,
-        effect=entry.effect,
-        nth=entry.nth,
-        times=entry.times,
-        after=_read(parse_duration, entry.after, f"{key}.after"),
-        lasts=None if entry.lasts is None else _read(parse_duration, entry.lasts, f"{key}.lasts"),
-        chance=entry.chance,
-        vxnet=entry.vxnet,
-        by=None if entry.by is None else _read(parse_range, entry.by, f"{key}.by"),
-        code=entry.code,
-        message=entry.message,
-        name=entry.name,
-    )
+    times = {
+        "after": _read(parse_duration, entry.after, f"{key}.after"),
+        "lasts": None if entry.lasts is None else _read(parse_duration, entry.lasts, f"{key}.lasts"),
+        "by": None if entry.by is None else _read(parse_range, entry.by, f"{key}.by"),
+    }
+    spec = FaultSpec(**msgspec.structs.asdict(entry) | times)
     try:
         check(spec)
     except ValueError as err:
         raise ValueError(f"{key}: {err}") from err
     return spec
-
-
-def _is_text(message: str) -> bool:
-    """Whether UTF-8 can encode it: JSON and YAML let half a surrogate pair through."""
-    try:
-        message.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read(parse: Callable[[str | float], T], text: str | float, key: str) -> T:
@@ -116,8 +100,7 @@ def faults_document(faults: Faults, now: float) -> list[dict[str, Any]]:
 
 def readable(message: str) -> str:
     """Turn msgspec's message into `<key>: <cause>`."""
-    unknown = _UNKNOWN.fullmatch(message)
-    if unknown:
+    if unknown := _UNKNOWN.fullmatch(message):
         field, key = unknown.groups()
         return f"{key}.{field}: unknown key" if key else f"{field}: unknown key"
     placed = _PLACED.fullmatch(message)

@@ -1,6 +1,7 @@
 """The writing actions: their preconditions and changes (docs/reference/qingcloud-api.md, "Actions")."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -9,7 +10,32 @@ from qingcloud_cni.sim.cloud.addresses import AddressPool
 from qingcloud_cni.sim.cloud.faults import JobFault
 from qingcloud_cni.sim.cloud.jobs import ATTACH, DETACH, Jobs
 from qingcloud_cni.sim.cloud.params import Params
-from qingcloud_cni.sim.cloud.state import AVAILABLE, IN_USE, RUNNING, CloudState, NicRecord, VxnetRecord
+from qingcloud_cni.sim.cloud.state import (
+    AVAILABLE,
+    CEASED,
+    IN_USE,
+    RUNNING,
+    STOPPED,
+    TERMINATED,
+    CloudState,
+    NicRecord,
+    VxnetRecord,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceChange:
+    allowed: tuple[str, ...]  # status before it
+    transition: str
+    becomes: str
+
+
+INSTANCE_CHANGES = {
+    "StopInstances": InstanceChange((RUNNING,), "stopping", STOPPED),
+    "StartInstances": InstanceChange((STOPPED,), "starting", RUNNING),
+    "TerminateInstances": InstanceChange((RUNNING, STOPPED), "terminating", TERMINATED),
+    "CeaseInstances": InstanceChange((TERMINATED,), "ceasing", CEASED),
+}
 
 
 def create_nics(state: CloudState, params: Params) -> dict[str, Any]:
@@ -97,6 +123,26 @@ def modify_nic_attributes(state: CloudState, params: Params) -> dict[str, Any]:
     if aspoof != nic.enable_aspoof:
         state.set_aspoof(nic, is_on=bool(aspoof))
     return {}
+
+
+def change_instances(state: CloudState, jobs: Jobs, action: str, params: Params) -> dict[str, Any]:
+    """Queue one job for all instances, or none if one of them is in the wrong state.
+
+    The guest does not notice: its namespace and processes continue, with the NICs it still has.
+    """
+    change = INSTANCE_CHANGES[action]
+    hosts = [state.find_host(instance_id) for instance_id in params.required_list("instances")]
+    for host in hosts:
+        if host.transition:
+            raise errors.denied(f"resource [{host.instance_id}] is [{host.transition}], please try later")
+        if host.status not in change.allowed:
+            raise errors.denied(f"instance [{host.instance_id}] is [{host.status}], so {action} is not allowed")
+    is_final = action == "TerminateInstances" and params.number("direct_cease", 0) == 1
+    for host in hosts:
+        host.transition = change.transition
+    instance_ids = tuple(host.instance_id for host in hosts)
+    becomes = CEASED if is_final else change.becomes
+    return {"job_id": jobs.submit(action, [], instance_ids, JobFault(), becomes).job_id}
 
 
 def _check_idle(nic: NicRecord) -> None:

@@ -47,34 +47,14 @@ ODD_NAME = "odd-name"  # the link has another name, again whenever it comes back
 # Somebody at the console deletes the NICs of the call.
 NIC_GONE = "nic-gone"  # after CreateNics, at the end of an AttachNics job, before any other call
 
-_EVERY: tuple[str, ...] = ()
 _READS = ("DescribeInstances", "DescribeVxnets", "DescribeNics", "DescribeJobs")
-_JOBS = ("AttachNics", "DetachNics")
 EFFECTS: dict[str, tuple[str, ...]] = {  # every effect, and the actions it is for; (): for all
-    REFUSE: _EVERY,
-    CLOCK_SKEW: _EVERY,
-    WRONG_KEYS: _EVERY,
-    CALL_QUOTA: _EVERY,
-    NIC_QUOTA: ("CreateNics",),
-    ADDRESS_QUOTA: ("CreateNics",),
-    SILENCE: _EVERY,
-    RESET: _EVERY,
-    BAD_GATEWAY: _EVERY,
-    NOT_JSON: _EVERY,
-    LOSE_REPLY: _EVERY,
-    LATE_REPLY: _EVERY,
-    OVERTAKEN_REPLY: _EVERY,
-    MISSING_PAGE: _READS,
-    PARTIAL_LIST: _READS,
-    EMPTY_LIST: _READS,
-    FAIL_JOB: _JOBS,
-    HALF_JOB: _JOBS,
-    ENDLESS_JOB: _JOBS,
-    SLOW_JOB: _JOBS,
-    LOSE_LINK: ("AttachNics",),
-    LATE_LINK: ("AttachNics",),
-    EARLY_LINK: ("AttachNics",),
-    ODD_NAME: ("AttachNics",),
+    **dict.fromkeys((REFUSE, CLOCK_SKEW, WRONG_KEYS, CALL_QUOTA), ()),
+    **dict.fromkeys((NIC_QUOTA, ADDRESS_QUOTA), ("CreateNics",)),
+    **dict.fromkeys((SILENCE, RESET, BAD_GATEWAY, NOT_JSON, LOSE_REPLY, LATE_REPLY, OVERTAKEN_REPLY), ()),
+    **dict.fromkeys((MISSING_PAGE, PARTIAL_LIST, EMPTY_LIST), _READS),
+    **dict.fromkeys((FAIL_JOB, HALF_JOB, ENDLESS_JOB, SLOW_JOB), ("AttachNics", "DetachNics")),
+    **dict.fromkeys((LOSE_LINK, LATE_LINK, EARLY_LINK, ODD_NAME), ("AttachNics",)),
     NIC_GONE: ("CreateNics", "AttachNics", "DetachNics", "DeleteNics", "ModifyNicAttributes"),
 }
 DELAYS: dict[str, Range] = {  # seconds from which an effect draws, unless the fault has `by`
@@ -86,7 +66,6 @@ DELAYS: dict[str, Range] = {  # seconds from which an effect draws, unless the f
 NOT_CARRIED_OUT = frozenset({SILENCE, RESET, BAD_GATEWAY})  # the call never reaches the cloud
 REPLY_FAULTS = frozenset({NOT_JSON, LOSE_REPLY, LATE_REPLY, OVERTAKEN_REPLY})  # change or delay the answer
 CARRIED_OUT = frozenset({NOT_JSON, LOSE_REPLY})  # of those: the call is carried out, whatever the client gets
-LIST_FAULTS = frozenset({MISSING_PAGE, PARTIAL_LIST, EMPTY_LIST})
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,26 +153,21 @@ class Faults:
         return float("inf") if spec.lasts is None else self.since + spec.after + spec.lasts
 
     def draw_delay(self, spec: FaultSpec) -> float:
-        """Draw the fault's delay, in seconds."""
         span = spec.by or DELAYS.get(spec.effect)
         return self._rng.uniform(*span) if span else 0.0
 
 
 def error_of(spec: FaultSpec, params: Mapping[str, str]) -> ApiError | None:
     """The error that a fault gives a call with *params*; None if its effect is another."""
-    if spec.effect == REFUSE:
-        return ApiError(spec.code, spec.message)
-    if spec.effect == CLOCK_SKEW:
-        return errors.expired(params.get("time_stamp", ""))
-    if spec.effect == WRONG_KEYS:
-        return errors.unknown_key(params.get("access_key_id", ""))
-    if spec.effect == CALL_QUOTA:
-        return errors.quota("the API calls of this hour are used up")
-    if spec.effect == NIC_QUOTA:
-        return errors.quota("the nics of this account are used up")
-    if spec.effect == ADDRESS_QUOTA:
-        return errors.quota(f"vxnet [{params.get('vxnet', '').strip()}] has no free addresses")
-    return None
+    said = {
+        REFUSE: ApiError(spec.code, spec.message),
+        CLOCK_SKEW: errors.expired(params.get("time_stamp", "")),
+        WRONG_KEYS: errors.unknown_key(params.get("access_key_id", "")),
+        CALL_QUOTA: errors.quota("the API calls of this hour are used up"),
+        NIC_QUOTA: errors.quota("the nics of this account are used up"),
+        ADDRESS_QUOTA: errors.quota(f"vxnet [{params.get('vxnet', '').strip()}] has no free addresses"),
+    }
+    return said.get(spec.effect)
 
 
 def job_fault(strikes: Iterable[Strike]) -> JobFault:

@@ -11,22 +11,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from qingcloud_cni.sim.cloud import changes, describe, errors
+from qingcloud_cni.sim.cloud import changes, describe, errors, faults
 from qingcloud_cni.sim.cloud.errors import ApiError
-from qingcloud_cni.sim.cloud.faults import (
-    ADDRESS_QUOTA,
-    CARRIED_OUT,
-    LIST_FAULTS,
-    LOSE_REPLY,
-    NIC_GONE,
-    NOT_CARRIED_OUT,
-    REPLY_FAULTS,
-    Faults,
-    Strike,
-    error_of,
-    job_fault,
-)
-from qingcloud_cni.sim.cloud.instances import CHANGES, change_instances
+from qingcloud_cni.sim.cloud.faults import Faults, Strike, error_of, job_fault
 from qingcloud_cni.sim.cloud.jobs import Jobs
 from qingcloud_cni.sim.cloud.params import Params
 from qingcloud_cni.sim.cloud.records import Hour, Records, jobs_to_save, restore
@@ -35,25 +22,20 @@ from qingcloud_cni.sim.topology import Effect, FaultSpec, PlugNic, Topology
 
 HOUR = 3600.0
 
-REQUIRED_PARAMS: dict[str, tuple[str, ...]] = {  # of every action
-    "DescribeInstances": (),
-    "DescribeVxnets": (),
-    "DescribeNics": (),
-    "DescribeJobs": (),
-    "CreateNics": ("vxnet",),
-    "AttachNics": ("nics", "instance"),
-    "DetachNics": ("nics",),
-    "DeleteNics": ("nics",),
-    "ModifyNicAttributes": ("nic",),
-    **dict.fromkeys(CHANGES, ("instances",)),
-}
-
-
 DESCRIBES: dict[str, Callable[[CloudState, Params], dict[str, Any]]] = {
     "DescribeInstances": describe.describe_instances,
     "DescribeVxnets": describe.describe_vxnets,
     "DescribeNics": describe.describe_nics,
     "DescribeJobs": describe.describe_jobs,
+}
+REQUIRED_PARAMS: dict[str, tuple[str, ...]] = {  # of every action
+    **dict.fromkeys(DESCRIBES, ()),
+    "CreateNics": ("vxnet",),
+    "AttachNics": ("nics", "instance"),
+    "DetachNics": ("nics",),
+    "DeleteNics": ("nics",),
+    "ModifyNicAttributes": ("nic",),
+    **dict.fromkeys(changes.INSTANCE_CHANGES, ("instances",)),
 }
 
 
@@ -64,10 +46,6 @@ class Outcome:
     envelope: dict[str, Any]
     effect: str = ""
     seconds: float = 0.0  # delay, if that is the effect
-
-    @property
-    def is_reply_lost(self) -> bool:
-        return self.effect == LOSE_REPLY
 
 
 class Model:
@@ -118,25 +96,22 @@ class Model:
         """Carry out an authenticated call; *params* are flattened as on the wire."""
         try:
             self.check(params)
-        except ApiError as error:
-            return Outcome(error_envelope(error))
-        action = params["action"].strip()
-        self.calls[action] += 1
-        try:
+            action = params["action"].strip()
+            self.calls[action] += 1
             self._spend_call(params.get("access_key_id", ""))
         except ApiError as error:
             return Outcome(error_envelope(error))
         struck = self._faults.strike(params, self.state.now())
-        late = next((strike for strike in struck if strike.effect in REPLY_FAULTS), None)
+        late = next((strike for strike in struck if strike.effect in faults.REPLY_FAULTS), None)
         reply_fault = (late.effect, late.seconds) if late else ("", 0.0)
         for strike in struck:
-            if strike is late and strike.effect in CARRIED_OUT:
+            if strike is late and strike.effect in faults.CARRIED_OUT:
                 break  # faults after it in the list do not prevent the work
-            if strike.effect in NOT_CARRIED_OUT:
+            if strike.effect in faults.NOT_CARRIED_OUT:
                 return Outcome({}, strike.effect)
             said = error_of(strike.spec, params)
             if said:
-                if strike.effect == ADDRESS_QUOTA:
+                if strike.effect == faults.ADDRESS_QUOTA:
                     self.state.exhaust(params["vxnet"].strip(), self._faults.ends(strike.spec))
                 return Outcome(error_envelope(said), *reply_fault)
         try:
@@ -152,7 +127,6 @@ class Model:
 
     @property
     def faults(self) -> Faults:
-        """The faults in force, with their counts."""
         return self._faults
 
     def set_faults(self, specs: Iterable[FaultSpec]) -> None:
@@ -167,11 +141,11 @@ class Model:
             on_work()
 
     def _make_faults(self, specs: Iterable[FaultSpec]) -> Faults:
-        faults = Faults(specs, rng=self.state.rng, since=self.state.now())
-        for spec in faults.specs:
+        made = Faults(specs, rng=self.state.rng, since=self.state.now())
+        for spec in made.specs:
             if spec.vxnet and spec.vxnet not in self.state.vxnets:
                 raise ValueError(f"fault on {spec.action}: vxnet {spec.vxnet!r} does not exist")
-        return faults
+        return made
 
     def next_due(self) -> float | None:
         """When to call `advance`; a time in the past means now, None that no job is open."""
@@ -190,13 +164,8 @@ class Model:
 
     def plugged(self) -> tuple[PlugNic, ...]:
         """All NICs that have links, each host's primary first: what new hardware starts with."""
-        attached = tuple(
-            plug_effect(nic, host_id)
-            for host_id in self.state.hosts
-            for nic in self.state.nics_of(host_id)
-            if nic.is_plugged
-        )
-        return attached + self.arriving()
+        attached = ((nic, host_id) for host_id in self.state.hosts for nic in self.state.nics_of(host_id))
+        return (*(plug_effect(nic, host_id) for nic, host_id in attached if nic.is_plugged), *self.arriving())
 
     def arriving(self) -> tuple[PlugNic, ...]:
         """The NICs of open attach jobs that have links already."""
@@ -239,17 +208,15 @@ class Model:
         state = self.state
         effects = [strike.effect for strike in struck]
         if action in DESCRIBES:
-            return describe.apply_list_faults(
-                DESCRIBES[action](state, params), params, [e for e in effects if e in LIST_FAULTS]
-            )
-        if action in CHANGES:
-            return change_instances(state, self._jobs, action, params)
-        if NIC_GONE in effects and action not in {"CreateNics", "AttachNics"}:
+            return describe.apply_list_faults(DESCRIBES[action](state, params), params, effects)
+        if action in changes.INSTANCE_CHANGES:
+            return changes.change_instances(state, self._jobs, action, params)
+        if faults.NIC_GONE in effects and action not in {"CreateNics", "AttachNics"}:
             changes.lose_nics(state, params.values("nics") or [params.text("nic")])
         match action:
             case "CreateNics":
                 fields = changes.create_nics(state, params)
-                if NIC_GONE in effects:
+                if faults.NIC_GONE in effects:
                     changes.lose_nics(state, [nic["nic_id"] for nic in fields["nics"]])
                 return fields
             case "AttachNics":

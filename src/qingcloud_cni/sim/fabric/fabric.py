@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qingcloud_cni.core.errors import KernelRefused
-from qingcloud_cni.sim.fabric.filter import RULESET, PortFilter, filter_script
+from qingcloud_cni.sim.fabric.filter import RULESET, filter_script
 from qingcloud_cni.sim.fabric.layout import HOST_SYSCTLS, ROUTER_SYSCTLS, Layout, Port, make_layout, port_of
 from qingcloud_cni.sim.fabric.names import LEAVING_GROUP, PORT_GROUP, Mark
 from qingcloud_cni.sim.fabric.shell import RTM_DELLINK, drain, inside, ip_batch, ip_json, nft, open_monitor
@@ -156,12 +156,9 @@ class Fabric:
 
     async def _write_filters(self, routers: Iterable[str]) -> None:
         for router in routers:
-            filters = (
-                PortFilter(port.name, port.nic.nic_id, port.nic.private_ip)
-                for port in self.ports.values()
-                if port.router == router and port.nic.enable_aspoof and port.nic.private_ip
-            )
-            await nft(router, filter_script(filters))
+            here = (port for port in self.ports.values() if port.router == router)
+            guarded = (port for port in here if port.nic.enable_aspoof and port.nic.private_ip)
+            await nft(router, filter_script(guarded))
 
     async def _link(self, host: str, ports: Sequence[Port], *, is_return: bool) -> None:
         """Make the veth pairs of *ports*; raises KernelRefused."""

@@ -1,7 +1,8 @@
 """Anti-spoofing at the bridge ports: the nftables table of a router's namespace, as text."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from qingcloud_cni.sim.fabric.layout import Port
 
 # At priority -300 these rules come before all else that the bridge does with a frame, whether it goes to another port
 # or to the router itself. For IPv6 they check the source MAC only: the cloud gives NICs no IPv6 address.
@@ -30,22 +31,13 @@ table bridge aspoof {
 """
 
 
-@dataclass(frozen=True, slots=True)
-class PortFilter:
-    """The MAC and address that may come in at a bridge port."""
-
-    port: str
-    mac: str
-    address: str
-
-
-def filter_script(filters: Iterable[PortFilter]) -> str:
-    """One transaction after which exactly *filters* are in force; it rewrites the sets, which are small."""
+def filter_script(ports: Iterable[Port]) -> str:
+    """One transaction after which exactly *ports* are guarded; it rewrites the sets, which are small."""
     lines = [f"flush set bridge aspoof {name}\n" for name in ("guarded", "macs", "addresses")]
-    for each in filters:
+    for port in ports:
         lines += (
-            f"add element bridge aspoof guarded {{ {each.port} }}\n",
-            f"add element bridge aspoof macs {{ {each.port} . {each.mac} }}\n",
-            f"add element bridge aspoof addresses {{ {each.port} . {each.address} }}\n",
+            f"add element bridge aspoof guarded {{ {port.name} }}\n",
+            f"add element bridge aspoof macs {{ {port.name} . {port.nic.nic_id} }}\n",
+            f"add element bridge aspoof addresses {{ {port.name} . {port.nic.private_ip} }}\n",
         )
     return "".join(lines)

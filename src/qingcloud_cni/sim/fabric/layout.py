@@ -3,16 +3,7 @@
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from qingcloud_cni.sim.fabric.names import (
-    PORT_GROUP,
-    Mark,
-    bridge_mac,
-    bridge_name,
-    host_namespace,
-    port_mac,
-    port_name,
-    router_namespace,
-)
+from qingcloud_cni.sim.fabric.names import PORT_GROUP, Mark, port_mac, port_name, router_namespace
 from qingcloud_cni.sim.topology import HostSpec, PlugNic, RouterSpec, Topology, VxnetSpec
 
 # A new namespace inherits the settings of the machine's first one. Hosts get the kernel's defaults, as an image with
@@ -57,19 +48,17 @@ class RouterLayout:
         """The batch that builds it in its new namespace; the mark comes first."""
         lines = [f'link set lo alias "{mark}"', "link set lo up"]
         for number, vxnet in enumerate(self.vxnets):
-            bridge = bridge_name(number)
+            bridge, mac = f"br{number}", f"06:00:00:00:{number >> 8:02x}:{number & 255:02x}"
             lines += [
-                f"link add {bridge} address {bridge_mac(number)} type bridge"
-                " stp_state 0 forward_delay 0 mcast_snooping 0",
+                f"link add {bridge} address {mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
                 f"link set {bridge} alias {vxnet.vxnet_id} up",
             ]
-            address = manager_address(vxnet)
-            if address:
+            if address := manager_address(vxnet):
                 lines.append(f"address add {address} brd + dev {bridge}")
         return lines
 
     def bridge_of(self, vxnet_id: str) -> str:
-        return bridge_name(next(n for n, vxnet in enumerate(self.vxnets) if vxnet.vxnet_id == vxnet_id))
+        return f"br{next(n for n, vxnet in enumerate(self.vxnets) if vxnet.vxnet_id == vxnet_id)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +107,7 @@ def make_layout(sim: str, topology: Topology) -> Layout:
         for number, router in enumerate(routers)
     )
     hosts = {
-        host.instance_id: HostLayout(host, host_namespace(sim, host.name), known[host.vxnet_id])
-        for host in topology.hosts
+        host.instance_id: HostLayout(host, f"{sim}-{host.name}", known[host.vxnet_id]) for host in topology.hosts
     }
     return Layout(places, hosts)
 

@@ -12,10 +12,6 @@ LEAVING_GROUP = 2  # ports about to be deleted
 _MARK = "qingcloud-sim"
 
 
-def host_namespace(sim: str, host: str) -> str:
-    return f"{sim}-{host}"
-
-
 def router_namespace(sim: str, number: int) -> str:
     """The namespace of the *number*-th router, counted from 0."""
     return f"{sim}-router{number + 1 if number else ''}"
@@ -34,14 +30,6 @@ def port_name(nic_id: str) -> str:
 def port_mac(nic_id: str) -> str:
     """A bridge port's own address: with the NIC's address the bridge would take its frames."""
     return "02" + nic_id[2:]
-
-
-def bridge_name(number: int) -> str:
-    return f"br{number}"
-
-
-def bridge_mac(number: int) -> str:
-    return f"06:00:00:00:{number >> 8:02x}:{number & 255:02x}"
 
 
 @dataclass(frozen=True, slots=True)
