@@ -101,7 +101,7 @@ class Firewall(ClosesOnExit):
     def _exists(self) -> bool:
         body = NFGENMSG.pack(NFPROTO_INET, 0, 0) + pack_attribute(NFTA_TABLE_NAME, TABLE.encode() + b"\0")
         try:
-            self._netfilter.ask(Request(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, body), f"find table {TABLE}")
+            self._netfilter.do(Request(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETTABLE, body), f"find table {TABLE}")
         except NetlinkRefused as err:
             if err.errno in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):  # no such table; no nftables
                 return False
@@ -111,7 +111,7 @@ class Firewall(ClosesOnExit):
     def _read_generation(self) -> int | None:
         request = Request(NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, NFGENMSG.pack(0, 0, 0))
         with suppress(NetlinkRefused):
-            for message in self._netfilter.ask(request, "read the generation of the rule set"):
+            for message in self._netfilter.do(request, "read the generation of the rule set"):
                 fields = dict(unpack_attributes(message.body, NFGENMSG.size))
                 return parse_u32(fields[NFTA_GEN_ID])
         return None

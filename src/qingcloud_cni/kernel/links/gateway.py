@@ -92,8 +92,6 @@ class GatewayLinks(ClosesOnExit):
     def restore(self, settings: Mapping[str, str]) -> None:
         sysctl.restore(settings)
 
-    # --- links ---------------------------------------------------------------------------------------
-
     def _ensure_link(self, gateway: Gateway, own: Mapping[str, Gateway]) -> LinkInfo:
         """Bring the gateway's link to the host under its name."""
         links = self._host.links()
@@ -152,8 +150,6 @@ class GatewayLinks(ClosesOnExit):
                 return link.name
         raise LinkNotFound(f"nic {gateway.mac}: find link failed: not up on the host with address {gateway.address}")
 
-    # --- addresses -----------------------------------------------------------------------------------
-
     def _configure(self, gateway: Gateway, link: LinkInfo) -> None:
         """Set settings and address, then the link up: the kernel announces the address at that moment."""
         nic, folder = f"nic {gateway.mac}", f"{sysctl.CONF}/{gateway.link_name}"
@@ -173,8 +169,6 @@ class GatewayLinks(ClosesOnExit):
             if address.ifindex == link.ifindex:
                 action = f"{nic}: remove address {address.address}"
                 self._remove(routing.delete_address(address), action, errno.EADDRNOTAVAIL)
-
-    # --- routes and rules ----------------------------------------------------------------------------
 
     def _route(self, own: Mapping[str, Gateway], links: Mapping[str, LinkInfo]) -> None:
         """Make the routes of the agent's tables exactly those wanted; delete all others over a gateway's link.

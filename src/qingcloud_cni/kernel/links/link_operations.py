@@ -68,11 +68,8 @@ class LinkOperations:
         return self._namespaces.monitors()
 
     def remove(self) -> None:
-        """Remove the parking namespace; only `close` may follow."""
         self._held.close()
         self._namespaces.remove()
-
-    # --- the verbs -----------------------------------------------------------------------------------
 
     def identify(self, path: str) -> Netns:
         with self._namespaces.open_container(path) as namespace:
@@ -188,8 +185,6 @@ class LinkOperations:
             return False
         return True
 
-    # --- into a container ----------------------------------------------------------------------------
-
     def _move_in(
         self, order: LinkOrder, netlink: Netlink, link: LinkInfo, namespace: Namespace, inside: Netlink
     ) -> PlacedLink:
@@ -237,8 +232,6 @@ class LinkOperations:
         except KernelRefused as err:
             raise KernelRefused(f"{cause}; undo failed: {err}") from cause
 
-    # --- and back ------------------------------------------------------------------------------------
-
     def _park_from(self, netlink: Netlink, sought: NicMatcher) -> bool:
         """Park the NIC from *netlink*; False if it is not there, or no longer."""
         link = netlink.link(ifindex=sought.ifindex) if sought.ifindex else None
@@ -257,21 +250,18 @@ class LinkOperations:
             return any(self._park_from(netlink, sought) for _netns, netlink in visits)
 
     def _park_link(self, netlink: Netlink, link: LinkInfo, mac: str) -> bool:
+        """Move *link* from *netlink* to the parking namespace and reset it; a parked one is only reset."""
         try:
-            self._move_or_reset(netlink, link, mac)
+            if netlink is self._parking:
+                self._reset_parked(link, mac)
+            else:
+                self._move_home(netlink, link, mac)
         except NetlinkRefused as err:
             if err.errno == errno.ENODEV:  # unplugged, or a veth whose namespace died
                 return False
             raise
-        return True
-
-    def _move_or_reset(self, netlink: Netlink, link: LinkInfo, mac: str) -> None:
-        """Move *link* from *netlink* to the parking namespace and reset it; a parked one is only reset."""
-        if netlink is self._parking:
-            self._reset_parked(link, mac)
-        else:
-            self._move_home(netlink, link, mac)
         self._mtus.pop(mac, None)  # the parked link has the first MTU
+        return True
 
     def _move_home(self, netlink: Netlink, link: LinkInfo, mac: str) -> None:
         action = f"nic {mac}: park {link.name}"

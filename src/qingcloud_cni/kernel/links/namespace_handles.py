@@ -57,8 +57,6 @@ class NamespaceHandles:
         self._held.close()
         parking.remove(self._parking_path)
 
-    # --- local NICs ----------------------------------------------------------------------------------
-
     def locate(self, mac: str, alias: str = "") -> tuple[Netlink, LinkInfo]:
         """The socket to the namespace of a NIC that is parked or on the host, and its link."""
         link = self.parking.link(name=parked_name(mac))
@@ -83,8 +81,6 @@ class NamespaceHandles:
 
     def set_down(self, link: LinkInfo) -> None:
         self.parking.do(set_link(link.ifindex, LinkChange(is_up=False)), f"nic {link.mac}: set down {link.name}")
-
-    # --- other namespaces ----------------------------------------------------------------------------
 
     def open_container(self, path: str) -> Namespace:
         """Open a namespace; InvalidNetns if it is one of the agent's own."""

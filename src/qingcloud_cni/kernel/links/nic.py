@@ -17,7 +17,6 @@ _MARK: Final = re.compile(r"(?P<alias>.*) mtu=(?P<mtu>[1-9][0-9]{0,8})", re.DOTA
 
 
 def is_candidate(link: LinkInfo) -> bool:
-    """Whether a link may be a NIC."""
     is_ethernet = link.hardware == nl.ARPHRD_ETHER and not link.flags & nl.IFF_LOOPBACK
     return is_ethernet and bool(link.mac) and link.kind in NIC_KINDS
 

@@ -29,8 +29,6 @@ class NamespaceReturnFailed(RuntimeError):
 
 
 class ClosesOnExit:
-    """Closes at the end of a ``with`` block."""
-
     def __enter__(self) -> Self:
         return self
 
@@ -126,13 +124,7 @@ class NetnsSwitcher:
 
 
 def enter(namespace: Namespace) -> None:
-    """Move the calling thread into *namespace*."""
     libc_call("setns", namespace.fd, CLONE_NEWNET)
-
-
-def unshare() -> None:
-    """Move the calling thread into a new network namespace."""
-    libc_call("unshare", CLONE_NEWNET)
 
 
 def write_setting(path: str, value: bytes) -> None:
@@ -174,7 +166,6 @@ def find(identity: Identity, netns_dir: Path) -> Namespace | None:
 
 
 def leads_to(path: str, identity: Identity) -> bool:
-    """Whether *path* leads to the namespace of this identity."""
     namespace = open_if(path, identity)
     if namespace is not None:
         namespace.close()
@@ -182,7 +173,6 @@ def leads_to(path: str, identity: Identity) -> bool:
 
 
 def open_if(path: str, identity: Identity) -> Namespace | None:
-    """Open *path* if it leads to the namespace of this identity."""
     try:
         namespace = Namespace.open(path)
     except InvalidNetns:

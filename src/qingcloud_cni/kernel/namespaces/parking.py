@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
-from qingcloud_cni.kernel.namespaces.namespaces import OWN, Namespace, libc_call, unshare
+from qingcloud_cni.kernel.namespaces.namespaces import CLONE_NEWNET, OWN, Namespace, libc_call
 
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
@@ -87,12 +87,12 @@ def _make(path: Path) -> None:
 
     def mount_new() -> None:
         try:
-            unshare()
+            libc_call("unshare", CLONE_NEWNET)  # the thread stays there, so it ends after this
             libc_call("mount", OWN.encode(), bytes(path), b"none", MS_BIND, None)
         except OSError as err:
             errors.append(err)
 
-    thread = threading.Thread(target=mount_new, name="parking")  # stays in the new namespace, so it ends there
+    thread = threading.Thread(target=mount_new, name="parking")
     thread.start()
     thread.join()
     if errors:

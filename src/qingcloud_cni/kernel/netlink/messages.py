@@ -186,9 +186,6 @@ def parse_done(message: Message) -> int:
     return -int(_INT.unpack_from(message.body)[0])
 
 
-# --- links -------------------------------------------------------------------------------------------
-
-
 def get_link(*, ifindex: int = 0, name: str = "") -> Request:
     """Get one link by its index, or by its name or one of its altnames; without either, all links."""
     body = _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0) + pack_attribute(IFLA_EXT_MASK, U32.pack(RTEXT_FILTER_SKIP_STATS))

@@ -56,18 +56,14 @@ class Netlink(ClosesOnExit):
     def close(self) -> None:
         self._socket.close()
 
-    def do(self, request: Request, action: str) -> None:
-        """Carry out *request*; *action* begins the message of an error."""
-        self._exchange(request, nl.NLM_F_ACK, action)
-
-    def ask(self, request: Request, action: str) -> list[Message]:
-        """The answer to a *request* for one object."""
+    def do(self, request: Request, action: str) -> list[Message]:
+        """Carry out *request* and return its answer; *action* begins the message of an error."""
         return self._exchange(request, nl.NLM_F_ACK, action)
 
     def link(self, *, ifindex: int = 0, name: str = "") -> LinkInfo | None:
         """The link of this index, or of this name or altname; None if it does not exist."""
         try:
-            answer = self.ask(nl.get_link(ifindex=ifindex, name=name), f"find link {name or ifindex}")
+            answer = self.do(nl.get_link(ifindex=ifindex, name=name), f"find link {name or ifindex}")
         except NetlinkRefused as err:
             if err.errno == errno.ENODEV:
                 return None

@@ -77,7 +77,6 @@ class Jobs:
         ]
 
     def fail_endless(self) -> None:
-        """Fail the endless jobs now."""
         for job in self._open:
             if job.fault.is_endless:
                 job.fault = replace(job.fault, is_endless=False, fails=True)

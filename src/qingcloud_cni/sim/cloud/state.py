@@ -150,22 +150,19 @@ class CloudState:
             self.exhausted.pop(vxnet_id, None)
 
     def find_host(self, instance_id: str) -> HostRecord:
-        try:
-            return self.hosts[instance_id]
-        except KeyError:
-            raise errors.not_found(instance_id) from None
+        if host := self.hosts.get(instance_id):
+            return host
+        raise errors.not_found(instance_id)
 
     def find_vxnet(self, vxnet_id: str) -> VxnetRecord:
-        try:
-            return self.vxnets[vxnet_id]
-        except KeyError:
-            raise errors.not_found(vxnet_id) from None
+        if vxnet := self.vxnets.get(vxnet_id):
+            return vxnet
+        raise errors.not_found(vxnet_id)
 
     def find_nic(self, nic_id: str) -> NicRecord:
-        try:
-            return self.nics[nic_id.lower()]
-        except KeyError:
-            raise errors.not_found(nic_id) from None
+        if nic := self.nics.get(nic_id.lower()):
+            return nic
+        raise errors.not_found(nic_id)
 
     def find_nics(self, nic_ids: Iterable[str]) -> list[NicRecord]:
         return list({nic.nic_id: nic for nic in map(self.find_nic, nic_ids)}.values())
@@ -185,8 +182,6 @@ class CloudState:
 
     def detach(self, nic: NicRecord) -> None:
         nic.sequence, nic.instance_id, nic.status, nic.status_time = 0, "", AVAILABLE, self.now()
-
-    # --- effects: what the hardware has to do --------------------------------------------------------
 
     def take_effects(self) -> list[Effect]:
         """Return the effects in order, each one once."""
@@ -219,8 +214,6 @@ class CloudState:
         nic.enable_aspoof = is_on
         if nic.is_plugged:
             self.effects.append(FilterNic(nic.nic_id, nic.private_ip, is_on))
-
-    # --- removal -------------------------------------------------------------------------------------
 
     def remove(self, nic: NicRecord) -> None:
         """Delete a NIC that is in no open job, attached or not, and free its address."""

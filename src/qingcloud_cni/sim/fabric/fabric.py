@@ -14,8 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from qingcloud_cni.core.errors import KernelRefused
-from qingcloud_cni.sim.fabric.filter import RULESET, filter_script
-from qingcloud_cni.sim.fabric.layout import HOST_SYSCTLS, ROUTER_SYSCTLS, Layout, Port, make_layout, port_of
+from qingcloud_cni.sim.fabric.layout import (
+    HOST_SYSCTLS,
+    ROUTER_SYSCTLS,
+    RULESET,
+    Layout,
+    Port,
+    filter_script,
+    make_layout,
+    port_of,
+)
 from qingcloud_cni.sim.fabric.names import LEAVING_GROUP, PORT_GROUP, Mark
 from qingcloud_cni.sim.fabric.shell import RTM_DELLINK, drain, inside, ip_batch, ip_json, nft, open_monitor
 from qingcloud_cni.sim.topology import Effect, FilterNic, PlugNic, Topology, UnplugNic

@@ -1,9 +1,10 @@
-"""The namespaces, bridges and addresses that a topology becomes; pure."""
+"""The namespaces, bridges, addresses and anti-spoofing filters that a topology becomes; pure."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from qingcloud_cni.sim.fabric.names import PORT_GROUP, Mark, port_mac, port_name, router_namespace
+from qingcloud_cni.sim.fabric.names import PORT_GROUP, Mark, port_mac, port_name
 from qingcloud_cni.sim.topology import HostSpec, PlugNic, RouterSpec, Topology, VxnetSpec
 
 # A new namespace inherits the settings of the machine's first one. Hosts get the kernel's defaults, as an image with
@@ -25,6 +26,32 @@ ROUTER_SYSCTLS = {
     },
     **{f"net/bridge/bridge-nf-call-{family}": "0" for family in ("iptables", "ip6tables", "arptables")},
 }
+
+# At priority -300 these rules come before all else that the bridge does with a frame, whether it goes to another port
+# or to the router itself. For IPv6 they check the source MAC only: the cloud gives NICs no IPv6 address.
+RULESET = """\
+table bridge aspoof {
+  set guarded { typeof iifname; }
+  set macs { typeof iifname . ether saddr; }
+  set addresses { typeof iifname . ip saddr; }
+
+  chain check_ip {
+    ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
+    iifname . ip saddr != @addresses drop
+  }
+  chain check_arp {
+    iifname . arp saddr ether != @macs drop
+    arp saddr ip 0.0.0.0 accept
+    iifname . arp saddr ip != @addresses drop
+  }
+  chain ports {
+    type filter hook prerouting priority -300; policy accept;
+    iifname != @guarded accept
+    iifname . ether saddr != @macs drop
+    ether type vmap { ip : jump check_ip, arp : jump check_arp }
+  }
+}
+"""
 
 
 def manager_address(spec: VxnetSpec) -> IPv4Interface | None:
@@ -101,7 +128,7 @@ def make_layout(sim: str, topology: Topology) -> Layout:
     places = tuple(
         RouterLayout(
             router.router_id,
-            router_namespace(sim, number),
+            f"{sim}-router{number + 1 if number else ''}",
             tuple(vxnet for vxnet in topology.vxnets if vxnet.router_id == router.router_id),
         )
         for number, router in enumerate(routers)
@@ -146,3 +173,15 @@ class Port:
 def port_of(layout: Layout, nic: PlugNic) -> Port:
     router = layout.router_of(nic.vxnet_id)
     return Port(nic, router.namespace, router.bridge_of(nic.vxnet_id), layout.hosts[nic.instance_id].namespace)
+
+
+def filter_script(ports: Iterable[Port]) -> str:
+    """One transaction after which exactly *ports* are guarded; it rewrites the sets, which are small."""
+    lines = [f"flush set bridge aspoof {name}\n" for name in ("guarded", "macs", "addresses")]
+    for port in ports:
+        lines += (
+            f"add element bridge aspoof guarded {{ {port.name} }}\n",
+            f"add element bridge aspoof macs {{ {port.name} . {port.nic.nic_id} }}\n",
+            f"add element bridge aspoof addresses {{ {port.name} . {port.nic.private_ip} }}\n",
+        )
+    return "".join(lines)

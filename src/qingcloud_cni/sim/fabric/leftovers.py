@@ -27,8 +27,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """Everything that belongs to one simulator."""
-
     namespaces: tuple[str, ...]  # routers and hosts
     parking: tuple[str, ...]
     state_dir: Path | None  # None: this simulator has none
@@ -63,7 +61,6 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 
 def read_record(state_dir: Path, sim: str) -> Record | None:
-    """The record of this simulator in *state_dir*, if there is one."""
     try:
         record = msgspec.json.decode((state_dir / _RECORD).read_bytes(), type=Record)
     except (OSError, msgspec.DecodeError):
@@ -83,11 +80,9 @@ def check_namespaces_free(sim: str, record: Record) -> None:
 
 
 async def is_fabric_present(sim: str, record: Record) -> bool:
-    """Whether all namespaces of *record* exist, made by the simulator of this name.
-
-    StartRefused if only some do.
-    """
-    missing = [namespace for namespace in record.namespaces if not await _is_own(namespace, sim)]
+    """Whether all namespaces of *record* exist, made by the simulator of this name; StartRefused if only some do."""
+    marks = {namespace: await _mark_of(namespace) for namespace in record.namespaces}
+    missing = [namespace for namespace, mark in marks.items() if mark is None or mark.sim != sim]
     if not missing:
         return True
     if len(missing) == len(record.namespaces):
@@ -96,11 +91,6 @@ async def is_fabric_present(sim: str, record: Record) -> bool:
         f"simulator {sim}: restart failed: namespace {missing[0]} is gone; remove the others with"
         f" `qingcloud-sim down --name {sim}`"
     )
-
-
-async def _is_own(namespace: str, sim: str) -> bool:
-    mark = await _mark_of(namespace)
-    return mark is not None and mark.sim == sim
 
 
 async def find_leftovers(sim: str, state_dir: Path | None) -> Leftovers:
@@ -135,11 +125,8 @@ async def remove(leftovers: Leftovers) -> None:
         # after its deletion.
         gone = ("No such device", "Cannot open network namespace", "Invalid argument")
         await ip_batch(namespace, [f"link delete group {PORT_GROUP}"], tolerate=gone)
-    await ip_batch(
-        "",
-        [f"netns delete {name}" for name in (*leftovers.parking, *leftovers.namespaces)],
-        tolerate=("No such file or directory",),
-    )
+    deletions = [f"netns delete {name}" for name in (*leftovers.parking, *leftovers.namespaces)]
+    await ip_batch("", deletions, tolerate=("No such file or directory",))
     if leftovers.state_dir:
         _remove_state(leftovers.state_dir)
 

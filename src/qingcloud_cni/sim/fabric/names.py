@@ -12,11 +12,6 @@ LEAVING_GROUP = 2  # ports about to be deleted
 _MARK = "qingcloud-sim"
 
 
-def router_namespace(sim: str, number: int) -> str:
-    """The namespace of the *number*-th router, counted from 0."""
-    return f"{sim}-router{number + 1 if number else ''}"
-
-
 def parking_namespace(instance_id: str) -> str:
     """The namespace in which this instance's agent parks idle NICs."""
     return f"qingcni-{instance_id}"

@@ -5,7 +5,6 @@ import functools
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from qingcloud_cni.core.errors import AgentError, KernelRefused
@@ -34,9 +33,7 @@ class KernelFault:
     def __enter__(self) -> "KernelFault":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.end()
 
     def end(self) -> None:

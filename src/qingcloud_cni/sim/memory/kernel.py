@@ -22,17 +22,10 @@ from qingcloud_cni.sim.memory.machine import HOST_PATH, MTU, FakeLink, Machine, 
 MOVE = 0.019  # seconds; measured on a two-core host
 PROBE = 2.1  # seconds without an answer after which an address is free
 FLUSH = 0.012  # seconds to scan the table of tracked flows
-SERVING = {
-    "net/ipv4/ip_forward": "1",
-    "net/ipv4/conf/all/send_redirects": "0",
-}  # while the host has gateways
+SERVING = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/send_redirects": "0"}  # while the host has gateways
 
 
 class FakeKernel(Machine, KernelFaults):
-    """Implements core.seams.Kernel."""
-
-    # --- core.seams.Kernel ------------------------------------------------------------------------
-
     @verb
     async def identify(self, path: str) -> Netns:
         if path in {HOST_PATH, self.parking_path}:
@@ -71,7 +64,9 @@ class FakeKernel(Machine, KernelFaults):
             container = self._recorded(order.netns)
             if container is None:
                 raise InvalidNetns(f"{order.netns.path}: is no longer the namespace it was")
-            placed = next((link for link in container.links.values() if _is_placed(link, order)), None)
+            wanted = (order.mac, order.ifname, order.alias)
+            links = container.links.values()
+            placed = next((link for link in links if (link.mac, link.name, link.alias) == wanted), None)
             if placed is None:
                 self._find_free(order.mac)
                 try:
@@ -233,7 +228,7 @@ class FakeKernel(Machine, KernelFaults):
     async def _serve_by(self, gateway: Gateway) -> None:
         """Configure a gateway's link, and move it to the host first if it is parked."""
         if not gateway.link_name:
-            if self._on_host(gateway.mac).address != gateway.address:
+            if gateway.address not in (link.address for link in self._host.links.values() if link.mac == gateway.mac):
                 raise LinkNotFound(f"nic {gateway.mac}: is not up on the host with address {gateway.address}")
             return
         self._gateways.add(gateway.mac)
@@ -257,12 +252,6 @@ class FakeKernel(Machine, KernelFaults):
                 link.reset(_parked_name(link))
                 self._announce()
 
-    def _on_host(self, mac: str) -> FakeLink:
-        for link in self._host.links.values():
-            if link.mac == mac:
-                return link
-        raise LinkNotFound(f"nic {mac}: not on the host")
-
     def _put(self, link: FakeLink, source: Space, target: Space) -> None:
         """Move a link. It retains its index: no two links of the machine have the same one."""
         self.on_move(link, source, target)
@@ -285,16 +274,14 @@ class FakeKernel(Machine, KernelFaults):
     def _search(self, mac: str, netns: Netns, ifindex: int, alias: str) -> tuple[Space, FakeLink] | None:
         container = self._recorded(netns)
         if container is not None:
-            links = container.links.values()
             marks: tuple[Callable[[FakeLink], bool], ...] = (
                 lambda link: link.ifindex == ifindex and link.nic_id == mac,
                 lambda link: bool(alias) and link.alias == alias,
                 lambda link: link.mac == mac,
             )
             for mark in marks:
-                for link in links:
-                    if mark(link):
-                        return container, link
+                if found := next(filter(mark, container.links.values()), None):
+                    return container, found
         everywhere = ((space, link) for space in self._spaces() for link in space.links.values())
         return next(((s, n) for s, n in everywhere if n.mac == mac or (alias and n.alias == alias)), None)
 
@@ -306,10 +293,6 @@ class FakeKernel(Machine, KernelFaults):
 
 def _inspection(space: Space, link: FakeLink) -> Inspection:
     return Inspection(space.netns, link.shown(), (link.address,) if link.address else (), link.routes)
-
-
-def _is_placed(link: FakeLink, order: LinkOrder) -> bool:
-    return link.mac == order.mac and link.name == order.ifname and link.alias == order.alias
 
 
 def _parked_name(link: FakeLink) -> str:

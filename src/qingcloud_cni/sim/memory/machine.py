@@ -58,7 +58,6 @@ class FakeLink:
         self.name, self.is_up, self.address, self.routes = name, False, "", ()
 
     def reset(self, name: str) -> None:
-        """Forget all configuration."""
         self.unconfigure(name)
         self.mac, self.alias = self.nic_id, ""
 
@@ -223,7 +222,6 @@ class Machine:
         return {space.path for space in self._spaces()}
 
     def containers(self) -> list[str]:
-        """Paths of the containers' namespaces."""
         return [*self._containers]
 
     def devices_in(self, path: str) -> list[FakeLink]:

@@ -21,17 +21,10 @@ from qingcloud_cni.sim.api.api import Api
 from qingcloud_cni.sim.api.http import add_admin, make_app
 from qingcloud_cni.sim.cloud.model import Model
 from qingcloud_cni.sim.cloud.records import CloudWriter
+from qingcloud_cni.sim.fabric import leftovers
 from qingcloud_cni.sim.fabric.fabric import Fabric
 from qingcloud_cni.sim.fabric.guest_dhcp import GuestDhcp
-from qingcloud_cni.sim.fabric.leftovers import (
-    Record,
-    check_namespaces_free,
-    find_leftovers,
-    is_fabric_present,
-    remove,
-    replace_file,
-    write_record,
-)
+from qingcloud_cni.sim.fabric.leftovers import Record, replace_file
 from qingcloud_cni.sim.fabric.shell import inside
 from qingcloud_cni.sim.server.control import API_SOCKET, check_root, take_lock
 from qingcloud_cni.sim.server.status import API_HOST, Options, cloud_status, host_files, startup_info
@@ -43,8 +36,6 @@ log = logging.getLogger(__name__)
 
 
 class Simulator:
-    """One simulated cloud."""
-
     def __init__(self, options: Options) -> None:
         """StartRefused if the topology contradicts itself or the saved cloud."""
         self.options = options
@@ -83,12 +74,12 @@ class Simulator:
             sim=options.sim, namespaces=self.fabric.layout.namespaces, instance_ids=tuple(self.fabric.layout.hosts)
         )
         with take_lock(options.sim):
-            has_fabric = options.saved is not None and await is_fabric_present(options.sim, record)
+            has_fabric = options.saved is not None and await leftovers.is_fabric_present(options.sim, record)
             if not has_fabric:
-                check_namespaces_free(options.sim, record)
+                leftovers.check_namespaces_free(options.sim, record)
             stop = _Stop()
             if not options.saved:
-                write_record(options.state_dir, record)
+                leftovers.write_record(options.state_dir, record)
             is_up = False
 
             def up(info: dict[str, Any]) -> None:
@@ -103,10 +94,10 @@ class Simulator:
                     raise
             finally:
                 if not (options.is_left if is_up else has_fabric):
-                    leftovers = await find_leftovers(options.sim, options.state_dir)
+                    found = await leftovers.find_leftovers(options.sim, options.state_dir)
                     if options.saved and not is_up:  # the saved cloud is older than what failed now
-                        leftovers = replace(leftovers, state_dir=None)
-                    await remove(leftovers)
+                        found = replace(found, state_dir=None)
+                    await leftovers.remove(found)
                 stop.remove_handlers()
 
     async def _serve(self, ready: Callable[[dict[str, Any]], None], *, has_fabric: bool) -> None:
@@ -136,7 +127,8 @@ class Simulator:
         await inner.setup()
         stack.push_async_callback(inner.cleanup)
         for host in self.fabric.layout.hosts.values():
-            await web.SockSite(inner, inside(host.namespace, self._open_socket)).start()
+            listener = inside(host.namespace, lambda: socket.create_server((API_HOST, self.options.port)))
+            await web.SockSite(inner, listener).start()
         app = self._make_app()
         add_admin(app, self.model, self._tell_status)
         outer = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -162,12 +154,6 @@ class Simulator:
     def _begin_work(self) -> None:
         self._settled.clear()
         self._work.set()
-
-    def _open_socket(self) -> socket.socket:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((API_HOST, self.options.port))
-        return listener
 
     async def _carry_out(self) -> None:
         """End due jobs, and have the fabric carry out their effects before DescribeJobs shows their end.

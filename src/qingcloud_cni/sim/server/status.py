@@ -31,7 +31,6 @@ class Options:
 
 
 def host_files(state_dir: Path, host: HostSpec) -> tuple[Path, Path]:
-    """The paths of a host's client.yaml and instance-id."""
     return state_dir / host.name / "client.yaml", state_dir / host.name / "instance-id"
 
 
