@@ -17,20 +17,8 @@ from qingcloud_cni.cloud.access import Access
 from qingcloud_cni.cloud.limiter import Limiter
 from qingcloud_cni.cloud.models import Reply
 from qingcloud_cni.cloud.transport import Transport
+from qingcloud_cni.core import errors
 from qingcloud_cni.core.budget import Urgency
-from qingcloud_cni.core.errors import (
-    ClockSkewed,
-    CloudBusy,
-    CloudError,
-    CloudExhausted,
-    CloudQuota,
-    CloudRefused,
-    CloudUnreachable,
-    CredentialsRefused,
-    NotAllowedNow,
-    OutcomeUnknown,
-    ResourceNotFound,
-)
 from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.cloud import HowUrgent
 
@@ -41,17 +29,17 @@ MAX_PAUSE = 8.0  # seconds between two attempts
 BUSY = 5100  # "server busy": like a quota, it asks for fewer calls
 MAX_MESSAGE = 500  # characters of the cloud's message to quote
 
-REFUSALS: dict[int, type[CloudError]] = {  # docs/reference/qingcloud-api.md, "Return codes"; others: CloudRefused
-    1200: CredentialsRefused,
-    1300: ClockSkewed,
-    1400: NotAllowedNow,
-    2100: ResourceNotFound,
-    2400: CloudExhausted,
-    2500: CloudQuota,
-    5000: CloudBusy,
-    5100: CloudBusy,
-    5200: CloudExhausted,
-    5300: CloudBusy,
+REFUSALS: dict[int, type[errors.CloudError]] = {  # by docs/reference/qingcloud-api.md; others: CloudRefused
+    1200: errors.CredentialsRefused,
+    1300: errors.ClockSkewed,
+    1400: errors.NotAllowedNow,
+    2100: errors.ResourceNotFound,
+    2400: errors.CloudExhausted,
+    2500: errors.CloudQuota,
+    5000: errors.CloudBusy,
+    5100: errors.CloudBusy,
+    5200: errors.CloudExhausted,
+    5300: errors.CloudBusy,
 }
 _NOT_FOUND_WORDS = ("ResourceNotFound", "has already been deleted")  # under more than one code
 
@@ -69,12 +57,12 @@ class CallOutcome(StrEnum):
 
 
 _OUTCOMES: dict[type[BaseException], CallOutcome] = {
-    CloudBusy: CallOutcome.BUSY,
-    OutcomeUnknown: CallOutcome.LOST,
-    CloudUnreachable: CallOutcome.UNREACHABLE,
-    CloudQuota: CallOutcome.QUOTA,
-    CloudExhausted: CallOutcome.EXHAUSTED,
-    CloudError: CallOutcome.REFUSED,
+    errors.CloudBusy: CallOutcome.BUSY,
+    errors.OutcomeUnknown: CallOutcome.LOST,
+    errors.CloudUnreachable: CallOutcome.UNREACHABLE,
+    errors.CloudQuota: CallOutcome.QUOTA,
+    errors.CloudExhausted: CallOutcome.EXHAUSTED,
+    errors.CloudError: CallOutcome.REFUSED,
 }
 
 
@@ -143,19 +131,19 @@ class Caller:
         while True:
             try:
                 return await self._once(request, kind, permit)
-            except ClockSkewed:
+            except errors.ClockSkewed:
                 if is_signed_again:
                     raise
                 is_signed_again = True
                 continue
-            except CloudUnreachable as err:
+            except errors.CloudUnreachable as err:
                 pause = self.rng.uniform(0.5, 1.0) * min(MAX_PAUSE, 0.5 * 2**attempt)
                 is_late = self.clock.now() - started + pause >= READ_TIMEOUT
                 if attempt >= attempts or is_late or err.ret_code == BUSY:
-                    if isinstance(err, CloudBusy) or not isinstance(err, OutcomeUnknown):
+                    if isinstance(err, errors.CloudBusy) or not isinstance(err, errors.OutcomeUnknown):
                         raise
                     # A read cannot have taken effect.
-                    raise CloudUnreachable(str(err), action=request.action, ret_code=err.ret_code) from None
+                    raise errors.CloudUnreachable(str(err), action=request.action, ret_code=err.ret_code) from None
             attempt += 1
             await self.clock.sleep(pause)
 
@@ -168,7 +156,7 @@ class Caller:
         try:
             reply = await self._exchange(request, kind)
             outcome = CallOutcome.OK
-        except CloudError as err:
+        except errors.CloudError as err:
             outcome = next(_OUTCOMES[cls] for cls in type(err).__mro__ if cls in _OUTCOMES)
             ret_code = err.ret_code
             raise
@@ -205,13 +193,13 @@ class Caller:
                 "zone": self.access.zone,
             },
         )
-        failure: CloudError
+        failure: errors.CloudError
         try:
             answer = await self.transport.send("GET", target, b"", CALL_TIMEOUT)
-        except OutcomeUnknown as err:
-            failure = OutcomeUnknown(f"{request}: {self.access.scrub(str(err))}", action=request.action)
-        except CloudUnreachable as err:
-            failure = CloudUnreachable(f"{request}: {self.access.scrub(str(err))}", action=request.action)
+        except errors.OutcomeUnknown as err:
+            failure = errors.OutcomeUnknown(f"{request}: {self.access.scrub(str(err))}", action=request.action)
+        except errors.CloudUnreachable as err:
+            failure = errors.CloudUnreachable(f"{request}: {self.access.scrub(str(err))}", action=request.action)
         else:
             return self._judge(request, stamp, answer, kind)
         raise failure  # outside of the handler, so that it does not refer to the transport's error
@@ -220,29 +208,30 @@ class Caller:
         status, content_type, body = answer
         source = f"{self.access.endpoint} answered HTTP {status}, {self._quoted(content_type) or 'no content type'}"
         if status != 200:
-            raise OutcomeUnknown(f"{request}: {source}: not a reply of the API", action=request.action)
+            raise errors.OutcomeUnknown(f"{request}: {source}: not a reply of the API", action=request.action)
         envelope = _decode(body, Reply)
         if isinstance(envelope, str):
-            raise OutcomeUnknown(f"{request}: {source}: not a reply of the API: {envelope}", action=request.action)
+            why = f"not a reply of the API: {envelope}"
+            raise errors.OutcomeUnknown(f"{request}: {source}: {why}", action=request.action)
         if envelope.ret_code != 0:
             raise self._refusal(request, stamp, envelope)
         if envelope.action != f"{request.action}Response":
             name = self._quoted(envelope.action or "absent")
-            raise OutcomeUnknown(f"{request}: the reply is of another action: {name}", action=request.action)
+            raise errors.OutcomeUnknown(f"{request}: the reply is of another action: {name}", action=request.action)
         reply = _decode(body, kind)
         if isinstance(reply, str):
-            raise OutcomeUnknown(f"{request}: the reply cannot be understood: {reply}", action=request.action)
+            raise errors.OutcomeUnknown(f"{request}: the reply cannot be understood: {reply}", action=request.action)
         return reply
 
-    def _refusal(self, request: Request, stamp: str, envelope: Reply) -> CloudError:
+    def _refusal(self, request: Request, stamp: str, envelope: Reply) -> errors.CloudError:
         message = envelope.message or ""
-        kind = REFUSALS.get(envelope.ret_code, CloudRefused)
-        if issubclass(kind, CloudRefused) and any(words in message for words in _NOT_FOUND_WORDS):
-            kind = ResourceNotFound
+        kind = REFUSALS.get(envelope.ret_code, errors.CloudRefused)
+        if issubclass(kind, errors.CloudRefused) and any(words in message for words in _NOT_FOUND_WORDS):
+            kind = errors.ResourceNotFound
         text = f"{request}: {self._quoted(message) if message else 'refused without a message'} ({envelope.ret_code})"
-        if kind is ClockSkewed:
+        if kind is errors.ClockSkewed:
             text += f"; stamped {stamp}, and the cloud accepts 60 s of difference; check the clock of this host"
-        elif kind is CredentialsRefused:
+        elif kind is errors.CredentialsRefused:
             text += "; check qy_access_key_id and qy_secret_access_key in the access file"
         return kind(text, action=request.action, ret_code=envelope.ret_code)
 

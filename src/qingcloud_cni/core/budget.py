@@ -88,7 +88,7 @@ class Budget:
         return None
 
     def next_at(self, waiting: Sequence[Urgency], now: float) -> float:
-        """When `admit` may let one of them go, if nothing else happens; infinity where none waits."""
+        """Return when `acquire` may let one of them go, if nothing else happens; infinity where none waits."""
         return min((self._whole_at(urgency, now) for urgency in waiting), default=inf)
 
     def spending(self, queued: Sequence[Urgency], now: float) -> Spending:
@@ -97,9 +97,8 @@ class Budget:
 
     def return_permit(self, urgency: Urgency) -> None:
         """A call with a token was never sent. Its token is void if a quota was used up meanwhile."""
-        if self._is_void:
-            return
-        self._tokens[urgency.is_background] += 1.0
+        if not self._is_void:
+            self._tokens[urgency.is_background] += 1.0
 
     # --- how many go ---------------------------------------------------------------------------------
 

@@ -26,10 +26,7 @@ class HostNic:
 def host_nics(
     nics: Iterable[CloudNic], addresses: dict[str, tuple[str, ...]], routers: dict[str, str]
 ) -> tuple[HostNic, ...]:
-    """Return those of *nics* whose link is up on the host with its cloud address.
-
-    *addresses* are the host's by MAC, *routers* those of vxnets by id.
-    """
+    """Return those of *nics* up on the host with their cloud address; *addresses* are by MAC, *routers* by vxnet."""
     found = []
     for nic in nics:
         address = next((a for a in addresses.get(nic.nic_id, ()) if a.partition("/")[0] == nic.private_ip), "")

@@ -100,13 +100,9 @@ def _of_nic(events: Sequence[Event], about: Sequence[Event], name: str) -> Timel
 def _steps(events: Iterable[Event], *, with_subject: bool) -> tuple[TimelineStep, ...]:
     steps: list[TimelineStep] = []
     for event in events:
-        since = steps[-1].at if steps else event.at
-        words = (event.subject if with_subject else "", event.detail)
-        steps.append(
-            TimelineStep(
-                event.at, max(event.at - since, 0.0), event.name, ": ".join(filter(None, words)), event.job_id
-            )
-        )
+        seconds = max(event.at - steps[-1].at, 0.0) if steps else 0.0
+        detail = ": ".join(filter(None, (event.subject if with_subject else "", event.detail)))
+        steps.append(TimelineStep(event.at, seconds, event.name, detail, event.job_id))
     return tuple(steps)
 
 

@@ -1,6 +1,6 @@
 """Differences between table and cloud, and the remedy for each. Pure; the agent applies the remedies."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from qingcloud_cni.core.drift import schedule
@@ -87,11 +87,6 @@ def cloud_drift(held: TableFacts, view: CloudFacts, seen: LinkLocations, now: fl
     return tuple(found)
 
 
-def unlisted(nics: Iterable[Nic], cloud: Collection[str]) -> tuple[str, ...]:
-    """Return the NICs that neither list shows: of free NICs, and of those attached here."""
-    return tuple(nic.nic_id for nic in nics if nic.nic_id not in cloud)
-
-
 def _unknown(held: TableFacts, view: CloudFacts, now: float) -> Iterator[Difference]:
     """Yield NICs with our names that are not in the table."""
     for nic in view.nics.values():
@@ -130,7 +125,8 @@ def _of_nic(
     elif said is None:
         yield _vanished(nic, seen, is_whole=view.is_whole)
     elif said.instance_id and not is_here:
-        yield from _attached_elsewhere(nic, said, seen)
+        remedy = None if _is_at_hand(nic, seen) else Forget(nic.nic_id, _said(said))
+        yield Difference(DifferenceKind.ELSEWHERE, nic.nic_id, _said(said), remedy=remedy)
     elif nic.nic_id in seen or view.is_whole:
         yield from (_attached_here if is_here else _attached_nowhere)(nic, seen, now)
     if said is not None and said.instance_id in ("", view.instance_id):
@@ -169,11 +165,6 @@ def _attached_here(nic: Nic, seen: LinkLocations, now: float) -> Iterator[Differ
             yield Difference(DifferenceKind.GIVEN_UP, nic.nic_id, detail)
         else:
             yield Difference(DifferenceKind.NO_LINK, nic.nic_id, detail, remedy=Replug(nic.nic_id))
-
-
-def _attached_elsewhere(nic: Nic, said: CloudNic, seen: LinkLocations) -> Iterator[Difference]:
-    remedy = None if _is_at_hand(nic, seen) else Forget(nic.nic_id, _said(said))
-    yield Difference(DifferenceKind.ELSEWHERE, nic.nic_id, _said(said), remedy=remedy)
 
 
 def _attached_nowhere(nic: Nic, seen: LinkLocations, now: float) -> Iterator[Difference]:

@@ -54,10 +54,7 @@ class LinkDrift:
 def link_drift(
     nics: Iterable[Nic], attachments: Mapping[str, Attachment], survey: Survey, seen: LinkLocations, now: float
 ) -> LinkDrift:
-    """Compare NICs that no link operation moves with *survey*, which shows their links at *seen*.
-
-    *attachments* are by NIC id.
-    """
+    """Compare NICs that no link operation moves with *survey* and *seen*, its links; *attachments* are by NIC id."""
     remedies: list[LinkRemedy] = []
     is_unsure = False
     for nic in nics:
@@ -152,9 +149,8 @@ def _compare(
         return None
     if nic.state is NicState.ARRIVING and location.is_marked:
         remedy = Fetch(nic.nic_id, location.netns, location.link.ifindex)
-        return Difference(
-            DifferenceKind.STRAY, nic.nic_id, f"its link is in {location.path}, and serves nothing", remedy=remedy
-        )
+        detail = f"its link is in {location.path}, and serves nothing"
+        return Difference(DifferenceKind.STRAY, nic.nic_id, detail, remedy=remedy)
     if nic.state is NicState.MISSING:
         detail = f"its link is in {location.path}, in use by a container that the agent does not know"
         return Difference(DifferenceKind.HELD, nic.nic_id, detail)
@@ -175,9 +171,8 @@ def _compare_attached(
         detail = f"its link is in {location.path} instead of {home.path}"
         if lives or not location.is_marked or survey.unseen:
             return Difference(DifferenceKind.MOVED, nic.nic_id, detail, subject)
-        return Difference(
-            DifferenceKind.LEFT, nic.nic_id, f"{detail}, which is gone", subject, remedy=Release(nic.nic_id)
-        )
+        detail += ", which is gone"
+        return Difference(DifferenceKind.LEFT, nic.nic_id, detail, subject, remedy=Release(nic.nic_id))
     if survey.unseen or _unsigned_link(attachment, survey) is not None:
         return None
     if lives:

@@ -85,13 +85,8 @@ def surest(locations: Iterable[LinkLocation], home: Netns | None, ifindex: int =
     """
 
     def rank(location: LinkLocation) -> tuple[int, ...]:
-        is_home = home is not None and location.is_in(home)
-        return (
-            location.sign is Sign.BURNT_IN,
-            is_home and location.link.ifindex == ifindex,
-            location.is_marked,
-            location.sign,
-        )
+        is_home = home is not None and location.is_in(home) and location.link.ifindex == ifindex
+        return location.sign is Sign.BURNT_IN, is_home, location.is_marked, location.sign
 
     ranked = sorted(locations, key=rank, reverse=True)
     if not ranked or (len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1])):

@@ -30,10 +30,7 @@ class LeftAlone(Candidate):
 
 
 def candidates(nics: Iterable[CloudNic], prefixes: Iterable[str], own_instance: str) -> tuple[Candidate, ...]:
-    """Return the free NICs named by one of our prefixes and another instance's id.
-
-    Those of *own_instance* are left to its agent.
-    """
+    """Return the free NICs named by one of our prefixes and an instance other than *own_instance*."""
     wanted = frozenset(prefixes)
     found = []
     for nic in nics:

@@ -63,10 +63,7 @@ class AttachmentKey:
 
     @property
     def is_unclaimed(self) -> bool:
-        """Whether a new table found the NIC in a container, and no request has named the attachment yet.
-
-        `container_id` is the NIC's id meanwhile.
-        """
+        """Whether no request has named the attachment of a found NIC; `container_id` is the NIC's id meanwhile."""
         return not self.network
 
 

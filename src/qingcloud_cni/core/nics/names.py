@@ -7,6 +7,7 @@ INSTANCE_ID = re.compile(r"i-[0-9a-z]+")  # as the cloud makes them
 NIC_NAME_PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")  # no "_": it separates the parts
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 OPERATION_ID = re.compile(r"[0-9a-f]{16}")
+_NIC_NAME = re.compile(f"({NIC_NAME_PREFIX.pattern})_({INSTANCE_ID.pattern})_({OPERATION_ID.pattern})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +24,8 @@ class NicName:
 
 def parse_nic_name(name: str) -> NicName | None:
     """Split a NIC's name; None if the agent cannot have made it."""
-    parts = name.split("_")
-    if len(parts) != 3:
-        return None
-    prefix, instance_id, op_id = parts
-    well_formed = (
-        NIC_NAME_PREFIX.fullmatch(prefix) and INSTANCE_ID.fullmatch(instance_id) and OPERATION_ID.fullmatch(op_id)
-    )
-    return NicName(prefix, instance_id, op_id) if well_formed else None
+    parts = _NIC_NAME.fullmatch(name)
+    return NicName(*parts.groups()) if parts else None
 
 
 def is_ours(name: str, prefix: str, instance_id: str) -> bool:

@@ -71,9 +71,8 @@ class Table(Rows):
     def intend_repair(self, op_id: str, nic_ids: Sequence[str], now: float, repairs: Mapping[str, int]) -> Intent:
         """As `intend_detach`, to attach them again; *repairs* counts the repairs in a row of each, with this one."""
         intent = Intent(op_id, OpKind.DETACH, now, nic_ids=tuple(nic_ids), is_repair=True)
-        intent = self._intend_for(
-            intent, NicState.DETACHING, "nic.detaching", "its link is nowhere; to attach it again"
-        )
+        cause = "its link is nowhere; to attach it again"
+        intent = self._intend_for(intent, NicState.DETACHING, "nic.detaching", cause)
         for nic_id in nic_ids:
             self._put(replace(self._nics[nic_id], repairs=repairs[nic_id], repaired=now))
         return intent
@@ -84,8 +83,7 @@ class Table(Rows):
 
     def job_started(self, op_id: str, job_id: str, event: str, now: float) -> None:
         """The cloud has queued the operation."""
-        intent = replace(self._intents[op_id], job_id=job_id)
-        self._put(intent)
+        self._put(replace(self._intents[op_id], job_id=job_id))
         self.note(Event(now, event, subject=op_id, job_id=job_id))
 
     def restarted(self, op_id: str, now: float) -> None:

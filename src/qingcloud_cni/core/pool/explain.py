@@ -3,17 +3,7 @@
 from dataclasses import dataclass
 
 from qingcloud_cni.core.nics.model import Nic, NicState
-from qingcloud_cni.core.pool.plan import (
-    above_max_idle,
-    balance,
-    cooling,
-    due_at,
-    explain_limit,
-    explain_need,
-    held,
-    is_growing,
-    room,
-)
+from qingcloud_cni.core.pool import plan
 from qingcloud_cni.core.pool.pool_state import Balance, Mode, PoolPolicy, PoolState
 
 _MODES = {
@@ -47,13 +37,13 @@ NO_CAUSES = Causes()
 
 def explain_no_action(state: PoolState, policy: PoolPolicy, now: float) -> str:
     """Explain why nothing is planned."""
-    have = balance(state, policy, now)
-    need = explain_need(state, policy, have)
+    have = plan.balance(state, policy, now)
+    need = plan.explain_need(state, policy, have)
     if state.mode is not Mode.SERVING:
         return _MODES[state.mode]
     if have.short:
         return f"{have.short} more wanted, but not possible yet: {need}"
-    if above_max_idle(have, policy):
+    if plan.above_max_idle(have, policy):
         return f"enough NICs, none to release yet: {need}, max-idle {policy.max_idle}"
     return f"enough NICs: {need}, max-idle {policy.max_idle}"
 
@@ -62,7 +52,7 @@ def wait_reasons(
     state: PoolState, policy: PoolPolicy, now: float, causes: Causes = NO_CAUSES
 ) -> tuple[WaitReason, ...]:
     """Return all that the pool waits for, with or without a plan."""
-    have = balance(state, policy, now)
+    have = plan.balance(state, policy, now)
     if state.mode is Mode.SERVING:
         found = _of_growth(state, policy, now, have, causes.provisioning)
     else:
@@ -71,17 +61,16 @@ def wait_reasons(
     if causes.calls:
         found.append(WaitReason(causes.calls))
     if have.coming:
-        found.append(
-            WaitReason(f"{have.coming} NICs are on their way; an attach takes about {state.attach_seconds:.0f} s")
-        )
+        text = f"{have.coming} NICs are on their way; an attach takes about {state.attach_seconds:.0f} s"
+        found.append(WaitReason(text))
     cooled = {n.nic_id for n in have.cooled}
-    if cooling_nics := [n for n in cooling(state) if n.nic_id not in cooled]:
+    if cooling_nics := [n for n in plan.cooling(state) if n.nic_id not in cooled]:
         text = f"{len(cooling_nics)} addresses cool down; until the next NIC is idle"
-        found.append(WaitReason(text, due_at(cooling_nics[0], policy, state.waiting > have.idle)))
+        found.append(WaitReason(text, plan.due_at(cooling_nics[0], policy, state.waiting > have.idle)))
     if quarantined := [n.since for n in state.nics if n.state is NicState.QUARANTINED]:
         text = f"{len(quarantined)} NICs are quarantined, as others use their addresses; they are released after"
         found.append(WaitReason(f"{text} {policy.quarantine:g} s", min(quarantined) + policy.quarantine))
-    if above := above_max_idle(have, policy):
+    if above := plan.above_max_idle(have, policy):
         found.append(_of_surplus(state, policy, now, above))
     if state.shrinks_at > now:
         found.append(WaitReason(_and("a detach failed and will be retried", causes.release), state.shrinks_at))
@@ -102,7 +91,8 @@ def _of_growth(state: PoolState, policy: PoolPolicy, now: float, have: Balance, 
     missing = max(have.short - len(have.spare), 0)
     if have.room < missing or have.seats < have.short - missing:
         fit = min(have.room, have.seats)
-        found.append(WaitReason(f"{held(state)} NICs are held ({explain_limit(state, policy)}): {fit} more fit"))
+        text = f"{plan.held(state)} NICs are held ({plan.explain_limit(state, policy)})"
+        found.append(WaitReason(f"{text}: {fit} more fit"))
     if state.vxnet_room is not None and state.vxnet_room < min(missing, have.room):
         found.append(WaitReason(f"the vxnets have no room for more than {state.vxnet_room}"))
     return found
@@ -110,7 +100,7 @@ def _of_growth(state: PoolState, policy: PoolPolicy, now: float, have: Balance, 
 
 def _of_surplus(state: PoolState, policy: PoolPolicy, now: float, above: int) -> WaitReason:
     text = f"{above} idle NICs above max-idle stay"
-    if is_growing(state, now) or state.waiting:
+    if plan.is_growing(state, now) or state.waiting:
         return WaitReason(f"{text} while NICs are created or ADDs wait")
     idle = sorted(n.since for n in state.nics if n.state is NicState.IDLE and n.nic_id not in state.busy)
     return WaitReason(f"{text} for idle-ttl", idle[0] + policy.idle_ttl if idle else None)
@@ -118,13 +108,14 @@ def _of_surplus(state: PoolState, policy: PoolPolicy, now: float, above: int) ->
 
 def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
     """Explain why an ADD waits; "" if it only waits for the cloud."""
-    if state.creating or any(_comes_from_cloud(n) for n in state.nics) or room(state, policy) > 0:
+    if state.creating or any(_comes_from_cloud(n) for n in state.nics) or plan.room(state, policy) > 0:
         return ""
-    text = f"all {held(state)} NICs are taken ({explain_limit(state, policy)})"
+    text = f"all {plan.held(state)} NICs are taken ({plan.explain_limit(state, policy)})"
     if quarantined := sum(n.state is NicState.QUARANTINED for n in state.nics):
         text += f", {quarantined} of them quarantined, as others use their addresses"
-    if cooling_nics := cooling(state):
-        text += f"; the next one has cooled down in {max(due_at(cooling_nics[0], policy, True) - now, 0.0):.0f} s"
+    if cooling_nics := plan.cooling(state):
+        pause = max(plan.due_at(cooling_nics[0], policy, True) - now, 0.0)
+        text += f"; the next one has cooled down in {pause:.0f} s"
     return text
 
 

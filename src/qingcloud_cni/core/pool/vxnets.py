@@ -125,12 +125,8 @@ class VxnetChooser:
 
     def room(self, now: float, creating: Mapping[str, int] = _NONE) -> int | None:
         """Return how many NICs fit into all vxnets; None if unknown for one."""
-        total = 0
-        for room in self._rooms(now, creating).values():
-            if room is None:
-                return None
-            total += room
-        return total
+        rooms = self._rooms(now, creating).values()
+        return None if None in rooms else sum(filter(None, rooms))
 
     def statuses(self, now: float, creating: Mapping[str, int] = _NONE) -> tuple[VxnetStatus, ...]:
         rooms = self._rooms(now, creating)

@@ -94,10 +94,7 @@ class ContainerLinks(Protocol):
     """NICs inside containers. All methods are idempotent, and undo their steps on failure; KernelRefused."""
 
     async def identify(self, path: str) -> Netns:
-        """Return the namespace behind *path*.
-
-        InvalidNetns if *path* is not a namespace, or is the host's or the parking one.
-        """
+        """Return the namespace behind *path*; InvalidNetns if it is not one, or is the host's or the parking one."""
 
     async def inspect(self, path: str, ifname: str) -> Inspection:
         """Read one interface of the namespace behind *path*; InvalidNetns as `identify`."""
