@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from inprocess.agent import SimulatedHost, netns_of, on_host, simulated
@@ -280,7 +281,7 @@ async def test_a_quarantined_nic_that_is_cleared_is_handed_out_at_once_and_not_p
         default_topology("sim", 1),
         vxnets=tuple(
             [
-                replace(v, network="172.20.1.0/29") if v.vxnet_id == "vxnet-pods001" else v
+                msgspec.structs.replace(v, network="172.20.1.0/29") if v.vxnet_id == "vxnet-pods001" else v
                 for v in default_topology("sim", 1).vxnets
             ]
         ),

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+import msgspec
 import pytest
 
 from inprocess import virtual_time
@@ -99,7 +100,7 @@ def zoned(test: Callable[[Zone], Awaitable[None]], zone: Callable[[], Zone] = Zo
 def crowded() -> Zone:
     topology = replace(default_topology("sim"), limits=Limits(nics_per_vxnet=2000, nics_per_create=2000))
     return Zone(topology=replace(topology, vxnets=tuple(
-        replace(v, network="172.20.16.0/20") if v.vxnet_id == PODS else v for v in topology.vxnets
+        msgspec.structs.replace(v, network="172.20.16.0/20") if v.vxnet_id == PODS else v for v in topology.vxnets
     )))  # fmt: skip
 
 
