@@ -21,6 +21,7 @@ from qingcloud_cni.core.drift.cloud_drift import (
     TableFacts,
     Unattach,
     cloud_drift,
+    unlisted,
 )
 from qingcloud_cni.core.drift.differences import Difference, DifferenceKind, Remedy
 from qingcloud_cni.core.drift.link_locations import LinkLocations, locate
@@ -210,6 +211,11 @@ def test_a_new_address_is_learned_before_the_nic_is_attached_again() -> None:
         assert readdress in drift(held(replace(NIC, state=state)), view(changed))
     away = view(replace(ELSEWHERE, private_ip="172.16.3.8"))
     assert drift(held(NIC), away) == [(DifferenceKind.ELSEWHERE, AWAY)]
+
+
+def test_what_neither_list_shows_is_asked_for_by_its_id() -> None:
+    assert unlisted([NIC], {}) == (MAC,)
+    assert unlisted([NIC], {MAC: FREE}) == ()
 
 
 said_of = st.builds(

@@ -13,7 +13,7 @@ from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.agent.reconcile.links import Compared, Links
 from qingcloud_cni.agent.reconcile.remedies import Remedies
-from qingcloud_cni.core.drift.cloud_drift import Adopt, CloudFacts, TableFacts, cloud_drift
+from qingcloud_cni.core.drift.cloud_drift import Adopt, CloudFacts, TableFacts, cloud_drift, unlisted
 from qingcloud_cni.core.drift.differences import Difference, DifferenceKind, Known, Tracked, Verdict, track
 from qingcloud_cni.core.drift.link_drift import misplaced_links
 from qingcloud_cni.core.drift.schedule import Schedule, stretched
@@ -216,7 +216,7 @@ class Reconciler:
         here = await second.nics(instance_id=self._context.identity.instance_id)
         found = {n.nic_id: n for n in (*free, *here)}
         busy = self._context.table.busy
-        if missed := [nic_id for nic_id in before if nic_id not in busy and nic_id not in found]:
+        if missed := unlisted((n for n in before.values() if n.nic_id not in busy), found):
             calls = await self._context.cloud.permit(urgency)
             found |= {n.nic_id: n for n in await calls.nics(nic_ids=missed)}
         return found

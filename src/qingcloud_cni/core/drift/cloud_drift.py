@@ -1,6 +1,6 @@
 """Differences between table and cloud, and the remedy for each. Pure; the agent applies the remedies."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from qingcloud_cni.core.drift import schedule
@@ -85,6 +85,11 @@ def cloud_drift(held: TableFacts, view: CloudFacts, seen: LinkLocations, now: fl
     for nic in held.nics:
         found += _of_nic(nic, held.attachments.get(nic.nic_id), view, seen, now)
     return tuple(found)
+
+
+def unlisted(nics: Iterable[Nic], cloud: Collection[str]) -> tuple[str, ...]:
+    """Return the NICs that neither list shows: of free NICs, and of those attached here."""
+    return tuple(nic.nic_id for nic in nics if nic.nic_id not in cloud)
 
 
 def _unknown(held: TableFacts, view: CloudFacts, now: float) -> Iterator[Difference]:

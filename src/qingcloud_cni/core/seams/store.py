@@ -38,10 +38,7 @@ class Store(Protocol):
         """
 
     async def replace_file(self, changes: Sequence[Change]) -> str:
-        """Set a damaged file aside and write a new one of *changes*; return the old one's path, "" if it is gone.
-
-        StoreRefused as `save`: repeat it.
-        """
+        """Replace a damaged file; return the path it was set aside to, "" if it is gone. StoreRefused as `save`."""
 
     async def tidy(self) -> None:
         """Checkpoint and check the file. StoreRefused if the disk refuses, StoreDamaged as `save`."""
