@@ -160,7 +160,7 @@ def test_a_stopped_host_is_not_gone() -> None:
 def test_a_node_of_a_cluster_is_asked_for_as_such() -> None:
     def with_node() -> Zone:
         base = default_topology("sim")
-        hosts = (base.hosts[0], replace(base.hosts[1], is_cluster_node=True))
+        hosts = (base.hosts[0], msgspec.structs.replace(base.hosts[1], is_cluster_node=True))
         return Zone(topology=replace(base, hosts=hosts))
 
     async def main(zone: Zone) -> None:
