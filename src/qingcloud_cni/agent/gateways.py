@@ -222,7 +222,7 @@ class Gateways:
             self._attaching.add(nic_id)
             self._context.tasks.spawn(f"attach gateway {nic_id}", self._attach(nic_id))
         elif full := self._pool.explain_full():
-            self._no_room = f"there is no room for one: {full}"
+            self._no_room = f"the host has no room for one: {full}"
             self._backoff.failed(now, "")
         elif calls := self._provisioning_permits.take():
             self._provisioner.start_create([vxnet_id], calls, is_gateway=True, prepare=self._open)
