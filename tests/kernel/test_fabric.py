@@ -194,6 +194,15 @@ def test_down_after_kill_9_leaves_nothing_and_takes_only_its_own(sim: Sim, is_re
     assert ping(sim.netns(), sim.host("host2")["address"])
 
 
+def test_tests_take_down_a_simulator_that_they_killed_wherever_its_state_is(tmp_path: Path) -> None:
+    with running_sim("--hosts", "1", "--state-dir", str(tmp_path / "s")) as sim:
+        sim.process.kill()
+        sim.process.wait()
+        assert Path(sim.host()["netns"]).exists()
+    assert not list(Path("/run/netns").glob(f"{sim.name}-*"))
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_takes_everything_down(number: signal.Signals) -> None:
     with running_sim() as sim, new_namespace() as pod:

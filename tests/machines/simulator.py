@@ -3,6 +3,7 @@
 import base64
 import hmac
 import http.client
+import itertools
 import json
 import os
 import secrets
@@ -237,8 +238,10 @@ def end_sim(process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def running_sim(*args: str, name: str = "", log: Path | None = None) -> Iterator[Sim]:
-    """Start a simulator as `start_sim`, yield it when it is ready, take it down at the end."""
+    """Start a simulator as `start_sim`, yield it when it is ready, take it down at the end, even if it was killed."""
     name = name or unique_name()
+    given = dict(itertools.pairwise(args))
+    state_dir = Path(given.get("--state-dir", default_state_dir(name)))
     try:
         sim = start_sim(name, *args, log=log)
         try:
@@ -246,5 +249,5 @@ def running_sim(*args: str, name: str = "", log: Path | None = None) -> Iterator
         finally:
             end_sim(sim.process)
     finally:
-        if default_state_dir(name).exists():  # it was killed
-            run(QINGCLOUD_SIM, "down", "--name", name, check=False)
+        if state_dir.exists():  # it was killed
+            run(QINGCLOUD_SIM, "down", "--name", name, "--state-dir", str(state_dir))
