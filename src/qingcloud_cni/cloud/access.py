@@ -128,7 +128,7 @@ def _mapping(path: Path, content: bytes) -> dict[str, object]:
     except UnicodeDecodeError:
         fault = "it is not UTF-8"
     except YamlFault as err:  # the problem's words may quote the file
-        fault = f"{err.position or 'some line'} is malformed"
+        fault = "; ".join(part for part in (f"{err.position or 'some line'} is malformed", err.advice) if part)
     if fault:
         raise StartRefused(f"access file {path} is not YAML: {fault}")
     if not pairs:

@@ -8,16 +8,57 @@ import yaml
 
 _PREFIX = "tag:yaml.org,2002:"
 _NULL = f"{_PREFIX}null"
+_BREAKS = "\r\n\x85\u2028\u2029"
 _KINDS = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")
 _TAGS = {_PREFIX + name for name in _KINDS}
 
 
 class YamlFault(ValueError):
-    """*position* never quotes the file; *problem* may."""
+    """*position* and *advice* never quote the file; *problem* may."""
 
-    def __init__(self, position: str, problem: str) -> None:
-        super().__init__(f"{position}: {problem}" if position else problem)
+    def __init__(self, position: str, problem: str, advice: str = "") -> None:
+        super().__init__(": ".join(part for part in (position, problem) if part) + (f"; {advice}" if advice else ""))
         self.position = position
+        self.advice = advice
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes tabs between tokens and in plain scalars as libyaml does, the parser that most languages use.
+
+    PyYAML's own scanner rejects them. Its variant in C is libyaml, but crashes on deep nesting.
+    """
+
+    def scan_to_next_token(self) -> None:
+        super().scan_to_next_token()
+        while self.peek() == "\t" and self._separates():
+            while self.peek() in " \t":
+                self.forward()
+            super().scan_to_next_token()
+
+    def _separates(self) -> bool:
+        """Whether the tab here does not indent: a token is before it in its line, or nothing but a comment behind."""
+        length = 1
+        while self.peek(length) in " \t":
+            length += 1
+        return bool(self.flow_level) or not self.allow_simple_key or self.peek(length) in f"\0#{_BREAKS}"
+
+    def scan_plain_spaces(self, indent: int, start_mark: yaml.Mark) -> list[str]:
+        blanks = ""
+        breaks: list[str] = []
+        while (char := self.peek()) in f" \t{_BREAKS}":
+            if char in _BREAKS:
+                breaks.append(self.scan_line_break())  # type: ignore[no-untyped-call]
+                self.allow_simple_key = True
+                if self.prefix(3) in ("---", "...") and self.peek(3) in f"\0 \t{_BREAKS}":
+                    return []
+            elif breaks and char == "\t" and self.column < indent:
+                break
+            else:
+                blanks += char
+                self.forward()
+        if not breaks:
+            return [blanks] if blanks else []
+        return breaks if breaks[0] != "\n" else breaks[1:] or [" "]
 
 
 def read_flat_yaml(text: str) -> list[tuple[str, object]] | None:
@@ -26,10 +67,11 @@ def read_flat_yaml(text: str) -> list[tuple[str, object]] | None:
     A value is a string, None for null, a list of these, or {} for anything nested deeper. Raises YamlFault.
     """
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)  # the one in C crashes on deep nesting
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as err:
         problem = (err.problem or "it is malformed").removeprefix("but ")  # of a context that is left out
-        raise YamlFault(_position(err.problem_mark), problem) from None
+        advice = "write spaces instead of the tab" if "'\\t'" in problem else ""
+        raise YamlFault(_position(err.problem_mark), problem, advice) from None
     except yaml.reader.ReaderError as err:
         raise YamlFault(f"character {err.position + 1}", str(err.reason)) from None
     except RecursionError:

@@ -63,6 +63,16 @@ def test_values_are_the_text_that_stands_there(path: Path) -> None:
     assert (access.port, access.connection_retries) == (443, 10)
 
 
+def test_tabs_separate_and_only_those_that_indent_are_refused(path: Path) -> None:
+    access = load(path, KEYS.replace(" ", "\t") + "zone:\tsh1a\t\nport: 7777 \t# of the simulator\n")
+    assert (access.secret, access.zone, access.port) == ("THESECRET", "sh1a", 7777)
+    with pytest.raises(
+        StartRefused, match="line 3, column 1 is malformed; write spaces instead of the tab"
+    ) as refused:
+        load(path, KEYS + "\tzone: SECRET\n")
+    assert "SECRET" not in str(refused.value)
+
+
 def test_an_ipv6_host_gets_its_brackets(path: Path) -> None:
     assert load(path, KEYS + "host: '::1'\nport: 80\n").endpoint == "https://[::1]:80"
     assert load(path, KEYS + "host: '[::1]'\nport: 80\n").endpoint == "https://[::1]:80"
