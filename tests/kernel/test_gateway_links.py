@@ -158,7 +158,7 @@ async def test_nothing_is_left_of_a_gateway_but_its_link(lab: Lab, kernel: HostK
         assert "UP" not in link["flags"]
         assert "ifalias" not in link
     assert not [a for link in ip_json("-n", lab.host, "-4", "addr") for a in link.get("addr_info", [])]
-    await kernel.park(first)
+    await kernel.park(lab.record(first))
     assert lab.is_parked(first)
 
 
@@ -297,7 +297,7 @@ async def test_what_a_dhcp_client_configured_goes(lab: Lab, kernel: HostKernel) 
 
 async def test_a_parked_nic_is_brought_back(lab: Lab, kernel: HostKernel) -> None:
     mac = lab.plug(mtu=1400)
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     await kernel.serve(path_of(gateway(mac)))
     link = lab.links(lab.host)["hostnic"]
     assert (link["address"], link["mtu"], "UP" in link["flags"]) == (mac, 1400, True)
@@ -305,7 +305,7 @@ async def test_a_parked_nic_is_brought_back(lab: Lab, kernel: HostKernel) -> Non
     before = state(lab)
     await kernel.serve(path_of(gateway(mac)))
     assert state(lab) == before
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     assert lab.is_parked(mac)
     assert lab.links(lab.parking)["q" + mac.replace(":", "")]["mtu"] == 1400
 

@@ -26,7 +26,7 @@ ETH_P_ARP = 0x0806
 
 async def test_container_gets_its_nic(lab: Lab, kernel: HostKernel) -> None:
     mac, pod = lab.plug(), lab.make_netns("pod")
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     placed = await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
 
     def read() -> tuple[Any, Any, Any]:
@@ -111,7 +111,7 @@ async def test_taken_index_is_told(lab: Lab, kernel: HostKernel) -> None:
 
 async def test_unusual_mtu_is_kept_and_noted(lab: Lab, kernel: HostKernel) -> None:
     mac, pod = lab.plug(mtu=8950), lab.make_netns("pod")
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     placed = await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
     link = lab.links(pod)["eth0"]
     assert (placed.mtu, link["mtu"], link["ifalias"]) == (8950, 8950, f"{lab.alias} mtu=8950")
@@ -121,7 +121,7 @@ async def test_unusual_mtu_is_kept_and_noted(lab: Lab, kernel: HostKernel) -> No
 async def test_neighbours_are_told_at_once(lab: Lab, kernel: HostKernel) -> None:
     """One gratuitous ARP, with the address and the NIC's MAC, reaches the other end of the wire."""
     mac, pod = lab.plug(), lab.make_netns("pod")
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     ear: socket.socket = within(lab, lab.vxnet, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
     with ear:
         ear.bind(("p1", ETH_P_ARP))
@@ -191,7 +191,7 @@ async def test_vanished_container_leaves_the_nic_parked(
 ) -> None:
     mac, pod = lab.plug(), lab.make_netns("pod")
     if is_parked:
-        await kernel.park(mac)
+        await kernel.park(lab.record(mac))
     netns = await kernel.identify(lab.path(pod))
     held = Namespace.open(netns.path)  # so that its inode is not given to the next one
     with held:
@@ -208,7 +208,7 @@ async def test_vanished_container_leaves_the_nic_parked(
 async def test_impossible_route_undoes_everything(lab: Lab, kernel: HostKernel) -> None:
     """The error has the kernel's words; the same NIC serves a better order afterwards."""
     mac, pod = lab.plug(), lab.make_netns("pod")
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     netns = await kernel.identify(lab.path(pod))
     unreachable = (*ROUTES, Route("10.1.0.0/16", "192.168.77.1"))
     with pytest.raises(KernelRefused) as caught:
@@ -259,8 +259,8 @@ async def test_hosts_own_namespace_is_refused(lab: Lab, kernel: HostKernel) -> N
 @pytest.mark.parametrize("delay", [0.0, 0.001, 0.004, 0.010])  # seconds
 async def test_cancelled_attach_is_done_or_undone(lab: Lab, kernel: HostKernel, delay: float) -> None:
     first, second, pod = lab.plug(1), lab.plug(2), lab.make_netns("pod")
-    await kernel.park(first)
-    await kernel.park(second)
+    await kernel.park(lab.record(first))
+    await kernel.park(lab.record(second))
     netns = await kernel.identify(lab.path(pod))
     running = asyncio.create_task(kernel.attach(lab.order(first, netns)))
     queued = asyncio.create_task(
@@ -277,7 +277,7 @@ async def test_cancelled_attach_is_done_or_undone(lab: Lab, kernel: HostKernel, 
             assert lab.is_parked(mac)
         else:
             assert (inside["address"], "UP" in inside["flags"]) == (mac, True)
-        assert await kernel.detach(mac, netns, 0, "")
+        assert (await kernel.detach(lab.record(mac), netns, 0)).is_parked
         assert lab.is_parked(mac)
 
 
@@ -287,7 +287,7 @@ async def test_hundred_pairs_leave_nothing_behind(lab: Lab, kernel: HostKernel) 
 
     async def pair() -> None:
         placed = await kernel.attach(lab.order(mac, netns))
-        assert await kernel.detach(mac, netns, placed.ifindex, lab.alias)
+        assert (await kernel.detach(lab.record(mac), netns, placed.ifindex)).is_parked
 
     await pair()
     held = (fd_count(), threading.active_count())
@@ -305,7 +305,7 @@ async def test_container_can_die(lab: Lab, kernel: HostKernel, is_detached: bool
     netns = await kernel.identify(lab.path(pod))
     placed = await kernel.attach(lab.order(mac, netns))
     if is_detached:
-        assert await kernel.detach(mac, netns, placed.ifindex, lab.alias)
+        assert (await kernel.detach(lab.record(mac), netns, placed.ifindex)).is_parked
     ip("netns", "del", pod)
     until(lambda: "witness" not in lab.links(lab.vxnet), seconds=3)
     assert lab.is_parked(mac) == is_detached
@@ -341,6 +341,6 @@ async def test_moves_asked_for_at_once_are_made_one_at_a_time_in_their_order(
     orders = []
     for number in range(5):
         netns = await kernel.identify(lab.path(lab.make_netns(f"pod{number}")))
-        orders.append(replace(lab.order(lab.plug(number), netns), alias=f"{lab.alias}{number}"))
+        orders.append(lab.order(lab.plug(number), netns))
     await asyncio.gather(*(kernel.attach(order) for order in orders))
     assert begun == [order.mac for order in orders]

@@ -10,7 +10,7 @@ import pytest
 from machines.nics import Lab, ip, ip_json, kernel, lab, until
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns
-from qingcloud_cni.core.seams.kernel import PlacedLink
+from qingcloud_cni.core.seams.kernel import NicRecord, PlacedLink
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.namespaces.namespaces import Namespace
 
@@ -74,7 +74,7 @@ async def test_nic_comes_back_as_it_was(lab: Lab, kernel: HostKernel, pod: str, 
             subprocess.run(("ip", "netns", "exec", pod, "tc", "qdisc", "add", "dev", "eth0", "clsact"), check=True)
         else:
             ip("-n", pod, *(word.strip("'") for word in command.split(" ")))
-    assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
+    assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
     assert lab.is_parked(mac)
     (parked,) = lab.links(lab.parking).values()
     assert parked["mtu"] == 1500
@@ -93,7 +93,7 @@ async def test_unusual_mtu_is_restored(lab: Lab, kernel: HostKernel, pod: str, i
         await kernel.close()
         kernel = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
     try:
-        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
+        assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
     finally:
         await kernel.close()
     assert lab.links(lab.parking)["q" + mac.replace(":", "")]["mtu"] == 8950
@@ -102,7 +102,7 @@ async def test_unusual_mtu_is_restored(lab: Lab, kernel: HostKernel, pod: str, i
 async def test_repeated_detach_is_true(lab: Lab, kernel: HostKernel, pod: str) -> None:
     mac, netns, link = await placed(lab, kernel, pod)
     for _ in range(2):
-        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
+        assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
         assert lab.is_parked(mac)
 
 
@@ -114,7 +114,7 @@ async def test_nic_that_moved_is_found(lab: Lab, kernel: HostKernel, pod: str, p
         ip("-n", pod, "link", "set", "eth0", "address", FOREIGN_MAC)
     target = lab.host if place == "the host" else lab.make_netns("other")
     ip("-n", pod, "link", "set", "eth0", "netns", target)
-    assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
+    assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
     assert lab.is_parked(mac)
 
 
@@ -123,7 +123,7 @@ async def test_process_in_a_nameless_namespace_gives_the_nic_back(lab: Lab, kern
     mac, netns, link = await placed(lab, kernel, pod)
     with process_in(lab, pod):
         ip("netns", "del", pod)
-        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
+        assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
         assert lab.is_parked(mac)
 
 
@@ -133,14 +133,14 @@ async def test_nic_moved_to_a_process_is_found(lab: Lab, kernel: HostKernel, pod
     with process_in(lab, hidden) as pid:
         ip("netns", "del", hidden)
         ip("-n", pod, "link", "set", "eth0", "netns", str(pid))
-        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
+        assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
         assert lab.is_parked(mac)
 
 
 async def test_deleted_link_is_nowhere(lab: Lab, kernel: HostKernel, pod: str) -> None:
     mac, netns, link = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "del", "eth0")
-    assert not await kernel.detach(mac, netns, link.ifindex, lab.alias)
+    assert not (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
     assert await kernel.survey() == replace(await kernel.survey(), host=(), parked=())
 
 
@@ -148,18 +148,18 @@ async def test_dead_container_took_its_veth_along(lab: Lab, kernel: HostKernel, 
     mac, netns, link = await placed(lab, kernel, pod)
     ip("netns", "del", pod)
     until(lambda: "p1" not in lab.links(lab.vxnet))
-    assert not await kernel.detach(mac, netns, link.ifindex, lab.alias)
+    assert not (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
 
 
 async def test_other_links_in_the_container_are_left_alone(lab: Lab, kernel: HostKernel, pod: str) -> None:
     mac, netns, link = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "del", "eth0")
     other = lab.plug(2)
-    await kernel.attach(replace(lab.order(other, netns, "eth1"), alias="mynet/another/eth1"))
+    await kernel.attach(replace(lab.order(other, netns, "eth1"), nic=NicRecord(other, "mynet/another/eth1")))
     ip("-n", pod, "link", "add", "lower", "address", mac, "type", "bridge")  # its MAC, but no NIC
     before = lab.links(pod)
     assert before["eth1"]["ifindex"] != link.ifindex
-    assert not await kernel.detach(mac, netns, link.ifindex, lab.alias)
+    assert not (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
     assert lab.links(pod) == before
 
 
@@ -175,7 +175,7 @@ async def test_a_namespace_with_the_number_of_one_that_died_keeps_its_links(
     with Namespace.open(lab.path(other)) as namespace:
         died = Netns(lab.path("died"), *namespace.identity)
     before = lab.links(other)
-    assert not await kernel.detach(mac, died, link.ifindex, lab.alias)
+    assert not (await kernel.detach(lab.record(mac), died, link.ifindex)).is_parked
     assert lab.links(other) == before
 
 
@@ -185,7 +185,7 @@ async def test_recorded_namespace_that_is_the_hosts_is_not_searched(lab: Lab, ke
     index = lab.links(lab.host)["uplink"]["ifindex"]
     with Namespace.open(lab.path(lab.host)) as host:
         netns = Netns(lab.path(lab.host), *host.identity)
-    assert not await kernel.detach("52:54:00:00:00:09", netns, index, lab.alias)
+    assert not (await kernel.detach(lab.record("52:54:00:00:00:09"), netns, index)).is_parked
     assert "uplink" in lab.links(lab.host)
 
 
@@ -196,14 +196,14 @@ async def test_clash_in_parking_does_not_lose_the_nic(lab: Lab, kernel: HostKern
     squatter = "q" + mac.replace(":", "")
     ip("-n", lab.parking, "link", "add", squatter, "address", FOREIGN_MAC, "type", "veth", "peer", "name", peer)
     for _ in range(2):
-        assert await kernel.detach(mac, netns, link.ifindex, lab.alias)
+        assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
         (found,) = (parked for parked in lab.links(lab.parking).values() if parked["address"] == mac)
         assert found["ifname"].startswith("qnic")
         assert "UP" not in found["flags"]
         assert "ifalias" not in found
     again = await kernel.attach(lab.order(mac, netns))
     ip("-n", lab.parking, "link", "del", squatter)
-    assert await kernel.detach(mac, netns, again.ifindex, lab.alias)
+    assert (await kernel.detach(lab.record(mac), netns, again.ifindex)).is_parked
     assert lab.is_parked(mac)
 
 
@@ -217,7 +217,7 @@ async def test_arrived_nic_is_parked_clean(lab: Lab, kernel: HostKernel) -> None
     ip("-n", lab.host, "link", "property", "add", "dev", "eth1", "altname", "enp0s9")
     assert [link.mac for link in (await kernel.survey()).host] == [mac]
     for _ in range(2):
-        await kernel.park(mac)
+        await kernel.park(lab.record(mac))
         assert lab.is_parked(mac)
     assert lab.links(lab.parking)["q" + mac.replace(":", "")]["mtu"] == 8950
     assert lab.links(lab.host) == {}
@@ -228,7 +228,7 @@ async def test_nic_of_a_dead_container_is_parked_clean(lab: Lab, kernel: HostKer
     mac, _netns, _ = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "set", "eth0", "mtu", "1280", "netns", lab.host)
     assert [(link.name, link.alias) for link in (await kernel.survey()).host] == [("eth0", lab.alias)]
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     assert lab.is_parked(mac)
     assert lab.links(lab.parking)["q" + mac.replace(":", "")]["mtu"] == 1500
 
@@ -240,7 +240,7 @@ async def test_others_are_not_parked(lab: Lab, kernel: HostKernel) -> None:
     lab.plug()
     ip("-n", lab.host, "link", "add", "link", "eth1", "name", "mv0", "address", mac, "type", "macvlan")
     with pytest.raises(LinkNotFound, match=mac):
-        await kernel.park(mac)
+        await kernel.park(lab.record(mac))
     assert {"br0", "mv0", "eth1"} <= lab.links(lab.host).keys()
     assert [link.name for link in (await kernel.survey()).host] == ["eth1"]
 

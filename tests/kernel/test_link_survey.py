@@ -10,7 +10,7 @@ import pytest
 from machines.nics import ADDRESS, ROUTES, Lab, fd_count, ip, ip_json, kernel, lab, until
 from qingcloud_cni.core.errors import InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns, Route
-from qingcloud_cni.core.seams.kernel import Inspection, PlacedLink
+from qingcloud_cni.core.seams.kernel import Inspection, NicRecord, PlacedLink
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NetnsSwitcher
 
@@ -124,7 +124,7 @@ async def test_a_nic_is_found_in_whichever_container_it_is_by_mac_or_alias(
     if sign == "mac":
         ip("-n", pod, "link", "set", "renamed", "alias", "mine")
     files = fd_count()
-    found = await kernel.search({mac: lab.alias, "52:54:00:aa:aa:aa": "no alias of any"})
+    found = await kernel.search([lab.record(mac), NicRecord("52:54:00:aa:aa:aa", "no alias of any")])
     assert fd_count() == files
     assert set(found) == {mac}
     seen = found[mac]
@@ -142,12 +142,12 @@ async def test_nics_of_several_containers_are_found_at_once_and_those_at_home_ar
     other = lab.make_netns("other")
     second, parked, on_host = (lab.plug(number) for number in (2, 3, 4))
     await kernel.attach(lab.order(second, await kernel.identify(lab.path(other))))
-    await kernel.park(parked)
+    await kernel.park(lab.record(parked))
     files = fd_count()
-    found = await kernel.search({mac: f"qingcni/i-1/{mac}" for mac in (first, second, on_host, parked)})
+    found = await kernel.search([NicRecord(mac, f"qingcni/i-1/{mac}") for mac in (first, second, on_host, parked)])
     assert fd_count() == files
     assert {mac: seen.netns.path for mac, seen in found.items()} == {first: lab.path(pod), second: lab.path(other)}
-    assert await kernel.search({}) == {}
+    assert await kernel.search([]) == {}
 
 
 # --- is_gone -----------------------------------------------------------------------------------------
@@ -158,9 +158,9 @@ async def test_a_namespace_that_its_path_leads_to_is_not_gone_wherever_the_nic_i
 ) -> None:
     mac, netns, _ = await placed(lab, kernel, pod)
     files = fd_count()
-    assert not await kernel.is_gone(mac, netns, lab.alias)
+    assert not await kernel.is_gone(lab.record(mac), netns)
     ip("-n", pod, "link", "set", "eth0", "netns", lab.host)
-    assert not await kernel.is_gone(mac, netns, lab.alias)
+    assert not await kernel.is_gone(lab.record(mac), netns)
     assert fd_count() == files
 
 
@@ -169,7 +169,7 @@ async def test_a_namespace_is_gone_with_its_path_once_the_nic_is_back(lab: Lab, 
     mac, netns, _ = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "set", "eth0", "netns", lab.host)
     ip("netns", "del", pod)
-    assert await kernel.is_gone(mac, netns, lab.alias)
+    assert await kernel.is_gone(lab.record(mac), netns)
 
 
 async def test_a_namespace_is_gone_with_its_path_where_the_nic_went_with_it(
@@ -180,7 +180,7 @@ async def test_a_namespace_is_gone_with_its_path_where_the_nic_went_with_it(
     assert peers
     ip("netns", "del", pod)
     until(lambda: not lab.links(lab.vxnet))
-    assert await kernel.is_gone(mac, netns, lab.alias)
+    assert await kernel.is_gone(lab.record(mac), netns)
 
 
 @pytest.mark.parametrize("path", ["another path", "a link's path", "a stale path"])
@@ -194,7 +194,7 @@ async def test_a_path_that_fails_is_no_evidence_while_the_namespace_can_be_reach
         "a link's path": "/etc/passwd",
         "a stale path": lab.path(lab.vxnet),
     }
-    assert not await kernel.is_gone(mac, replace(netns, path=wrong[path]), lab.alias)
+    assert not await kernel.is_gone(lab.record(mac), replace(netns, path=wrong[path]))
 
 
 async def test_a_living_namespace_whose_nic_lost_every_sign_is_not_gone(
@@ -203,8 +203,8 @@ async def test_a_living_namespace_whose_nic_lost_every_sign_is_not_gone(
     mac, netns, _ = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "set", "eth0", "down")
     ip("-n", pod, "link", "set", "eth0", "address", "52:54:00:ff:ff:ff", "alias", "mine")
-    assert not await kernel.search({mac: lab.alias})
-    assert not await kernel.is_gone(mac, replace(netns, path=lab.path("never-made")), lab.alias)
+    assert not await kernel.search([lab.record(mac)])
+    assert not await kernel.is_gone(lab.record(mac), replace(netns, path=lab.path("never-made")))
 
 
 # --- survey_all --------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ async def test_a_look_into_every_namespace_shows_each_link_where_it_is(
 ) -> None:
     mac, netns, link = await placed(lab, kernel, pod)
     on_host, parked = lab.plug(2), lab.plug(3)
-    await kernel.park(parked)
+    await kernel.park(lab.record(parked))
     files = fd_count()
     seen = await kernel.survey_all(())
     assert fd_count() == files
@@ -279,6 +279,6 @@ async def test_a_link_whose_mac_was_changed_is_parked_by_its_alias(lab: Lab, ker
     ip("-n", pod, "link", "set", "eth0", "address", "52:54:00:ff:ff:ff")
     ip("-n", pod, "link", "set", "eth0", "netns", lab.host)
     with pytest.raises(LinkNotFound):
-        await kernel.park(mac)
-    await kernel.park(mac, lab.alias)
+        await kernel.park(NicRecord(mac))
+    await kernel.park(lab.record(mac))
     assert lab.is_parked(mac)

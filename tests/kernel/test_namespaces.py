@@ -172,7 +172,7 @@ async def test_parking_outlives_the_agent(lab: Lab) -> None:
     for _ in range(2):
         opened = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
         inodes.add(Path(lab.path(lab.parking)).stat().st_ino)
-        await opened.park(mac)
+        await opened.park(lab.record(mac))
         await opened.close()
         await opened.close()
     assert len(inodes) == 1
@@ -189,7 +189,7 @@ async def test_left_over_file_is_replaced(lab: Lab) -> None:
 
 async def test_parking_is_removed(lab: Lab, kernel: HostKernel) -> None:
     mac = lab.plug()
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     await kernel.remove()
     assert not Path(lab.path(lab.parking)).exists()
     assert lab.parking not in ip("netns", "list").split()

@@ -69,7 +69,7 @@ def neighbour(lab: Lab) -> str:
 async def test_an_address_that_nobody_has_is_probed_for_in_the_name_of_nobody(lab: Lab, kernel: HostKernel) -> None:
     """Nothing else leaves the NIC meanwhile, and it is parked as before afterwards."""
     mac = lab.plug()
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     with wire(lab) as ear:
         heard(ear, mac)  # what it said on the host
         assert await kernel.probe(mac, IP) == ""
@@ -83,7 +83,7 @@ async def test_an_address_that_nobody_has_is_probed_for_in_the_name_of_nobody(la
 
 async def test_who_has_the_address_is_told(lab: Lab, kernel: HostKernel) -> None:
     mac = lab.plug()
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     owner = claim(lab)
     assert await kernel.probe(mac, IP) == owner
     assert lab.is_parked(mac)
@@ -91,7 +91,7 @@ async def test_who_has_the_address_is_told(lab: Lab, kernel: HostKernel) -> None
 
 async def test_another_who_probes_for_it_at_the_same_time_counts_as_well(lab: Lab, kernel: HostKernel) -> None:
     mac = lab.plug()
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     probe = BROADCAST + packed(STALE) + b"\x08\x06\0\1\x08\0\6\4\0\1" + packed(STALE) + NOBODY + bytes(6)
     with wire(lab) as ear:
         asking = asyncio.create_task(kernel.probe(mac, IP))
@@ -108,7 +108,7 @@ async def test_many_are_probed_at_once_over_one_socket_and_a_move_does_not_wait_
     macs = [lab.plug(number) for number in range(1, 21)]
     spare, pod = lab.plug(30), lab.make_netns("pod")
     for mac in (*macs, spare):
-        await kernel.park(mac)
+        await kernel.park(lab.record(mac))
     owner = claim(lab, 7, "172.16.3.107/24")
     before = fd_count()
     asking = [asyncio.create_task(kernel.probe(mac, f"172.16.3.{100 + n}")) for n, mac in enumerate(macs, 1)]
@@ -129,7 +129,7 @@ def up(lab: Lab) -> list[str]:
 
 async def test_a_nic_that_is_taken_while_it_is_probed_serves_its_container(lab: Lab, kernel: HostKernel) -> None:
     mac, pod = lab.plug(), lab.make_netns("pod")
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     asking = asyncio.create_task(kernel.probe(mac, IP))
     await asyncio.to_thread(until, lambda: up(lab))
     await kernel.attach(lab.order(mac, await kernel.identify(lab.path(pod))))
@@ -141,7 +141,7 @@ async def test_a_nic_that_is_taken_while_it_is_probed_serves_its_container(lab: 
 
 async def test_a_probe_that_is_called_off_leaves_the_link_down_and_nothing_open(lab: Lab, kernel: HostKernel) -> None:
     mac = lab.plug()
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     before = fd_count()
     asking = asyncio.create_task(kernel.probe(mac, IP))
     await asyncio.to_thread(until, lambda: up(lab))
@@ -163,7 +163,7 @@ async def test_a_nic_that_is_not_parked_is_not_probed(lab: Lab, kernel: HostKern
 async def test_links_left_up_by_an_agent_that_was_killed_are_down_after_the_next_start(lab: Lab) -> None:
     mac = lab.plug()
     kernel = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     await kernel._operations.do(LinkOperations.set_up, mac)
     await kernel.close()
     assert up(lab)

@@ -32,7 +32,7 @@ async def test_arrival_and_change_in_parking_wake(lab: Lab, kernel: HostKernel) 
     mac = await asyncio.to_thread(lab.plug)
     await asyncio.wait_for(waiting, 5)
     assert [link.mac for link in (await kernel.survey()).host] == [mac]
-    await kernel.park(mac)
+    await kernel.park(lab.record(mac))
     await quiet(kernel)
     changes = kernel.changes()
     await asyncio.wait_for(anext(changes), 5)  # what has been so far

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qingcloud_cni.core.nics.model import Netns, Route
-from qingcloud_cni.core.seams.kernel import Kernel, LinkOrder
+from qingcloud_cni.core.seams.kernel import Kernel, LinkOrder, NicRecord
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.namespaces.namespaces import Namespace, enter
 
@@ -95,7 +95,10 @@ class Lab:
         return clean and "altnames" not in link and not ip_json("-n", self.parking, "-4", "addr", "show", "up")
 
     def order(self, mac: str, netns: Netns, ifname: str = "eth0", routes: tuple[Route, ...] = ROUTES) -> LinkOrder:
-        return LinkOrder(mac, netns, ifname, ADDRESS, routes, self.alias)
+        return LinkOrder(self.record(mac), netns, ifname, ADDRESS, routes)
+
+    def record(self, mac: str) -> NicRecord:
+        return NicRecord(mac, self.alias)
 
     def close(self) -> None:
         for name in (*reversed(self.names), self.parking):

@@ -8,7 +8,16 @@ from socket import socket
 from typing import Final, Self
 
 from qingcloud_cni.core.nics.model import Netns
-from qingcloud_cni.core.seams.kernel import Inspection, LinkOrder, PlacedLink, ServicePath, Survey
+from qingcloud_cni.core.seams.kernel import (
+    Arrival,
+    Detached,
+    Inspection,
+    LinkOrder,
+    NicRecord,
+    PlacedLink,
+    ServicePath,
+    Survey,
+)
 from qingcloud_cni.kernel.links.link_operations import LinkOperations
 from qingcloud_cni.kernel.namespaces.parking import parking_path
 from qingcloud_cni.kernel.namespaces.worker import Worker, result_or_dispose
@@ -62,20 +71,20 @@ class HostKernel:
     async def survey_all(self, paths: Sequence[str]) -> Survey:
         return await self._operations.do(LinkOperations.survey_all, paths)
 
-    async def park(self, mac: str, alias: str = "") -> None:
-        await self._operations.do(LinkOperations.park, mac, alias)
+    async def park(self, nic: NicRecord) -> Arrival:
+        return await self._operations.do(LinkOperations.park, nic)
 
     async def attach(self, order: LinkOrder) -> PlacedLink:
         return await self._operations.do(LinkOperations.attach, order)
 
-    async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
-        return await self._operations.do(LinkOperations.detach, mac, netns, ifindex, alias)
+    async def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
+        return await self._operations.do(LinkOperations.detach, nic, netns, ifindex)
 
-    async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
+    async def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
         return await self._operations.do(LinkOperations.search, sought)
 
-    async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
-        return await self._operations.do(LinkOperations.is_gone, mac, netns, alias)
+    async def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
+        return await self._operations.do(LinkOperations.is_gone, nic, netns)
 
     async def announce(self, order: LinkOrder, ifindex: int) -> bool:
         return await self._background.do(Background.announce, order, ifindex)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.gateway import LAST_INDEX, index_of, link_name
 from qingcloud_cni.core.nics.model import NO_GATEWAY
-from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
+from qingcloud_cni.core.seams.kernel import Gateway, NicRecord, ServicePath
 from qingcloud_cni.kernel.links.firewall import MARK_MASK, mark_of, ruleset
 from qingcloud_cni.kernel.links.gateway import GATEWAYS, PREFERENCES, TABLES
 from qingcloud_cni.kernel.netlink import routing
@@ -148,7 +148,7 @@ def make_kernel(*nics: str) -> FakeKernel:
 
 async def test_the_kernel_in_memory_serves_and_undoes() -> None:
     kernel = make_kernel(FIRST, SECOND)
-    await kernel.park(SECOND)
+    await kernel.park(NicRecord(SECOND))
     before = dict(kernel.settings)
     path = ServicePath((gateway(), gateway(1, SECOND)))
     changed = await kernel.serve(path)

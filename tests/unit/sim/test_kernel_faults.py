@@ -7,6 +7,7 @@ import pytest
 
 from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
+from qingcloud_cni.core.seams.kernel import NicRecord
 from qingcloud_cni.sim.memory.kernel import MOVE, FakeKernel
 from qingcloud_cni.sim.topology import PlugNic
 
@@ -39,10 +40,10 @@ async def test_a_fault_strikes_so_many_calls_after_those_it_skips() -> None:
 async def test_a_fault_of_one_nic_leaves_the_others_alone_and_ends_with_its_block() -> None:
     kernel = make_kernel()
     with kernel.fail("park", LinkNotFound("gone"), nic_id=NIC):
-        await kernel.park(OTHER)
+        await kernel.park(NicRecord(OTHER))
         with pytest.raises(LinkNotFound, match="gone"):
-            await kernel.park(NIC)
-    await kernel.park(NIC)
+            await kernel.park(NicRecord(NIC))
+    await kernel.park(NicRecord(NIC))
 
 
 @in_virtual_time
@@ -50,7 +51,7 @@ async def test_a_delay_is_before_the_work_or_after_it() -> None:
     kernel = make_kernel()
     kernel.delay("park", 20.0, nic_id=NIC)
     kernel.delay("park", late=5.0, nic_id=OTHER)
-    parking = [asyncio.create_task(kernel.park(nic)) for nic in (NIC, OTHER)]
+    parking = [asyncio.create_task(kernel.park(NicRecord(nic))) for nic in (NIC, OTHER)]
     await asyncio.sleep(2 * MOVE)
     assert [link.mac for link in kernel.links_in(kernel.parking_path)] == [OTHER]
     await parking[1]
@@ -63,9 +64,9 @@ async def test_a_delay_is_before_the_work_or_after_it() -> None:
 async def test_a_blocked_verb_waits_until_it_is_released() -> None:
     kernel = make_kernel()
     fault = kernel.block("park")
-    parking = asyncio.create_task(kernel.park(NIC))
+    parking = asyncio.create_task(kernel.park(NicRecord(NIC)))
     await fault.reached()
-    await kernel.park(OTHER)  # the block strikes one call
+    await kernel.park(NicRecord(OTHER))  # the block strikes one call
     await asyncio.sleep(1000.0)
     assert not parking.done()
     fault.release()
@@ -76,7 +77,7 @@ async def test_a_blocked_verb_waits_until_it_is_released() -> None:
 async def test_an_observer_gets_the_arguments_before_the_work() -> None:
     kernel = make_kernel()
     seen: list[tuple[str, int]] = []
-    fault = kernel.observe("park", lambda mac: seen.append((mac, len(kernel.links_in(kernel.parking_path)))))
-    await kernel.park(NIC)
+    fault = kernel.observe("park", lambda nic: seen.append((nic.mac, len(kernel.links_in(kernel.parking_path)))))
+    await kernel.park(NicRecord(NIC))
     assert seen == [(NIC, 0)]
-    assert fault.calls == [(NIC,)]
+    assert fault.calls == [(NicRecord(NIC),)]

@@ -11,12 +11,13 @@ import pytest
 
 from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns, Route
-from qingcloud_cni.core.seams.kernel import Inspection, Kernel, LinkOrder
+from qingcloud_cni.core.seams.kernel import Inspection, Kernel, LinkOrder, NicRecord
 from qingcloud_cni.sim.memory.kernel import MOVE, PROBE, FakeKernel
 from qingcloud_cni.sim.memory.machine import HOST_PATH
 from qingcloud_cni.sim.topology import FilterNic, Latencies, PlugNic, UnplugNic
 
 PRIMARY, NIC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"
+ALIAS = "net/abc/eth0"
 PATH = "/run/netns/pod"
 
 
@@ -65,9 +66,8 @@ def order(netns: Netns, mac: str = NIC, **changes: Any) -> LinkOrder:
         "ifname": "eth0",
         "address": "10.0.1.2/24",
         "routes": (Route("0.0.0.0/0", "10.0.1.1"),),
-        "alias": "net/abc/eth0",
     }
-    return LinkOrder(mac=mac, netns=netns, **{**parts, **changes})
+    return LinkOrder(nic=NicRecord(mac, ALIAS), netns=netns, **{**parts, **changes})
 
 
 def names(kernel: FakeKernel, path: str = HOST_PATH) -> dict[str, str]:
@@ -105,14 +105,14 @@ async def test_plugged_nics_appear_up_under_the_next_free_name() -> None:
 @simulated
 async def test_parking_takes_a_move_and_is_idempotent() -> None:
     kernel = make_kernel(NIC)
-    await kernel.park(NIC)
+    await kernel.park(NicRecord(NIC))
     assert now() == pytest.approx(MOVE)
-    await kernel.park(NIC)
+    await kernel.park(NicRecord(NIC))
     assert now() == pytest.approx(MOVE)
     (parked,) = (await kernel.survey()).parked
     assert (parked.mac, parked.is_up, parked.alias) == (NIC, False, "")
     assert names(kernel) == {PRIMARY: "eth0"}
-    await raises(LinkNotFound, kernel.park(OTHER))
+    await raises(LinkNotFound, kernel.park(NicRecord(OTHER)))
 
 
 @simulated
@@ -120,16 +120,16 @@ async def test_a_link_is_placed_and_brought_back() -> None:
     kernel = make_kernel(NIC)
     netns = kernel.make_netns(PATH)
     assert await kernel.identify(PATH) == netns
-    await kernel.park(NIC)
+    await kernel.park(NicRecord(NIC))
     placed = await kernel.attach(order(netns))
     assert now() == pytest.approx(2 * MOVE)
     (link,) = kernel.links_in(PATH)
     assert (link.mac, link.name, link.ifindex, link.is_up) == (NIC, "eth0", placed.ifindex, True)
-    assert link.alias == "net/abc/eth0"
+    assert link.alias == ALIAS
     assert kernel.addresses_in(PATH) == {"eth0": ("10.0.1.2/24", (Route("0.0.0.0/0", "10.0.1.1"),))}
     assert await kernel.attach(order(netns)) == placed  # again: there already
-    assert await kernel.detach(NIC, netns, placed.ifindex, link.alias)
-    assert await kernel.detach(NIC, netns, placed.ifindex, link.alias)
+    assert (await kernel.detach(NicRecord(NIC, link.alias), netns, placed.ifindex)).is_parked
+    assert (await kernel.detach(NicRecord(NIC, link.alias), netns, placed.ifindex)).is_parked
     assert kernel.links_in(PATH) == ()
     assert kernel.addresses_in(kernel.parking_path) == {}
 
@@ -138,7 +138,7 @@ async def test_a_link_is_placed_and_brought_back() -> None:
 async def test_moves_are_made_one_at_a_time() -> None:
     nics = [f"52:54:00:00:01:{n:02x}" for n in range(10)]
     kernel = make_kernel(*nics)
-    await asyncio.gather(*(kernel.park(nic) for nic in nics))
+    await asyncio.gather(*(kernel.park(NicRecord(nic)) for nic in nics))
     assert now() == pytest.approx(10 * MOVE)
     assert len((await kernel.survey()).parked) == 10
 
@@ -173,7 +173,7 @@ async def test_a_namespace_made_anew_at_the_same_path_is_another() -> None:
     assert old != new
     await raises(InvalidNetns, kernel.attach(order(old)))
     await kernel.attach(order(new))
-    assert await kernel.detach(NIC, old, 0, "")  # found though recorded elsewhere
+    assert (await kernel.detach(NicRecord(NIC, ""), old, 0)).is_parked  # found though recorded elsewhere
 
 
 @simulated
@@ -183,14 +183,14 @@ async def test_a_dead_namespace_gives_its_nics_back_late_and_down() -> None:
     placed = await kernel.attach(order(netns))
     died = now()
     kernel.kill_netns(PATH)
-    assert not await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
+    assert not (await kernel.detach(NicRecord(NIC, ALIAS), netns, placed.ifindex)).is_parked
     await asyncio.sleep(0.19)
     assert names(kernel) == {PRIMARY: "eth0"}
     await asyncio.sleep(0.02)
     back = next(link for link in kernel.links_in(HOST_PATH) if link.mac == NIC)
-    assert (back.name, back.is_up, back.alias) == (f"dev{back.ifindex}", False, "net/abc/eth0")
+    assert (back.name, back.is_up, back.alias) == (f"dev{back.ifindex}", False, ALIAS)
     assert now() - died == pytest.approx(0.21)
-    assert await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
+    assert (await kernel.detach(NicRecord(NIC, ALIAS), netns, placed.ifindex)).is_parked
     assert names(kernel, kernel.parking_path).keys() == {NIC}
 
 
@@ -202,9 +202,9 @@ async def test_a_link_that_comes_back_keeps_mac_and_alias_and_its_name_if_that_i
     kernel.kill_netns(PATH)
     await asyncio.sleep(0.3)
     back = next(link for link in kernel.links_in(HOST_PATH) if link.mac == OTHER)
-    assert (back.name, back.is_up, back.alias) == ("net7", False, "net/abc/eth0")
-    await raises(LinkNotFound, kernel.park(NIC))
-    await kernel.park(NIC, "net/abc/eth0")
+    assert (back.name, back.is_up, back.alias) == ("net7", False, ALIAS)
+    await raises(LinkNotFound, kernel.park(NicRecord(NIC)))
+    await kernel.park(NicRecord(NIC, ALIAS))
     assert names(kernel, kernel.parking_path).keys() == {NIC}
 
 
@@ -231,7 +231,7 @@ async def test_a_boot_leaves_nothing_but_the_hardware() -> None:
     kernel = make_kernel(NIC, OTHER)
     first = kernel.make_netns(PATH)
     await kernel.attach(order(first))
-    await kernel.park(OTHER)
+    await kernel.park(NicRecord(OTHER))
     kernel.add_link(HOST_PATH, "02:00:00:00:00:01", "veth9")
     kernel.settings["net/ipv4/ip_forward"] = "1"
     kernel.reboot()
@@ -270,14 +270,14 @@ async def test_unplugging_reaches_into_containers() -> None:
     placed = await kernel.attach(order(netns))
     kernel.apply(UnplugNic(NIC))
     assert kernel.links_in(PATH) == ()
-    assert not await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
+    assert not (await kernel.detach(NicRecord(NIC, ALIAS), netns, placed.ifindex)).is_parked
 
 
 @simulated
 async def test_what_dies_during_a_move_is_noticed() -> None:
     kernel = make_kernel(NIC, OTHER)
     netns = kernel.make_netns(PATH)
-    parking = asyncio.create_task(kernel.park(NIC))
+    parking = asyncio.create_task(kernel.park(NicRecord(NIC)))
     attaching = asyncio.create_task(kernel.attach(order(netns, OTHER)))
     await asyncio.sleep(MOVE / 2)
     kernel.apply(UnplugNic(NIC))
@@ -304,7 +304,7 @@ async def test_changes_are_told_to_every_watcher_and_none_is_missed() -> None:
     await asyncio.sleep(1)
     kernel.apply(UnplugNic(OTHER))
     await asyncio.sleep(1)
-    await kernel.park(NIC)
+    await kernel.park(NicRecord(NIC))
     await asyncio.sleep(1)
     assert seen == ([3, 2, 1], [3, 2, 1])
     for watcher in watchers:
@@ -341,20 +341,20 @@ async def test_a_namespace_is_gone_when_it_died_and_not_before() -> None:
     netns = kernel.make_netns(PATH)
     wanted = order(netns)
     await kernel.attach(wanted)
-    assert not await kernel.is_gone(NIC, netns, wanted.alias)
-    assert not await kernel.is_gone(NIC, Netns("/run/netns/elsewhere", netns.dev, netns.inode), wanted.alias)
+    assert not await kernel.is_gone(wanted.nic, netns)
+    assert not await kernel.is_gone(wanted.nic, Netns("/run/netns/elsewhere", netns.dev, netns.inode))
     kernel.kill_netns(PATH)
-    assert await kernel.is_gone(NIC, netns, wanted.alias)  # its NIC is on its way
+    assert await kernel.is_gone(wanted.nic, netns)  # its NIC is on its way
     await asyncio.sleep(1)
     assert NIC in {link.mac for link in kernel.links_in(HOST_PATH)}
-    assert await kernel.is_gone(NIC, netns, wanted.alias)
+    assert await kernel.is_gone(wanted.nic, netns)
 
 
 @simulated
 async def test_a_probe_hears_who_has_the_address_and_waits_for_nobody_else() -> None:
     kernel = make_kernel(NIC)
     await raises(LinkNotFound, kernel.probe(NIC, "10.0.1.2"))  # still on the host
-    await kernel.park(NIC)
+    await kernel.park(NicRecord(NIC))
     begun = now()
     asking = asyncio.create_task(kernel.probe(NIC, "10.0.1.2"))
     await asyncio.sleep(0.1)
@@ -371,7 +371,7 @@ async def test_a_probe_hears_who_has_the_address_and_waits_for_nobody_else() -> 
 async def test_a_probe_ends_where_the_nic_is_taken() -> None:
     kernel = make_kernel(NIC)
     netns = kernel.make_netns(PATH)
-    await kernel.park(NIC)
+    await kernel.park(NicRecord(NIC))
     asking = asyncio.create_task(kernel.probe(NIC, "10.0.1.2"))
     await asyncio.sleep(0.1)
     await kernel.attach(order(netns))
@@ -385,7 +385,7 @@ async def test_a_container_leaves_flows_behind_and_the_next_one_that_meets_them_
     netns = kernel.make_netns(PATH)
     for is_flushed in (True, False):
         placed = await kernel.attach(order(netns))
-        await kernel.detach(NIC, netns, placed.ifindex, "net/abc/eth0")
+        await kernel.detach(NicRecord(NIC, ALIAS), netns, placed.ifindex)
         assert kernel.flows == {"10.0.1.2"}
         if is_flushed:
             assert await kernel.flush(["10.0.1.2", "10.0.1.3"]) == 1

@@ -166,9 +166,8 @@ class Attachments:
         for attachment in unfinished:
             nic_id = attachment.nic_id
             try:
-                if nic_id not in on_host and await context.kernel.search(
-                    {nic_id: self._context.identity.alias(nic_id)}
-                ):
+                record = context.identity.record_of(context.table.nics[nic_id])
+                if nic_id not in on_host and await context.kernel.search([record]):
                     context.table.configured(await self._as_found(attachment), context.now())
                 else:
                     await self._release(attachment, "its ADD was cut off", Phases())
@@ -210,9 +209,9 @@ class Attachments:
             attachment = context.table.attachments.get(key)
             if attachment is None:
                 return
-            alias = self._context.identity.alias(attachment.nic_id)
+            record = context.identity.record_of(context.table.nics[attachment.nic_id])
             with call.phases.waiting(Phase.KERNEL):
-                is_gone = await context.kernel.is_gone(attachment.nic_id, attachment.netns, alias)
+                is_gone = await context.kernel.is_gone(record, attachment.netns)
             if context.table.attachments.get(key) is not attachment:  # its link was seen back on the host meanwhile
                 return
             if is_gone:
@@ -284,6 +283,7 @@ class Attachments:
                 await context.journal.record()
             with call.phases.waiting(Phase.KERNEL):
                 placed = await self._attach_link(attachment, nic, routes)
+            table.identified(nic.nic_id, placed.arrival.fingerprint)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now(), call.phases.summary())
             return table.attachments[key], nic, placed.routes == routes  # the kernel shows all else after a crash
@@ -311,8 +311,8 @@ class Attachments:
             raise
 
     async def _attach_link(self, attachment: Attachment, nic: Nic, routes: tuple[Route, ...]) -> PlacedLink:
-        alias = self._context.identity.alias(nic.nic_id)
-        order = LinkOrder(nic.nic_id, attachment.netns, attachment.key.ifname, nic.address, routes, alias)
+        record = self._context.identity.record_of(nic)
+        order = LinkOrder(record, attachment.netns, attachment.key.ifname, nic.address, routes)
         placed = await self._context.kernel.attach(order)
         self._announcements.begin(order, placed.ifindex)
         return placed
@@ -323,11 +323,12 @@ class Attachments:
         with context.moves.of(nic_id):
             self._announcements.stop(nic_id)
             with phases.waiting(Phase.KERNEL):
-                is_parked = await context.kernel.detach(
-                    nic_id, attachment.netns, attachment.ifindex, self._context.identity.alias(nic_id)
-                )
+                record = context.identity.record_of(context.table.nics[nic_id])
+                detached = await context.kernel.detach(record, attachment.netns, attachment.ifindex)
                 await self._announcements.ended(nic_id)
-            context.table.released(attachment.key, context.now(), is_parked=is_parked, cause=cause)
+            if detached.arrival is not None:
+                context.table.identified(nic_id, detached.arrival.fingerprint)
+            context.table.released(attachment.key, context.now(), is_parked=detached.is_parked, cause=cause)
         # The container may go even if the disk refuses: after a crash the kernel shows where the link is.
         with phases.waiting(Phase.STORE), suppress(errors.StoreRefused):
             await context.journal.record()

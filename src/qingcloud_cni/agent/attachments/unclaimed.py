@@ -8,7 +8,7 @@ from qingcloud_cni.core.drift.recovery import claimed, unclaimed_attachment
 from qingcloud_cni.core.errors import InvalidNetns
 from qingcloud_cni.core.nics.model import AttachmentKey, NicState
 from qingcloud_cni.core.nics.names import aliased_nic
-from qingcloud_cni.core.seams.kernel import Inspection
+from qingcloud_cni.core.seams.kernel import Inspection, NicRecord
 
 
 class Unclaimed:
@@ -39,7 +39,7 @@ class Unclaimed:
         if seen is None or link is None or not nic_id or nic_id in self._context.table.nics:
             return
         with call.phases.waiting(Phase.KERNEL):
-            await self._context.kernel.detach(nic_id, seen.netns, link.ifindex, link.alias)
+            await self._context.kernel.detach(NicRecord(nic_id, link.alias), seen.netns, link.ifindex)
         self._context.note_and_push("nic.fetched", nic_id, str(key), "by a DEL; the table does not know the NIC yet")
 
     async def _recognise(

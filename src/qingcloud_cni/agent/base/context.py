@@ -17,7 +17,7 @@ from qingcloud_cni.core.nics.names import NicName, is_ours, link_alias
 from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.seams.clock import HostClock
 from qingcloud_cni.core.seams.cloud import Cloud
-from qingcloud_cni.core.seams.kernel import Kernel
+from qingcloud_cni.core.seams.kernel import Kernel, NicRecord
 
 Move = AbstractContextManager[str]  # its block, which gets the NIC's id, ends the move
 
@@ -49,6 +49,9 @@ class Identity:
     def alias(self, nic_id: str) -> str:
         """The alias of a NIC's link while it belongs to a container or is parked."""
         return link_alias(self.instance_id, nic_id)
+
+    def record_of(self, nic: Nic) -> NicRecord:
+        return NicRecord(nic.nic_id, self.alias(nic.nic_id), nic.fingerprint)
 
 
 class Moves(Collection[str]):

@@ -12,7 +12,7 @@ from qingcloud_cni.core.drift.link_locations import LinkLocations, locate
 from qingcloud_cni.core.drift.recovery import unclaimed_attachment
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.nics.model import Netns, Nic, NicState
-from qingcloud_cni.core.seams.kernel import Survey
+from qingcloud_cni.core.seams.kernel import Arrival, Survey
 
 UNHURRIED = 0.1  # seconds until a survey if no ADD waits for a link: it takes the kernel thread 3 ms
 
@@ -104,7 +104,7 @@ class Links:
     async def _find(self, held: tuple[Nic, ...]) -> None:
         """Such a NIC serves its container, even if the table does not know which container that is."""
         context, table = self._context, self._context.table
-        found = await context.kernel.search({n.nic_id: self._context.identity.alias(n.nic_id) for n in held})
+        found = await context.kernel.search([context.identity.record_of(n) for n in held])
         for nic in held:
             is_still = table.nics.get(nic.nic_id) is nic and nic.nic_id not in context.moves
             if nic.nic_id in found and is_still:
@@ -159,18 +159,20 @@ class Links:
         self._context.tasks.spawn(f"park {nic_id}", self._park(self._context.moves.of(nic_id), netns))
 
     async def _park(self, move: Move, netns: Netns | None) -> None:
-        context, table, is_parked = self._context, self._context.table, True
+        context, table = self._context, self._context.table
         with move as nic_id:
-            alias = context.identity.alias(nic_id)
+            record = context.identity.record_of(table.nics[nic_id])
             try:
                 if netns is None:
-                    await context.kernel.park(nic_id, alias)
+                    arrival: Arrival | None = await context.kernel.park(record)
                 else:
-                    is_parked = await context.kernel.detach(nic_id, netns, 0, alias)
+                    arrival = (await context.kernel.detach(record, netns, 0)).arrival
             except KernelRefused as err:
                 context.note("nic.park-failed", nic_id, detail=str(err))  # the next comparison tries again
             else:
-                if is_parked and table.nics[nic_id].state is NicState.ARRIVING:
+                if arrival is not None:
+                    table.identified(nic_id, arrival.fingerprint)
+                if arrival is not None and table.nics[nic_id].state is NicState.ARRIVING:
                     table.parked(nic_id, context.now())
         self._pool.assign_idle()
         context.journal.push()

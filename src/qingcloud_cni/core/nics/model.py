@@ -39,6 +39,7 @@ class Nic:
     claimant: str = ""  # of a quarantined NIC: the MAC that answered the probe
     repairs: int = 0  # times in a row that it was detached and attached again, as its link was nowhere
     repaired: float = 0.0  # when the last of them began, in seconds since the epoch
+    fingerprint: str = ""  # identifies its link in any namespace; recorded when the link arrived on the host
 
     @property
     def host_address(self) -> str:

@@ -147,6 +147,11 @@ class Table(Rows):
         """Its link is on the host."""
         self._move(nic_id, NicState.ARRIVING, "nic.arrived", now)
 
+    def identified(self, nic_id: str, fingerprint: str) -> None:
+        """Its link was seen in a namespace that no container can write."""
+        if fingerprint and self._nics[nic_id].fingerprint != fingerprint:
+            self._put(replace(self._nics[nic_id], fingerprint=fingerprint))
+
     def parked(self, nic_id: str, now: float) -> None:
         """Its link is in the parking namespace; an address that served a container cools down since it left."""
         self._move(nic_id, self._parked_state(nic_id), "nic.parked", now)

@@ -40,15 +40,45 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
+class NicRecord:
+    """What the agent has recorded about a NIC: how the kernel recognizes its link."""
+
+    mac: str  # the NIC's id
+    alias: str = ""  # written on the link inside a container; at most 255 bytes
+    fingerprint: str = ""  # of the link, taken at its arrival; "" if none was recorded
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What the kernel saw of a NIC's link in a namespace that no container can write."""
+
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """The result of a detach: *arrival* is None if no reachable namespace holds the link."""
+
+    arrival: Arrival | None = None
+
+    @property
+    def is_parked(self) -> bool:
+        return self.arrival is not None
+
+
+@dataclass(frozen=True, slots=True)
 class LinkOrder:
     """The configuration of a NIC inside a container."""
 
-    mac: str
+    nic: NicRecord
     netns: Netns
     ifname: str
     address: str  # "172.16.3.7/24"
     routes: tuple[Route, ...]  # in the order of installation; gateways are in the address's network
-    alias: str  # written on the link, so that DEL finds it without the table; at most 255 bytes
+
+    @property
+    def mac(self) -> str:
+        return self.nic.mac
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +88,7 @@ class PlacedLink:
     ifindex: int
     mtu: int
     routes: tuple[Route, ...]
+    arrival: Arrival = Arrival()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +137,14 @@ class ContainerLinks(Protocol):
         InvalidConfig if *ifname* is taken there, LinkNotFound if the link is neither parked nor on the host.
         """
 
-    async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
+    async def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
         """Move a link from its container into the parking namespace, reset it and restore its MAC.
 
         The kernel searches the recorded namespace by ifindex, alias and MAC, then the host's, then all others it can
-        reach. Return True if the link is parked now, False if no reachable namespace holds it.
+        reach.
         """
 
-    async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
+    async def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
         """Return whether a recorded namespace is gone, as far as the kernel shows.
 
         It is if its path leads elsewhere or nowhere, and the link is back, or link and namespace are out of reach.
@@ -129,13 +160,13 @@ class HostLinks(Protocol):
     async def survey_all(self, paths: Sequence[str]) -> Survey:
         """List the links of all namespaces: at *paths*, mounted, or in use by a process."""
 
-    async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
-        """Search containers' namespaces for the NICs of *sought* (alias by MAC); return the links found, by MAC."""
+    async def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
+        """Search containers' namespaces for the NICs of *sought*; return the links found, by MAC."""
 
-    async def park(self, mac: str, alias: str = "") -> None:
+    async def park(self, nic: NicRecord) -> Arrival:
         """Move a link from the host's into the parking namespace: down, reset, renamed. Idempotent.
 
-        The link is known by its MAC or, if that was changed, by *alias*. LinkNotFound if it is in neither namespace.
+        The link is known by its MAC, or by its alias if that was changed. LinkNotFound if it is in neither one.
         """
 
     def changes(self) -> AsyncIterator[bool]:

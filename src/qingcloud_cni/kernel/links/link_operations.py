@@ -5,7 +5,7 @@ once, and a crash before or after it leaves a link that name, alias and MAC iden
 """
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,16 @@ from typing import Final
 
 from qingcloud_cni.core.errors import InvalidConfig, KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns, Route
-from qingcloud_cni.core.seams.kernel import Inspection, LinkOrder, OtherNamespace, PlacedLink, Survey
+from qingcloud_cni.core.seams.kernel import (
+    Arrival,
+    Detached,
+    Inspection,
+    LinkOrder,
+    NicRecord,
+    OtherNamespace,
+    PlacedLink,
+    Survey,
+)
 from qingcloud_cni.kernel.links.gateway import GatewayLinks
 from qingcloud_cni.kernel.links.namespace_handles import NamespaceHandles
 from qingcloud_cni.kernel.links.nic import (
@@ -107,10 +116,11 @@ class LinkOperations:
         with namespace, self._namespaces.netlink_in(namespace) as netlink:
             return OtherNamespace(Netns(path, *identity), candidates(netlink.links()))
 
-    def park(self, mac: str, alias: str = "") -> None:
-        netlink, link = self._namespaces.locate(mac, alias)
-        if not self._park_link(netlink, link, mac):
-            raise LinkNotFound(f"nic {mac}: park failed: its link vanished")
+    def park(self, nic: NicRecord) -> Arrival:
+        netlink, link = self._namespaces.locate(nic.mac, nic.alias)
+        if not self._park_link(netlink, link, nic.mac):
+            raise LinkNotFound(f"nic {nic.mac}: park failed: its link vanished")
+        return Arrival()
 
     def set_up(self, mac: str) -> str:
         """Set a parked link up for a probe; returns its name."""
@@ -138,29 +148,29 @@ class LinkOperations:
                 self._undo(order.mac, netlinks, err)
                 raise
 
-    def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
-        sought = NicMatcher(mac, alias, ifindex)
+    def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
+        sought = NicMatcher(nic.mac, nic.alias, ifindex)
         with ExitStack() as stack:
             inside = None
             if recorded := self._namespaces.find_recorded(netns):
                 stack.enter_context(recorded)
                 inside = stack.enter_context(self._namespaces.netlink_in(recorded))
                 if self._park_from(inside, sought):
-                    return True
+                    return Detached(Arrival())
             if self._park_from(self._host, sought) or self._park_from(self._parking, sought):
-                return True
+                return Detached(Arrival())
             if self._park_from_anywhere(sought, recorded):
-                return True
+                return Detached(Arrival())
             # the kernel reuses inodes of namespaces at once, so a guess needs the path as well
             is_the_one = leads_to(netns.path, (netns.dev, netns.inode))
             if inside is not None and is_the_one and self._park_by_ifindex(inside, sought):
-                return True
-        self._mtus.pop(mac, None)
-        return False
+                return Detached(Arrival())
+        self._mtus.pop(nic.mac, None)
+        return Detached()
 
-    def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
+    def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
         found: dict[str, Inspection] = {}
-        left = {mac: NicMatcher(mac, alias) for mac, alias in sought.items()}
+        left = {nic.mac: NicMatcher(nic.mac, nic.alias) for nic in sought}
         with closing(self._namespaces.others(set())) as visits:
             for netns, netlink in visits:
                 links = netlink.links()
@@ -172,13 +182,13 @@ class LinkOperations:
                     break
         return found
 
-    def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
+    def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
         recorded = (netns.dev, netns.inode)
         if leads_to(netns.path, recorded):
             return False
-        if any(NicMatcher(mac, alias).pick(netlink.links()) for netlink in (self._host, self._parking)):
+        if any(NicMatcher(nic.mac, nic.alias).pick(netlink.links()) for netlink in (self._host, self._parking)):
             return True
-        if self.search({mac: alias}):
+        if self.search([nic]):
             return False
         if found := find(recorded, self._netns_dir):  # its link may match no longer
             found.close()
@@ -194,7 +204,7 @@ class LinkOperations:
         self._strip_altnames(netlink, link, order.mac)
         change = self._resetting(link, order.mac)
         mtu = self._mtus[order.mac] = link.mtu if change.mtu is None else change.mtu
-        change = replace(change, netns_fd=namespace.fd, name=ifname, alias=make_alias(order.alias, mtu))
+        change = replace(change, netns_fd=namespace.fd, name=ifname, alias=make_alias(order.nic.alias, mtu))
         try:
             netlink.do(set_link(link.ifindex, change), f"{nic}: move to {path} as {ifname}")
         except NetlinkRefused as err:

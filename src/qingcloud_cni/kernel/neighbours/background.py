@@ -74,7 +74,7 @@ class Background:
 
 def _has_address(inside: Netlink, link: LinkInfo, order: LinkOrder) -> bool:
     """Whether the link is still the NIC, is up and has the address."""
-    if not link.is_up or parse_alias(link.alias)[0] != order.alias:
+    if not link.is_up or parse_alias(link.alias)[0] != order.nic.alias:
         return False
     return any(a.ifindex == link.ifindex and a.address == order.address for a in inside.addresses())
 

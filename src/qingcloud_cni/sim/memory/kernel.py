@@ -8,9 +8,12 @@ from ipaddress import IPv4Address, IPv4Interface
 from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.core.seams.kernel import (
+    Arrival,
+    Detached,
     Gateway,
     Inspection,
     LinkOrder,
+    NicRecord,
     OtherNamespace,
     PlacedLink,
     ServicePath,
@@ -54,9 +57,9 @@ class FakeKernel(Machine, KernelFaults):
         return replace(await self.survey(), elsewhere=places, is_wide=True, unseen=tuple(sorted(self.unseen)))
 
     @verb
-    async def park(self, mac: str, alias: str = "") -> None:
+    async def park(self, nic: NicRecord) -> Arrival:
         async with self._move_lock:
-            await self._park(mac, alias)
+            return await self._park(nic)
 
     @verb
     async def attach(self, order: LinkOrder) -> PlacedLink:
@@ -64,7 +67,7 @@ class FakeKernel(Machine, KernelFaults):
             container = self._recorded(order.netns)
             if container is None:
                 raise InvalidNetns(f"{order.netns.path}: is no longer the namespace it was")
-            wanted = (order.mac, order.ifname, order.alias)
+            wanted = (order.mac, order.ifname, order.nic.alias)
             links = container.links.values()
             placed = next((link for link in links if (link.mac, link.name, link.alias) == wanted), None)
             if placed is None:
@@ -72,41 +75,42 @@ class FakeKernel(Machine, KernelFaults):
                 try:
                     placed = await self._place(order, container)
                 except (InvalidConfig, InvalidNetns, KernelRefused):
-                    await self._park(order.mac)
+                    await self._park(order.nic)
                     raise
                 self._announce()
             return PlacedLink(placed.ifindex, MTU, placed.routes)
 
     @verb
-    async def detach(self, mac: str, netns: Netns, ifindex: int, alias: str) -> bool:
+    async def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
         async with self._move_lock:
-            found = self._search(mac, netns, ifindex, alias)
+            found = self._search(nic, netns, ifindex)
             if found is None:
-                return False
+                return Detached()
             space, link = found
             if space is not self._parking:
                 await self._sleep(MOVE)
                 if space.links.get(link.ifindex) is not link:  # its namespace died, or it was unplugged
-                    return False
+                    return Detached()
                 self._put(link, space, self._parking)
                 link.reset(_parked_name(link))
                 self._announce()
-            return True
+            return Detached(Arrival())
 
     @verb
-    async def search(self, sought: Mapping[str, str]) -> Mapping[str, Inspection]:
+    async def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
         found: dict[str, Inspection] = {}
         for space in self._containers.values():
             for link in space.links.values():
-                for mac in (m for m, alias in sought.items() if m in (link.nic_id, link.mac) or link.alias == alias):
-                    found[mac] = _inspection(space, link)
+                for nic in sought:
+                    if nic.mac in (link.nic_id, link.mac) or link.alias == nic.alias:
+                        found[nic.mac] = _inspection(space, link)
         return found
 
     @verb
     async def announce(self, order: LinkOrder, ifindex: int) -> bool:
         container = self._recorded(order.netns)
         link = container.links.get(ifindex) if container is not None else None
-        if link is None or (link.alias, link.address, link.is_up) != (order.alias, order.address, True):
+        if link is None or (link.alias, link.address, link.is_up) != (order.nic.alias, order.address, True):
             return False
         self.announced.append(order.address)
         return True
@@ -134,10 +138,10 @@ class FakeKernel(Machine, KernelFaults):
         return len(found)
 
     @verb
-    async def is_gone(self, mac: str, netns: Netns, alias: str) -> bool:
+    async def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
         if self._recorded(netns) is not None:
             return False
-        if found := self._find(mac):
+        if found := self._find(nic.mac):
             return found[0] in (self._host, self._parking)
         return all(space.inode != netns.inode for space in self._spaces())
 
@@ -189,16 +193,17 @@ class FakeKernel(Machine, KernelFaults):
             seen, lost = self._generation, self._losses
             yield not is_complete
 
-    async def _park(self, mac: str, alias: str = "") -> None:
-        space, link = self._find_free(mac, alias)
+    async def _park(self, nic: NicRecord) -> Arrival:
+        space, link = self._find_free(nic.mac, nic.alias)
         if space is self._parking:
-            return
+            return Arrival()
         await self._sleep(MOVE)
         if link.ifindex not in space.links:
-            raise LinkNotFound(f"nic {mac}: park: it vanished on the way")
+            raise LinkNotFound(f"nic {nic.mac}: park: it vanished on the way")
         self._put(link, space, self._parking)
         link.reset(_parked_name(link))
         self._announce()
+        return Arrival()
 
     async def _place(self, order: LinkOrder, container: Space) -> FakeLink:
         """Move and configure; on failure the link stays in its namespace."""
@@ -215,7 +220,7 @@ class FakeKernel(Machine, KernelFaults):
             if IPv4Address(route.gw) not in network:
                 raise KernelRefused(f"nic {order.mac}: route {route.dst} via {route.gw}: network is unreachable")
         self._put(link, space, container)
-        link.name, link.alias, link.is_up = order.ifname, order.alias, True
+        link.name, link.alias, link.is_up = order.ifname, order.nic.alias, True
         taken = {route.dst for other in container.links.values() for route in other.routes}
         link.address = order.address
         address = order.address.partition("/")[0]
@@ -271,8 +276,8 @@ class FakeKernel(Machine, KernelFaults):
             raise LinkNotFound(f"nic {mac}: is not parked")
         return link
 
-    def _search(self, mac: str, netns: Netns, ifindex: int, alias: str) -> tuple[Space, FakeLink] | None:
-        container = self._recorded(netns)
+    def _search(self, nic: NicRecord, netns: Netns, ifindex: int) -> tuple[Space, FakeLink] | None:
+        mac, alias, container = nic.mac, nic.alias, self._recorded(netns)
         if container is not None:
             marks: tuple[Callable[[FakeLink], bool], ...] = (
                 lambda link: link.ifindex == ifindex and link.nic_id == mac,
