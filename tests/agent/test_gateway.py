@@ -1,7 +1,7 @@
 """Gateway NICs of a whole agent, on a virtual clock."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 SERVICES = "10.96.0.0/12"
 CONF = {"cniVersion": "0.3.1", "name": "net", "ipam": {"routes": [{"dst": SERVICES, "gw": "0.0.0.0"}]}}
 CONFIG = read_config(CONF)
+MASQUERADED = {"cniVersion": "0.3.1", "name": "net", "ipMasq": True}
 
 
 def gateways(host: SimulatedHost) -> list[Nic]:
@@ -56,6 +57,64 @@ async def test_ip_masq_follows_the_containers_that_ask_for_it(host: SimulatedHos
     await host.delete("c1")
     await host.clock.sleep(1)
     assert (host.kernel.path.masquerade, host.kernel.path.services) == ((), ())
+
+
+async def end_by_del(host: SimulatedHost) -> None:
+    await host.delete("c0")
+
+
+async def end_by_its_namespace(host: SimulatedHost) -> None:
+    host.kernel.kill_netns(netns_of("c0"))
+
+
+async def end_by_a_repeated_add(host: SimulatedHost) -> None:
+    """It finds the link changed, and gets another NIC without ipMasq."""
+    host.kernel.change(netns_of("c0"), "eth0", address="10.9.9.9/24")
+    await host.add("c0")
+
+
+async def end_by_gc(host: SimulatedHost) -> None:
+    host.kernel.unseen.add(netns_of("c0"))
+    host.kernel.kill_netns(netns_of("c0"))
+    await host.ask("GC", "", {"cni.dev/valid-attachments": []})
+
+
+@pytest.mark.parametrize(
+    "end", [end_by_del, end_by_its_namespace, end_by_a_repeated_add, end_by_gc], ids=lambda end: end.__name__
+)
+@on_host()
+async def test_masquerading_without_services_ends_within_2_seconds_of_any_end(
+    host: SimulatedHost, end: Callable[[SimulatedHost], Awaitable[None]]
+) -> None:
+    await host.add("c0", config=read_config(MASQUERADED))
+    await host.until(lambda: host.kernel.path == ServicePath((), ("172.20.1.0/24",)), "masqueraded")
+    assert host.kernel.settings["net/ipv4/ip_forward"] == "1"
+    await end(host)
+    begun = host.clock.now()
+    await host.until(lambda: host.kernel.path == ServicePath(), "not masqueraded")
+    assert host.clock.now() - begun < 2.0
+
+
+@on_host()
+async def test_containers_one_after_another_change_the_path_once(host: SimulatedHost) -> None:
+    """Each change of the rules takes the kernel thread 15 ms."""
+    serving = host.kernel.observe("serve")
+    for n in range(3):
+        await host.add(f"c{n}", config=read_config(MASQUERADED))
+        await host.clock.sleep(0.1)
+        await host.delete(f"c{n}")
+    assert [path for (path,) in serving.calls] == [ServicePath((), ("172.20.1.0/24",))]
+
+
+@on_host()
+async def test_a_lost_table_goes_on_masquerading(host: SimulatedHost) -> None:
+    """Nothing shows whether the container asked for it, and without it its host ports answer nobody."""
+    await host.add("c0", config=read_config(MASQUERADED))
+    await host.kill()
+    host.settings.database.unlink()
+    await host.start()
+    await host.until(lambda: bool(host.table.attachments), "found")
+    await host.until(lambda: host.kernel.path.masquerade == ("172.20.1.0/24",), "masqueraded")
 
 
 @in_virtual_time

@@ -134,8 +134,9 @@ class Agent:
         async with asyncio.TaskGroup() as writers:
             signals = Signals()
             journal = Journal(
-                table, world.store, world.clock, world.rng, world.listeners, on_recovered=signals.obstacle_gone
-            )
+                table, world.store, world.clock, world.rng, world.listeners,
+                on_recovered=signals.obstacle_gone, on_released=signals.released,
+            )  # fmt: skip
             writers.create_task(journal.run(), name="store")
             async with asyncio.TaskGroup() as group:
                 identity = Identity(instance_id, settings.nic_name_prefix, settings.gatewayns)

@@ -68,21 +68,21 @@ def unused(nics: Iterable[Nic], attachments: Sequence[Attachment]) -> frozenset[
 
 
 def service_path(
-    nics: Iterable[Nic], attachments: Sequence[Attachment], adopted: Sequence[HostNic], prefix: str
+    nics: Sequence[Nic], attachments: Sequence[Attachment], adopted: Sequence[HostNic], prefix: str
 ) -> ServicePath:
-    """Return the host's target: every gateway NIC of ours, and those of the host's own that containers use."""
+    """Return the host's target: every gateway NIC of ours, those of the host's own that containers use, and ipMasq.
+
+    A container's vxnet is masqueraded without Services as well: a hostPort translates packets of other hosts, and the
+    cloud's anti-spoofing drops what leaves this host with their addresses.
+    """
     own = sorted((n for n in nics if n.state is NicState.GATEWAY), key=lambda n: n.gateway_index)
     gateways = [
         Gateway(n.nic_id, link_name(prefix, n.gateway_index), n.address, n.gateway, n.gateway_index) for n in own
     ]
     serving = [h for h in adopted if users(h.address.partition("/")[0], attachments)]
     gateways += [Gateway(h.nic_id, "", h.address, h.router, ADOPTED_INDEX + n) for n, h in enumerate(serving)]
-    by_address = {g.address.partition("/")[0]: g for g in gateways}
-    masquerade: set[str] = set()
-    services: set[str] = set()
-    for attachment in attachments:
-        gateway = next((by_address[r.gw] for r in attachment.routes if r.gw in by_address), None)
-        if gateway is not None and attachment.services and attachment.ip_masq:
-            masquerade.add(str(IPv4Interface(gateway.address).network))
-            services.update(attachment.services)
+    asking = {a.nic_id: a for a in attachments if a.ip_masq}
+    addresses = {n.vxnet_id: n.address for n in nics if n.nic_id in asking}  # one of each vxnet
+    masquerade = {str(IPv4Interface(address).network) for address in addresses.values()}
+    services = {service for a in asking.values() for service in a.services}
     return ServicePath(tuple(gateways), tuple(sorted(masquerade)), tuple(sorted(services)))

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
-from qingcloud_cni.core.gateway import LAST_INDEX, index_of, link_name
-from qingcloud_cni.core.nics.model import NO_GATEWAY
+from qingcloud_cni.core.gateway import LAST_INDEX, index_of, link_name, service_path
+from qingcloud_cni.core.nics.model import NO_GATEWAY, Attachment, AttachmentKey, Netns, Nic, NicState
 from qingcloud_cni.core.seams.kernel import Gateway, NicRecord, ServicePath
 from qingcloud_cni.kernel.links.firewall import MARK_MASK, mark_of, ruleset
 from qingcloud_cni.kernel.links.gateway import GATEWAYS, PREFERENCES, TABLES
@@ -135,6 +135,24 @@ def test_what_is_masqueraded() -> None:
     text = ruleset(ServicePath((gateway(),), ("10.1.0.0/16",), ("10.96.0.0/12",)))
     assert text.count("ct original ip daddr @services masquerade") == 2
     assert "masquerade" not in ruleset(ServicePath((gateway(),), (), ("10.96.0.0/12",)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans()), max_size=12))
+def test_vxnets_of_containers_with_ip_masq_are_masqueraded_with_services_or_without(
+    containers: list[tuple[int, bool, bool]],
+) -> None:
+    nics, attachments = [], []
+    for n, (vxnet, is_asking, has_services) in enumerate(containers):
+        nic_id = f"52:54:00:00:01:{n:02x}"
+        nics.append(Nic(nic_id, "", f"vxnet-{vxnet}", f"10.0.{vxnet}.{n + 2}/24", "", NicState.ASSIGNED, 0.0))
+        services = (f"10.{96 + vxnet}.0.0/16",) if has_services else ()
+        key, netns = AttachmentKey("net", f"c{n}", "eth0"), Netns("", 0, n)
+        attachments.append(Attachment(key, nic_id, netns, 0.0, services=services, ip_masq=is_asking))
+    path = service_path(nics, attachments, (), "hostnic")
+    asking = [(vxnet, has_services) for vxnet, is_asking, has_services in containers if is_asking]
+    assert path.masquerade == tuple(sorted({f"10.0.{vxnet}.0/24" for vxnet, _ in asking}))
+    assert path.services == tuple(sorted({f"10.{96 + vxnet}.0.0/16" for vxnet, has in asking if has}))
+    assert path.forwards == bool(asking)
 
 
 # --- the kernel in memory ----------------------------------------------------------------------------

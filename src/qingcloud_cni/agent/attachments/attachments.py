@@ -286,6 +286,8 @@ class Attachments:
             table.identified(nic.nic_id, placed.arrival.fingerprint)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now(), call.phases.summary())
+            if config.ip_masq and not config.services:  # only flows from other hosts wait for it
+                context.signals.path_due.notify()
             return table.attachments[key], nic, placed.routes == routes  # the kernel shows all else after a crash
         except (errors.InvalidConfig, errors.InvalidNetns, errors.Unavailable) as err:  # the address was not used
             table.returned_unused(key, context.now(), str(err))
@@ -333,5 +335,3 @@ class Attachments:
         with phases.waiting(Phase.STORE), suppress(errors.StoreRefused):
             await context.journal.record()
         self._context.signals.plan_due.notify()  # only now: planning takes as long as the write, and would delay it
-        if attachment.services:
-            self._context.signals.path_due.notify()

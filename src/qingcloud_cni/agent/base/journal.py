@@ -9,8 +9,8 @@ from typing import TypeVar
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.signals import Signal, settle
 from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
-from qingcloud_cni.core.nics.changes import Change, compacted
-from qingcloud_cni.core.nics.model import Event
+from qingcloud_cni.core.nics.changes import Change, Drop, compacted
+from qingcloud_cni.core.nics.model import Attachment, Event
 from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.store import EventFilter, Store
@@ -49,14 +49,16 @@ class Journal:
         listeners: tuple[Listener, ...] = (),
         *,
         on_recovered: Callable[[], None] = lambda: None,
+        on_released: Callable[[], None] = lambda: None,
     ) -> None:
-        """*on_recovered* is called when a disk that rejected writes takes them again."""
+        """*on_recovered* is called when a disk that rejected writes takes them again, *on_released* at every release."""
         self._table = table
         self._store = store
         self._clock = clock
         self._rng = rng
         self._listeners = listeners
         self._on_recovered = on_recovered
+        self._on_released = on_released
         self._unsaved: list[Change] = []  # without those being written
         self._taken = 0  # changes of the table, since the start
         self._saved = 0  # of them on disk
@@ -76,9 +78,12 @@ class Journal:
         """Have the changes written soon; for those that kernel or cloud show again after a crash."""
         changes = self._table.take_changes()
         for change in changes:
-            if isinstance(change, Event):
-                for listener in self._listeners:
-                    listener(change)
+            match change:
+                case Event():
+                    for listener in self._listeners:
+                        listener(change)
+                case Drop(kind) if kind is Attachment:
+                    self._on_released()
         self._unsaved += changes
         self._taken += len(changes)
         if len(self._unsaved) > ROOM:

@@ -2,6 +2,9 @@
 
 import asyncio
 
+LINGER = 0.5  # seconds without a release until the path of released containers ends: the next one may need it
+LONGEST_LINGER = 2.0  # seconds
+
 
 class Signal:
     """Wakes all that wait for it, or the next one if none does. A waiter then checks its condition again."""
@@ -38,10 +41,25 @@ class Signals:
         self.arrivals = Signal()  # NICs have left ATTACHING
         self.doubt_due = Signal()  # a comparison with the cloud is wanted
         self._doubts: dict[str, None] = {}  # in the order in which they came
+        self._lingering: asyncio.TimerHandle | None = None
+        self._longest = 0.0  # on the loop's clock
 
     def obstacle_gone(self) -> None:
         """Whatever was held back may go on."""
         self.plan_due.notify()
+        self.path_due.notify()
+
+    def released(self) -> None:
+        """An attachment has ended, whatever ended it."""
+        loop = asyncio.get_running_loop()
+        if self._lingering is None:
+            self._longest = loop.time() + LONGEST_LINGER
+        else:
+            self._lingering.cancel()
+        self._lingering = loop.call_at(min(loop.time() + LINGER, self._longest), self._end_path)
+
+    def _end_path(self) -> None:
+        self._lingering = None
         self.path_due.notify()
 
     def doubt(self, cause: str) -> None:

@@ -30,14 +30,14 @@ def unclaimed_attachment(nic: Nic, seen: Inspection, now: float) -> Attachment:
     """Return the attachment of the container in which the NIC's link was seen.
 
     The kernel shows no configuration. To keep connections alive, routes through another gateway than the vxnet's
-    router are taken as routes to Services, with masquerading.
+    router are taken as routes to Services, and ipMasq as set: without it a hostPort answers nobody.
     """
     assert seen.link is not None
     routes = tuple(r for r in seen.routes if r.gw)
     services = tuple(r.dst for r in routes if r.gw != nic.gateway)
     return Attachment(
         AttachmentKey("", nic.nic_id, seen.link.name), nic.nic_id, seen.netns, now, routes=routes,
-        ifindex=seen.link.ifindex, mtu=seen.link.mtu, is_ready=True, services=services, ip_masq=bool(services),
+        ifindex=seen.link.ifindex, mtu=seen.link.mtu, is_ready=True, services=services, ip_masq=True,
     )  # fmt: skip
 
 

@@ -114,11 +114,16 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class ServicePath:
-    """What Services need on this host; empty if no container uses a gateway."""
+    """What Services and hostPorts need on this host; empty if no container uses a gateway or ipMasq."""
 
     gateways: tuple[Gateway, ...] = ()
     masquerade: tuple[str, ...] = ()  # networks of pods (CIDR) whose translated flows are masqueraded (ipMasq)
     services: tuple[str, ...] = ()  # CIDR; flows first sent to them count as translated as well (ipvs)
+
+    @property
+    def forwards(self) -> bool:
+        """Whether the host forwards packets of pods."""
+        return bool(self.gateways or self.masquerade)
 
 
 class ContainerLinks(Protocol):

@@ -81,10 +81,10 @@ class GatewayLinks(ClosesOnExit):
         self._route(own, links)
         self._rule(own.values())
         self._firewall.ensure(ruleset(path))
-        return sysctl.change(_host_settings(used)) if path.gateways else {}
+        return sysctl.change(_host_settings(used)) if path.forwards else {}
 
     def settings_before(self, path: ServicePath) -> dict[str, str]:
-        if not path.gateways:
+        if not path.forwards:
             return {}
         macs = {gateway.mac for gateway in path.gateways if not gateway.link_name}
         return sysctl.before(_host_settings(link.name for link in self._host.links() if link.mac in macs))

@@ -25,7 +25,7 @@ from qingcloud_cni.sim.memory.machine import HOST_PATH, MTU, FakeLink, Machine, 
 MOVE = 0.019  # seconds; measured on a two-core host
 PROBE = 2.1  # seconds without an answer after which an address is free
 FLUSH = 0.012  # seconds to scan the table of tracked flows
-SERVING = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/send_redirects": "0"}  # while the host has gateways
+SERVING = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/send_redirects": "0"}  # while the host forwards packets of pods
 
 
 class FakeKernel(Machine, KernelFaults):
@@ -164,7 +164,7 @@ class FakeKernel(Machine, KernelFaults):
 
     @verb
     async def settings_before(self, path: ServicePath) -> Mapping[str, str]:
-        wanted = SERVING if path.gateways else {}
+        wanted = SERVING if path.forwards else {}
         return {name: self.settings[name] for name in wanted if self.settings[name] != wanted[name]}
 
     @verb
