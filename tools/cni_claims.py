@@ -118,7 +118,7 @@ SUBJECTS: dict[str, tuple[Claim, ...]] = {
             "GC with an empty list or `null` frees all such attachments of its network, and none of another.",
             "spec 2, GC",
         ),
-        Claim(69, "GC reads the list's old key too. Without either key: code 7, and GC frees nothing.", "library"),
+        Claim(69, "GC reads the list's old key too. Without either key GC succeeds and frees nothing.", "library"),
         Claim(
             70,
             "GC continues after a failure, and reports it at the end.",

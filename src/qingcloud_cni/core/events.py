@@ -38,6 +38,7 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "attachment.not-undone": _warn("The kernel rejected undoing an ADD that was cut off. The agent retries."),
         "attachment.named": _info("A request has named the container of a NIC that the agent had found."),
         "attachment.kept": _warn("A GC did not list the attachment, but its namespace exists, so it stays."),
+        "gc.without-list": _warn("A GC has no `cni.dev/valid-attachments`, so nothing is freed. `subject`: network."),
         # the life of a NIC
         "nic.created": _info("The cloud made a NIC. `detail` is its address, `subject` the operation."),
         "nic.adopted": _info("The agent found a NIC with this host's name in the cloud."),

@@ -149,12 +149,18 @@ def listed(container_id: str, ifname: str = "eth0") -> dict[str, str]:
 @pytest.mark.parametrize("spell", [str, str.upper, str.title])
 def test_both_keys_are_honoured_in_any_case(key: str, spell: Callable[[str], str]) -> None:
     config = {spell(key): [{spell(k): v for k, v in listed("a").items()}, listed("b", "net1")]}
-    assert valid_attachments(config, "net") == {AttachmentKey("net", "a", "eth0"), AttachmentKey("net", "b", "net1")}
+    meant = {AttachmentKey("net", "a", "eth0"), AttachmentKey("net", "b", "net1")}
+    assert valid_attachments(config, "net") == frozenset(meant)
 
 
 @pytest.mark.parametrize("nothing", [None, []])
 def test_null_and_an_empty_list_say_that_nothing_is_valid(nothing: object) -> None:
     assert valid_attachments({VALID_KEYS[0]: nothing}, "net") == frozenset()
+
+
+def test_a_config_without_either_key_has_no_list() -> None:
+    assert valid_attachments({}, "net") is None
+    assert valid_attachments({"cni.dev/others": []}, "net") is None
 
 
 def test_the_new_key_counts_where_both_are_there() -> None:
@@ -164,7 +170,6 @@ def test_the_new_key_counts_where_both_are_there() -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({}, "GC: cni.dev/valid-attachments is missing, so nothing is freed"),
         ({VALID_KEYS[0]: {}}, "cni.dev/valid-attachments {} is not a list"),
         ({VALID_KEYS[0]: ["a"]}, "cni.dev/valid-attachments[0] 'a' is not an object"),
         (

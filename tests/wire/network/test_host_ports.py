@@ -1,4 +1,4 @@
-"""hostPort by `portmap` after `qingcni`, asked from another host: the cloud drops what a NIC sends as somebody else."""
+"""hostPort by `portmap` after `qingcni`, for clients on another host: anti-spoofing drops their own addresses."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from machines.simulator import eventually, needs_root
 pytestmark = needs_root
 HOSTS = 2
 DOCUMENT = Path(__file__).parents[3] / "docs" / "chaining.md"
-PORTS = [{"hostPort": 8000 + n, "containerPort": PORT, "protocol": proto} for n, proto in enumerate(PROTOCOLS)]
+HOST_PORTS = {proto: 8000 + n for n, proto in enumerate(PROTOCOLS)}
 
 
 def documented(host: Host, **keys: object) -> Network:
@@ -37,9 +37,10 @@ def hosts(lasting_host: NewHost) -> tuple[Host, Host]:
 
 @contextmanager
 def served(host: Host, network: Network) -> Iterator[Container]:
-    """A container with its ports mapped, and a server in it; its DEL comes at the end unless its namespace is gone."""
+    """A container with its ports mapped, and a server in it."""
     container, library = host.container(), libcni_of(host)
-    call = call_of(container, portMappings=PORTS)
+    mappings = [{"hostPort": at, "containerPort": PORT, "protocol": proto} for proto, at in HOST_PORTS.items()]
+    call = call_of(container, portMappings=mappings)
     with ExitStack() as stack:
         address = address_of(library.add(network, call))
         stack.callback(library.delete, network, call)
@@ -49,10 +50,10 @@ def served(host: Host, network: Network) -> Iterator[Container]:
 
 def is_answered(client: Host, server: Host) -> bool:
     try:
-        seen = [ask(client.netns, p["protocol"], server.address, p["hostPort"], seconds=0.5) for p in PORTS]
+        seen = [ask(client.netns, proto, server.address, at, seconds=0.5) for proto, at in HOST_PORTS.items()]
     except OSError:
         return False
-    return seen == [("pod", server.address)] * len(PORTS)
+    return seen == [("pod", server.address)] * len(HOST_PORTS)
 
 
 def masquerades(host: Host) -> bool:

@@ -147,7 +147,10 @@ class CniApi:
             return
         valid = network_config.valid_attachments(request.config, network)
         self._agent.check_kernel_compared()
-        await self._agent.attachments.collect(network, valid, call)
+        if valid is None:  # from cnitool; an error would stop the whole list
+            self._agent.context.note_and_push("gc.without-list", subject=network)
+        else:
+            await self._agent.attachments.collect(network, valid, call)
 
     def _check_status(self) -> None:
         """Ignores an empty pool, a quota and a drain: the runtime would declare the node broken."""

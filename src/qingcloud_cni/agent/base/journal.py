@@ -51,7 +51,7 @@ class Journal:
         on_recovered: Callable[[], None] = lambda: None,
         on_released: Callable[[], None] = lambda: None,
     ) -> None:
-        """*on_recovered* is called when a disk that rejected writes takes them again, *on_released* at every release."""
+        """*on_recovered* is called when a disk that rejected writes takes them again, *on_released* at a release."""
         self._table = table
         self._store = store
         self._clock = clock

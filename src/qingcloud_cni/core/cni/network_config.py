@@ -229,12 +229,12 @@ def is_gc_disabled(config: Mapping[str, object]) -> bool:
     return flag(args, "DisableGC", default=False, within="args.")
 
 
-def valid_attachments(config: Mapping[str, object], network: str) -> frozenset[AttachmentKey]:
-    """Return the attachments of *network* to retain; null is an empty list, no list is InvalidConfig."""
+def valid_attachments(config: Mapping[str, object], network: str) -> frozenset[AttachmentKey] | None:
+    """Return the attachments of *network* to retain; null is an empty list, None says that there is no list."""
     keys = folded(config)
     key = next((key for key in VALID_KEYS if key in keys), None)
     if key is None:
-        raise InvalidConfig(f"GC: {VALID_KEYS[0]} is missing, so nothing is freed")
+        return None
     found = set()
     for n, entry in enumerate(sections(key, keys[key])):
         container_id, ifname = (text(f"{key}[{n}].{k}", entry.get(k.lower())) for k in ("containerID", "ifname"))

@@ -25,7 +25,10 @@ from qingcloud_cni.sim.memory.machine import HOST_PATH, MTU, FakeLink, Machine, 
 MOVE = 0.019  # seconds; measured on a two-core host
 PROBE = 2.1  # seconds without an answer after which an address is free
 FLUSH = 0.012  # seconds to scan the table of tracked flows
-SERVING = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/all/send_redirects": "0"}  # while the host forwards packets of pods
+SERVING = {
+    "net/ipv4/ip_forward": "1",
+    "net/ipv4/conf/all/send_redirects": "0",
+}  # while pods' packets pass
 
 
 class FakeKernel(Machine, KernelFaults):
