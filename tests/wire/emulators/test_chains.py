@@ -152,6 +152,19 @@ def test_firewall_follows_from_0_4_0_on(host: Host, library: Libcni, version: st
     wait_until_all_is_back(host)
 
 
+def test_firewall_leaves_its_rules_if_the_runtime_lost_the_result(host: Host, library: Libcni) -> None:
+    """It reads the addresses of its rules from the result. DEL succeeds, and ours needs no result."""
+    container = host.container()
+    network = chain("1.0.0", ours(host), {"type": "firewall", "backend": "iptables"})
+    library.add(network, call_of(container))
+    accepted = f"-d {address(container)}/32"
+    for entry in (library.cache / "results").iterdir():
+        entry.unlink()
+    library.delete(network, call_of(container))
+    wait_until_all_is_back(host)
+    assert accepted in rules(host, "filter")
+
+
 def test_firewall_refuses_an_older_list_and_the_agent_frees_what_no_del_reaches(host: Host, library: Libcni) -> None:
     """It refuses the DEL as well, so libcni never asks us; the NIC is held until the namespace goes."""
     container = host.container()
@@ -234,6 +247,24 @@ def test_bandwidth_cannot_follow_and_nothing_is_left_of_the_add(host: Host, libr
     assert container.names == ["lo", "eth0"]
     library.delete(network, call_of(container))
     assert container.names == ["lo"]
+    wait_until_all_is_back(host)
+
+
+@pytest.mark.parametrize("version", LISTS)
+@pytest.mark.parametrize("limits", [None, {}], ids=["no-limits", "empty"])
+def test_bandwidth_without_limits_passes_all_but_check(
+    host: Host, library: Libcni, version: str, limits: dict[str, int] | None
+) -> None:
+    """Its CHECK looks for the veth's peer before it looks for limits."""
+    container = host.container()
+    network = chain(version, ours(host), {"type": "bandwidth", "capabilities": {"bandwidth": True}})
+    call = call_of(container) if limits is None else call_of(container, bandwidth=limits)
+    library.add(network, call)
+    if version in CHECKED:
+        with pytest.raises(Failed, match="veth peer"):
+            library.check(network, call)
+    for _ in range(2):
+        library.delete(network, call)
     wait_until_all_is_back(host)
 
 
