@@ -37,6 +37,7 @@ EVERY_SETTING: dict[str, str | list[str]] = {  # each unlike its default
     "cooldown-min": "500ms",
     "api-budget": "40",
     "nic-name-prefix": "pods",
+    "metrics-bind": "127.0.0.1:9100",
     "instance-id": "i-1234abcd",
     "instance-id-file": "/etc/other/instance-id",
     "boot-id-file": "/srv/boot-id",

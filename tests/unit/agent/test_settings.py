@@ -104,6 +104,12 @@ def test_defaults() -> None:
     assert settings.allow_readable_access_file is False
 
 
+@pytest.mark.parametrize("given", [False, "off", "OFF"])
+def test_metrics_can_be_off_as_formats_write_it(given: object) -> None:
+    """YAML, like JSON's false, reads off as a boolean."""
+    assert resolved(file={"metrics-bind": given}).settings.metrics_bind == "off"
+
+
 def test_every_setting_has_samples_and_a_variable() -> None:
     assert set(SAMPLES) == {s.name for s in SETTINGS}
     assert BY_KEY["min-idle"].variable == "QINGAGENT_MIN_IDLE"
