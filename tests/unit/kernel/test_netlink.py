@@ -23,10 +23,12 @@ from qingcloud_cni.kernel.links.nic import (
 from qingcloud_cni.kernel.netlink import conntrack, routing
 from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, Malformed, Message, Request
+from qingcloud_cni.kernel.nic_state.link_attributes import FLAG_MASK, PLUGGED_FLAGS
 
 MAC = "52:54:00:aa:bb:01"
 NIC = LinkInfo(7, "eth0", flags=nl.IFF_UP, mac=MAC, mtu=1500)
-PARKED = LinkInfo(7, parked_name(MAC), mac=MAC, mtu=1500)
+PARKED = LinkInfo(7, parked_name(MAC), flags=PLUGGED_FLAGS, mac=MAC, mtu=1500)
+CALM = LinkChange(flags=PLUGGED_FLAGS, flag_mask=FLAG_MASK)
 
 kinds = st.integers(0, nl.NLA_TYPE_MASK)
 names = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=15)
@@ -136,15 +138,17 @@ def test_alias_that_is_no_text_survives() -> None:
 
 
 def test_change_carries_just_what_changes() -> None:
-    change = LinkChange(netns_fd=9, mac=MAC, mtu=9000, name="eth0", alias="a", is_up=False, is_calm=True)
+    change = LinkChange(netns_fd=9, mac=MAC, mtu=9000, name="eth0", alias="a", is_up=False)
+    change = replace(change, flags=nl.IFF_NOARP, flag_mask=FLAG_MASK, attributes=((13, b"1234"),))
     body = nl.set_link(7, change).body
-    assert struct.unpack_from("=BxHiII", body) == (0, 0, 7, 0, nl.IFF_UP | nl.IFF_PROMISC | nl.IFF_ALLMULTI)
+    assert struct.unpack_from("=BxHiII", body) == (0, 0, 7, nl.IFF_NOARP, nl.IFF_UP | FLAG_MASK)
     assert list(nl.unpack_attributes(body, 16)) == [
         (nl.IFLA_NET_NS_FD, struct.pack("=I", 9)),
         (nl.IFLA_ADDRESS, bytes.fromhex("525400aabb01")),
         (nl.IFLA_MTU, struct.pack("=I", 9000)),
         (nl.IFLA_IFNAME, b"eth0\0"),
         (nl.IFLA_IFALIAS, b"a\0"),
+        (13, b"1234"),
     ]
     assert nl.set_link(7, LinkChange(is_up=True)).body == struct.pack("=BxHiII", 0, 0, 7, nl.IFF_UP, nl.IFF_UP)
     assert not LinkChange()
@@ -270,8 +274,10 @@ def test_parked_nic_needs_nothing() -> None:
 @pytest.mark.parametrize(
     ("found", "change"),
     [
-        (replace(PARKED, flags=nl.IFF_UP), LinkChange(is_up=False)),
-        (replace(PARKED, flags=nl.IFF_PROMISC), LinkChange(is_calm=True)),
+        (replace(PARKED, flags=PLUGGED_FLAGS | nl.IFF_UP), LinkChange(is_up=False)),
+        (replace(PARKED, flags=PLUGGED_FLAGS | nl.IFF_PROMISC), CALM),
+        (replace(PARKED, flags=PLUGGED_FLAGS | nl.IFF_NOARP), CALM),
+        (replace(PARKED, flags=0), CALM),
         (replace(PARKED, name="eth0"), LinkChange(name=parked_name(MAC))),
         (replace(PARKED, mac="52:54:00:00:00:99"), LinkChange(mac=MAC)),
         (replace(PARKED, mtu=9000), LinkChange()),  # it came so

@@ -6,7 +6,7 @@ once, and a crash before or after it leaves a link that name, alias and MAC iden
 
 import errno
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
@@ -47,6 +47,7 @@ from qingcloud_cni.kernel.namespaces.namespaces import (
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, delete_altnames, set_link
 from qingcloud_cni.kernel.netlink.routing import add_address, add_route, static_route
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
+from qingcloud_cni.kernel.nic_state.states import LinkStates, strip
 
 SETTINGS: Final = (  # for each interface given to a container
     # The kernel announces the address when the link comes up: neighbours may have it with the MAC of another NIC.
@@ -68,6 +69,8 @@ class LinkOperations:
             self._host, self._parking = self._namespaces.host, self._namespaces.parking
             home = self._namespaces.switcher.home
             self.gateways = undo.enter_context(GatewayLinks(self._host, self._parking, home))
+            self._on_host = undo.enter_context(LinkStates(self._host, nullcontext))
+            self._parked = undo.enter_context(LinkStates(self._parking, self._inside_parking))
             self._held = undo.pop_all()
 
     def close(self) -> None:
@@ -201,6 +204,11 @@ class LinkOperations:
         nic, path, ifname = f"nic {order.mac}", order.netns.path, order.ifname
         if inside.link(name=ifname):
             raise InvalidConfig(f"ifname {ifname}: attach failed: taken in {path}")
+        if netlink is self._parking:
+            self._parked.settle(link, None)
+        else:
+            strip(netlink, link, nic)
+            self._on_host.settle(link, None)
         self._strip_altnames(netlink, link, order.mac)
         change = self._resetting(link, order.mac)
         mtu = self._mtus[order.mac] = link.mtu if change.mtu is None else change.mtu
@@ -266,6 +274,10 @@ class LinkOperations:
                 self._reset_parked(link, mac)
             else:
                 self._move_home(netlink, link, mac)
+            if parked := self._parking.link(name=parked_name(mac)):
+                self._parked.settle(parked, None)
+        except LinkNotFound:
+            return False
         except NetlinkRefused as err:
             if err.errno == errno.ENODEV:  # unplugged, or a veth whose namespace died
                 return False
@@ -273,8 +285,12 @@ class LinkOperations:
         self._mtus.pop(mac, None)  # the parked link has the first MTU
         return True
 
+    def _inside_parking(self) -> AbstractContextManager[None]:
+        return self._namespaces.switcher.inside(self._namespaces.parking_ns)
+
     def _move_home(self, netlink: Netlink, link: LinkInfo, mac: str) -> None:
         action = f"nic {mac}: park {link.name}"
+        strip(netlink, link, f"nic {mac}")
         self._strip_altnames(netlink, link, mac)
         change = replace(self._resetting(link, mac), netns_fd=self._namespaces.parking_ns.fd, name=parked_name(mac))
         try:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from qingcloud_cni.core.seams.kernel import Link
 from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo
+from qingcloud_cni.kernel.nic_state.description import restoring_change
 
 NIC_KINDS: Final = frozenset({"", "veth"})  # hardware has no kind; the simulator's NICs are veths
 USUAL_MTU: Final = 1500
@@ -98,13 +99,13 @@ def reset_change(link: LinkInfo, mac: str, mtu: int | None = None) -> LinkChange
     if mtu is None:
         mtu = _alias_mtu(link)
     name = parked_name(mac)
-    return LinkChange(
+    return replace(
+        restoring_change(link, None),
         mac=mac if link.mac != mac else None,
         mtu=mtu if mtu != link.mtu else None,
         name=name if link.name != name else None,
         alias="" if link.alias else None,
         is_up=False if link.is_up else None,
-        is_calm=bool(link.flags & (nl.IFF_PROMISC | nl.IFF_ALLMULTI)),
     )
 
 

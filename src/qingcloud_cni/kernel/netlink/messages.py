@@ -5,8 +5,8 @@ An attribute's length counts its header but not the padding to 4 bytes that foll
 """
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6, AF_UNSPEC, inet_pton
 from typing import Final
 
@@ -14,8 +14,10 @@ NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
 NLMSG_OVERRUN: Final = 4
 RTM_NEWLINK: Final = 16
+RTM_DELLINK: Final = 17
 RTM_GETLINK: Final = 18
 RTM_SETLINK: Final = 19
+RTM_GETNSID: Final = 90
 RTM_DELLINKPROP: Final = 109
 
 NLM_F_REQUEST: Final = 0x1
@@ -34,21 +36,36 @@ NLA_TYPE_MASK: Final = 0x3FFF
 IFLA_ADDRESS: Final = 1
 IFLA_IFNAME: Final = 3
 IFLA_MTU: Final = 4
+IFLA_LINK: Final = 5
 IFLA_LINKINFO: Final = 18
 IFLA_INFO_KIND: Final = 1
+IFLA_INFO_DATA: Final = 2
+IFLA_MACVLAN_MODE: Final = 1
+MACVLAN_MODE_PASSTHRU: Final = 8
 IFLA_IFALIAS: Final = 20
 IFLA_NET_NS_FD: Final = 28
 IFLA_EXT_MASK: Final = 29
+IFLA_LINK_NETNSID: Final = 37
+IFLA_XDP: Final = 43
 IFLA_MIN_MTU: Final = 50
 IFLA_MAX_MTU: Final = 51
 IFLA_PROP_LIST: Final = 52
 IFLA_ALT_IFNAME: Final = 53
 IFLA_PERM_ADDRESS: Final = 54
+IFLA_XDP_FD: Final = 1
+IFLA_XDP_ATTACHED: Final = 2
+IFLA_XDP_FLAGS: Final = 3
+XDP_MODES: Final = {5: 1 << 2, 6: 1 << 1, 7: 1 << 3}  # by IFLA_XDP_*_PROG_ID: driver, generic, hardware
 RTEXT_FILTER_SKIP_STATS: Final = 1 << 3
+
+NETNSA_NSID: Final = 1
+NETNSA_FD: Final = 3
+NO_NSID: Final = -1
 
 ARPHRD_ETHER: Final = 1
 IFF_UP: Final = 0x1
 IFF_LOOPBACK: Final = 0x8
+IFF_NOARP: Final = 0x80
 IFF_PROMISC: Final = 0x100
 IFF_ALLMULTI: Final = 0x200
 
@@ -86,6 +103,14 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class XdpProgram:
+    """A program on the XDP hook of a link."""
+
+    program: int  # its id
+    mode: int  # an XDP_FLAGS_*_MODE
+
+
+@dataclass(frozen=True, slots=True)
 class LinkInfo:
     """A link as RTM_NEWLINK describes it. MACs are lower case; "" for an address of another length."""
 
@@ -100,18 +125,29 @@ class LinkInfo:
     alias: str = ""
     kind: str = ""  # "veth", "bridge"...; "" for hardware
     altnames: tuple[str, ...] = ()
+    peer: int = 0  # the index of a veth's other end, or of the link below it, in its own namespace
+    peer_nsid: int = NO_NSID  # that namespace's number in the link's; NO_NSID: it is the link's own, or has none
+    attributes: Mapping[int, bytes] = field(default_factory=dict, compare=False, repr=False)  # all, as received
 
     @property
     def is_up(self) -> bool:
         return bool(self.flags & IFF_UP)
+
+    @property
+    def xdp(self) -> tuple[XdpProgram, ...]:
+        """The XDP programs, of which a link has one for each mode."""
+        fields = dict(unpack_attributes(self.attributes.get(IFLA_XDP, b"")))
+        if not any(fields.get(IFLA_XDP_ATTACHED, b"")):
+            return ()
+        return tuple(XdpProgram(parse_u32(fields[n]), mode) for n, mode in XDP_MODES.items() if n in fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkChange:
     """The changes of one RTM_SETLINK; None changes nothing.
 
-    The kernel applies them in the order of the fields until it rejects one, and keeps the earlier ones. A move into
-    another namespace sets the link down.
+    The kernel applies them in an order of its own until it rejects one, and keeps the earlier ones: the move, MAC,
+    MTU, name, alias, flags, most other attributes. A move into another namespace sets the link down.
     """
 
     netns_fd: int | None = None
@@ -120,7 +156,9 @@ class LinkChange:
     name: str | None = None
     alias: str | None = None
     is_up: bool | None = None
-    is_calm: bool = False  # promiscuous and all-multicast mode off
+    flags: int = 0  # those of *flag_mask*
+    flag_mask: int = 0
+    attributes: tuple[tuple[int, bytes], ...] = ()
 
     def __bool__(self) -> bool:
         return self != LinkChange()
@@ -211,12 +249,16 @@ def parse_link(body: bytes) -> LinkInfo:
         alias=parse_text(fields.get(IFLA_IFALIAS, b"")),
         kind=parse_text(info.get(IFLA_INFO_KIND, b"")),
         altnames=tuple(parse_text(value) for kind, value in properties if kind == IFLA_ALT_IFNAME),
+        peer=parse_u32(fields.get(IFLA_LINK, bytes(4))),
+        peer_nsid=_parse_int(fields[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in fields else NO_NSID,
+        attributes=fields,
     )
 
 
 def set_link(ifindex: int, change: LinkChange) -> Request:
-    mask = (IFF_UP if change.is_up is not None else 0) | (IFF_PROMISC | IFF_ALLMULTI if change.is_calm else 0)
-    parts = [_LINK.pack(AF_UNSPEC, 0, ifindex, IFF_UP if change.is_up else 0, mask)]
+    mask = (IFF_UP if change.is_up is not None else 0) | change.flag_mask
+    flags = (IFF_UP if change.is_up else 0) | change.flags
+    parts = [_LINK.pack(AF_UNSPEC, 0, ifindex, flags, mask)]
     if change.netns_fd is not None:
         parts.append(pack_attribute(IFLA_NET_NS_FD, U32.pack(change.netns_fd)))
     if change.mac is not None:
@@ -227,7 +269,38 @@ def set_link(ifindex: int, change: LinkChange) -> Request:
         parts.append(pack_text(IFLA_IFNAME, change.name))
     if change.alias is not None:
         parts.append(pack_text(IFLA_IFALIAS, change.alias))
+    parts += [pack_attribute(number, value) for number, value in change.attributes]
     return Request(RTM_SETLINK, b"".join(parts))
+
+
+def remove_xdp(ifindex: int, mode: int) -> Request:
+    """Remove the program of a mode, unless a bpf_link holds it (EBUSY)."""
+    fields = pack_attribute(IFLA_XDP_FD, _INT.pack(-1)) + pack_attribute(IFLA_XDP_FLAGS, U32.pack(mode))
+    head = _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0)
+    return Request(RTM_SETLINK, head + pack_attribute(IFLA_XDP | NLA_F_NESTED, fields))
+
+
+def add_passthru(name: str, lower: int) -> Request:
+    """Add a macvlan in passthru mode on the link of index *lower*."""
+    data = pack_attribute(IFLA_MACVLAN_MODE, U32.pack(MACVLAN_MODE_PASSTHRU))
+    info = pack_text(IFLA_INFO_KIND, "macvlan") + pack_attribute(IFLA_INFO_DATA | NLA_F_NESTED, data)
+    parts = (pack_text(IFLA_IFNAME, name), pack_attribute(IFLA_LINK, U32.pack(lower)))
+    body = _LINK.pack(AF_UNSPEC, 0, 0, 0, 0) + b"".join(parts) + pack_attribute(IFLA_LINKINFO | NLA_F_NESTED, info)
+    return Request(RTM_NEWLINK, body, NLM_F_CREATE | NLM_F_EXCL)
+
+
+def get_nsid(netns_fd: int) -> Request:
+    """Get the number that an open namespace has in the socket's namespace."""
+    return Request(RTM_GETNSID, bytes(4) + pack_attribute(NETNSA_FD, U32.pack(netns_fd)))
+
+
+def parse_nsid(body: bytes) -> int:
+    """The number; NO_NSID if it has none."""
+    return _parse_int(dict(unpack_attributes(body, 4)).get(NETNSA_NSID, b""))
+
+
+def delete_link(ifindex: int) -> Request:
+    return Request(RTM_DELLINK, _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0))
 
 
 def delete_altnames(ifindex: int, altnames: tuple[str, ...]) -> Request:
@@ -257,6 +330,12 @@ def parse_text(value: bytes) -> str:
 
 def _mac(value: bytes) -> str:
     return value.hex(":") if len(value) == 6 else ""
+
+
+def _parse_int(value: bytes) -> int:
+    if len(value) != _INT.size:
+        raise Malformed(f"a number of {len(value)} bytes")
+    return int(_INT.unpack(value)[0])
 
 
 def parse_u32(value: bytes) -> int:

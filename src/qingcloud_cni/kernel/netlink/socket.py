@@ -56,6 +56,9 @@ class Netlink(ClosesOnExit):
     def close(self) -> None:
         self._socket.close()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def do(self, request: Request, action: str) -> list[Message]:
         """Carry out *request* and return its answer; *action* begins the message of an error."""
         return self._exchange(request, nl.NLM_F_ACK, action)
@@ -73,6 +76,10 @@ class Netlink(ClosesOnExit):
     def links(self) -> tuple[LinkInfo, ...]:
         """All links of the namespace at one moment."""
         return tuple(parse_link(message.body) for message in self.dump(nl.get_link(), "list links"))
+
+    def nsid_of(self, netns_fd: int) -> int:
+        """The number that an open namespace has in this one; NO_NSID if it has none."""
+        return nl.parse_nsid(self.do(nl.get_nsid(netns_fd), "find the number of a namespace")[0].body)
 
     def addresses(self) -> list[routing.Address]:
         messages = self.dump(routing.get_addresses(), "list addresses")
