@@ -303,7 +303,7 @@ def growth(host: Host, size: Size, record: Record) -> None:
 
 def metrics(host: Host) -> dict[tuple[str, str, str], float]:
     """Sum and count of each phase, by verb."""
-    text = host.ask("GET", "/metrics").body.decode()
+    text = host.metrics()
     return {
         (sample.labels["verb"], sample.labels["phase"], sample.name.rpartition("_")[2]): sample.value
         for family in text_string_to_metric_families(text)

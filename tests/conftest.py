@@ -12,9 +12,11 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
-settings.register_profile("suite", deadline=None)  # a busy machine is slow, not wrong
+# No deadline, since a busy machine is slow, not wrong; and no explanations: on Python 3.11 they trace every line of
+# every example, which takes several times as long as the tests themselves.
+settings.register_profile("suite", deadline=None, phases=set(Phase) - {Phase.explain})
 settings.load_profile("suite")
 
 SESSION_MARK = f"QINGCNI_TEST_SESSION={secrets.token_hex(8)}"  # of the process that reports; others inherit it

@@ -6,11 +6,13 @@
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import isinf
 from pathlib import Path
 
 import click
 
 from qingcloud_cni.agent.agent import TASKS
+from qingcloud_cni.agent.api.connections import ALLOWANCES
 from qingcloud_cni.agent.api.endpoints import ENDPOINTS
 from qingcloud_cni.agent.api.metrics import METRICS
 from qingcloud_cni.agent.base.logs import LINES
@@ -94,6 +96,17 @@ def rooms() -> Iterator[str]:
     yield "```"
 
 
+def peers() -> Iterator[str]:
+    titles = ("Peer", "Connections at once", "Served per second", "Seconds for a request or an answer")
+    return table(
+        titles,
+        (
+            (f"`{peer}`: {a.who}", f"{a.connections}", NONE if isinf(a.rate) else f"{a.rate:g}", f"{a.patience:g}")
+            for peer, a in ALLOWANCES.items()
+        ),
+    )
+
+
 def events() -> Iterator[str]:
     return _kinds("Event", EVENTS)
 
@@ -114,6 +127,7 @@ PARTS = (
     _part("architecture.md", rooms),
     _part("configuration.md", settings),
     _part("configuration.md", commands),
+    _part("configuration.md", peers),
     _part("configuration.md", endpoints),
     _part("configuration.md", metrics),
     _part("operations.md", tasks),

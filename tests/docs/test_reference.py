@@ -30,7 +30,7 @@ CONFIGURATION = page("docs/configuration.md")
 OPERATIONS = page("docs/operations.md")
 ARCHITECTURE = page("docs/architecture.md")
 NONE = "\u2013"  # an empty cell
-NO_EVENTS = {"joinpath"}  # takes file names
+NO_EVENTS = {"getLogger", "joinpath"}  # takes file names
 EVENT_NAME = re.compile(r"[a-z][a-z-]*\.[a-z][a-z-]*")
 
 
@@ -67,6 +67,7 @@ def test_every_metric_is_described_with_its_labels() -> None:
     metrics.event(Event(0.0, "agent.ready"))
     metrics.cloud_call(CallSeen("AttachNics", Urgency.WAITING, CallOutcome.OK, 0.1, 0))
     metrics.cni_request("ADD", 0, 0.1, dict.fromkeys(Phase, 0.02))
+    metrics.refused("host")
     times = {"pool": 1.0}
     statistics = AgentStatistics(
         Table(Snapshot()).statistics(), 0, 0, 0.0, times, times, times, drift={"twice": 1}, spooled=0, waiting=0,
@@ -174,7 +175,7 @@ def _event_names() -> tuple[set[str], set[str]]:
     for tree in source_trees("agent", "core", "cli"):
         for call in ast.walk(tree):
             if isinstance(call, ast.Call) and (function := _name(call.func)) not in NO_EVENTS:
-                names = logged if function in {"write", "exception"} else recorded
+                names = logged if function in {"write", "exception", "RateLimited"} else recorded
                 arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
                 names |= {text for argument in arguments for text in _written(argument) if EVENT_NAME.fullmatch(text)}
     return recorded, logged

@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from cni.answers import Answer, execute
 from machines.agents import AgentProcess, Reply, exchange
 from machines.containers import Container
 from machines.simulator import Sim, UnixConnection, eventually, links, run, running_sim
+from qingcloud_cni.agent.api.metrics import PAGE_AGE
 from qingcloud_cni.sim.fabric.shell import inside
 
 QINGAGENT = str(Path(sys.executable).with_name("qingagent"))
@@ -173,9 +175,14 @@ class Host:
         assert reply.status == 200, reply
         return reply.json
 
+    def metrics(self) -> str:
+        """All metrics, as they are now: the agent answers with a page that may be PAGE_AGE old."""
+        time.sleep(PAGE_AGE)
+        return self.ask("GET", "/metrics").body.decode()
+
     def metric(self, sample: str) -> float:
         """The first sample whose line begins with *sample*: a metric's name, with its labels if it has any."""
-        lines = self.ask("GET", "/metrics").body.decode().splitlines()
+        lines = self.metrics().splitlines()
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample))
 
     def nics(self, *states: str) -> list[dict[str, Any]]:

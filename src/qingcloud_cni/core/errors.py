@@ -3,6 +3,16 @@
 A class says what the caller can do next. Messages have the form `thing: action failed: cause; what to do`.
 """
 
+import errno
+from typing import Final
+
+SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+def is_shortage(err: BaseException) -> bool:
+    """Whether descriptors or memory of the process or the host are used up: the same may succeed later."""
+    return isinstance(err, OSError) and err.errno in SHORTAGES
+
 
 class AgentError(Exception):
     """An expected failure; anything else is a bug."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 
+from qingcloud_cni.agent.api.connections import Serves
 from qingcloud_cni.agent.api.endpoints import Api
 from qingcloud_cni.agent.api.metrics import Metrics
 from qingcloud_cni.agent.api.server import Server
@@ -20,14 +21,18 @@ async def ask(directory: Path, method: str, path: str, body: bytes = b"") -> tup
 
     async def delete(*_args: object) -> None: ...
 
-    agent: Any = SimpleNamespace(check_kernel_compared=lambda: None, attachments=SimpleNamespace(delete=delete))
+    agent: Any = SimpleNamespace(
+        check_kernel_compared=lambda: None, attachments=SimpleNamespace(delete=delete), statistics=None
+    )
     unix, tcp = socket.socket(socket.AF_UNIX), socket.socket()
     unix.bind(str(directory / "agent.sock"))
     for listener in (unix, tcp):
         listener.listen()
     config: Any = {}
     server = Server(Api(agent, Metrics(), config), "token")
-    await server.begin(unix, tcp)
+    await server.begin()
+    for listener in (unix, tcp):
+        server.listen(listener, Serves.API)
     connector = aiohttp.UnixConnector(str(directory / "agent.sock"))
     try:
         async with (

@@ -43,6 +43,7 @@ SAMPLES: dict[str, tuple[str, str, str, str]] = {  # file, environment, flag; an
     "cooldown-min": ("1", "2", "3", "1w"),
     "api-budget": ("10", "20", "30", "many"),
     "nic-name-prefix": ("a", "b", "c-1", "a_b"),
+    "metrics-bind": ("127.0.0.1:1", "off", "BindAddr", "on"),
     "instance-id": ("i-1", "i-2", "i-3", "x-1"),
     "instance-id-file": ("/a", "/b", "/c", ""),
     "boot-id-file": ("/a", "/b", "/c", ""),

@@ -112,7 +112,7 @@ def test_metrics_are_open_but_show_no_container_and_no_nic(host: Host) -> None:
     """Labels are closed sets; everyone may read them."""
     container = host.container()
     result = host.add(container)
-    text = host.ask("GET", "/metrics").body.decode()
+    text = host.metrics()
     assert 'qingagent_cni_requests_total{code="0",verb="ADD"}' in text
     assert 'qingagent_nics{state="assigned"} 1.0' in text
     for secret in (container.name, result["interfaces"][0]["mac"], result["ips"][0]["address"].partition("/")[0]):

@@ -21,7 +21,7 @@ ONE: dict[str, Any] = {"min_idle": 1, "max_idle": 1}
 
 def calls_with(host: Host, outcome: str) -> list[str]:
     """Lines of the metrics that count calls of the cloud with this outcome."""
-    lines = host.ask("GET", "/metrics").body.decode().splitlines()
+    lines = host.metrics().splitlines()
     return [
         line for line in lines if line.startswith("qingagent_cloud_calls_total") and f'outcome="{outcome}"' in line
     ]

@@ -169,7 +169,7 @@ def test_without_the_probe_a_nic_is_idle_although_its_address_is_used(new_host: 
 
 
 def gauge(host: Host, state: str) -> float:
-    text = host.ask("GET", "/metrics").body.decode()
+    text = host.metrics()
     (family,) = (f for f in text_string_to_metric_families(text) if f.name == "qingagent_nics")
     return next(float(s.value) for s in family.samples if s.labels["state"] == state)
 

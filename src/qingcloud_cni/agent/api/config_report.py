@@ -15,7 +15,7 @@ CHECKED_AT_START: Sequence[str] = (
     "the user is root, and the kernel has the required features",
     "no other agent runs in this network namespace",
     "iface is a link of this host",
-    "bindaddr and run-dir are free, state-dir is writable",
+    "bindaddr, metrics-bind and run-dir are free, state-dir is writable",
     "the cloud answers, and accepts the keys and this host's clock",
     "the cloud knows the instance, and it is in a VPC",
     "every vxnet is managed and of that VPC",

@@ -1,6 +1,5 @@
 """Every endpoint of the HTTP API: handler, answers and access rule. Routes, OpenAPI and documentation follow."""
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from qingcloud_cni import __version__
 from qingcloud_cni.agent.agent import Agent
 from qingcloud_cni.agent.api import views
 from qingcloud_cni.agent.api.cni_api import CniApi, CniRequest
-from qingcloud_cni.agent.api.metrics import CONTENT_TYPE, Metrics
+from qingcloud_cni.agent.api.metrics import CONTENT_TYPE, Metrics, MetricsPage
 from qingcloud_cni.agent.api.openapi import CNI_ANSWERS, Answer, CniError, Operation, document
 from qingcloud_cni.agent.api.plan_view import PlanView, plan_view
 from qingcloud_cni.core.cni.protocol import render_error
@@ -30,6 +29,7 @@ class Api:
     def __init__(self, agent: Agent, metrics: Metrics, config: views.ConfigView) -> None:
         self.agent = agent
         self.metrics = metrics
+        self.page = MetricsPage(metrics, agent.statistics)
         self.config = config
         self.cni = CniApi(agent, metrics)
 
@@ -96,8 +96,7 @@ async def _readyz(api: Api, _request: web.Request) -> web.Response:
 
 
 async def _metrics(api: Api, _request: web.Request) -> web.Response:
-    body = await asyncio.to_thread(api.metrics.render, api.agent.statistics())
-    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+    return web.Response(body=await api.page.latest(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _query(request: web.Request, kind: type[Query]) -> Query:
@@ -181,6 +180,7 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
         ),
         ("get", "/metrics"): Endpoint(
             summary="Metrics for Prometheus",
+            details="Rendered at most once a second.",
             answers={200: Answer("text exposition format")},
             is_open=True,
             handler=_metrics,

@@ -1,6 +1,8 @@
 """Metrics for Prometheus: the statistics of the agent's parts, and what is counted as it happens."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -16,6 +18,7 @@ from qingcloud_cni.core.nics.model import Event
 
 _FINE = (0.0005, 0.001, 0.002, 0.003)  # seconds that a phase takes on a quiet host
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+PAGE_AGE = 1.0  # seconds
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 CNI_REQUESTS = counter("qingagent_cni_requests_total", "CNI requests; code 0 is success.", "verb", "code")
@@ -28,11 +31,13 @@ CLOUD_URGENCIES = counter(
 CLOUD_SECONDS = histogram("qingagent_cloud_call_seconds", "Duration of a call of the QingCloud API.", "action")
 CALLS_PER_POD = gauge("qingagent_cloud_calls_per_pod", "Calls since the start for each ADD that was answered.")
 EVENTS_SEEN = counter("qingagent_events_total", "Recorded events.", "name")
+REFUSED = counter("qingagent_connections_refused_total", "Connections closed at accept.", "peer")
 
 
 METRICS: Sequence[Metric] = (
     *metrics_of(AgentStatistics),
     CNI_REQUESTS, CNI_SECONDS, CNI_PHASES, CLOUD_CALLS, CLOUD_URGENCIES, CLOUD_SECONDS, CALLS_PER_POD, EVENTS_SEEN,
+    REFUSED,
 )  # fmt: skip
 
 
@@ -66,6 +71,7 @@ class Metrics:
         per_pod = Gauge(CALLS_PER_POD.name, CALLS_PER_POD.help, registry=self._registry)
         per_pod.set_function(lambda: self._calls / max(self._pods, 1))
         self._events = self._counter(EVENTS_SEEN)
+        self._connections = self._counter(REFUSED)
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
@@ -75,6 +81,9 @@ class Metrics:
 
     def event(self, event: Event) -> None:
         self._events.labels(event.name).inc()
+
+    def refused(self, peer: str) -> None:
+        self._connections.labels(peer).inc()
 
     def cloud_call(self, call: CallSeen) -> None:
         self._calls += 1
@@ -90,7 +99,26 @@ class Metrics:
             self._phases.labels(verb, phase).observe(spent)
 
     def render(self, statistics: AgentStatistics) -> bytes:
-        """The exposition format; takes some milliseconds, so call it in a thread."""
+        """The exposition format."""
         shown = CollectorRegistry()
         shown.register(_Statistics(statistics))
         return generate_latest(shown) + generate_latest(self._registry)
+
+
+class MetricsPage:
+    """The rendered metrics, at most PAGE_AGE old. A thread renders them, at most that often, whoever asks."""
+
+    def __init__(self, metrics: Metrics, statistics: Callable[[], AgentStatistics]) -> None:
+        self._metrics = metrics
+        self._statistics = statistics
+        self._rendering = asyncio.Lock()
+        self._stale_at = -inf  # by the loop's clock
+        self._page = b""
+
+    async def latest(self) -> bytes:
+        async with self._rendering:
+            now = asyncio.get_running_loop().time()
+            if now >= self._stale_at:
+                self._page = await asyncio.to_thread(self._metrics.render, self._statistics())
+                self._stale_at = now + PAGE_AGE
+            return self._page

@@ -1,46 +1,86 @@
 """The agent's HTTP server, on its unix socket and on TCP."""
 
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from qingcloud_cni.agent.api.access_guard import AccessGuard
+from qingcloud_cni.agent.api.connections import Connection, Connections, Peer, Serves
 from qingcloud_cni.agent.api.endpoints import ENDPOINTS, OPEN_PATHS, Api, error_response
 from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST
-from qingcloud_cni.core.errors import AccessDenied
+from qingcloud_cni.core.errors import AccessDenied, AgentError
 
 _ROUTE = {"get": web.get, "post": web.post}
+_logger = logging.getLogger("qingagent.http")  # a malformed request gets 400, and no line: anyone can send them
+_logger.addFilter(lambda line: not (line.exc_info and isinstance(line.exc_info[1], HttpProcessingError)))
 
 
 class Server:
-    """Serves ENDPOINTS to those whom the guard admits."""
+    """Serves ENDPOINTS to those whom the guard admits, and the open ones to everyone."""
 
     def __init__(self, api: Api, token: str) -> None:
-        guard = AccessGuard(token, OPEN_PATHS)
+        self._guard = AccessGuard(token, frozenset())
+        self._refused = api.metrics.refused
+        self._connections: Connections
 
         @web.middleware
         async def guarded(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
+            connection = self._connections.of(request)
             try:
-                guard.check(request)
-            except AccessDenied as err:
-                return error_response(err)
-            return await handler(request)
+                return await self._answer(request, connection, handler)
+            finally:
+                connection.arm()
 
         application = web.Application(middlewares=[guarded], client_max_size=LARGEST_REQUEST)
         application.add_routes(
             [_ROUTE[method](path, partial(found.handler, api)) for (method, path), found in ENDPOINTS.items()]
         )
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=5.0)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=5.0, logger=_logger)
 
-    async def begin(self, *listeners: socket.socket) -> None:
+    async def begin(self) -> None:
         await self._runner.setup()
-        for listener in listeners:
-            await web.SockSite(self._runner, listener).start()
+        assert self._runner.server is not None
+        self._connections = Connections(self._runner.server, self._refused)
+
+    def listen(self, listener: socket.socket, serves: Serves) -> None:
+        self._connections.listen(listener, serves)
 
     async def end(self) -> None:
         """Stop accepting, and finish the requests under way."""
+        self._connections.close()
         await self._runner.cleanup()
+
+    async def _answer(
+        self,
+        request: web.Request,
+        connection: Connection,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        is_open = request.path in OPEN_PATHS and Serves.METRICS in connection.serves
+        response: web.StreamResponse
+        try:
+            if not is_open:
+                self._check(request, connection)
+            request.content.on_eof(connection.disarm)
+            response = await handler(request)
+        except web.HTTPException as err:
+            err.force_close()
+            raise
+        except AgentError as err:
+            response = error_response(err)
+            is_open |= isinstance(err, AccessDenied)
+        is_limited = is_open and connection.peer is not Peer.SOCKET
+        if is_limited or not request.content.is_eof():  # the peer's next request waits for its turn
+            response.force_close()
+        return response
+
+    def _check(self, request: web.Request, connection: Connection) -> None:
+        if Serves.API not in connection.serves:
+            raise AccessDenied(f"{request.path}: denied: this address serves {', '.join(sorted(OPEN_PATHS))} alone")
+        self._guard.check(request)

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, TextIO
@@ -21,10 +22,17 @@ LINES: Mapping[str, EventKind] = MappingProxyType(  # what is only logged, never
         "cni.request": EventKind(Level.INFO, "A request; `warn` with a code, `debug` for a STATUS that succeeds."),
         "cni.bug": EventKind(Level.ERROR, "A request met a bug. A traceback follows."),
         "cloud.call": EventKind(Level.DEBUG, "A call of the cloud."),
+        "connections.refused": EventKind(
+            Level.WARN, "The agent closed connections of such peers at accept: they had their share. Once a minute."
+        ),
+        "connections.shortage": EventKind(
+            Level.WARN, "The agent accepted no connection, for want of descriptors or memory. Once a minute."
+        ),
         "budget.lowered": EventKind(Level.WARN, "The cloud rejected a call for its quota. The budget shrinks."),
         "access-file.unknown-keys": EventKind(Level.WARN, "The access file has keys that the agent ignores."),
     }
 )
+LINE_INTERVAL = 60.0  # seconds between lines that peers without rights can cause
 log = logging.getLogger("qingagent")
 
 
@@ -65,6 +73,22 @@ def write(name: str, *, level: Level | None = None, **fields: Any) -> None:
     """Log one of LINES, at its level if none is given; empty *fields* are left out."""
     kind = LINES[name]
     _write(level or kind.level, name, fields)
+
+
+class RateLimited:
+    """Logs one of LINES at most once a minute, with the number of times since the last line."""
+
+    def __init__(self, name: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._now = now
+        self._next = 0.0
+        self._times = 0
+
+    def write(self, **fields: Any) -> None:
+        self._times += 1
+        if self._now() >= self._next:
+            write(self._name, times=self._times, **fields)
+            self._next, self._times = self._now() + LINE_INTERVAL, 0
 
 
 def bug() -> None:

@@ -4,14 +4,16 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from qingcloud_cni.agent.api.connections import Serves
 from qingcloud_cni.agent.settings.settings import Settings
-from qingcloud_cni.agent.settings.values import Address
+from qingcloud_cni.agent.settings.values import BINDADDR, Address
 from qingcloud_cni.core.errors import AlreadyRunning, StartRefused
 
+BACKLOG = 1024  # connections that wait for accept; the agent takes them in bursts
 _LOCK = "\0qingcloud-cni/agent"  # abstract names belong to the network namespace
 
 
@@ -31,16 +33,22 @@ def take_lock() -> socket.socket:
 
 
 @contextmanager
-def bound(settings: Settings) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Listen on both addresses for the block; StartRefused if one is not available.
+def bound(settings: Settings) -> Iterator[Sequence[tuple[socket.socket, Serves]]]:
+    """Listen on all addresses for the block; StartRefused if one is not available.
 
     A client that connects early waits, or is cut off if the start fails.
     """
+    metrics = settings.metrics_bind
     with ExitStack() as stack:
-        tcp = stack.enter_context(_tcp(settings.bindaddr))
-        unix = stack.enter_context(_unix(settings.socket))
+        everything = Serves.API | Serves.METRICS
+        is_shared = metrics in (BINDADDR, settings.bindaddr)
+        bindaddr = stack.enter_context(_tcp(settings.bindaddr, "bindaddr"))
+        found = [(bindaddr, everything if is_shared else Serves.API)]
+        if isinstance(metrics, Address) and not is_shared:
+            found.append((stack.enter_context(_tcp(metrics, "metrics-bind")), Serves.METRICS))
+        found.append((stack.enter_context(_unix(settings.socket)), everything))
         stack.callback(settings.socket.unlink, missing_ok=True)
-        yield unix, tcp
+        yield found
 
 
 def check_iface(name: str) -> None:
@@ -53,14 +61,14 @@ def check_iface(name: str) -> None:
         )
 
 
-def _tcp(address: Address) -> socket.socket:
+def _tcp(address: Address, setting: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     target = address.host, address.port
-    return _listening(listener, target, f"bindaddr {address}", "free it, or choose another --bindaddr")
+    return _listening(listener, target, f"{setting} {address}", f"free it, or choose another --{setting}")
 
 
 def _unix(path: Path) -> socket.socket:
@@ -76,7 +84,7 @@ def _unix(path: Path) -> socket.socket:
 def _listening(listener: socket.socket, target: str | tuple[str, int], name: str, advice: str) -> socket.socket:
     try:
         listener.bind(target)
-        listener.listen()
+        listener.listen(BACKLOG)
     except OSError as err:
         listener.close()
         raise StartRefused(f"{name}: bind failed: {os.strerror(err.errno or 0)}; {advice}") from err

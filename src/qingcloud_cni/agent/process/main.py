@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -55,6 +56,7 @@ async def serve(host: Host) -> None:
     stop = asyncio.Event()
     _watch_signals(stop)
     settings = host.settings
+    _raise_file_limit()
     with take_lock():
         check_iface(settings.iface)
         ensure_directory(settings.run_dir, "--run-dir")
@@ -63,7 +65,9 @@ async def serve(host: Host) -> None:
             async with opened(host) as parts:
                 server = Server(Api(parts.agent, parts.metrics, host.config), token)
                 try:
-                    await server.begin(*listeners)
+                    await server.begin()
+                    for listener, serves in listeners:
+                        server.listen(listener, serves)
                     logs.write("agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))
                     await stop.wait()
                 finally:
@@ -122,6 +126,13 @@ async def _remove_if_empty(kernel: HostKernel) -> None:
     """Remove the parking namespace that a failed start has created."""
     if not (await kernel.survey()).parked:
         await kernel.remove()
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the host permits: connections must not use up those of the agent's work."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError):  # the host's maximum was lowered since
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _watch_signals(stop: asyncio.Event) -> None:

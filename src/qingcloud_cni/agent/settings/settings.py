@@ -8,7 +8,9 @@ from typing import Any
 
 from qingcloud_cni.agent.settings.values import (
     ADDRESS,
+    BINDADDR,
     FLAG,
+    METRICS_ADDRESS,
     PATH,
     SECONDS,
     TEXTS,
@@ -72,6 +74,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("api-budget", WHOLE, 120, "maximum of this host's calls of the QingCloud API per hour; at least 1"),
     Setting("nic-name-prefix", matching(NIC_NAME_PREFIX, "letters, digits and '-', at most 32, a letter first"),
             "qingcni", "prefix of the names of NICs that the agent creates"),
+    Setting("metrics-bind", METRICS_ADDRESS, BINDADDR,
+            "address of /metrics, /healthz and /readyz: with the API at bindaddr, elsewhere, or off"),
     # identity and directories
     Setting("instance-id", matching(INSTANCE_ID, "an instance id such as i-1234abcd"), "",
             "id of this instance; by default the content of instance-id-file"),
@@ -108,6 +112,7 @@ class Settings:
     duplicate_probe: bool
     api_budget: int
     nic_name_prefix: str
+    metrics_bind: Address | str  # BINDADDR or OFF
     instance_id: str  # "": see `read_instance_id`
     instance_id_file: Path
     boot_id_file: Path

@@ -94,12 +94,24 @@ def _address(value: object) -> Address:
     return Address(str(ip_address(host)), int(port))
 
 
+def _address_or(words: tuple[str, ...]) -> Callable[[object], Address | str]:
+    def parse(value: object) -> Address | str:
+        word = OFF if value is False else _text(value).lower()  # YAML reads off as a boolean
+        return word if word in words else _address(value)
+
+    return parse
+
+
 PATH = ValueKind("string", "a path", _path)
 WHOLE = ValueKind("int", "a whole number, 0 or more", _whole)
 SECONDS = ValueKind("duration", "a duration such as 30s, 10m, 500ms or a number of seconds", _seconds)
 FLAG = ValueKind("bool", "true or false", _flag)
 TEXTS = ValueKind("stringSlice", "a list, or texts separated by commas", _texts)
 ADDRESS = ValueKind("string", "ADDRESS:PORT with an IP address, such as 0.0.0.0:31080", _address)
+BINDADDR, OFF = "bindaddr", "off"
+METRICS_ADDRESS = ValueKind(
+    "string", "ADDRESS:PORT with an IP address, bindaddr, or off", _address_or((BINDADDR, OFF))
+)
 
 
 def matching(pattern: "re.Pattern[str]", expected: str, metavar: str = "string") -> ValueKind[str]:
