@@ -113,7 +113,8 @@ def as_config(report: Mapping[str, Any], checked_at_start: Sequence[str]) -> Non
     """The `config_report`, and what only a start can check."""
     cloud = report["cloud"]
     click.echo(f"config file: {report['file'] or 'none'}")
-    click.echo(f"cloud:       {cloud['endpoint']}{cloud['uri']}")
+    through = f" through the proxy {cloud['proxy']}" if cloud["proxy"] else ""
+    click.echo(f"cloud:       {cloud['endpoint']}{cloud['uri']}{through}")
     if cloud["unknown_keys"]:
         click.echo(f"ignored in the access file: {', '.join(cloud['unknown_keys'])}")
     click.echo()

@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+import yarl
+
+from qingcloud_cni.cloud.connecting import check_certificates, find_proxy
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.core.flat_yaml import YamlFault, read_flat_yaml
 
 _MAX_SIZE = 64 * 1024  # bytes; a real one has about 300
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?")
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _URI = re.compile(r"[A-Za-z0-9/._~-]+")
 _SIGNATURE = re.compile(r"(signature=)[^&\s\"'<>]+")
 USED = frozenset(
     {
         "qy_access_key_id", "qy_secret_access_key", "zone", "host", "port", "protocol", "uri",
-        "connection_retries", "connection_timeout",
+        "connection_retries", "connection_timeout", "ca_file",
     }
 )  # fmt: skip
 IGNORED = frozenset(  # keys of the official clients without a meaning here
@@ -31,7 +35,7 @@ IGNORED = frozenset(  # keys of the official clients without a meaning here
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The access file, checked. Its repr shows neither key."""
+    """The access file and what the environment adds to it, checked. Its repr shows neither key."""
 
     key_id: str = field(repr=False)
     secret: str = field(repr=False)
@@ -42,12 +46,24 @@ class Access:
     uri: str = "/iaas"
     connection_retries: int = 3  # retries of reads; writes are never retried
     connection_timeout: float = 30.0  # seconds to make a connection
+    ca_file: str = ""  # certificates to trust instead of the host's
+    proxy_url: yarl.URL | None = field(default=None, repr=False)  # of the environment; may have a password
     unknown: tuple[str, ...] = ()  # keys that no client knows
 
     @property
     def endpoint(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.protocol}://{host}:{self.port}"
+
+    @property
+    def proxy(self) -> str:
+        """The proxy without user and password; "" if there is none."""
+        return str(self.proxy_url.with_user(None)) if self.proxy_url else ""
+
+    @property
+    def route(self) -> str:
+        """The endpoint and the way there, for messages."""
+        return f"{self.endpoint} through the proxy {self.proxy}" if self.proxy_url else self.endpoint
 
     def scrub(self, text: str) -> str:
         """Mask keys and signatures in *text*, for messages and logs."""
@@ -80,16 +96,26 @@ def load_access(path: Path, *, allow_readable: bool) -> Access:
     timeout = _number(path, mapping, "connection_timeout", 30)
     if timeout <= 0:
         raise StartRefused(f"access file {path}: connection_timeout must be more than 0 seconds")
+    ca_file = _text(path, mapping, "ca_file", "")
+    if ca_file and not Path(ca_file).is_absolute():
+        raise StartRefused(f"access file {path}: ca_file must be an absolute path")
+    if ca_file:
+        check_certificates(ca_file, f"access file {path}: ca_file")
+    elif protocol == "https" and (trusted := os.environ.get("SSL_CERT_FILE")):
+        check_certificates(trusted, "environment variable SSL_CERT_FILE:")
+    host = host.strip("[]")
     return Access(
         key_id=_key(path, mapping, "qy_access_key_id"),
         secret=_key(path, mapping, "qy_secret_access_key"),
         zone=_text(path, mapping, "zone", ""),
-        host=host.strip("[]"),
+        host=host,
         port=port,
         protocol=protocol,
         uri=uri,
         connection_retries=_number(path, mapping, "connection_retries", 3),
         connection_timeout=float(timeout),
+        ca_file=ca_file,
+        proxy_url=find_proxy(protocol, host, port),
         unknown=tuple(sorted(mapping.keys() - USED - IGNORED)),
     )
 

@@ -206,7 +206,7 @@ class Caller:
 
     def _judge(self, request: Request, stamp: str, answer: tuple[int, str, bytes], kind: type[ReplyT]) -> ReplyT:
         status, content_type, body = answer
-        source = f"{self.access.endpoint} answered HTTP {status}, {self._quoted(content_type) or 'no content type'}"
+        source = f"{self.access.route} answered HTTP {status}, {self._quoted(content_type) or 'no content type'}"
         if status != 200:
             raise errors.OutcomeUnknown(f"{request}: {source}: not a reply of the API", action=request.action)
         envelope = _decode(body, Reply)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Protocol
@@ -10,6 +11,7 @@ import aiohttp
 import yarl
 
 from qingcloud_cni.cloud.access import Access
+from qingcloud_cni.cloud.connecting import HostResolver, tls_context
 from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown
 
 _MAX_ANSWER = 16 * 1024 * 1024  # bytes; a page of 100 NICs has about 40 KB
@@ -30,7 +32,7 @@ class Transport(Protocol):
 
 
 class AioTransport:
-    """A Transport over TCP and TLS.
+    """A Transport over TCP and TLS, through the environment's proxy if there is one.
 
     Every request has its own connection: calls are few, and on a reused connection that the cloud has closed the
     outcome of a write would be unknown.
@@ -38,6 +40,7 @@ class AioTransport:
 
     def __init__(self, access: Access) -> None:
         self._access = access
+        self._resolver = HostResolver()
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, method: str, target: str, body: bytes, timeout: float) -> tuple[int, str, bytes]:  # noqa: ASYNC109
@@ -54,6 +57,7 @@ class AioTransport:
                 data=body or None,
                 allow_redirects=False,
                 timeout=limits,
+                proxy=self._access.proxy_url,  # trust_env would add the passwords of ~/.netrc
                 trace_request_ctx=progress,
                 middlewares=(_only_once,),
             ) as answer:
@@ -62,11 +66,13 @@ class AioTransport:
         except _BrokenOff as err:
             reason = str(err)
         except (aiohttp.ClientError, OSError) as err:
-            reason = _reason(err, timeout)
+            is_late = isinstance(err, TimeoutError) and not progress.connected
+            names = ", ".join(self._resolver.pending) if is_late else ""
+            reason = f"the name {names} is not resolved in time" if names else _reason(err, timeout)
         # Outside of the handler, so that the new error does not refer to aiohttp's, which may hold the signed URL.
         if progress.connected:
-            raise OutcomeUnknown(f"{self._access.endpoint}: {reason}", action="")
-        raise CloudUnreachable(f"{self._access.endpoint} cannot be reached: {reason}", action="")
+            raise OutcomeUnknown(f"{self._access.route}: {reason}", action="")
+        raise CloudUnreachable(f"{self._access.route} cannot be reached: {reason}", action="")
 
     async def close(self) -> None:
         if self._session is not None:
@@ -76,7 +82,12 @@ class AioTransport:
         trace = aiohttp.TraceConfig()
         trace.on_connection_create_end.append(_note_connection)
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True, limit=_MAX_CONNECTIONS),
+            connector=aiohttp.TCPConnector(
+                force_close=True,
+                limit=_MAX_CONNECTIONS,
+                resolver=self._resolver,
+                ssl=tls_context(self._access.ca_file) if self._access.protocol == "https" else True,
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "qingcloud-cni"},
             trace_configs=[trace],
@@ -122,15 +133,23 @@ _WORDS: tuple[tuple[type[BaseException], Callable[[float], str]], ...] = (
 )
 
 
+_UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})  # of OpenSSL's X509_V_ERR codes
+_TLS_ALERT = re.compile(r"\[SSL: ([A-Z0-9_]+)\]")  # how an OSError of ssl begins; its errno is OpenSSL's own
+
+
 def _reason(err: BaseException, timeout: float) -> str:
     if isinstance(err, aiohttp.ClientConnectorCertificateError):
-        detail = getattr(err.certificate_error, "verify_message", "") or "it does not fit the host"
-        return f"its certificate is not accepted: {detail}"
+        refusal = err.certificate_error
+        detail = getattr(refusal, "verify_message", "") or "it does not fit the host"
+        is_unknown = getattr(refusal, "verify_code", 0) in _UNKNOWN_ISSUER
+        advice = "; name its CA with ca_file in the access file, or SSL_CERT_FILE" if is_unknown else ""
+        return f"its certificate is not accepted: {detail}{advice}"
     if isinstance(err, aiohttp.ClientConnectorDNSError):
-        return f"its name cannot be resolved: {err.os_error.strerror or err.os_error}"
-    if isinstance(err, aiohttp.ClientSSLError):  # its errno is OpenSSL's own
-        detail = getattr(err.os_error, "reason", "") or "no reason given"
-        return f"TLS failed: {str(detail).replace('_', ' ').lower()}"
+        return f"the name {err.host} cannot be resolved: {err.os_error.strerror or err.os_error}"
+    if isinstance(err, aiohttp.ClientHttpProxyError):
+        return f"the proxy answered {err.status} to CONNECT"
+    if isinstance(err, OSError) and (alert := _TLS_ALERT.search(str(err))):
+        return f"TLS failed: {alert[1].replace('_', ' ').lower()}"
     for kind, words in _WORDS:
         if isinstance(err, kind):
             return words(timeout)

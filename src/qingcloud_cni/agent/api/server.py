@@ -14,6 +14,7 @@ from qingcloud_cni.agent.api.endpoints import ENDPOINTS, OPEN_PATHS, Api, error_
 from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST
 from qingcloud_cni.core.errors import AccessDenied, AgentError
 
+LAST_REQUESTS = 2.0  # seconds for requests under way at the end; less than the process has to end
 _ROUTE = {"get": web.get, "post": web.post}
 _logger = logging.getLogger("qingagent.http")  # a malformed request gets 400, and no line: anyone can send them
 _logger.addFilter(lambda line: not (line.exc_info and isinstance(line.exc_info[1], HttpProcessingError)))
@@ -41,7 +42,7 @@ class Server:
         application.add_routes(
             [_ROUTE[method](path, partial(found.handler, api)) for (method, path), found in ENDPOINTS.items()]
         )
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=5.0, logger=_logger)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=LAST_REQUESTS, logger=_logger)
 
     async def begin(self) -> None:
         await self._runner.setup()

@@ -184,6 +184,8 @@ class CloudView(msgspec.Struct, frozen=True):
     """The access file, without keys."""
 
     endpoint: str
+    proxy: Annotated[str, Meta(description="proxy of the environment, without its password; empty if there is none")]
+    ca_file: str
     uri: str
     connection_retries: Count
     connection_timeout: float

@@ -18,6 +18,7 @@ LINES: Mapping[str, EventKind] = MappingProxyType(  # what is only logged, never
     {
         "agent.started": EventKind(Level.INFO, "The agent listens."),
         "agent.stopped": EventKind(Level.INFO, "The agent ended on a signal."),
+        "agent.cut-off": EventKind(Level.WARN, "The agent ended in time on a signal, although something hung."),
         "store.unsaved": EventKind(Level.ERROR, "The agent ended while the disk rejected writes: changes are lost."),
         "cni.request": EventKind(Level.INFO, "A request; `warn` with a code, `debug` for a STATUS that succeeds."),
         "cni.bug": EventKind(Level.ERROR, "A request met a bug. A traceback follows."),

@@ -5,9 +5,12 @@ import os
 import random
 import resource
 import signal
+import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from types import FrameType
 
 from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.api.endpoints import Api
@@ -25,6 +28,9 @@ from qingcloud_cni.core.budget import Budget
 from qingcloud_cni.core.errors import AbilityMissing, StartRefused, StoreRefused
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.store.threaded import ThreadedStore
+
+STOP_SECONDS = 4.0  # after a signal the agent ends within this time, whatever hangs
+LAST_SECONDS = 0.5  # for the log line that says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +142,34 @@ def _raise_file_limit() -> None:
 
 
 def _watch_signals(stop: asyncio.Event) -> None:
-    """The first signal stops the agent gracefully, a second one at once; the table is on disk either way."""
-    loop = asyncio.get_running_loop()
+    """The first signal stops the agent gracefully, a second one at once; the table is on disk either way.
 
-    def stopping(number: int) -> None:
-        if stop.is_set():
+    The handlers are not those of the loop, which may hang, for example in writing to a log that nobody reads.
+    """
+    loop = asyncio.get_running_loop()
+    is_stopping = False
+
+    def stopping(number: int, _frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if is_stopping:
             os._exit(128 + number)
-        stop.set()
+        is_stopping = True
+        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS, LAST_SECONDS)
+        loop.call_soon_threadsafe(stop.set)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping, number)
+        signal.signal(number, stopping)
+    signal.signal(signal.SIGALRM, _cut_off)
+
+
+def _cut_off(_number: int, _frame: FrameType | None) -> None:
+    """End at once, although a thread hangs that would be joined; if the log hangs too, at the second call."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    frames = sys._current_frames()  # noqa: SLF001 - the only way to see what other threads do
+    working = [
+        f"{thread.name} in {frame.f_code.co_qualname}"
+        for thread in threading.enumerate()
+        if not thread.daemon and (frame := frames.get(thread.ident or 0)) and frame.f_code.co_name != "_worker"
+    ]
+    logs.write("agent.cut-off", threads=", ".join(working))
+    os._exit(0)
