@@ -48,8 +48,9 @@ MINUTES ?= 3
 chaos: machine $(INSTALLED)  ## kill agents, plugins and the cloud for minutes, and check that nothing is lost (MINUTES=3 SEED=k)
 	@PYTHONPATH=tests $(SCRATCH) $(BIN)/python -m chaos --minutes=$(MINUTES) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
-bench: machine peers $(INSTALLED)  ## measure time, calls and memory beside other plugins (ARGS=--quick, --full, --only=serial, --help)
-	@$(SCRATCH) $(BIN)/python -m bench $(ARGS)
+bench: machine peers $(INSTALLED)  ## measure time, calls and memory beside other plugins, or ADD and DEL beside another checkout (AGAINST=../old; ARGS=--quick, --help)
+	@$(if $(AGAINST),$(MAKE) --no-print-directory -C "$(AGAINST)" .venv/.installed)
+	@$(SCRATCH) $(BIN)/python -m bench $(if $(AGAINST),--against="$(AGAINST)") $(ARGS)
 
 scale: base $(INSTALLED)  ## simulate clusters of 1 to 500 hosts on one API key (ARGS=--hosts=10, --help)
 	@$(SCRATCH) $(BIN)/python -m bench.scale $(ARGS)

@@ -15,7 +15,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import measures, report
+from bench import against, measures, report
 from bench.environment import BenchFailed, Environment, install, peers_directory
 from bench.measures import Record, Size
 from machines.simulator import running_sim
@@ -37,6 +37,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     size.add_argument("--quick", action="store_true", help="few samples, to see that it works")
     size.add_argument("--full", action="store_true", help="many samples: 10,000 ADD/DEL for memory, a minute idle")
     parser.add_argument("--only", choices=tuple(MEASURES), help="one of the measurements")
+    parser.add_argument("--against", type=Path, help="another checkout, set up: only compare this one with it")
     parser.add_argument("--python", type=Path, help="interpreter of the plugin, as in install-plugin")
     parser.add_argument("--json", type=Path, default=ROOT / "bench/results/last.json", help="file for the figures")
     parser.add_argument("--write", action="store_true", help="write the run into docs/performance.md")
@@ -49,6 +50,8 @@ def main(words: list[str]) -> int:
     console, record = Console(), Record()
     signal.signal(signal.SIGTERM, _interrupted)
     try:
+        if options.against:
+            return _against(options.against, against.QUICK if options.quick else against.USUAL, console)
         if options.only in (None, "serial"):
             peers_directory()  # before it builds anything
         with tempfile.TemporaryDirectory(prefix="b") as scratch:
@@ -74,6 +77,13 @@ def main(words: list[str]) -> int:
     console.print(f"figures: {options.json}", style="dim", soft_wrap=True)
     if options.write:
         report.write_page(ROOT / "docs/performance.md", record, facts)
+    return 0
+
+
+def _against(tree: Path, extent: against.Extent, console: Console) -> int:
+    with tempfile.TemporaryDirectory(prefix="b") as scratch, running_sim("--hosts", "2") as sim:
+        records = against.compare(sim, Path(scratch), tree, extent)
+    against.show(records, console)
     return 0
 
 

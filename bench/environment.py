@@ -117,14 +117,8 @@ class Environment:
         home = self.directory / name
         home.mkdir(mode=0o700)
         host = Host(self.sim, name, home, self.plugin, vxnet)
-        try:
+        with ended(host):
             yield host
-        finally:
-            quiet = [agent for agent in host.agents if agent.is_running]
-            for agent in quiet:
-                agent.stop()
-            for container in host.containers:
-                run("ip", "netns", "delete", container.name, check=False)
 
     @contextmanager
     def host_threads(self, host: Host, threads: int = 1) -> Iterator[HostThreads]:
@@ -151,10 +145,23 @@ class Environment:
         return sum(self.sim.status()["calls"].values())
 
 
-def install(directory: Path, python: Path | None) -> tuple[Path, Path]:
+@contextmanager
+def ended(host: Host) -> Iterator[None]:
+    """Stop the host's agents after the block, and remove its containers."""
+    try:
+        yield
+    finally:
+        for agent in host.agents:
+            if agent.is_running:
+                agent.stop()
+        for container in host.containers:
+            run("ip", "netns", "delete", container.name, check=False)
+
+
+def install(directory: Path, python: Path | None, qingagent: str = QINGAGENT) -> tuple[Path, Path]:
     """The plugin, and a script that does nothing, both of one interpreter."""
     chosen = ("--python", str(python)) if python else ()
-    run(QINGAGENT, "install-plugin", "--bin-dir", str(directory), *chosen)
+    run(qingagent, "install-plugin", "--bin-dir", str(directory), *chosen)
     plugin, empty = directory / "qingcni", directory / "empty"
     with plugin.open() as file:
         empty.write_text(file.readline())

@@ -43,6 +43,7 @@ class Host:
     directory: Path
     plugin: Path
     vxnet: str = "vxnet-pods001"  # unless `start` is given others
+    program: str = QINGAGENT
     agents: list[AgentProcess] = field(default_factory=list)
     containers: list[Container] = field(default_factory=list)
 
@@ -119,7 +120,7 @@ class Host:
         number = len(self.agents) + 1
         log, complaints = (self.directory / f"agent-{number}.{kind}" for kind in ("log", "err"))
         with log.open("wb") as stdout, complaints.open("wb") as stderr:
-            process = self.spawn(QINGAGENT, "start", *self.flags(**settings), stdout=stdout, stderr=stderr)
+            process = self.spawn(self.program, "start", *self.flags(**settings), stdout=stdout, stderr=stderr)
         self.agents.append(AgentProcess(process, log, complaints))
         return self.agent
 
@@ -138,12 +139,12 @@ class Host:
 
     def qingagent(self, command: str, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one of the commands that speak to the agent."""
-        argv = self.command(QINGAGENT, command, "--run-dir", str(self.run_dir), *args)
+        argv = self.command(self.program, command, "--run-dir", str(self.run_dir), *args)
         return run(*argv, check=check, cwd=self.directory)
 
     def cleanup(self, *args: str, check: bool = True, **settings: object) -> subprocess.CompletedProcess[str]:
         """Its log goes to stderr; errors are printed at any level."""
-        argv = self.command(QINGAGENT, "cleanup", *self.flags(**{"loglevel": "error"} | settings), *args)
+        argv = self.command(self.program, "cleanup", *self.flags(**{"loglevel": "error"} | settings), *args)
         return run(*argv, check=check, cwd=self.directory)
 
     @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
+from bench import against, report
 from bench.environment import BenchFailed, peers_directory
 from bench.figures import Figure, burst_bound, parallel_bound, percentile
 from bench.measures import Record, mean_phases
@@ -85,6 +85,36 @@ def test_a_run_is_written_between_the_marks_of_the_page_and_nowhere_else(tmp_pat
     assert once.endswith(after)
 
 
+def test_a_ratio_is_that_of_medians_and_the_median_of_the_runs_counts() -> None:
+    records = []
+    for old in (0.010, 0.020, 0.040):
+        records.append(Record())
+        for what in against.MEASURED:
+            for name, seconds in ((against.NEW, (0.02, 0.02, 9.0)), (against.OLD, (old, old, 0.0))):
+                for each in seconds:
+                    records[-1].add(f"{what}, {name}", each)
+    assert against.rows(records) == [
+        (what, "20.00", "10.00", "2.000", "1.000", "0.500", "1.000") for what in against.MEASURED
+    ]
+
+
+@needs_root
+def test_a_checkout_is_compared_with_itself() -> None:
+    done = bench("--quick", "--against", str(ROOT))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(what in done.stdout for what in (*against.MEASURED, "median ratio"))
+
+
+def test_a_checkout_that_is_not_set_up_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BenchFailed, match="not found; run `make bench AGAINST="):
+        against.program_of(tmp_path)
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+
+
 NEEDS_PEERS = pytest.mark.skipif(not has_peers(), reason="the plugins that qingcni is compared with are missing")
 
 
@@ -99,8 +129,7 @@ NEEDS_PEERS = pytest.mark.skipif(not has_peers(), reason="the plugins that qingc
 )
 def test_a_quick_run_reports_its_figures(measure: str, expected: str, tmp_path: Path) -> None:
     kept = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "bench", "--quick", "--only", measure, "--json", str(kept)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    done = bench("--quick", "--only", measure, "--json", str(kept))
     assert done.returncode == 0, done.stdout + done.stderr
     figures = {figure["name"]: figure for figure in json.loads(kept.read_text())["figures"]}
     assert isinstance(figures[expected]["measured"], float)
