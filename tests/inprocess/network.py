@@ -52,13 +52,15 @@ class Cable(LocalTransport):
         super().__init__(api)
         self.is_cut = False
         self.on_send: Callable[[str], None] = lambda _target: None  # called with the target of each request
+        self.tamper: Callable[[bytes], bytes] = lambda body: body  # changes each reply on its way
 
     async def send(self, method: str, target: str, body: bytes, timeout: float) -> tuple[int, str, bytes]:
         if self.is_cut:
             await asyncio.sleep(1.0)
             raise CloudUnreachable("no route to the cloud", action="")
         self.on_send(target)
-        return await super().send(method, target, body, timeout)
+        status, content_type, answer = await super().send(method, target, body, timeout)
+        return status, content_type, self.tamper(answer)
 
 
 class RandomFaults(Faults):

@@ -214,6 +214,7 @@ class Agent:
         for task in TASKS:
             if task.run is not None:
                 self.context.tasks.spawn(task.name, task.run(self))
+        self.context.tasks.spawn("unusable replies", self._note_set_aside())
 
     def repeat(self, record: TaskRecord, step: Callable[[], Awaitable[object]]) -> Coroutine[Any, Any, None]:
         context = self.context
@@ -236,6 +237,10 @@ class Agent:
         self.context.journal.push()
         self.context.signals.obstacle_gone()
         await self.reconciler.run()
+
+    async def _note_set_aside(self) -> None:
+        async for text in self.context.cloud.newly_set_aside():
+            self.context.note_and_push("cloud.set-aside", detail=text)
 
     def is_drained(self) -> bool:
         """Whether only NICs that serve containers, and their gateways, are left, and no operation is under way.

@@ -53,6 +53,8 @@ def as_status(found: Mapping[str, Any]) -> None:
     for name, value in lines.items():
         if value != "":
             click.echo(f"{name + ':':13}{value}")
+    for text in found["set_aside"]:
+        click.echo(f"{'set aside:':13}{text}")
     for difference in found["differences"]:
         whose = f" ({difference['attachment']})" if difference["attachment"] else ""
         seen = f"for {age(difference['since'])}, {'to be fixed' if difference['is_cured'] else 'reported only'}"

@@ -6,28 +6,25 @@ import hmac
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
 from urllib.parse import quote
 
-import msgspec
-
 from qingcloud_cni.cloud.access import Access
+from qingcloud_cni.cloud.fields import Fields, SetAside, parse
 from qingcloud_cni.cloud.limiter import Limiter
-from qingcloud_cni.cloud.models import Reply
 from qingcloud_cni.cloud.transport import Transport
 from qingcloud_cni.core import errors
 from qingcloud_cni.core.budget import Urgency
 from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.cloud import HowUrgent
+from qingcloud_cni.core.text import printable
 
 CALL_TIMEOUT = 20.0  # seconds for one call; writes have been seen to take several
 READ_TIMEOUT = 45.0  # seconds after which a read is not retried
 MAX_RETRIES = 5  # of a read, whatever the access file says
 MAX_PAUSE = 8.0  # seconds between two attempts
 BUSY = 5100  # "server busy": like a quota, it asks for fewer calls
-MAX_MESSAGE = 500  # characters of the cloud's message to quote
 
 REFUSALS: dict[int, type[errors.CloudError]] = {  # by docs/reference/qingcloud-api.md; others: CloudRefused
     1200: errors.CredentialsRefused,
@@ -97,10 +94,7 @@ class Permit:
     is_unused: bool
 
 
-ReplyT = TypeVar("ReplyT", bound=Reply)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
     """Makes calls. Its errors name the action, the request's summary and the cause."""
 
@@ -110,15 +104,19 @@ class Caller:
     clock: Clock
     rng: random.Random
     observe: Callable[[CallSeen], None]  # gets each request; must not raise
+    set_aside: SetAside = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.set_aside = SetAside(self.clock)
 
     def __repr__(self) -> str:
         return f"Caller({self.access.endpoint}, zone={self.access.zone!r})"
 
-    async def write(self, request: Request, kind: type[ReplyT], permit: Permit) -> ReplyT:
+    async def write(self, request: Request, permit: Permit) -> Fields:
         """Send once. OutcomeUnknown: it may have taken effect."""
-        return await self._once(request, kind, permit)
+        return await self._once(request, permit)
 
-    async def read(self, request: Request, kind: type[ReplyT], permit: Permit) -> ReplyT:
+    async def read(self, request: Request, permit: Permit) -> Fields:
         """Send until answered, within bounds of attempts and time; then CloudUnreachable or the cloud's refusal.
 
         A request that the cloud finds too old is signed again once: it may have been slow on its way. "Server busy"
@@ -130,7 +128,7 @@ class Caller:
         attempt = 1
         while True:
             try:
-                return await self._once(request, kind, permit)
+                return await self._once(request, permit)
             except errors.ClockSkewed:
                 if is_signed_again:
                     raise
@@ -147,14 +145,14 @@ class Caller:
             attempt += 1
             await self.clock.sleep(pause)
 
-    async def _once(self, request: Request, kind: type[ReplyT], permit: Permit) -> ReplyT:
+    async def _once(self, request: Request, permit: Permit) -> Fields:
         if not permit.is_unused:
             await self.limiter.acquire(permit.urgency)
         permit.is_unused = False
         urgency, started = permit.urgency(), self.clock.now()
         outcome, ret_code = CallOutcome.LOST, 0  # if the caller is cancelled
         try:
-            reply = await self._exchange(request, kind)
+            reply = await self._exchange(request)
             outcome = CallOutcome.OK
         except errors.CloudError as err:
             outcome = next(_OUTCOMES[cls] for cls in type(err).__mro__ if cls in _OUTCOMES)
@@ -177,7 +175,7 @@ class Caller:
         elif outcome is CallOutcome.QUOTA and request.action != "CreateNics":
             self.limiter.throttled(started, is_used_up=True)
 
-    async def _exchange(self, request: Request, kind: type[ReplyT]) -> ReplyT:
+    async def _exchange(self, request: Request) -> Fields:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock.wall()))
         target = signed_target(
             self.access.secret,
@@ -201,53 +199,41 @@ class Caller:
         except errors.CloudUnreachable as err:
             failure = errors.CloudUnreachable(f"{request}: {self.access.scrub(str(err))}", action=request.action)
         else:
-            return self._judge(request, stamp, answer, kind)
+            return self._judge(request, stamp, answer)
         raise failure  # outside of the handler, so that it does not refer to the transport's error
 
-    def _judge(self, request: Request, stamp: str, answer: tuple[int, str, bytes], kind: type[ReplyT]) -> ReplyT:
+    def _judge(self, request: Request, stamp: str, answer: tuple[int, str, bytes]) -> Fields:
         status, content_type, body = answer
         source = f"{self.access.route} answered HTTP {status}, {self._quoted(content_type) or 'no content type'}"
         if status != 200:
             raise errors.OutcomeUnknown(f"{request}: {source}: not a reply of the API", action=request.action)
-        envelope = _decode(body, Reply)
-        if isinstance(envelope, str):
-            why = f"not a reply of the API: {envelope}"
-            raise errors.OutcomeUnknown(f"{request}: {source}: {why}", action=request.action)
-        if envelope.ret_code != 0:
-            raise self._refusal(request, stamp, envelope)
-        if envelope.action != f"{request.action}Response":
-            name = self._quoted(envelope.action or "absent")
-            raise errors.OutcomeUnknown(f"{request}: the reply is of another action: {name}", action=request.action)
-        reply = _decode(body, kind)
-        if isinstance(reply, str):
-            raise errors.OutcomeUnknown(f"{request}: the reply cannot be understood: {reply}", action=request.action)
+        content = parse(body)
+        reply = Fields(content or {}, "", self.set_aside.report_of(request.action), self._quoted)
+        ret_code = reply.whole("ret_code")
+        if ret_code is None:
+            why = "it is not JSON, or not an object" if content is None else "it has no ret_code"
+            raise errors.OutcomeUnknown(f"{request}: {source}: not a reply of the API: {why}", action=request.action)
+        if ret_code != 0:
+            raise self._refusal(request, stamp, ret_code, reply.text("message"))
+        if (name := reply.text("action")) != f"{request.action}Response":
+            raise errors.OutcomeUnknown(
+                f"{request}: the reply is of another action: {name or 'absent'}", action=request.action
+            )
         return reply
 
-    def _refusal(self, request: Request, stamp: str, envelope: Reply) -> errors.CloudError:
-        message = envelope.message or ""
-        kind = REFUSALS.get(envelope.ret_code, errors.CloudRefused)
+    def _refusal(self, request: Request, stamp: str, ret_code: int, message: str) -> errors.CloudError:
+        kind = REFUSALS.get(ret_code, errors.CloudRefused)
         if issubclass(kind, errors.CloudRefused) and any(words in message for words in _NOT_FOUND_WORDS):
             kind = errors.ResourceNotFound
-        text = f"{request}: {self._quoted(message) if message else 'refused without a message'} ({envelope.ret_code})"
+        text = f"{request}: {message or 'refused without a message'} ({ret_code})"
         if kind is errors.ClockSkewed:
             text += f"; stamped {stamp}, and the cloud accepts 60 s of difference; check the clock of this host"
         elif kind is errors.CredentialsRefused:
             text += "; check qy_access_key_id and qy_secret_access_key in the access file"
-        return kind(text, action=request.action, ret_code=envelope.ret_code)
+        return kind(text, action=request.action, ret_code=ret_code)
 
     def _quoted(self, text: str) -> str:
-        printable = "".join(char if char.isprintable() else " " for char in text)
-        return self.access.scrub(printable)[:MAX_MESSAGE]
-
-
-def _decode(body: bytes, kind: type[ReplyT]) -> ReplyT | str:
-    """Decode *body*, or return why it cannot be. The cloud may send numbers as text."""
-    try:
-        return msgspec.json.decode(body, type=kind, strict=False)
-    except msgspec.ValidationError as err:
-        return str(err)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return "it is not JSON"
+        return printable(self.access.scrub(text))
 
 
 # --- the signature, version 1 -------------------------------------------------------------------------

@@ -1,26 +1,17 @@
 """The QingCloud API as the agent uses it: `core.seams.cloud.Cloud` over HTTPS."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from qingcloud_cni.cloud.calls import Caller, Permit, Request
-from qingcloud_cni.cloud.models import (
-    CreatedItem,
-    CreatedReply,
-    InstancePage,
-    JobPage,
-    JobReply,
-    NicPage,
-    Page,
-    Reply,
-    VxnetPage,
-)
+from qingcloud_cni.cloud.models import INSTANCES, JOBS, NICS, VXNETS, ListOf, Page, created, page
 from qingcloud_cni.core.budget import Spending
 from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown, ResourceNotFound
 from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, CreatedNic, HowUrgent, Instance, Job, Vxnet, batches
 
 PAGE = 100  # the API's limit of items, and of ids, in one describe
 ROUNDS = 3  # attempts to read a list that changes between two pages
+MOST_ITEMS = 20_000  # of a list; a longer one has no end
 BASE_NETWORK = "2"  # vxnet_type that DescribeVxnets lists only on request
 
 PlainT = TypeVar("PlainT")
@@ -55,6 +46,12 @@ class Client:
     def spending(self) -> Spending:
         return self._limiter.spending()
 
+    def set_aside(self) -> Sequence[str]:
+        return self._caller.set_aside.current()
+
+    def newly_set_aside(self) -> AsyncIterator[str]:
+        return self._caller.set_aside.changes()
+
     async def close(self) -> None:
         await self._caller.transport.close()
 
@@ -88,7 +85,7 @@ class Calls:
         """Return those listed. The API does not document whether an unknown id fails the whole call."""
         params = {**_numbered("instances", instance_ids), **extra}
         try:
-            found = await self._list(Request("DescribeInstances", params, _several(instance_ids)), InstancePage)
+            found = await self._list(Request("DescribeInstances", params, _several(instance_ids)), INSTANCES)
         except ResourceNotFound:
             if len(instance_ids) == 1:
                 return {}
@@ -102,7 +99,7 @@ class Calls:
             missing = [vxnet_id for vxnet_id in _distinct(vxnet_ids) if vxnet_id not in found]
             for batch in batches(missing, PAGE):
                 params = {**_numbered("vxnets", batch), **extra}
-                vxnets = await self._list(Request("DescribeVxnets", params, _several(batch)), VxnetPage)
+                vxnets = await self._list(Request("DescribeVxnets", params, _several(batch)), VXNETS)
                 found.update((vxnet.vxnet_id, vxnet) for vxnet in vxnets)
         return tuple(found[vxnet_id] for vxnet_id in _distinct(vxnet_ids) if vxnet_id in found)
 
@@ -118,7 +115,7 @@ class Calls:
         for batch in batches(wanted, PAGE) if wanted else ((),):
             summary = ", ".join([*params.values(), *([_several(batch)] if batch else [])]) or "all"
             request = Request("DescribeNics", {**params, **_numbered("nics", batch)}, summary)
-            nics = await self._list(request, NicPage)
+            nics = await self._list(request, NICS)
             for nic in nics:
                 fits = (
                     (not instance_id or nic.instance_id == instance_id)  # the filter is undocumented: check
@@ -133,7 +130,7 @@ class Calls:
         wanted = _distinct(job_ids)
         found: dict[str, Job] = {}
         for batch in batches(wanted, PAGE):
-            jobs = await self._list(Request("DescribeJobs", _numbered("jobs", batch), _several(batch)), JobPage)
+            jobs = await self._list(Request("DescribeJobs", _numbered("jobs", batch), _several(batch)), JOBS)
             found.update((job.job_id, job) for job in jobs)
         unknown = [job_id for job_id in wanted if job_id not in found]
         if unknown:
@@ -145,11 +142,10 @@ class Calls:
     async def create_nics(self, vxnet_id: str, count: int, name: str) -> tuple[CreatedNic, ...]:
         params = {"vxnet": vxnet_id, "count": str(count), "nic_name": name}
         request = Request("CreateNics", params, f"{count} NICs in {vxnet_id} named {name}")
-        reply = await self._caller.write(request, CreatedReply, self._permit)
-        created = tuple(map(CreatedItem.plain, reply.nics or ()))
-        if len({nic.nic_id for nic in created}) != count or len(created) != count:
-            raise OutcomeUnknown(f"{request}: the reply lists {len(created)} NICs", action=request.action)
-        return created
+        nics = created(await self._caller.write(request, self._permit))
+        if len({nic.nic_id for nic in nics}) != count or len(nics) != count:
+            raise OutcomeUnknown(f"{request}: the reply lists {len(nics)} usable NICs", action=request.action)
+        return nics
 
     async def attach_nics(self, instance_id: str, nic_ids: Sequence[str]) -> str:
         params = {"instance": instance_id, **_numbered("nics", nic_ids)}
@@ -160,51 +156,56 @@ class Calls:
 
     async def delete_nics(self, nic_ids: Sequence[str]) -> None:
         request = Request("DeleteNics", _numbered("nics", nic_ids), _several(nic_ids))
-        await self._caller.write(request, Reply, self._permit)
+        await self._caller.write(request, self._permit)
 
     async def set_antispoof(self, nic_id: str, *, is_on: bool) -> None:
         params = {"nic": nic_id, "enable_aspoof": str(int(is_on))}
         summary = f"anti-spoofing of {nic_id} {'on' if is_on else 'off'}"
-        await self._caller.write(Request("ModifyNicAttributes", params, summary), Reply, self._permit)
+        await self._caller.write(Request("ModifyNicAttributes", params, summary), self._permit)
 
     # -------------------------------------------------------------------------------------------------
 
     async def _job(self, request: Request) -> str:
-        reply = await self._caller.write(request, JobReply, self._permit)
-        if not reply.job_id:
+        job_id = (await self._caller.write(request, self._permit)).text("job_id")
+        if not job_id:
             raise OutcomeUnknown(f"{request}: the reply names no job", action=request.action)
-        return reply.job_id
+        return job_id
 
-    async def _list(self, request: Request, kind: type[Page[PlainT]]) -> list[PlainT]:
-        """Return the items of all pages; retry a list that changes meanwhile, up to ROUNDS times."""
+    async def _list(self, request: Request, kind: ListOf[PlainT]) -> list[PlainT]:
+        """Return the usable items of all pages; retry a list that changes meanwhile, up to ROUNDS times."""
         for _ in range(ROUNDS):
             items = await self._list_once(request, kind)
             if items is not None:
                 return items
         raise CloudUnreachable(f"{request}: the list changed while it was read", action=request.action)
 
-    async def _list_once(self, request: Request, kind: type[Page[PlainT]]) -> list[PlainT] | None:
+    async def _list_once(self, request: Request, kind: ListOf[PlainT]) -> list[PlainT] | None:
         """Return all items, None if the pages disagree. Without a total, the last page is the first empty one."""
-        found: dict[str, PlainT] = {}
+        found: dict[str, PlainT | None] = {}
         total: int | None = None
-        while True:
-            window = {"limit": str(PAGE), "offset": str(len(found))}
-            part = Request(request.action, {**request.params, **window}, request.summary)
-            page = await self._caller.read(part, kind, self._permit)
-            items = page.items
-            if items is None and page.total_count != 0:
+        while len(found) < MOST_ITEMS:
+            part = await self._page(request, kind, len(found))
+            if part.items is None and part.total != 0:
                 raise CloudUnreachable(f"{request}: the reply holds no list", action=request.action)
-            if found and page.total_count != total:
+            if found and part.total != total:
                 return None
-            total = page.total_count
+            total = part.total
             size = len(found)
-            found.update((item.id, item.plain()) for item in items or ())
-            if len(found) != size + len(items or ()):
+            found |= part.items or {}
+            if total is None and part.count and not any((part.items or {}).values()):
+                break  # without a total and ids, a repeated page looks like a new one
+            if len(found) != size + part.count:
                 return None
-            if len(found) == total or (total is None and not items):
-                return list(found.values())
-            if not items or (total is not None and len(found) > total):
+            if len(found) == total or (total is None and not part.count):
+                return [item for item in found.values() if item is not None]
+            if not part.count or (total is not None and len(found) > total):
                 return None
+        raise CloudUnreachable(f"{request}: the list has no end", action=request.action)
+
+    async def _page(self, request: Request, kind: ListOf[PlainT], offset: int) -> Page[PlainT]:
+        window = {"limit": str(PAGE), "offset": str(offset)}
+        part = Request(request.action, {**request.params, **window}, request.summary)
+        return page(await self._caller.read(part, self._permit), kind, offset)
 
 
 def _numbered(name: str, values: Sequence[str]) -> dict[str, str]:

@@ -1,172 +1,151 @@
-"""The fields of the API's replies that the agent uses. Those that may be absent or null have a default."""
+"""The objects of the API's replies as the agent uses them; None for one that is set aside as a whole."""
 
-from abc import abstractmethod
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
 from typing import Generic, TypeVar
 
-import msgspec
-
-from qingcloud_cni.core.seams.cloud import CloudNic, CreatedNic, Instance, InstanceNic, Job, JobStatus, Vxnet
-
-
-class Reply(msgspec.Struct):
-    """The envelope of every reply. Errors have no `action`, successes no `message`; either may be null."""
-
-    ret_code: int
-    action: str | None = None
-    message: str | None = None
-
+from qingcloud_cni.cloud.fields import Fields
+from qingcloud_cni.core.seams.cloud import CloudNic, CreatedNic, Instance, InstanceNic, Job, JobStatus, Vxnet, is_host
 
 PlainT = TypeVar("PlainT")
 
-
-class Item(msgspec.Struct, Generic[PlainT]):
-    """An item of a list."""
-
-    id: str
-
-    @abstractmethod
-    def plain(self) -> PlainT:
-        """Return the item as the agent uses it."""
+_SHORTEST, _LONGEST = 8, 30  # prefixes of networks with hosts and a router
+_UNFIT = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")))
 
 
-class NicItem(Item[CloudNic]):
-    id: str = msgspec.field(name="nic_id")
-    nic_name: str | None = None
-    status: str | None = None
-    instance_id: str | None = None
-    vxnet_id: str | None = None
-    private_ip: str | None = None
-    role: int | None = None
-    enable_aspoof: bool | int | None = None  # undocumented; most clouds do not send it
-    create_time: str | None = None
-    status_time: str | None = None
+@dataclass(frozen=True, slots=True)
+class ListOf(Generic[PlainT]):
+    """A list in a reply: its field, the field of its items' ids, and the reader of an item."""
 
-    def plain(self) -> CloudNic:
-        return CloudNic(
-            nic_id=self.id.lower(),
-            name=self.nic_name or "",
-            status=self.status or "",
-            instance_id=self.instance_id or "",
-            vxnet_id=self.vxnet_id or "",
-            private_ip=self.private_ip or "",
-            role=self.role or 0,
-            enable_aspoof=None if self.enable_aspoof is None else int(self.enable_aspoof),
-            created=_seconds(self.create_time),
-            since=_seconds(self.status_time),
-        )
+    field: str
+    id_field: str
+    read: Callable[[Fields], PlainT | None]
 
 
-def _seconds(stamp: str | None) -> float:
-    """Convert 2016-12-23T13:35:56Z, with or without Z, to seconds since the epoch; 0 if malformed."""
+@dataclass(frozen=True, slots=True)
+class Page(Generic[PlainT]):
+    """One page of a list. *items* by id; those set aside are None, under a place of their own."""
+
+    total: int | None  # of the whole list
+    items: dict[str, PlainT | None] | None  # None: the reply has no list
+    count: int = 0  # of items, with those that are there twice
+
+
+def page(fields: Fields, kind: ListOf[PlainT], offset: int) -> Page[PlainT]:
+    total = fields.whole("total_count")
+    total = None if total is None or total < 0 else total
+    parts = fields.parts(kind.field, kind.id_field)
+    if parts is None:
+        return Page(total, None)
+    items: dict[str, PlainT | None] = {}
+    for number, part in enumerate(parts, offset):
+        item = kind.read(part)
+        if item is None and not part.flaws:
+            part.set_aside(kind.id_field, "is absent")
+        items[part.text(kind.id_field).lower() if item is not None else f"{kind.field}[{number}]"] = item
+    return Page(total, items, len(parts))
+
+
+def _nic(fields: Fields) -> CloudNic | None:
+    """A wrong name, instance or role would make the agent give up the NIC, so it is set aside with one of these."""
+    nic_id = fields.mac("nic_id")
+    name, instance_id, role = fields.text("nic_name"), fields.text("instance_id"), fields.whole("role")
+    if not nic_id or fields.flaws:
+        return None
+    return CloudNic(
+        nic_id=nic_id,
+        name=name,
+        status=fields.text("status"),
+        instance_id=instance_id,
+        vxnet_id=fields.text("vxnet_id"),
+        private_ip=fields.address("private_ip"),
+        role=role or 0,
+        enable_aspoof=fields.whole("enable_aspoof"),  # undocumented; most clouds do not send it
+        created=fields.seconds("create_time"),
+        since=fields.seconds("status_time"),
+    )
+
+
+def _vxnet(fields: Fields) -> Vxnet | None:
+    vxnet_id = fields.text("vxnet_id")
+    if not vxnet_id:
+        return None
+    kind, vpc_router_id = fields.whole("vxnet_type"), fields.text("vpc_router_id")
+    router = fields.part("router")  # absent if the vxnet is joined to none
+    router_id, network, gateway = vpc_router_id or router.text("router_id"), *_network(router)
+    flaw = "; ".join(fields.flaws)
+    return Vxnet(
+        vxnet_id=vxnet_id,
+        name=fields.text("vxnet_name"),
+        vxnet_type=1 if kind is None else kind,
+        router_id=router_id,
+        network="" if flaw else network,
+        gateway="" if flaw else gateway,
+        available_ips=fields.whole("available_ip_count"),
+        flaw=flaw,
+    )
+
+
+def _network(router: Fields) -> tuple[str, str]:
+    """The network and the router's address in it; empty if the vxnet has none."""
+    text, gateway = router.text("ip_network"), router.address("manager_ip")
+    if not text:
+        return "", ""
     try:
-        time = datetime.fromisoformat(stamp or "")
+        network = IPv4Network(text)
     except ValueError:
-        return 0.0
-    return time.replace(tzinfo=time.tzinfo or UTC).timestamp()
+        router.set_aside("ip_network", "is not an IPv4 network without host bits")
+        return "", ""
+    if any(network.overlaps(unfit) for unfit in _UNFIT) or not _SHORTEST <= network.prefixlen <= _LONGEST:
+        router.set_aside("ip_network", "is not a network of hosts")
+    elif not is_host(gateway, network) and not router.flaws:
+        router.set_aside("manager_ip", f"is not a host's address in {network}")
+    return str(network), gateway
 
 
-class RouterItem(msgspec.Struct):
-    router_id: str | None = None
-    manager_ip: str | None = None
-    ip_network: str | None = None
+def _instance(fields: Fields) -> Instance | None:
+    instance_id = fields.text("instance_id")
+    if not instance_id:
+        return None
+    nics = [_instance_nic(part) for part in fields.parts("vxnets", "nic_id") or ()]
+    return Instance(
+        instance_id=instance_id,
+        status=fields.text("status"),
+        nics=tuple(nic for nic in nics if nic is not None),
+        transition=fields.text("transition_status"),
+    )
 
 
-class VxnetItem(Item[Vxnet]):
-    id: str = msgspec.field(name="vxnet_id")
-    vxnet_name: str | None = None
-    vxnet_type: int | None = None
-    vpc_router_id: str | None = None
-    available_ip_count: int | None = None
-    router: RouterItem | None = None  # null or absent if the vxnet is joined to none
-
-    def plain(self) -> Vxnet:
-        router = self.router or RouterItem()
-        return Vxnet(
-            vxnet_id=self.id,
-            name=self.vxnet_name or "",
-            vxnet_type=1 if self.vxnet_type is None else self.vxnet_type,
-            router_id=self.vpc_router_id or router.router_id or "",
-            network=router.ip_network or "",
-            gateway=router.manager_ip or "",
-            available_ips=self.available_ip_count,
-        )
-
-
-class InstanceVxnetItem(msgspec.Struct):
-    nic_id: str | None = None
-    vxnet_id: str | None = None
-    private_ip: str | None = None
-    role: int | None = None
-
-
-class InstanceItem(Item[Instance]):
-    id: str = msgspec.field(name="instance_id")
-    status: str | None = None
-    transition_status: str | None = None
-    vxnets: list[InstanceVxnetItem] | None = None
-
-    def plain(self) -> Instance:
-        return Instance(
-            instance_id=self.id,
-            status=self.status or "",
-            nics=tuple(
-                InstanceNic(item.nic_id.lower(), item.vxnet_id or "", item.private_ip or "", item.role or 0)
-                for item in self.vxnets or ()
-                if item.nic_id
-            ),
-            transition=self.transition_status or "",
-        )
+def _instance_nic(fields: Fields) -> InstanceNic | None:
+    nic_id, role = fields.mac("nic_id"), fields.whole("role")
+    if not nic_id or fields.flaws:
+        return None
+    return InstanceNic(nic_id, fields.text("vxnet_id"), fields.address("private_ip"), role or 0)
 
 
 _FAILED = JobStatus.FAILED
 _JOB_ENDS = {"successful": JobStatus.SUCCESSFUL, "failed": _FAILED, "done with failure": _FAILED}
 
 
-class JobItem(Item[Job]):
-    id: str = msgspec.field(name="job_id")
-    status: str | None = None
-    error_codes: str | None = None
-
-    def plain(self) -> Job:
-        return Job(self.id, _JOB_ENDS.get(self.status or "", JobStatus.PENDING), self.error_codes or "")
+def _job(fields: Fields) -> Job | None:
+    job_id = fields.text("job_id")
+    if not job_id:
+        return None
+    return Job(job_id, _JOB_ENDS.get(fields.text("status"), JobStatus.PENDING), fields.text("error_codes"))
 
 
-class CreatedItem(msgspec.Struct):
-    nic_id: str
-    private_ip: str | None = None
-
-    def plain(self) -> CreatedNic:
-        return CreatedNic(self.nic_id.lower(), self.private_ip or "")
+def _created(fields: Fields) -> CreatedNic | None:
+    nic_id = fields.mac("nic_id")
+    return CreatedNic(nic_id, fields.address("private_ip")) if nic_id else None
 
 
-class Page(Reply, Generic[PlainT]):
-    """One page of a list."""
-
-    total_count: int | None = None  # of the whole list
-    items: Sequence[Item[PlainT]] | None = None
+def created(fields: Fields) -> tuple[CreatedNic, ...]:
+    nics = map(_created, fields.parts("nics", "nic_id") or ())
+    return tuple(nic for nic in nics if nic is not None)
 
 
-class NicPage(Page[CloudNic]):
-    items: list[NicItem] | None = msgspec.field(default=None, name="nic_set")
-
-
-class VxnetPage(Page[Vxnet]):
-    items: list[VxnetItem] | None = msgspec.field(default=None, name="vxnet_set")
-
-
-class InstancePage(Page[Instance]):
-    items: list[InstanceItem] | None = msgspec.field(default=None, name="instance_set")
-
-
-class JobPage(Page[Job]):
-    items: list[JobItem] | None = msgspec.field(default=None, name="job_set")
-
-
-class CreatedReply(Reply):
-    nics: list[CreatedItem] | None = None
-
-
-class JobReply(Reply):
-    job_id: str | None = None
+NICS = ListOf("nic_set", "nic_id", _nic)
+VXNETS = ListOf("vxnet_set", "vxnet_id", _vxnet)
+INSTANCES = ListOf("instance_set", "instance_id", _instance)
+JOBS = ListOf("job_set", "job_id", _job)

@@ -41,6 +41,7 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "gc.without-list": _warn("A GC has no `cni.dev/valid-attachments`, so nothing is freed. `subject`: network."),
         # the life of a NIC
         "nic.created": _info("The cloud made a NIC. `detail` is its address, `subject` the operation."),
+        "nic.unaddressed": _warn("The cloud gave a new NIC no usable address. The agent deletes the NIC."),
         "nic.adopted": _info("The agent found a NIC with this host's name in the cloud."),
         "nic.attaching": _info("The agent has asked the cloud to attach the NIC."),
         "nic.arrived": _info("The NIC's link is on the host."),
@@ -101,6 +102,9 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "nics.unanswered": _warn("The cloud did not answer a question about NICs or their vxnet. The agent retries."),
         # comparisons
         "cloud.unanswered": _warn("A comparison of table, kernel and cloud failed. The agent retries."),
+        "cloud.set-aside": _warn(
+            "A field of a reply is unusable, so it counts as absent. Once an hour for each field."
+        ),
         "reconcile.doubted": _info("An operation ended unexpectedly. A comparison follows; `detail` is the cause."),
         "drift.seen": _warn("Table, kernel and cloud [differ](#status-shows-drift). `detail` begins with the kind."),
         "drift.over": _info("The difference is gone: the agent fixed it, or it ended by itself."),

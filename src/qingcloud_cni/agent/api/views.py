@@ -129,6 +129,7 @@ class StatusView(msgspec.Struct, frozen=True):
     ready: Annotated[bool, Meta(description="ADDs are served")]
     cloud_compared: Annotated[bool, Meta(description="the table was compared with the cloud since the start")]
     cloud_error: Annotated[str, Meta(description="the current fault of the cloud; empty if none")]
+    set_aside: Annotated[list[str], Meta(description="unusable fields of the cloud's replies, of the last hour")]
     store_error: Annotated[str, Meta(description="why the disk rejects writes; empty if it accepts them")]
     unsaved: Annotated[Count, Meta(description="changes that are not on disk")]
     draining: bool
@@ -215,6 +216,7 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         or agent.instance_status.leaving
         or agent.provisioner.cause
         or agent.releaser.cause,
+        set_aside=list(agent.context.cloud.set_aside()),
         store_error=agent.context.journal.error,
         unsaved=agent.context.journal.unsaved,
         draining=agent.pool.is_draining,

@@ -33,14 +33,27 @@ class VxnetCache:
         vxnet = self._known.get(vxnet_id)
         return vxnet if vxnet is not None and vxnet.network else None
 
+    def flaw(self, vxnet_id: str) -> str:
+        """Why no NIC can be made in this vxnet, as the cloud last said; "" if one can."""
+        if self.known(vxnet_id) is not None:
+            return ""
+        vxnet = self._known.get(vxnet_id)
+        return f"vxnet {vxnet_id}: {vxnet.flaw if vxnet and vxnet.flaw else 'the cloud shows no network of it'}"
+
     async def read(self, vxnet_ids: tuple[str, ...], urgency: HowUrgent) -> dict[str, Vxnet]:
-        """Those of *vxnet_ids* that exist, read from the cloud even if they are known."""
+        """Those of *vxnet_ids* that exist, read from the cloud even if they are known.
+
+        One whose fields are unusable counts as full; if an earlier answer was usable, that one remains valid.
+        """
         calls = await self._cloud.permit(urgency)
         found = {v.vxnet_id: v for v in await calls.vxnets(vxnet_ids)}
-        self._known |= found
         for vxnet in found.values():
-            if vxnet.available_ips is not None:
-                self._on_room(vxnet.vxnet_id, vxnet.available_ips)
+            if vxnet.flaw and self.known(vxnet.vxnet_id) is not None:
+                continue
+            self._known[vxnet.vxnet_id] = vxnet
+            room = 0 if vxnet.flaw else vxnet.available_ips
+            if room is not None:
+                self._on_room(vxnet.vxnet_id, room)
         return found
 
 

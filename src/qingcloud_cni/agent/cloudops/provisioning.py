@@ -85,7 +85,8 @@ class Provisioner(CloudWrites):
         await self._attach_created(intents, is_ready=is_ready)
 
     def _made(self, intent: Intent) -> tuple[str, ...]:
-        return self._in(self._table.intents[intent.op_id], NicState.CREATING)
+        made = self._in(self._table.intents[intent.op_id], NicState.CREATING)
+        return tuple(nic_id for nic_id in made if self._table.nics[nic_id].address)
 
     async def _attach_created(self, intents: Sequence[Intent], *, is_ready: bool = True) -> None:
         calls = await self._permit() if any(map(self._made, intents)) and is_ready else None
@@ -102,6 +103,10 @@ class Provisioner(CloudWrites):
     async def _create(self, intent: Intent, calls: CloudCalls | None = None) -> None:
         calls = calls or await self._permit()
         intent = await self._persisted(intent)
+        if flaw := await self._flaw(intent.vxnet_id):
+            calls.return_permit()
+            self._create_failed(intent, flaw)
+            return
         try:
             created = await calls.create_nics(intent.vxnet_id, intent.count, intent.name)
         except errors.OutcomeUnknown as err:
@@ -121,8 +126,27 @@ class Provisioner(CloudWrites):
             created = ()
         await self._enter(intent, created)
 
+    async def _flaw(self, vxnet_id: str) -> str:
+        """Why no NIC can be made there: without a usable network it would have no address. "" if one can."""
+        if not self._vxnets.flaw(vxnet_id):
+            return ""
+        try:
+            await self._vxnets.read((vxnet_id,), self._urgency)
+        except errors.CloudError as err:
+            return str(err)
+        return self._vxnets.flaw(vxnet_id)
+
+    def _create_failed(self, intent: Intent, cause: str) -> None:
+        self.chooser.failed(intent.vxnet_id)
+        self.backoff.failed(self._context.now(), cause)
+        self._context.note("create.refused", subject=intent.op_id, detail=cause)
+        self._table.reserve(intent.op_id, ())
+
     async def _enter(self, intent: Intent, created: Sequence[CreatedNic]) -> None:
-        """Add new NICs to the table; they belong to their operation until they are to be attached."""
+        """Add new NICs to the table; they belong to their operation until they are to be attached.
+
+        The pool deletes those without a usable address.
+        """
         vxnet: Vxnet | None = None
         if created:
             vxnet = await self._lookups.answered(lambda: self._vxnets.get(intent.vxnet_id, self._urgency))
@@ -131,15 +155,23 @@ class Provisioner(CloudWrites):
             if vxnet is not None and made.nic_id not in self._table.nics:
                 address = vxnet.address_of(made.private_ip)
                 nic = Nic(made.nic_id, intent.name, vxnet.vxnet_id, address, vxnet.gateway, NicState.CREATING, now)
-                self._table.add(
-                    self._context.identity.indexed(nic, self._table.nics.values()),
-                    "nic.created",
-                    subject=intent.op_id,
-                )
-        self._table.reserve(intent.op_id, [n.nic_id for n in created if n.nic_id in self._table.nics])
+                if address:
+                    nic = self._context.identity.indexed(nic, self._table.nics.values())
+                else:
+                    self._without_address(intent, made, vxnet)
+                self._table.add(nic, "nic.created", subject=intent.op_id)
+        known = (self._table.nics.get(made.nic_id) for made in created)
+        self._table.reserve(intent.op_id, [n.nic_id for n in known if n is not None and n.name == intent.name])
         if created:
             self.chooser.created(intent.vxnet_id, len(created), now)
         self._changed()
+
+    def _without_address(self, intent: Intent, made: CreatedNic, vxnet: Vxnet) -> None:
+        said = f"address {made.private_ip}" if made.private_ip else "no usable address"
+        cause = f"{vxnet.vxnet_id}: the cloud gave NIC {made.nic_id} {said}, which is not a host's in {vxnet.network}"
+        self.chooser.failed(intent.vxnet_id)
+        self.backoff.failed(self._context.now(), cause)
+        self._context.note("nic.unaddressed", made.nic_id, intent.op_id, cause)
 
     async def _create_refused(self, intent: Intent, err: errors.CloudError) -> None:
         """Find out whether a refusal concerns this vxnet or the cloud as a whole."""

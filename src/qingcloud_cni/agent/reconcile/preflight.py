@@ -1,11 +1,11 @@
 """Requirements on the instance and its vxnets: checked at start, and again every hour."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.cloudops.instance_status import InstanceStatus
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
-from qingcloud_cni.core.errors import NotListed, StartRefused, Unavailable
+from qingcloud_cni.core.errors import CloudUnreachable, NotListed, StartRefused, Unavailable
 from qingcloud_cni.core.seams.cloud import HowUrgent, Vxnet
 
 _MANAGED = 1  # vxnet_type of one that a router gives addresses in
@@ -26,9 +26,9 @@ class Preflight:
         self._own: tuple[str, ...] = ()  # the vxnet of the instance's primary NIC, once it is known
 
     async def check(self) -> None:
-        """StartRefused if the configuration is wrong; any CloudError means "retry later".
+        """StartRefused or NotListed if the configuration seems wrong; any other CloudError means "retry later".
 
-        NotListed means one or the other, for an overloaded cloud may return incomplete lists.
+        One answer proves little: an overloaded cloud may return incomplete lists, and a field may be corrupt.
         """
         instance_id = self._instance_id
         urgency = self._context.urgency.provisioning
@@ -65,10 +65,24 @@ class Preflight:
                     f"vxnet {vxnet_id} is unknown to the cloud in this zone; check {check}", action="DescribeVxnets"
                 )
         routers = {found[v].router_id for v in self._own if found[v].router_id}
+        _check_flaws([found[v] for v in self._own if not routers])
+        if not self._own:
+            raise CloudUnreachable(
+                f"instance {instance_id}: the cloud shows no NIC of it", action="DescribeInstances"
+            )
         if not routers:
             raise StartRefused(f"instance {instance_id} is not in a VPC; its primary NIC must be in a router's vxnet")
+        _check_flaws([found[v] for v in self._configured])
         for vxnet_id in self._configured:
-            _check_vxnet(found[vxnet_id], instance_id, routers)
+            if not found[vxnet_id].flaw:
+                _check_vxnet(found[vxnet_id], instance_id, routers)
+
+
+def _check_flaws(vxnets: Sequence[Vxnet]) -> None:
+    """CloudUnreachable if what the cloud says of each of them is unusable; one that is usable is enough."""
+    if vxnets and all(vxnet.flaw for vxnet in vxnets):
+        flaws = "; ".join(f"vxnet {vxnet.vxnet_id}: {vxnet.flaw}" for vxnet in vxnets)
+        raise CloudUnreachable(f"{flaws}; retried until the cloud answers otherwise", action="DescribeVxnets")
 
 
 def _check_vxnet(vxnet: Vxnet, instance_id: str, routers: set[str]) -> None:

@@ -6,10 +6,17 @@ from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.reconcile.preflight import Preflight
 from qingcloud_cni.agent.reconcile.reconcile import Reconciler
-from qingcloud_cni.core.errors import CloudError, CredentialsRefused, KernelRefused, NotListed, StartRefused
+from qingcloud_cni.core.errors import (
+    AgentError,
+    CloudError,
+    CredentialsRefused,
+    KernelRefused,
+    NotListed,
+    StartRefused,
+)
 
 FIRST_CALL = "DescribeInstances"  # of a comparison: keys that it accepts are right
-UNLISTED = 3  # answers in a row that do not list an id which must exist, until the agent believes them
+BELIEVED = 3  # answers in a row that make a setting look wrong, until the agent believes them
 
 
 class StartupComparison:
@@ -27,17 +34,17 @@ class StartupComparison:
     async def run(self) -> None:
         """Retry until a comparison succeeds; an agent with NICs serves them meanwhile.
 
-        StartRefused ends an agent without NICs if the cloud rejects its keys, or if `UNLISTED` answers in a row do
-        not list an id that must exist.
+        StartRefused ends an agent without NICs if `BELIEVED` answers in a row reject its keys, do not list an id that
+        must exist, or do not fit a setting.
         """
-        failures = unlisted = 0
+        failures = wrong = 0
         while True:
             try:
                 await self._compare()
-            except (CloudError, KernelRefused) as err:
-                unlisted = unlisted + 1 if isinstance(err, NotListed) else 0
-                if not self.serves_from_disk:
-                    self._judge(err, unlisted)
+            except (CloudError, KernelRefused, StartRefused) as err:
+                wrong = wrong + 1 if _is_setting(err) else 0
+                if wrong >= BELIEVED and not self.serves_from_disk:
+                    raise StartRefused(self._explained(err)) from err
                 failures += 1
                 self.error = str(err)
                 self._reconciler.failed(err)
@@ -62,8 +69,13 @@ class StartupComparison:
         is_empty = not (table.nics or table.intents)
         return is_empty and self._preflight.is_bare and self._context.cloud.spending().is_scarce
 
-    def _judge(self, err: CloudError | KernelRefused, unlisted: int) -> None:
-        if isinstance(err, CredentialsRefused) and err.action == FIRST_CALL:
-            raise StartRefused(f"the cloud does not accept the keys in {self._access_file}: {err}") from err
-        if unlisted == UNLISTED:
-            raise StartRefused(str(err)) from err
+    def _explained(self, err: AgentError) -> str:
+        if isinstance(err, CredentialsRefused):
+            return f"the cloud does not accept the keys in {self._access_file}: {err}"
+        return str(err)
+
+
+def _is_setting(err: AgentError) -> bool:
+    """Whether a setting of the operator may be the cause."""
+    is_keys = isinstance(err, CredentialsRefused) and err.action == FIRST_CALL
+    return is_keys or isinstance(err, NotListed | StartRefused)

@@ -100,8 +100,9 @@ def _unknown(held: TableFacts, view: CloudFacts, now: float) -> Iterator[Differe
             continue
         if nic.nic_id in held.known or nic.name in held.creating:
             continue
-        if not nic.private_ip or nic.vxnet_id not in view.vxnets:
-            detail = f"it has no address, or its vxnet {nic.vxnet_id} has none"
+        vxnet = view.vxnets.get(nic.vxnet_id)
+        if vxnet is None or not vxnet.address_of(nic.private_ip):
+            detail = f"it has no usable address, or its vxnet {nic.vxnet_id} has no network"
             yield Difference(DifferenceKind.UNUSABLE, nic.nic_id, detail)
         elif not is_here and (age := view.wall - nic.created) < GROWN_UP:
             detail = f"{nic.name} is attached nowhere and was created {max(age, 0.0):.0f} s ago"
@@ -186,9 +187,8 @@ def _attached_nowhere(nic: Nic, seen: LinkLocations, now: float) -> Iterator[Dif
 
 def _address(nic: Nic, attachment: Attachment | None, said: CloudNic, view: CloudFacts) -> Iterator[Difference]:
     vxnet = view.vxnets.get(said.vxnet_id)
-    if vxnet is None or not said.private_ip:
+    if vxnet is None or not (address := vxnet.address_of(said.private_ip)):
         return
-    address = vxnet.address_of(said.private_ip)
     if (nic.vxnet_id, nic.address, nic.gateway) == (vxnet.vxnet_id, address, vxnet.gateway):
         return
     detail = f"its address is {address} in {vxnet.vxnet_id}, no longer {nic.address}"

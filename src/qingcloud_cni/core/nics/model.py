@@ -30,7 +30,7 @@ class Nic:
     nic_id: str
     name: str  # the unique name of its create (core.nics.names)
     vxnet_id: str
-    address: str  # with prefix length: "172.16.3.7/24"
+    address: str  # with prefix length: "172.16.3.7/24"; "" if the cloud gave none that is usable: it never serves
     gateway: str  # the vxnet's router: "172.16.3.1"
     state: NicState
     since: float  # when the state was entered, in seconds since the epoch

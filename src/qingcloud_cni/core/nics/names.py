@@ -22,6 +22,11 @@ class NicName:
         return f"{self.prefix}_{self.instance_id}_{self.op_id}"
 
 
+def is_nic_id(text: str) -> bool:
+    """Whether this is the MAC of one NIC, in lower case: neither zero nor a group's."""
+    return bool(MAC.fullmatch(text)) and not int(text[:2], 16) & 1 and text != "00:00:00:00:00:00"
+
+
 def parse_nic_name(name: str) -> NicName | None:
     """Split a NIC's name; None if the agent cannot have made it."""
     parts = _NIC_NAME.fullmatch(name)

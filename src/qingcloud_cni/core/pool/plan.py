@@ -49,7 +49,7 @@ def balance(state: PoolState, policy: PoolPolicy, now: float) -> Balance:
     cooled = tuple(_cooled(state, policy, now))
     idle = sum(n.state is NicState.IDLE for n in state.nics) + len(cooled)
     coming = _coming(state, policy, now, cooled)
-    spare = tuple(n.nic_id for n in state.nics if n.state is NicState.CREATING and n.nic_id not in state.busy)
+    spare = tuple(n.nic_id for n in _unattached(state) if n.address)
     return Balance(
         cooled=cooled,
         idle=idle,
@@ -207,7 +207,10 @@ def _delete(state: PoolState, have: Balance) -> list[PlannedAction]:
             unwanted, why = have.spare, "the instance is going away"
         case _:
             return []
-    return [PlannedAction(DeleteNics(unwanted), f"attached nowhere, and {why}")] if unwanted else []
+    found = [PlannedAction(DeleteNics(unwanted), f"attached nowhere, and {why}")] if unwanted else []
+    if useless := tuple(n.nic_id for n in _unattached(state) if not n.address):
+        found.append(PlannedAction(DeleteNics(useless), "attached nowhere, and without a usable address"))
+    return found
 
 
 def _release(state: PoolState, policy: PoolPolicy, now: float, have: Balance) -> list[PlannedAction]:
@@ -279,6 +282,10 @@ def _drain(state: PoolState, now: float) -> tuple[PlannedAction, ...]:
 
 
 # --- counting ----------------------------------------------------------------------------------------
+
+
+def _unattached(state: PoolState) -> list[Nic]:
+    return [n for n in state.nics if n.state is NicState.CREATING and n.nic_id not in state.busy]
 
 
 def _short(state: PoolState, policy: PoolPolicy, ready: int, spare: int) -> int:

@@ -1,9 +1,9 @@
 """The QingCloud API as the agent uses it: CloudReads and CloudWrites, both from the permits of Cloud."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol, TypeVar
 
 from qingcloud_cni.core.budget import Spending, Urgency
@@ -18,7 +18,7 @@ class CloudNic:
     status: str  # "available" or "in-use"
     instance_id: str  # "" when attached nowhere
     vxnet_id: str
-    private_ip: str
+    private_ip: str  # IPv4, "" where the cloud sends none that is usable
     role: int  # 1 = primary
     enable_aspoof: int | None = None  # anti-spoofing; None where the cloud does not say
     created: float = 0.0  # seconds since the epoch; 0 where the cloud does not say
@@ -28,7 +28,7 @@ class CloudNic:
 @dataclass(frozen=True, slots=True)
 class CreatedNic:
     nic_id: str
-    private_ip: str
+    private_ip: str  # as in CloudNic
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,22 @@ class Vxnet:
     network: str  # CIDR: "172.16.3.0/24"; "" when joined to no router
     gateway: str  # the router's address in it
     available_ips: int | None  # free addresses; None where the cloud does not say
+    flaw: str = ""  # why what the cloud says of it is unusable; it then has neither network nor gateway
 
     def address_of(self, private_ip: str) -> str:
-        """Return the address with this vxnet's prefix length, "172.16.3.7/24"; the vxnet must have a network."""
-        return str(IPv4Interface((private_ip, IPv4Network(self.network).prefixlen)))
+        """Return the address with the vxnet's prefix length, "172.16.3.7/24"; "" if it is not a host's in it."""
+        if not self.network:
+            return ""
+        network = IPv4Network(self.network)
+        is_usable = is_host(private_ip, network) and private_ip != self.gateway
+        return f"{private_ip}/{network.prefixlen}" if is_usable else ""
+
+
+def is_host(address: str, network: IPv4Network) -> bool:
+    """Whether a host of *network* can have this IPv4 address, or ""."""
+    if not address or (host := IPv4Address(address)) not in network:
+        return False
+    return host not in (network.network_address, network.broadcast_address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,5 +176,11 @@ class Cloud(Protocol):
         """Lower the rate: a refusal suggests that the key's API calls are used up."""
 
     def spending(self) -> Spending: ...
+
+    def set_aside(self) -> Sequence[str]:
+        """Return what was unusable in replies of the last hour: the latest value of each field."""
+
+    def newly_set_aside(self) -> AsyncIterator[str]:
+        """Yield an unusable value when its field had none for an hour."""
 
     async def close(self) -> None: ...
