@@ -130,7 +130,7 @@ SUBJECTS: dict[str, tuple[Claim, ...]] = {
         ),
     ),
     "Other keys and arguments": (
-        Claim(72, "Unknown keys of the configuration, and `capabilities`, are ignored.", "spec 1"),
+        Claim(72, "Unknown keys at the top of the configuration, and `capabilities`, are ignored.", "spec 1"),
         Claim(73, "Unknown content of `args` is ignored.", "conventions"),
         Claim(
             74, "Unknown keys of `CNI_ARGS`, in any order, are ignored; those of a pod are recorded.", "conventions"
@@ -141,6 +141,7 @@ SUBJECTS: dict[str, tuple[Claim, ...]] = {
             "containerd, Nomad",
             "`portmap`, chained after `qingcni`, maps ports; `qingcni` accepts both spellings.",
         ),
+        Claim(81, "A key of ours that ADD cannot fulfil is code 7, naming key and value.", "spec 5, Error"),
         Claim(76, "Mesos's call, with no version and a minimal environment, gets `ip4` in 0.1.0.", "Mesos"),
     ),
     "Errors, deadlines, processes": (

@@ -18,6 +18,7 @@ from qingcloud_cni.agent.api.metrics import METRICS
 from qingcloud_cni.agent.base.logs import LINES
 from qingcloud_cni.agent.settings.settings import SETTINGS
 from qingcloud_cni.cli.qingagent import main as main_command
+from qingcloud_cni.core.cni.config_keys import KEYS
 from qingcloud_cni.core.events import EVENTS, EventKind
 from tools.generated import Part, main
 
@@ -40,6 +41,15 @@ def settings() -> Iterator[str]:
         for s in SETTINGS
     )
     return table(("Setting", "Environment variable", "Value", "Default", "Meaning"), rows)
+
+
+def config_keys() -> Iterator[str]:
+    rows = (
+        (f"`{key.name}`", key.treatment.value, key.why + (f" (`{key.allowed}` is accepted)" if key.allowed else ""))
+        for key in KEYS
+        if key.why
+    )
+    return table(("Key", "Treatment", "Why"), rows)
 
 
 def commands() -> Iterator[str]:
@@ -126,6 +136,7 @@ def _part(page: str, lines: Callable[[], Iterable[str]]) -> Part:
 PARTS = (
     _part("architecture.md", rooms),
     _part("configuration.md", settings),
+    _part("configuration.md", config_keys),
     _part("configuration.md", commands),
     _part("configuration.md", peers),
     _part("configuration.md", endpoints),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,11 +15,11 @@ from qingcloud_cni.core.cni.network_config import (
     NetworkConfig,
     read_cni_args,
     read_config,
-    routes_for,
 )
 from qingcloud_cni.core.cni.protocol import VERSIONS
 from qingcloud_cni.core.cni.reading import folded
 from qingcloud_cni.core.cni.results import Result
+from qingcloud_cni.core.cni.routes import routes_for
 from qingcloud_cni.core.errors import AgentError, InvalidConfig, wire
 from qingcloud_cni.core.nics.model import Dns, NicState, Route, Workload
 
@@ -49,7 +50,7 @@ def test_a_configuration_with_all_of_them() -> None:
         isGateway=False,
         ipMasq=True,
         dns=DNS,
-        ipam={"type": "x", "routes": [{"dst": "10.96.0.0/12", "gw": "172.16.3.253"}, {"dst": "10.0.0.0/8"}]},
+        ipam={"type": "qingcni", "routes": [{"dst": "10.96.0.0/12", "gw": "172.16.3.253"}, {"dst": "10.0.0.0/8"}]},
     )
     assert read_config(config) == NetworkConfig(
         "0.3.1",
@@ -110,6 +111,20 @@ def test_booleans_may_be_strings(value: object, meant: bool) -> None:
         (routed({"dst": "10.0.0.0/8"}, {"dst": 7}), "ipam.routes[1].dst 7 is not an IPv4 network"),
         (routed({"dst": "10.0.0.0/8", "gw": 1}), "ipam.routes[0].gw 1 is not an IPv4 address"),
         (routed({"dst": "10.0.0.0/8", "gw": "fd00::1"}), "ipam.routes[0].gw 'fd00::1' is not an IPv4 address"),
+        (routed({"dst": "10.0.0.0/8", "mtu": "x"}), "ipam.routes[0].mtu 'x' is not a whole number"),
+        (routed({"dst": "10.0.0.0/8", "mtu": 67}), "ipam.routes[0].mtu 67 is not between 68 and 65520"),
+        (routed({"dst": "10.0.0.0/8", "advmss": 0}), "ipam.routes[0].advmss 0 is not between 1 and 65495"),
+        (routed({"dst": "10.0.0.0/8", "priority": 2**32}), "ipam.routes[0].priority 4294967296 is not between 0 and"),
+        (routed({"dst": "10.0.0.0/8", "table": 255}), "ipam.routes[0].table 255 is the kernel's own table"),
+        (routed({"dst": "10.0.0.0/8", "scope": 254}), "ipam.routes[0].scope 254 is not supported; use 0 (global)"),
+        (
+            routed({"dst": "10.0.0.0/8", "gw": "172.16.3.9", "scope": 253}),
+            "ipam.routes[0].scope 253 has no gateway, and ipam.routes[0].gw is '172.16.3.9'; remove one of them",
+        ),
+        (
+            routed({"dst": "10.0.0.0/8"}, {"dst": "10.0.0.0/8", "gw": "172.16.3.9", "table": 254}),
+            "ipam.routes[1] and ipam.routes[0] differ and lead to 10.0.0.0/8; remove one of them",
+        ),
         (conf(dns="1.1.1.1"), "dns '1.1.1.1' is not an object"),
         (conf(dns={"domain": 3}), "dns.domain 3 is not a string"),
         (conf(dns={"search": "a"}), "dns.search 'a' is not a list of strings"),
@@ -130,7 +145,7 @@ def test_refusals_name_key_and_value(config: Mapping[str, object], says: str) ->
 def test_a_gateway_of_0_0_0_0_is_this_hosts_and_replaced() -> None:
     config = read_config(routed({"dst": "10.96.0.0/12", "gw": "0.0.0.0"}, {"dst": "10.0.0.0/16", "gw": "172.16.3.9"}))
     assert config.services == ("10.96.0.0/12",)
-    routes = routes_for(make_nic(), config, "172.16.3.253")
+    routes = routes_for(make_nic(), config.routes, "172.16.3.253")
     assert [(r.dst, r.gw) for r in routes] == [
         ("0.0.0.0/0", "172.16.3.1"),
         ("10.96.0.0/12", "172.16.3.253"),
@@ -212,17 +227,30 @@ DEFAULT = Route("0.0.0.0/0", "172.16.3.1")
         (({"dst": "10.96.0.0/12"},), (DEFAULT, Route("10.96.0.0/12", "172.16.3.1"))),
         (({"dst": "0.0.0.0/0", "gw": "172.16.3.253"},), (Route("0.0.0.0/0", "172.16.3.253"),)),
         (({"dst": "0.0.0.0/0"},), (DEFAULT,)),
+        (({"dst": "0.0.0.0/0"}, {"dst": "0.0.0.0/0"}), (DEFAULT,)),
+        (({"dst": "0.0.0.0/0", "priority": 7},), (replace(DEFAULT, priority=7),)),
+        (({"dst": "0.0.0.0/0", "table": 0},), (replace(DEFAULT, table=0),)),
+        (({"dst": "0.0.0.0/0", "table": 100},), (DEFAULT, replace(DEFAULT, table=100))),
+        (({"dst": "169.254.0.0/16", "scope": 253},), (DEFAULT, Route("169.254.0.0/16", "", scope=253))),
+        (
+            ({"dst": "10.0.0.0/8", "priority": 1}, {"dst": "10.0.0.0/8", "gw": "172.16.3.9", "priority": 2}),
+            (
+                DEFAULT,
+                Route("10.0.0.0/8", "172.16.3.1", priority=1),
+                Route("10.0.0.0/8", "172.16.3.9", priority=2),
+            ),
+        ),
     ],
 )
 def test_routes_to_install(asked: tuple[object, ...], installed: tuple[Route, ...]) -> None:
-    assert routes_for(NIC, read_config(routed(*asked))) == installed
+    assert routes_for(NIC, read_config(routed(*asked)).routes) == installed
 
 
 @pytest.mark.parametrize("gateway", ["172.16.4.1", "10.0.0.1", "172.16.3.7", "172.16.3.0", "172.16.3.255"])
 def test_a_gateway_must_be_a_neighbour_in_the_vxnet(gateway: str) -> None:
     config = read_config(routed({"dst": "10.96.0.0/12", "gw": gateway}))
     with pytest.raises(InvalidConfig) as refusal:
-        routes_for(NIC, config)
+        routes_for(NIC, config.routes)
     for word in ("10.96.0.0/12", gateway, "vxnet-1", "172.16.3.0/24"):
         assert word in str(refusal.value)
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qingcloud_cni.core.nics.model import Route
 from qingcloud_cni.kernel.links.nic import (
     ALIAS_BYTES,
     USUAL_MTU,
@@ -170,7 +171,7 @@ def test_address_is_packed_with_prefix_and_broadcast(number: int, prefix: int) -
     ("dst", "length", "packed"), [("0.0.0.0/0", 0, None), ("10.96.0.0/12", 12, bytes([10, 96, 0, 0]))]
 )
 def test_route_is_static_and_in_the_main_table(dst: str, length: int, packed: bytes | None) -> None:
-    request = routing.add_route(routing.static_route(5, dst, "172.16.3.1"))
+    request = routing.add_route(routing.static_route(5, Route(dst, "172.16.3.1")))
     assert struct.unpack_from("=BBBBBBBBI", request.body) == (2, length, 0, 0, 0, 4, 0, 1, 0)
     fields = dict(nl.unpack_attributes(request.body, 12))
     assert fields.get(routing.RTA_DST) == packed

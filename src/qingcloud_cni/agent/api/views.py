@@ -22,11 +22,16 @@ Count = Annotated[int, Meta(ge=0)]
 SettingValue = str | bool | int | float | list[str]
 
 
-class RouteView(msgspec.Struct, frozen=True):
-    """A route installed in a container."""
+class RouteView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A route installed in a container; fields from `priority` on are absent unless the configuration has them."""
 
     dst: Annotated[str, Meta(description="a network", examples=["10.96.0.0/12"])]
-    gw: str
+    gw: Annotated[str, Meta(description="empty if its destinations are neighbours (scope 253)")]
+    priority: Annotated[int | None, Meta(description="the metric")] = None
+    table: int | None = None
+    mtu: int | None = None
+    advmss: int | None = None
+    scope: int | None = None
 
 
 class NicView(msgspec.Struct, frozen=True):
@@ -290,7 +295,7 @@ def _attachment_view(attachment: Attachment, nic: Nic) -> AttachmentView:
         nic_id=nic.nic_id,
         address=nic.address,
         vxnet_id=nic.vxnet_id,
-        routes=[RouteView(r.dst, r.gw) for r in attachment.routes],
+        routes=[RouteView(**asdict(r)) for r in attachment.routes],
         pod=PodView(workload.pod_namespace, workload.pod_name, workload.pod_uid, workload.infra_container_id),
         labels=[LabelView(key, value) for key, value in workload.labels],
         since=attachment.since,

@@ -13,9 +13,10 @@ from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.core import errors
 from qingcloud_cni.core.cni.check import mismatches
-from qingcloud_cni.core.cni.network_config import NetworkConfig, routes_for, unlisted_attachments
+from qingcloud_cni.core.cni.network_config import NetworkConfig, unlisted_attachments
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.cni.results import Result, result_of
+from qingcloud_cni.core.cni.routes import routes_for
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Netns, Nic, Route
 from qingcloud_cni.core.seams.kernel import LinkOrder, PlacedLink, Survey
 
@@ -273,7 +274,7 @@ class Attachments:
                 with call.phases.waiting(Phase.CLOUD), call.waiting():
                     gateway = await self._gateways.address_for(nic, config, call.left)
                 context.note("attachment.routed", nic.nic_id, str(key), gateway, pod=config.workload.pod)
-            routes = routes_for(nic, config, gateway)
+            routes = routes_for(nic, config.routes, gateway)
             attachment = replace(attachment, routes=routes)
             table.routed(attachment)
             if config.services:

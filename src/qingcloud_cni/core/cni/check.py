@@ -1,7 +1,7 @@
 """Compare an attachment with what ADD left: for CHECK, and for a repeated ADD. Pure."""
 
-from qingcloud_cni.core.cni.results import Result
-from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
+from qingcloud_cni.core.cni.results import Result, route_details
+from qingcloud_cni.core.nics.model import Attachment, Nic, NicState, Route
 from qingcloud_cni.core.seams.kernel import Inspection
 
 
@@ -28,9 +28,21 @@ def mismatches(
         found.append(f"prevResult does not list address {nic.address} of {ifname}")
     if seen.link is not None:
         routes = {(r.dst, r.gw) for r in previous.routes}
-        lost = [r for r in attachment.routes if (r.dst, r.gw) in routes and r not in seen.routes]
-        found += [f"route to {r.dst} via {r.gw} is missing" for r in lost]
+        listed_routes = (r for r in attachment.routes if (r.dst, r.gw) in routes)
+        lost = [r for r in listed_routes if not any(_serves(s, r) for s in seen.routes)]
+        found += [f"route to {_described(r)} is missing" for r in lost]
     return tuple(found)
+
+
+def _serves(seen: Route, wanted: Route) -> bool:
+    """Whether *seen*, of any table, is the installed route *wanted*, with the values that it asks for."""
+    asked = ((getattr(seen, key), value) for key, value in route_details(wanted) if key != "table")
+    return (seen.dst, seen.gw) == (wanted.dst, wanted.gw) and all((found or 0) == value for found, value in asked)
+
+
+def _described(route: Route) -> str:
+    parts = (f"{key} {value}" for key, value in route_details(route))
+    return " ".join((route.dst, *((f"via {route.gw}",) if route.gw else ()), *parts))
 
 
 def _link_mismatches(nic: Nic, seen: Inspection, macs: set[str], ifname: str) -> tuple[str, ...]:

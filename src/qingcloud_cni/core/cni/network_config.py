@@ -4,14 +4,15 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from qingcloud_cni.core.cni.config_keys import check_keys
 from qingcloud_cni.core.cni.protocol import network_name, version_of
 from qingcloud_cni.core.cni.reading import flag, folded, section, sections, text, texts
 from qingcloud_cni.core.cni.results import Result, read_dns, read_result
+from qingcloud_cni.core.cni.routes import UNSPECIFIED, read_routes
 from qingcloud_cni.core.errors import InvalidConfig
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Dns, Nic, Route, Workload
 from qingcloud_cni.core.nics.names import MAC
 
-UNSPECIFIED = "0.0.0.0"  # noqa: S104 - a gateway the agent is asked to fill in, not an address to listen on
 VALID_KEYS = ("cni.dev/valid-attachments", "cni.dev/attachments")  # of GC; the second one as in the tag spec-v1.1.0
 
 
@@ -39,7 +40,7 @@ class AddressRequest:
 class NetworkConfig:
     cni_version: str
     name: str
-    routes: tuple[Route, ...]  # gateway "": the vxnet's router; 0.0.0.0: this host's gateway
+    routes: tuple[Route, ...]  # as `read_routes` returns them
     dns: Dns
     is_gateway: bool
     ip_masq: bool
@@ -55,6 +56,7 @@ class NetworkConfig:
 
 def read_config(config: Mapping[str, object], cni_args: str = "") -> NetworkConfig:
     """Check what ADD needs of a network configuration; keys are case-insensitive."""
+    check_keys(config)
     keys = folded(config)
     args = section("args", keys.get("args"))
     runtime = section("runtimeConfig", keys.get("runtimeconfig"))
@@ -62,7 +64,7 @@ def read_config(config: Mapping[str, object], cni_args: str = "") -> NetworkConf
     return NetworkConfig(
         cni_version=version_of(config),
         name=network_name(config),
-        routes=_routes(keys.get("ipam")),
+        routes=read_routes(keys.get("ipam")),
         dns=_with_runtime_dns(read_dns("dns", keys.get("dns")), runtime.get("dns")),
         is_gateway=flag(keys, "isGateway", default=True),
         ip_masq=flag(keys, "ipMasq", default=False),
@@ -84,38 +86,7 @@ def read_cni_args(cni_args: str) -> dict[str, str]:
     return {key: value for key, equals, value in pairs if key and equals}
 
 
-# --- ipam and dns ------------------------------------------------------------------------------------
-
-
-def _routes(ipam: object) -> tuple[Route, ...]:
-    routes = section("ipam", ipam).get("routes")
-    if routes is None:
-        return ()
-    if not isinstance(routes, list):
-        raise InvalidConfig(f"ipam.routes {routes!r} is not a list")
-    return tuple(_route(f"ipam.routes[{n}]", entry) for n, entry in enumerate(routes))
-
-
-def _route(where: str, entry: object) -> Route:
-    if not isinstance(entry, dict):
-        raise InvalidConfig(f'{where} {entry!r} is not an object like {{"dst": "10.96.0.0/12", "gw": "…"}}')
-    keys = folded(entry)
-    dst, gw = keys.get("dst"), keys.get("gw")
-    gw = "" if gw is None else gw
-    try:
-        network = ipaddress.IPv4Network(dst) if isinstance(dst, str) and "/" in dst else None
-    except ValueError as err:
-        raise InvalidConfig(f"{where}.dst {dst!r} is not an IPv4 network ({err})") from None
-    if network is None:
-        raise InvalidConfig(f"{where}.dst {dst!r} is not an IPv4 network, such as 10.96.0.0/12")
-    if not isinstance(gw, str):
-        raise InvalidConfig(f"{where}.gw {gw!r} is not an IPv4 address")
-    try:
-        return Route(str(network), str(ipaddress.IPv4Address(gw)) if gw else "")
-    except ValueError:
-        raise InvalidConfig(
-            f"{where}.gw {gw!r} is not an IPv4 address; use that of a gateway in the pod's vxnet"
-        ) from None
+# --- dns ---------------------------------------------------------------------------------------------
 
 
 def _with_runtime_dns(dns: Dns, value: object) -> Dns:
@@ -194,30 +165,6 @@ def _labels(value: object) -> tuple[tuple[str, str], ...]:
 
 def _object(value: object) -> dict[str, object]:
     return folded(value) if isinstance(value, dict) else {}
-
-
-# --- routes to install -------------------------------------------------------------------------------
-
-
-def routes_for(nic: Nic, config: NetworkConfig, host_gateway: str = "") -> tuple[Route, ...]:
-    """Return the routes to install: the default route unless the configuration has one, then its routes.
-
-    *host_gateway* replaces 0.0.0.0. InvalidConfig if a gateway is not an address of the NIC's vxnet.
-    """
-    own = ipaddress.IPv4Interface(nic.address)
-    network = own.network
-    not_neighbours = {own.ip, network.network_address, network.broadcast_address}
-    routes = tuple(Route(r.dst, host_gateway if r.gw == UNSPECIFIED else r.gw or nic.gateway) for r in config.routes)
-    for route in routes:
-        gateway = ipaddress.IPv4Address(route.gw)
-        if gateway not in network or gateway in not_neighbours:
-            raise InvalidConfig(
-                f"route to {route.dst}: gateway {route.gw} is not a neighbour in vxnet {nic.vxnet_id} ({network});"
-                " use an address of that vxnet or another --vxnet"
-            )
-    if any(r.dst == "0.0.0.0/0" for r in routes):
-        return routes
-    return (Route("0.0.0.0/0", nic.gateway), *routes)
 
 
 # --- GC ----------------------------------------------------------------------------------------------

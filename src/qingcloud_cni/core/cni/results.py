@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from qingcloud_cni.core.cni.protocol import VERSIONS, Shape
 from qingcloud_cni.core.cni.reading import number, section, sections, text, texts
 from qingcloud_cni.core.errors import InvalidConfig
-from qingcloud_cni.core.nics.model import Attachment, Dns, Nic
+from qingcloud_cni.core.nics.model import Attachment, Dns, Nic, Route
 
-_ROUTE_DETAILS = ("mtu", "advmss", "priority", "table", "scope")  # of 1.1.0
+ROUTE_DETAILS = ("mtu", "advmss", "priority", "table", "scope")  # of 1.1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Ip:
 class ResultRoute:
     dst: str  # CIDR
     gw: str = ""
-    details: tuple[tuple[str, int], ...] = ()  # by the keys of _ROUTE_DETAILS
+    details: tuple[tuple[str, int], ...] = ()  # by the keys of ROUTE_DETAILS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,13 @@ def family_of(network: str) -> str:
 def result_of(attachment: Attachment, nic: Nic) -> Result:
     """Return the result of one attachment."""
     interface = Interface(attachment.key.ifname, nic.nic_id, attachment.netns.path, attachment.mtu or None)
-    routes = tuple(ResultRoute(r.dst, r.gw) for r in attachment.routes)
+    routes = tuple(ResultRoute(r.dst, r.gw, route_details(r)) for r in attachment.routes)
     return Result((interface,), (Ip(nic.address, nic.gateway, 0),), routes, attachment.dns)
+
+
+def route_details(route: Route) -> tuple[tuple[str, int], ...]:
+    details = ((key, getattr(route, key)) for key in ROUTE_DETAILS)
+    return tuple((key, value) for key, value in details if value is not None)
 
 
 def extended(previous: Result, own: Result) -> Result:
@@ -165,7 +170,7 @@ def _read_routes(where: str, value: object) -> tuple[ResultRoute, ...]:
 
 
 def _read_route(where: str, keys: Mapping[str, object]) -> ResultRoute:
-    details = ((key, number(f"{where}.{key}", keys.get(key))) for key in _ROUTE_DETAILS)
+    details = ((key, number(f"{where}.{key}", keys.get(key))) for key in ROUTE_DETAILS)
     return ResultRoute(
         _cidr(f"{where}.dst", keys.get("dst")),
         _address(f"{where}.gw", keys.get("gw")),

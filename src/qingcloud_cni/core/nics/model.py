@@ -81,10 +81,26 @@ class Netns:
         return (self.dev, self.inode) == (other.dev, other.inode)
 
 
+MAIN_TABLE = 254  # the kernel's routing table for a route that names none
+LINK_SCOPE = 253  # of a route without gateway: its destinations are neighbours
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
+    """A route of a container; None is what the configuration leaves to the kernel."""
+
     dst: str  # CIDR: "10.96.0.0/12"
-    gw: str  # "172.16.3.1"
+    gw: str  # "172.16.3.1"; "" with LINK_SCOPE
+    priority: int | None = None  # the metric
+    table: int | None = None  # 0 is MAIN_TABLE as well
+    mtu: int | None = None
+    advmss: int | None = None
+    scope: int | None = None
+
+    @property
+    def destination(self) -> tuple[int, str]:
+        """The routing table and the network; the metric and who installed the route do not count."""
+        return self.table or MAIN_TABLE, self.dst
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from qingcloud_cni.kernel.namespaces.namespaces import (
     write_setting,
 )
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, delete_altnames, set_link
-from qingcloud_cni.kernel.netlink.routing import add_address, add_route, static_route
+from qingcloud_cni.kernel.netlink.routing import add_address, add_route, seen_route, static_route
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 from qingcloud_cni.kernel.nic_state.states import LinkStates, strip
 
@@ -227,7 +227,9 @@ class LinkOperations:
         inside.do(add_address(placed.ifindex, order.address), f"{nic}: add address {order.address} in {path}")
         self._apply_settings(namespace, order)
         inside.do(set_link(placed.ifindex, LinkChange(is_up=True)), f"{nic}: set up in {path}")
-        routes = tuple(r for r in order.routes if _add_route(inside, placed, r, order))
+        taken = inside.destinations()
+        free = (route for route in order.routes if route.destination not in taken)
+        routes = tuple(route for route in free if _add_route(inside, placed, route, order))
         return PlacedLink(placed.ifindex, placed.mtu, routes)
 
     def _apply_settings(self, namespace: Namespace, order: LinkOrder) -> None:
@@ -331,10 +333,10 @@ class LinkOperations:
 
 
 def _add_route(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) -> bool:
-    """Add a route; False if the container has one to this destination through another NIC."""
-    action = f"nic {order.mac}: add route {route.dst} via {route.gw} in {order.netns.path}"
+    """Add a route; False if another program has just added one to this destination."""
+    action = f"nic {order.mac}: add route {route.dst} via {route.gw or order.ifname} in {order.netns.path}"
     try:
-        inside.do(add_route(static_route(link.ifindex, route.dst, route.gw)), action)
+        inside.do(add_route(static_route(link.ifindex, route)), action)
     except NetlinkRefused as err:
         if err.errno != errno.EEXIST:
             raise
@@ -347,5 +349,5 @@ def _inspection(netns: Netns, netlink: Netlink, link: LinkInfo) -> Inspection:
         netns,
         to_link(link),
         tuple(a.address for a in netlink.addresses() if a.ifindex == link.ifindex),
-        tuple(Route(r.dst, r.gateway) for r in netlink.routes() if r.ifindex == link.ifindex),
+        tuple(seen_route(r) for r in netlink.routes() if r.ifindex == link.ifindex),
     )

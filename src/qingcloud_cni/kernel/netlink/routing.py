@@ -5,10 +5,12 @@ type, as `ip … flush` does, so it cannot hit anything else.
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Final
 
+from qingcloud_cni.core.nics.model import MAIN_TABLE, Route
 from qingcloud_cni.kernel.netlink.messages import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -44,10 +46,13 @@ IFA_F_NOPREFIXROUTE: Final = 0x200  # the address brings no connected route into
 RTA_DST: Final = 1
 RTA_OIF: Final = 4
 RTA_GATEWAY: Final = 5
+RTA_PRIORITY: Final = 6
 RTA_PREFSRC: Final = 7
+RTA_METRICS: Final = 8  # nested RTAX_…
 RTA_CACHEINFO: Final = 12
 RTA_TABLE: Final = 15
-RT_TABLE_MAIN: Final = 254
+RTAX_MTU: Final = 2
+RTAX_ADVMSS: Final = 8
 RTN_UNICAST: Final = 1
 RT_SCOPE_UNIVERSE: Final = 0
 RT_SCOPE_LINK: Final = 253
@@ -94,6 +99,9 @@ class TableRoute:
     dst: str  # CIDR
     gateway: str = ""
     source: str = ""  # the source address of the host's own packets
+    priority: int = 0
+    mtu: int = 0
+    advmss: int = 0
     scope: int = RT_SCOPE_UNIVERSE
     protocol: int = RTPROT_KERNEL
     others: frozenset[int] = frozenset()
@@ -159,16 +167,22 @@ def parse_route(body: bytes) -> TableRoute | None:
     if kind != RTN_UNICAST or flags & RTM_F_CLONED:
         return None
     fields = dict(unpack_attributes(body, _ROUTE.size))
-    known = {RTA_TABLE, RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_CACHEINFO}
+    metrics = dict(unpack_attributes(fields.get(RTA_METRICS, b"")))
+    known = {RTA_TABLE, RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_CACHEINFO}
+    if metrics.keys() <= {RTAX_MTU, RTAX_ADVMSS}:
+        known.add(RTA_METRICS)
     others = set(fields) - known
     if source_prefix or tos or flags & RTNH_F_ONLINK:
         others.add(0)
     return TableRoute(
-        table=parse_u32(fields[RTA_TABLE]) if RTA_TABLE in fields else table,
+        table=_table(table, fields),
         ifindex=parse_u32(fields.get(RTA_OIF, bytes(4))),
-        dst=f"{_ip(fields.get(RTA_DST, bytes(4)))}/{prefix}",
+        dst=_destination(prefix, fields),
         gateway=_ip(fields[RTA_GATEWAY]) if RTA_GATEWAY in fields else "",
         source=_ip(fields[RTA_PREFSRC]) if RTA_PREFSRC in fields else "",
+        priority=parse_u32(fields.get(RTA_PRIORITY, bytes(4))),
+        mtu=parse_u32(metrics.get(RTAX_MTU, bytes(4))),
+        advmss=parse_u32(metrics.get(RTAX_ADVMSS, bytes(4))),
         scope=scope,
         protocol=protocol,
         others=frozenset(others),
@@ -176,12 +190,40 @@ def parse_route(body: bytes) -> TableRoute | None:
     )
 
 
-def static_route(ifindex: int, dst: str, gateway: str) -> TableRoute:
-    return TableRoute(RT_TABLE_MAIN, ifindex, dst, gateway, protocol=RTPROT_STATIC)
+def parse_destination(body: bytes) -> tuple[int, str] | None:
+    """Table and network of a route of any kind, unreachable ones included; None if it is for some packets only."""
+    _, prefix, source_prefix, tos, table, *_, flags = _head(_ROUTE, body)
+    if source_prefix or tos or flags & RTM_F_CLONED:
+        return None
+    fields = dict(unpack_attributes(body, _ROUTE.size))
+    return _table(table, fields), _destination(prefix, fields)
+
+
+def _table(short: int, fields: Mapping[int, bytes]) -> int:
+    return parse_u32(fields[RTA_TABLE]) if RTA_TABLE in fields else short
+
+
+def _destination(prefix: int, fields: Mapping[int, bytes]) -> str:
+    return f"{_ip(fields.get(RTA_DST, bytes(4)))}/{prefix}"
+
+
+def static_route(ifindex: int, route: Route) -> TableRoute:
+    return TableRoute(
+        route.table or MAIN_TABLE, ifindex, route.dst, route.gw, priority=route.priority or 0, mtu=route.mtu or 0,
+        advmss=route.advmss or 0, scope=route.scope or RT_SCOPE_UNIVERSE, protocol=RTPROT_STATIC,
+    )  # fmt: skip
+
+
+def seen_route(route: TableRoute) -> Route:
+    """A route as the kernel has it; None for its defaults."""
+    return Route(
+        route.dst, route.gateway, priority=route.priority or None, mtu=route.mtu or None, advmss=route.advmss or None,
+        table=None if route.table == MAIN_TABLE else route.table, scope=route.scope or None,
+    )  # fmt: skip
 
 
 def add_route(route: TableRoute) -> Request:
-    """Add a route; EEXIST if its table has one to the same destination."""
+    """Add a route; EEXIST if its table has one of its priority to the same destination."""
     family, packed, prefix = parse_prefix(route.dst)
     head = _ROUTE.pack(family, prefix, 0, 0, 0, route.protocol, route.scope, RTN_UNICAST, 0)
     parts = [pack_attribute(RTA_TABLE, U32.pack(route.table)), pack_attribute(RTA_OIF, U32.pack(route.ifindex))]
@@ -190,6 +232,11 @@ def add_route(route: TableRoute) -> Request:
     for kind, address in ((RTA_GATEWAY, route.gateway), (RTA_PREFSRC, route.source)):
         if address:
             parts.append(pack_attribute(kind, inet_pton(family, address)))
+    if route.priority:
+        parts.append(pack_attribute(RTA_PRIORITY, U32.pack(route.priority)))
+    metrics = [(RTAX_MTU, route.mtu), (RTAX_ADVMSS, route.advmss)]
+    if nested := b"".join(pack_attribute(kind, U32.pack(value)) for kind, value in metrics if value):
+        parts.append(pack_attribute(RTA_METRICS, nested))
     return Request(RTM_NEWROUTE, head + b"".join(parts), NLM_F_CREATE | NLM_F_EXCL)
 
 

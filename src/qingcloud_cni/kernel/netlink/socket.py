@@ -90,6 +90,11 @@ class Netlink(ClosesOnExit):
         messages = self.dump(routing.get_routes(), "list routes")
         return [route for message in messages if (route := routing.parse_route(message.body))]
 
+    def destinations(self) -> set[tuple[int, str]]:
+        """Table and network of each route, of whatever kind, metric and protocol."""
+        messages = self.dump(routing.get_routes(), "list routes")
+        return {found for message in messages if (found := routing.parse_destination(message.body))}
+
     def dump(self, request: Request, action: str, *, accept: MessageFilter | None = None) -> list[Message]:
         """All objects of a kind at one moment; only accepted ones use memory."""
         for _ in range(DUMP_TRIES):

@@ -220,17 +220,17 @@ class FakeKernel(Machine, KernelFaults):
             raise InvalidConfig(f"{order.ifname} in {order.netns.path}: taken by another interface")
         network = IPv4Interface(order.address).network
         for route in order.routes:
-            if IPv4Address(route.gw) not in network:
+            if route.gw and IPv4Address(route.gw) not in network:
                 raise KernelRefused(f"nic {order.mac}: route {route.dst} via {route.gw}: network is unreachable")
         self._put(link, space, container)
         link.name, link.alias, link.is_up = order.ifname, order.nic.alias, True
-        taken = {route.dst for other in container.links.values() for route in other.routes}
+        taken = {route.destination for other in container.links.values() for route in other.routes}
         link.address = order.address
         address = order.address.partition("/")[0]
         if address in self.flows:
             self.stale.append(address)
         self.flows.add(address)
-        link.routes = tuple(route for route in order.routes if route.dst not in taken)
+        link.routes = tuple(route for route in order.routes if route.destination not in taken)
         return link
 
     async def _serve_by(self, gateway: Gateway) -> None:
