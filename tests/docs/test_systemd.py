@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from machines import hosts
 from machines.flows import addresses, send_udp, track
-from machines.hosts import Host, lone_host
+from machines.hosts import QINGAGENT, Host, lone_host
 from machines.simulator import eventually, needs_root
 from pages import ROOT, page
 from qingcloud_cni.cli.qingagent import main
@@ -85,14 +84,14 @@ def test_it_allows_every_kind_of_socket_that_the_agent_opens() -> None:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+def host(tmp_path: Path) -> Iterator[Host]:
     """A host whose agent is limited to the capabilities of the unit."""
     program = tmp_path / "qingagent"
     bounds = ",".join(["-all", *(f"+{name}" for name in capabilities())])
-    program.write_text(f'#!/bin/sh\nexec setpriv --no-new-privs --bounding-set={bounds} {hosts.QINGAGENT} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec setpriv --no-new-privs --bounding-set={bounds} {QINGAGENT} "$@"\n')
     program.chmod(stat.S_IRWXU)
     with lone_host(tmp_path) as host:
-        monkeypatch.setattr(hosts, "QINGAGENT", str(program))
+        host.program = str(program)
         yield host
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import yarl
 
-from qingcloud_cni.cloud.connecting import check_certificates, find_proxy
+from qingcloud_cni.cloud.network import check_certificates, find_proxy
 from qingcloud_cni.core.errors import StartRefused
 from qingcloud_cni.core.flat_yaml import YamlFault, read_flat_yaml
 

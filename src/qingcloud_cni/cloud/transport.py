@@ -11,7 +11,7 @@ import aiohttp
 import yarl
 
 from qingcloud_cni.cloud.access import Access
-from qingcloud_cni.cloud.connecting import HostResolver, tls_context
+from qingcloud_cni.cloud.network import HostResolver, tls_context
 from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown
 
 _MAX_ANSWER = 16 * 1024 * 1024  # bytes; a page of 100 NICs has about 40 KB

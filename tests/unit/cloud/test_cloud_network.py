@@ -14,7 +14,7 @@ import pytest
 
 from machines.relays import Authority, Proxy, new_authority, tls_before
 from qingcloud_cni.cloud import Access, AioTransport, load_access
-from qingcloud_cni.cloud.connecting import find_proxy
+from qingcloud_cni.cloud.network import find_proxy
 from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown, StartRefused
 
 NAME = "api.cloud.example"  # no DNS server knows it
