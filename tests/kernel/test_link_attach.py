@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +68,29 @@ async def test_nic_goes_straight_from_the_host(lab: Lab, kernel: HostKernel) -> 
     assert "altnames" not in link
     shown = ip_json("-n", pod, "-4", "addr", "show", "eth0")
     assert [info["local"] for item in shown for info in item["addr_info"]] == ["172.16.3.7"]
+
+
+async def test_attach_and_detach_pass_the_parking_of_a_refill(lab: Lab, kernel: HostKernel) -> None:
+    """Parking 13 NICs took half a second, and an ADD waited for all of them. One that has begun is finished."""
+    first, *refill = [lab.plug(number) for number in range(1, 8)]
+    pods = [await kernel.identify(lab.path(lab.make_netns(name))) for name in ("pod1", "pod2")]
+    await kernel.park(lab.record(first))
+    ended: list[str] = []
+
+    async def note(name: str, work: Awaitable[object]) -> None:
+        await work
+        ended.append(name)
+
+    parking = [asyncio.create_task(note("park", kernel.park(lab.record(mac)))) for mac in refill]
+    await asyncio.sleep(0)
+    placed = asyncio.create_task(kernel.attach(lab.order(first, pods[0])))
+    await note("attach", placed)
+    await note("detach", kernel.detach(lab.record(first), pods[0], placed.result().ifindex))
+    assert ended.count("park") < len(refill), ended
+    assert ended.index("attach") <= 1, ended
+    assert len(lab.links(lab.host)) >= 1
+    await asyncio.gather(*parking)
+    assert len(lab.links(lab.parking)) == 7
 
 
 @pytest.mark.defect("slow-1")

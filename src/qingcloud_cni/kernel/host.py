@@ -31,9 +31,9 @@ NETNS_DIR: Final = Path("/run/netns")
 class HostKernel:
     """Links of this host and its parking namespace.
 
-    The kernel moves one link at a time, so one thread carries out all operations in order. If the awaiting task is
-    cancelled, an operation that has begun runs to its end or undoes itself; one still queued is dropped. Work that no
-    move must wait for has a background thread.
+    The kernel moves one link at a time, so one thread carries out all operations: those of requests in order, and
+    those of the pool when no request waits. If the awaiting task is cancelled, an operation that has begun runs to
+    its end or undoes itself; one still queued is dropped. Work that no move must wait for has a background thread.
     """
 
     def __init__(self, operations: Worker[LinkOperations], background: Worker[Background], watch: Watch) -> None:
@@ -69,10 +69,10 @@ class HostKernel:
         return await self._operations.do(LinkOperations.survey)
 
     async def survey_all(self, paths: Sequence[str]) -> Survey:
-        return await self._operations.do(LinkOperations.survey_all, paths)
+        return await self._operations.do_later(LinkOperations.survey_all, paths)
 
     async def park(self, nic: NicRecord) -> Arrival:
-        return await self._operations.do(LinkOperations.park, nic)
+        return await self._operations.do_later(LinkOperations.park, nic)
 
     async def attach(self, order: LinkOrder) -> PlacedLink:
         return await self._operations.do(LinkOperations.attach, order)
@@ -91,7 +91,7 @@ class HostKernel:
 
     async def probe(self, mac: str, address: str) -> str:
         try:
-            link_name = await self._operations.do(LinkOperations.set_up, mac)
+            link_name = await self._operations.do_later(LinkOperations.set_up, mac)
             answer = await self._probes.probe(link_name, mac, address)
         finally:
             setting_down = self._operations.submit(LinkOperations.set_down, mac)  # before any later operation

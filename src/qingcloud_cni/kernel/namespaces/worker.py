@@ -1,9 +1,19 @@
-"""A thread of its own for one object with blocking methods, which run one after another."""
+"""A thread of its own for one object with blocking methods, which run one after another, urgent ones first."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from enum import IntEnum
+from queue import PriorityQueue
 from typing import Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
+
+
+class Priority(IntEnum):
+    """Lower values run first; equal ones in order."""
+
+    REQUEST = 0  # a CNI request may wait for it
+    POOL = 1
 
 
 class Closable(Protocol):
@@ -22,6 +32,8 @@ class Worker(Generic[W]):
         self._executor = executor
         self._held = held
         self._closing: Future[None] | None = None
+        self._queue: PriorityQueue[tuple[Priority, int, Callable[[], None]]] = PriorityQueue()
+        self._numbers = itertools.count()
 
     @classmethod
     async def start(cls, name: str, make: Callable[[], W]) -> Self:
@@ -34,8 +46,8 @@ class Worker(Generic[W]):
             raise
 
     def submit(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        """Run *method* whether or not a caller awaits its result."""
-        return self._executor.submit(method, self._held, *args, **kwargs)
+        """Run *method* whether or not a caller awaits its result, before methods of lower priority."""
+        return self._submit(Priority.REQUEST, lambda: method(self._held, *args, **kwargs))
 
     async def do(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run *method* and return its result.
@@ -43,6 +55,27 @@ class Worker(Generic[W]):
         If the awaiting task is cancelled, a method that has begun runs to its end; one still queued is dropped.
         """
         return await asyncio.wrap_future(self.submit(method, *args, **kwargs))
+
+    async def do_later(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `do`, once no method waits that a request may wait for."""
+        return await asyncio.wrap_future(self._submit(Priority.POOL, lambda: method(self._held, *args, **kwargs)))
+
+    def _submit(self, priority: Priority, work: Callable[[], T]) -> "Future[T]":
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as err:  # noqa: BLE001 - for the caller, as ThreadPoolExecutor has it
+                    future.set_exception(err)
+
+        self._queue.put((priority, next(self._numbers), run))
+        self._executor.submit(self._run_next)
+        return future
+
+    def _run_next(self) -> None:
+        self._queue.get_nowait()[2]()
 
     async def close(self) -> None:
         """Finish all methods submitted, close the object and end the thread. Safe to repeat."""

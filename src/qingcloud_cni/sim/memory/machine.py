@@ -6,8 +6,11 @@ and under another name.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any
 
 from qingcloud_cni.core.nics.model import Netns, Route
@@ -62,6 +65,40 @@ class FakeLink:
         self.mac, self.alias = self.nic_id, ""
 
 
+class Turns:
+    """Link moves run one at a time, in order; late ones only when no other waits."""
+
+    def __init__(self) -> None:
+        self._is_taken = False
+        self._waiting: list[tuple[bool, int, asyncio.Future[None]]] = []
+        self._numbers = count()
+
+    @asynccontextmanager
+    async def take(self, *, is_late: bool = False) -> AsyncIterator[None]:
+        if self._is_taken:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heappush(self._waiting, (is_late, next(self._numbers), turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():
+                    self._pass_on()
+                raise
+        self._is_taken = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            turn = heappop(self._waiting)[2]
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._is_taken = False
+
+
 class Machine:
     """`apply` is the hardware; the other plain methods are the container runtime and operators."""
 
@@ -93,7 +130,7 @@ class Machine:
         self.path = ServicePath()  # as last served
         self._gateways: set[str] = set()  # MACs of links configured for it
         self.settings = dict(_SETTINGS)
-        self._move_lock = asyncio.Lock()
+        self._turns = Turns()
         self.unseen: set[str] = set()  # containers that a survey cannot enter
         self._generation = 0
         self._losses = 0
