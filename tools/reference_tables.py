@@ -13,7 +13,7 @@ import click
 
 from qingcloud_cni.agent.agent import TASKS
 from qingcloud_cni.agent.api.connections import ALLOWANCES
-from qingcloud_cni.agent.api.endpoints import ENDPOINTS
+from qingcloud_cni.agent.api.endpoints import ENDPOINTS, Endpoint
 from qingcloud_cni.agent.api.metrics import METRICS
 from qingcloud_cni.agent.base.logs import LINES
 from qingcloud_cni.agent.settings.settings import SETTINGS
@@ -78,10 +78,14 @@ def _flags(command: click.Command) -> Iterator[str]:
 
 def endpoints() -> Iterator[str]:
     rows = (
-        (f"`{method.upper()} {path}`", "all" if e.is_open else "root, this host", f"{e.summary}. {e.details}".strip())
+        (f"`{method.upper()} {path}`", _open_to(e), f"{e.summary}. {e.details}".strip())
         for (method, path), e in ENDPOINTS.items()
     )
     return table(("Request", "Open to", "Answer"), rows)
+
+
+def _open_to(endpoint: Endpoint) -> str:
+    return "all" if endpoint.is_open else "this host" if endpoint.is_local else "root on this host"
 
 
 def metrics() -> Iterator[str]:

@@ -6,6 +6,8 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # flags for a directory that is not a link
+READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a link fails, a FIFO does not block
 _UCRED = struct.Struct("3i")  # struct ucred
 
 
@@ -29,3 +31,8 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def is_private(status: os.stat_result, others: int) -> bool:
+    """Whether it is ours, and nobody else has one of the rights *others*, as in a mode."""
+    return status.st_uid == os.geteuid() and not status.st_mode & others

@@ -13,6 +13,7 @@ from typing import Any
 
 from cni.answers import error_object
 from cni.results import VERSIONS
+from cni.signing import SigningAgent
 
 SUPPORTED = [*VERSIONS]
 RESULT = b'{"cniVersion":"0.3.1","interfaces":[],"ips":[]}\n'
@@ -79,11 +80,13 @@ def config(bind: str = "unix:///nowhere/agent.sock", version: str | None = "0.3.
 
 @dataclass
 class PlayedAgent:
-    """Stands in for the agent: keeps every request and answers each with *reply*."""
+    """Stands in for the agent: keeps every request and answers each with *reply*; over TCP signed with *token*."""
 
     listener: socket.socket
     address: str
     reply: bytes = b""
+    token: str = "some-token"
+    change: Callable[[bytes], bytes] = bytes  # of the signed reply on its way
     resets: bool = False  # closes the connection as a process that is killed does
     hangs: bool = False  # keeps it open after the reply, until the plugin goes away
     heads: list[bytes] = field(default_factory=list)
@@ -100,36 +103,51 @@ class PlayedAgent:
 
     def _answer(self, connection: socket.socket) -> None:
         connection.settimeout(20)
-        data = b""
-        while b"\r\n\r\n" not in data:
-            chunk = connection.recv(65536)
-            if not chunk:
-                return
-            data += chunk
-        head, _, body = data.partition(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length:")[1].split()[0])
-        while len(body) < length:
-            body += connection.recv(65536)
+        signing = None if connection.family == socket.AF_UNIX else SigningAgent(connection, self.token)
+        head, body = _read(connection)
+        if signing is not None and head.startswith(b"GET /v1/challenge?"):
+            connection.sendall(answer(200, signing.challenge(head.split()[1].decode()), "keep-alive"))
+            head, body = _read(connection)
+        if not head:
+            return
         self.heads.append(head)
         self.bodies.append(json.loads(body))
         if self.resets:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             return
+        reply = self.reply if signing is None else signing.sign(signing.check(head, body), self.reply)
+        reply = self.change(reply)
         with contextlib.suppress(ConnectionError):  # the plugin may end with a part of the reply unread
-            connection.sendall(self.reply)
+            connection.sendall(reply)
             if self.hangs:
                 assert connection.recv(1) == b""
 
 
-def answer(status: int, body: bytes) -> bytes:
+def _read(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Head and body of a request; empty if none came."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        chunk = connection.recv(65536)
+        if not chunk:
+            return b"", b""
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split()[0]) if b"ength:" in head else 0
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head, body
+
+
+def answer(status: int, body: bytes, connection: str = "close") -> bytes:
     return (
         f"HTTP/1.1 {status} Some Words\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        "Connection: close\r\n\r\n"
+        f"Connection: {connection}\r\n\r\n"
     ).encode() + body
 
 
-def played(listener: socket.socket, address: str) -> Iterator[PlayedAgent]:
-    listener.listen(64)
+def played(listener: socket.socket, address: str, *, is_listening: bool = False) -> Iterator[PlayedAgent]:
+    if not is_listening:
+        listener.listen(64)
     agent = PlayedAgent(listener, address, answer(200, RESULT))
     thread = threading.Thread(target=agent.serve, name="agent")
     thread.start()

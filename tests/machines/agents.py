@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cni.signing import SigningClient
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -23,13 +25,17 @@ class Reply:
         return json.loads(self.body)
 
 
-def exchange(
-    connection: http.client.HTTPConnection, method: str, target: str, body: bytes, headers: Mapping[str, str]
-) -> Reply:
+def exchange(connection: http.client.HTTPConnection, method: str, target: str, body: bytes, token: str = "") -> Reply:
+    """Ask once, signed with *token* if it is given."""
+    signing = SigningClient(connection, token) if token else None
     try:
+        headers = signing.headers(method, target, body) if signing else {}
         connection.request(method, target, body or None, dict(headers))
         response = connection.getresponse()
-        return Reply(response.status, response.read())
+        reply = Reply(response.status, response.read())
+        if headers and signing:
+            signing.verify(response, reply.body)
+        return reply
     finally:
         connection.close()
 

@@ -161,15 +161,14 @@ class Host:
     def ask(self, method: str, target: str, body: bytes = b"") -> Reply:
         """Over the unix socket."""
         connection = UnixConnection(str(self.socket))
-        return exchange(connection, method, target, body, {})
+        return exchange(connection, method, target, body)
 
     def ask_tcp(
         self, netns: str, address: str, method: str, target: str, *, body: bytes = b"", token: str = ""
     ) -> Reply:
-        """Over TCP to *address*, from the namespace called *netns*, with *token* if it is given."""
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        """Over TCP to *address*, from the namespace called *netns*, signed with *token* if it is given."""
         connection = http.client.HTTPConnection(address, PORT, timeout=10)
-        return inside(netns, lambda: exchange(connection, method, target, body, headers))
+        return inside(netns, lambda: exchange(connection, method, target, body, token))
 
     def get(self, target: str) -> Any:
         reply = self.ask("GET", target)

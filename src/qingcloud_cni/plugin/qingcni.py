@@ -15,7 +15,7 @@ except ImportError:  # not CPython
 
 TYPE_CHECKING = False  # as in typing, whose import would double the start
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 VERSIONS = {  # the verbs that each version of the specification allows besides VERSION
     "0.1.0": ("ADD", "DEL"),
@@ -37,6 +37,7 @@ VERBS = {  # the variables that each verb needs besides CNI_COMMAND, and the sec
 LOCAL_SECONDS = 1.0  # of them, a tenth at most, for work after the agent's deadline, such as a spooled DEL
 RETURN_SECONDS = 1.0  # before that deadline, half of the time left at most, for the way of the answer
 RUN_DIR = "/run/qingcloud-cni"
+TARGET = "/v1/cni"  # of the agent's API
 MAX_BYTES = 8 * 1024 * 1024  # of a configuration or an answer
 WHITESPACE = " \t\r\n"
 ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
@@ -307,14 +308,18 @@ def parse_address(request: Request) -> None:
     request.endpoint = (host, int(port))
 
 
-def read_token(request: Request) -> str:
-    path = text_arg(request.args, "TokenFile") or f"{RUN_DIR}/token"
+def token_path(request: Request) -> str:
+    return text_arg(request.args, "TokenFile") or f"{RUN_DIR}/token"
+
+
+def read_token(request: Request) -> bytes:
+    path = token_path(request)
     named = f"token file {path}"
     try:
-        file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+        file = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOFOLLOW)
         try:
             info = posix.fstat(file)
-            token = posix.read(file, 4097).strip()
+            token = posix.read(file, 4097).strip() if info.st_mode & 0o170000 == 0o100000 else b""
         finally:
             posix.close(file)
     except (OSError, ValueError) as err:
@@ -325,27 +330,68 @@ def read_token(request: Request) -> str:
         raise CniError(7, f"{named}: rejected: other users than root may use it (mode {info.st_mode & 0o7777:04o})")
     if not token or len(token) > 4096 or not all(33 <= byte <= 126 for byte in token):
         raise CniError(7, f"{named}: rejected: it does not hold a token")
-    return token.decode("ascii")
+    return token
 
 
 def send(request: Request) -> "tuple[int, bytes]":
     """Send the request once; returns status and body of the answer."""
-    endpoint = request.endpoint
-    family = net.AF_UNIX if isinstance(endpoint, str) else net.AF_INET6 if ":" in endpoint[0] else net.AF_INET
-    sock = net.socket(family, net.SOCK_STREAM | net.SOCK_CLOEXEC)
     try:
-        connect(request, sock)
-        message = http_request(request, "" if isinstance(endpoint, str) else read_token(request))
-        sock.settimeout(seconds_left(request))
-        try:
-            sock.sendall(message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it may have answered with an error before it read all
-        return receive(request, sock)
+        sock = open_unix(request)
+        if sock is None:
+            return send_over_tcp(request, request.endpoint)  # type: ignore[arg-type]
+        answer = exchange(request, sock, http_request(request, "Connection: close\r\n"))
     except TimeoutError:
         raise timed_out(request) from None
     except OSError as err:
         raise no_answer(request, "request failed: the connection broke off", reason(err)) from None
+    return answer[0], answer[2]
+
+
+def open_unix(request: Request) -> "net.socket | None":
+    """Connect to the agent's unix socket; None if it is to be reached over TCP.
+
+    If the address is of this host, the socket beside the token is preferred: any program may listen on a port.
+    """
+    endpoint = request.endpoint
+    if isinstance(endpoint, str):
+        return connect(request, net.AF_UNIX, endpoint)
+    path = token_path(request).rpartition("/")[0] + "/agent.sock"
+    if not is_path(path) or len(path.encode()) > 107 or not is_here(endpoint):
+        return None
+    try:
+        sock = connect(request, net.AF_UNIX, path)
+    except NoAnswer:
+        return None
+    request.address = f"unix://{path}"
+    return sock
+
+
+def is_here(endpoint: "tuple[str, int]") -> bool:
+    """Whether the address is this host's: the kernel then sends from the same one."""
+    if endpoint[0][:4] == "127.":
+        return True
+    family = family_of(endpoint)
+    try:
+        sock = net.socket(family, net.SOCK_DGRAM | net.SOCK_CLOEXEC)
+        sock.connect(endpoint)  # of a datagram socket: sends nothing
+        source = sock.getsockname()[0]
+    except OSError:
+        return False
+    return net.inet_pton(family, source) == net.inet_pton(family, endpoint[0])
+
+
+def family_of(endpoint: "tuple[str, int]") -> int:
+    return net.AF_INET6 if ":" in endpoint[0] else net.AF_INET
+
+
+def exchange(request: Request, sock: net.socket, message: bytes) -> "tuple[int, bytes, bytes]":
+    """Send the message; returns status, head and body of the answer."""
+    sock.settimeout(seconds_left(request))
+    try:
+        sock.sendall(message)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it may have answered with an error before it read all
+    return receive(request, sock)
 
 
 def no_answer(request: Request, failure: str, details: str = "") -> NoAnswer:
@@ -356,17 +402,24 @@ def timed_out(request: Request) -> NoAnswer:
     return no_answer(request, f"request failed: no answer within {request.seconds:g} s")
 
 
-def connect(request: Request, sock: net.socket) -> None:
+def connect(request: Request, family: int, endpoint: "tuple[str, int] | str") -> net.socket:
+    sock = net.socket(family, net.SOCK_STREAM | net.SOCK_CLOEXEC)
     while True:
         sock.settimeout(seconds_left(request))
         try:
-            return sock.connect(request.endpoint)
+            sock.connect(endpoint)
+            break
         except BlockingIOError:  # a unix socket whose queue is full
             sleep(0.01)
         except TimeoutError:
             raise
         except OSError as err:
             raise no_answer(request, f"connect failed: {reason(err)}; is qingagent running?") from None
+    if family == net.AF_UNIX:
+        uid = memoryview(sock.getsockopt(net.SOL_SOCKET, net.SO_PEERCRED, 12)).cast("i")[1]  # of a struct ucred
+        if uid not in {0, posix.geteuid()}:
+            raise no_answer(request, f"connect failed: user {uid} listens there, not root")
+    return sock
 
 
 def seconds_left(request: Request) -> float:
@@ -376,11 +429,9 @@ def seconds_left(request: Request) -> float:
     return seconds
 
 
-def http_request(request: Request, token: str) -> bytes:
-    content = request_body(request, seconds_left(request))
-    head = "POST /v1/cni HTTP/1.1\r\nHost: qingagent\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    if token:
-        head += f"Authorization: Bearer {token}\r\n"
+def http_request(request: Request, headers: str, content: bytes = b"") -> bytes:
+    content = content or request_body(request, seconds_left(request))
+    head = f"POST {TARGET} HTTP/1.1\r\nHost: qingagent\r\nContent-Type: application/json\r\n{headers}"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
@@ -398,8 +449,8 @@ def request_body(request: Request, seconds: float) -> bytes:
     return b"{" + body.encode() + request.stdin + b"}"
 
 
-def receive(request: Request, sock: net.socket) -> "tuple[int, bytes]":
-    """Status and body of the answer; NoAnswer unless it is complete HTTP."""
+def receive(request: Request, sock: net.socket) -> "tuple[int, bytes, bytes]":
+    """Status, head and body of the answer; NoAnswer unless it is complete HTTP."""
     data = head = b""
     length = -1  # of the whole answer, once its head is read
     while length < 0 or len(data) < length:
@@ -416,17 +467,24 @@ def receive(request: Request, sock: net.socket) -> "tuple[int, bytes]":
         if length < 0 and b"\r\n\r\n" in data:
             head = data[: data.index(b"\r\n\r\n") + 4]
             length = len(head) + body_length(request, head)
-    return int(head[9:12]), data[len(head) : length]
+    return int(head[9:12]), head, data[len(head) : length]
 
 
 def body_length(request: Request, head: bytes) -> int:
-    lines = head.split(b"\r\n")
-    if lines[0][8:9] == b" " and lines[0][9:12].isdigit() and lines[0][12:13] in {b" ", b""}:
-        for line in lines[1:]:
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length" and value.strip().isdigit() and len(value) < 20:
-                return int(value)
+    first = head.partition(b"\r\n")[0]
+    if first[8:9] == b" " and first[9:12].isdigit() and first[12:13] in {b" ", b""}:
+        value = header(head, b"content-length")
+        if value.isdigit() and len(value) < 20:
+            return int(value)
     raise no_answer(request, "read answer failed: it is not that of qingagent")
+
+
+def header(head: bytes, wanted: bytes) -> bytes:
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == wanted:
+            return value.strip()
+    return b""
 
 
 def ask_agent(request: Request) -> bytes:
@@ -447,6 +505,75 @@ def ask_agent(request: Request) -> bytes:
     raise no_answer(request, f"read answer failed: HTTP {status} without a CNI answer")
 
 
+# --- TCP: any program of this host may listen there, so nobody sends the token ----------------------------
+# docs/decisions/0022-requests-over-tcp-are-signed.md; the imports are paid on this way alone.
+
+
+def send_over_tcp(request: Request, endpoint: "tuple[str, int]") -> "tuple[int, bytes]":
+    """As `send`, and believes nobody who does not know the token."""
+    from _operator import _compare_digest as is_same
+
+    sock = connect(request, family_of(endpoint), endpoint)
+    token, named = read_token(request), f"the token in {token_path(request)}"
+    ends = " ".join(f"{end[0].removeprefix('::ffff:')} {end[1]}" for end in (sock.getsockname(), sock.getpeername()))
+    nonce = posix.urandom(32).hex()
+    challenge = f"GET /v1/challenge?nonce={nonce} HTTP/1.1\r\nHost: qingagent\r\n\r\n"
+    status, _, body = exchange(request, sock, challenge.encode())
+    theirs, proofs = read_challenge(body) if status == 200 else ("", [])
+    if not theirs:
+        cause = f"HTTP {status}; an agent of another version or another program listens there"
+        raise no_answer(request, f"challenge failed: {cause}")
+    nonces = ends, nonce, theirs
+    expected = seal(token, "qingcni challenge 1", *nonces)
+    if not any(is_same(proof, expected) for proof in proofs):
+        cause = f"the answer is not proved with {named}; another agent or program listens there"
+        raise no_answer(request, f"challenge failed: {cause}")
+    content = request_body(request, seconds_left(request))
+    digest = find_sha256()(content).hexdigest()
+    sealed = seal(token, "qingcni request 1", *nonces, "POST", TARGET, digest)
+    headers = f"Connection: close\r\nAuthorization: Qingcni {digest} {sealed}\r\n"
+    status, head, body = exchange(request, sock, http_request(request, headers, content))
+    expected = seal(token, "qingcni answer 1", sealed, str(status), body)
+    if not is_same(header(head, b"authentication-info"), expected.encode()):
+        raise no_answer(request, f"read answer failed: HTTP {status}, not signed with {named}")
+    return status, body
+
+
+def read_challenge(body: bytes) -> "tuple[str, list[str]]":
+    """The agent's nonce and its proofs; empty if they are none."""
+    try:
+        answer = decode(body)
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict):
+        nonce, proofs = answer.get("nonce"), answer.get("proofs")
+        if isinstance(nonce, str) and len(nonce) == 64 and nonce.isalnum() and isinstance(proofs, list):
+            return nonce, [proof for proof in proofs if isinstance(proof, str) and proof.isascii()]
+    return "", []
+
+
+def seal(token: bytes, *parts: "str | bytes") -> str:
+    """HMAC-SHA256 (RFC 2104) in hex of the parts, each with its length before it."""
+    sha256 = find_sha256()
+    encoded = [part if isinstance(part, bytes) else part.encode() for part in parts]
+    text = b"".join(b"%d:%s," % (len(part), part) for part in encoded)
+    key = (token if len(token) <= 64 else sha256(token).digest()).ljust(64, b"\0")
+    inner = sha256(bytes(byte ^ 0x36 for byte in key) + text).digest()
+    return str(sha256(bytes(byte ^ 0x5C for byte in key) + inner).hexdigest())
+
+
+def find_sha256() -> "Any":
+    """CPython's own, since `hashlib` loads OpenSSL, which takes longer than all else."""
+    try:
+        from _sha2 import sha256  # type: ignore[import-not-found]
+    except ImportError:
+        try:
+            from _sha256 import sha256  # type: ignore[import-not-found]  # before Python 3.12
+        except ImportError:
+            from hashlib import sha256
+    return sha256
+
+
 # --- a spooled DEL ------------------------------------------------------------------------------------
 
 
@@ -462,10 +589,8 @@ def spool_directory(request: Request) -> str:
 
 def spool_del(request: Request, cause: NoAnswer) -> None:
     """Write the DEL as a file for the agent, in place of one for an earlier DEL of the same attachment."""
-    from hashlib import sha256  # slow, but only needed without the agent
-
     key = (("network", request.network), ("containerID", request.container_id), ("ifname", request.ifname))
-    name = sha256("\0".join(value for _, value in key).encode()).hexdigest() + ".json"
+    name = find_sha256()("\0".join(value for _, value in key).encode()).hexdigest() + ".json"
     failure = f"{cause.msg}; spool directory {request.spool}: write failed"
     try:
         target = (("address", request.address), ("instanceID", request.instance_id), ("bootID", read_boot_id()))

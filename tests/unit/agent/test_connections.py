@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cni.signing import Signer
 from qingcloud_cni.agent.api import connections
 from qingcloud_cni.agent.api.connections import ALLOWANCES, MOST_ACCEPTS, Allowance, Peer, Serves
 from qingcloud_cni.agent.api.endpoints import Api
 from qingcloud_cni.agent.api.metrics import Metrics, MetricsPage
 from qingcloud_cni.agent.api.server import Server
+from qingcloud_cni.agent.api.signatures import Signatures, Tokens
 
 TOKEN = "0123456789abcdef" * 4
 ANSWER = 20.0  # seconds within which whatever must happen happens
@@ -48,8 +50,8 @@ class Place:
         self.agent = idle_agent()
         config: Any = {}
         self.metrics = Metrics()
-        self.api: Any = Api(self.agent, self.metrics, config)
-        self.server = Server(self.api, TOKEN)
+        self.api: Any = Api(self.agent, self.metrics, config, Signatures(Tokens(TOKEN)))
+        self.server = Server(self.api)
         self.name = f"\0qingcloud-cni/test/{secrets.token_hex(8)}"
         self.unix, self.tcp = socket.socket(socket.AF_UNIX), socket.socket()
         self.unix.bind(self.name)
@@ -66,9 +68,10 @@ class Place:
         return peer
 
     async def ask(self, path: str, *, unix: bool = False, token: str = "", method: str = "GET") -> bytes:
-        """The bytes of an answer on a connection of its own."""
+        """The bytes of an answer on a connection of its own; signed with *token* if it is given."""
         with self.connect(unix=unix) as peer:
-            await send(peer, request(path, token=token, method=method))
+            more = await signature(peer, token, path, method) if token else ""
+            await send(peer, request(path, method=method, more=more))
             return await read_all(peer)
 
     def refused(self, peer: Peer) -> float:
@@ -93,10 +96,22 @@ async def serving(tcp: Serves = BOTH) -> AsyncIterator[Place]:
         await place.server.end()
 
 
-def request(path: str, *, token: str = "", method: str = "GET", more: str = "", body: str = "") -> bytes:
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}"
-    given = f"Authorization: Bearer {token}\r\n" if token else ""
-    return f"{head}{given}\r\n{body}".encode()
+def request(path: str, *, method: str = "GET", more: str = "", body: str = "") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n{body}".encode()
+
+
+async def signature(peer: socket.socket, token: str, path: str, method: str = "GET", body: str = "") -> str:
+    """Ask for a challenge; the header of a request that is signed for it."""
+    signer = Signer(token, peer.getsockname(), peer.getpeername())
+    await send(peer, f"GET {signer.target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    said = b""
+    while not said.endswith(b"]}"):
+        part = await asyncio.get_running_loop().sock_recv(peer, 1 << 16)
+        if not part:
+            return ""
+        said += part
+    headers = signer.headers(said.partition(b"\r\n\r\n")[2], method, path, body.encode())
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 
 async def send(peer: socket.socket, data: bytes) -> None:
@@ -179,11 +194,15 @@ async def test_a_request_without_the_token_is_the_last_of_its_connection(line: s
 
 
 async def test_requests_with_the_token_share_a_connection() -> None:
-    asked = f"GET /v1/config HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
     async with serving() as place:
         with place.connect() as peer:
-            await send(peer, asked * 2 + request("/v1/config", token=TOKEN))
-            assert (await read_all(peer)).count(b"HTTP/1.1 200 ") == 3
+            for _ in range(3):
+                more = await signature(peer, TOKEN, "/v1/openapi.json")
+                await send(peer, f"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode())
+                said = b""
+                while not said.endswith(b"}"):
+                    said += await asyncio.get_running_loop().sock_recv(peer, 1 << 20)
+                assert said.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_without_metrics_an_address_serves_the_api_alone() -> None:
@@ -201,10 +220,11 @@ async def test_without_metrics_a_peer_elsewhere_gets_nothing() -> None:
         assert place.refused(Peer.NETWORK) == 1
 
 
-async def test_an_address_for_metrics_serves_no_api_even_with_the_token() -> None:
+async def test_an_address_for_metrics_serves_no_api_and_no_challenge() -> None:
     async with serving(Serves.METRICS) as place:
         assert (await place.ask("/healthz")).startswith(b"HTTP/1.1 200 ")
-        assert (await place.ask("/v1/config", token=TOKEN)).startswith(b"HTTP/1.1 403 ")
+        for path in ("/v1/config", f"/v1/challenge?nonce={'0' * 64}"):
+            assert (await place.ask(path)).startswith(b"HTTP/1.1 403 ")
 
 
 # --- caps and turns ------------------------------------------------------------------------------------
@@ -274,7 +294,7 @@ async def test_those_that_wait_are_closed_at_the_end(allow: Callable[..., None])
         b"",
         b"GET /metr",
         b"GET /metrics HTTP/1.1\r\nHost: x\r\n",
-        request("/v1/cni", method="POST", token=TOKEN, more="Content-Length: 100\r\n", body="{"),
+        request("/v1/cni", method="POST", more="Content-Length: 100\r\n", body="{"),
         b"GET /healthz HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 9\r\n\r\n{",
     ],
     ids=["nothing", "line", "header", "body", "upgrade"],

@@ -5,7 +5,7 @@ import json
 import msgspec
 
 from qingcloud_cni.agent.api.cni_api import CniRequest
-from qingcloud_cni.agent.api.endpoints import ENDPOINTS, OPEN_PATHS
+from qingcloud_cni.agent.api.endpoints import ENDPOINTS, LOCAL_PATHS, OPEN_PATHS
 from qingcloud_cni.agent.api.openapi import (
     CniEarlyResult,
     CniError,
@@ -40,11 +40,12 @@ PREVIOUS = Result(
 KINDS = (CniEarlyResult, CniFamilyResult, CniPlainResult, CniResult)
 
 
-def test_all_that_needs_the_token_can_be_refused() -> None:
+def test_all_that_is_not_open_can_be_refused() -> None:
     raw = json.loads(msgspec.json.encode(document(ENDPOINTS)))
     for path, operations in raw["paths"].items():
         for operation in operations.values():
-            assert ("403" in operation["responses"]) == bool(operation["security"]) == (path not in OPEN_PATHS)
+            assert ("403" in operation["responses"]) == (path not in OPEN_PATHS)
+            assert bool(operation["security"]) == (path not in OPEN_PATHS | LOCAL_PATHS)
 
 
 def test_every_status_of_the_table_of_errors_is_described() -> None:

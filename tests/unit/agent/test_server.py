@@ -12,6 +12,7 @@ from qingcloud_cni.agent.api.connections import Serves
 from qingcloud_cni.agent.api.endpoints import Api
 from qingcloud_cni.agent.api.metrics import Metrics
 from qingcloud_cni.agent.api.server import Server
+from qingcloud_cni.agent.api.signatures import Signatures, Tokens
 from qingcloud_cni.core.cni.protocol import LARGEST_CONFIG, LARGEST_REQUEST
 from qingcloud_cni.plugin import qingcni
 
@@ -29,7 +30,7 @@ async def ask(directory: Path, method: str, path: str, body: bytes = b"") -> tup
     for listener in (unix, tcp):
         listener.listen()
     config: Any = {}
-    server = Server(Api(agent, Metrics(), config), "token")
+    server = Server(Api(agent, Metrics(), config, Signatures(Tokens("token"))))
     await server.begin()
     for listener in (unix, tcp):
         server.listen(listener, Serves.API)

@@ -4,9 +4,11 @@ import errno
 import json
 import posix
 import socket
+import struct
 import tempfile
 import time
 from collections.abc import Iterator
+from enum import Enum, auto
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cni.plugin_inputs import ENVIRONMENTS, JSON, check_answer, documents
-from cni.plugin_process import RESULT, answer
+from cni.plugin_process import RESULT, answer, config
+from cni.signing import SigningAgent
 from qingcloud_cni.agent.attachments.spool_files import Oddity, SpoolFiles
 from qingcloud_cni.agent.settings.values import Address
 from qingcloud_cni.plugin import qingcni
@@ -58,22 +61,51 @@ class Process:
         raise Ended
 
 
+class Peer(Enum):
+    SOCKET = auto()  # listens on the unix socket
+    AGENT = auto()  # listens on TCP alone, and so does a
+    STRANGER = auto()
+
+
 class Connection:
     """A socket whose other side answers with *chunks*, whatever it is sent."""
 
-    def __init__(self, chunks: list[bytes]) -> None:
+    def __init__(self, chunks: list[bytes], peer: Peer, family: int) -> None:
+        self._is_refused = peer is not Peer.SOCKET and family == socket.AF_UNIX
+        self._is_agent = peer is Peer.AGENT  # then it knows the token
+        self._given = chunks
         self._chunks = iter(chunks)
+        self._signing = SigningAgent(self, "some-token")
 
     def settimeout(self, seconds: float) -> None:
         assert 0 < seconds <= 110
 
     def connect(self, place: object) -> None:
         assert place
+        if self._is_refused:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 40000
+
+    def getpeername(self) -> tuple[str, int]:
+        return "127.0.0.1", 31080
+
+    def getsockopt(self, *_option: int) -> bytes:
+        return struct.pack("3i", 1, 0, 0)
 
     def sendall(self, message: bytes) -> None:
+        assert b"some-token" not in message
         head, _, body = message.partition(b"\r\n\r\n")
+        if head.startswith(b"GET /v1/challenge?nonce="):
+            if self._is_agent:
+                self._chunks = iter([answer(200, self._signing.challenge(head.split()[1].decode()))])
+            return
         assert f"Content-Length: {len(body)}\r\n".encode() in head + b"\r\n"
         assert json.loads(body)["config"] is not None
+        if self._is_agent:
+            whole = self._signing.sign(self._signing.check(head, body), b"".join(self._given[:-1]))
+            self._chunks = iter([whole, self._given[-1]])
 
     def recv(self, size: int) -> bytes:
         chunk = next(self._chunks, b"")
@@ -111,10 +143,12 @@ def place() -> Iterator[Path]:
         yield Path(directory)
 
 
-def run_to_its_end(process: Process, chunks: list[bytes], run_dir: Path) -> None:
+def run_to_its_end(process: Process, chunks: list[bytes], run_dir: Path, peer: Peer) -> None:
+    names = ("AF_UNIX", "AF_INET", "AF_INET6", "SOL_SOCKET", "SO_PEERCRED", "SOCK_STREAM", "SOCK_DGRAM", "inet_pton")
+
     sockets = SimpleNamespace(
-        **{name: getattr(socket, name) for name in ("AF_UNIX", "AF_INET", "AF_INET6", "inet_pton")},
-        SOCK_STREAM=1, SOCK_CLOEXEC=0, socket=lambda *_kind: Connection(chunks),
+        **{name: getattr(socket, name) for name in names},
+        SOCK_CLOEXEC=0, socket=lambda family, _kind: Connection(chunks, peer, family),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qingcni, "posix", process)
@@ -125,16 +159,31 @@ def run_to_its_end(process: Process, chunks: list[bytes], run_dir: Path) -> None
 
 
 @settings(max_examples=1000, deadline=None)
-@given(data=st.data(), environment=ENVIRONMENTS, chunks=TALKS)
+@given(data=st.data(), environment=ENVIRONMENTS, chunks=TALKS, peer=st.sampled_from(Peer))
 def test_whatever_comes_ends_in_one_document(
-    place: Path, data: st.DataObject, environment: dict[bytes, bytes], chunks: list[bytes]
+    place: Path, data: st.DataObject, environment: dict[bytes, bytes], chunks: list[bytes], peer: Peer
 ) -> None:
     addresses = st.sampled_from(["127.0.0.1:31080", "[::1]:1", f"unix://{place}/agent.sock"])
     stdin = data.draw(documents(addresses, st.just(str(place / "spool"))))
     process = Process(environment, stdin)
-    run_to_its_end(process, chunks, place)
+    run_to_its_end(process, chunks, place, peer)
     assert process.status is not None
     check_answer(environment[b"CNI_COMMAND"], process.status, process.written[1], process.written[2])
+
+
+@settings(max_examples=300, deadline=None)
+@given(environment=ENVIRONMENTS, chunks=TALKS)
+def test_a_stranger_on_tcp_is_never_believed(
+    place: Path, environment: dict[bytes, bytes], chunks: list[bytes]
+) -> None:
+    """Whatever it answers: DELs are spooled, and the rest fails as without an agent."""
+    stdin = json.dumps(config("127.0.0.1:31080", SpoolDir=str(place / "spool")) | {"prevResult": {}}).encode()
+    process = Process(environment, stdin)
+    run_to_its_end(process, chunks, place, Peer.STRANGER)
+    verb = environment[b"CNI_COMMAND"]
+    if verb != b"VERSION" and (process.status or verb != b"DEL"):
+        assert process.status == 1
+        assert json.loads(process.written[1])["code"] in {1, 4, 11}
 
 
 @settings(max_examples=300, deadline=None)
@@ -147,7 +196,7 @@ def test_every_del_that_is_kept_can_be_read_by_the_agent(
         path.unlink()
     stdin = data.draw(documents(st.just("localhost:1"), st.just(str(directory))))
     process = Process(environment | {b"CNI_COMMAND": b"DEL"}, stdin)
-    run_to_its_end(process, [b""], place)
+    run_to_its_end(process, [b""], place, Peer.STRANGER)
     spool = SpoolFiles(directory, "i-1", place / "agent.sock", Address("127.0.0.1", 1))
     found = list(spool.scan())
     assert len(found) == (process.status == 0)

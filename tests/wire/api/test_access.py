@@ -90,7 +90,7 @@ def test_loopback_without_the_right_token_is_refused(host: Host, given: str) -> 
     assert_refused(host, host.netns, LOOPBACK, given)
 
 
-def test_this_host_is_served_with_the_token_on_loopback_and_on_its_own_address(host: Host) -> None:
+def test_this_host_is_served_if_it_signs_on_loopback_and_on_its_own_address(host: Host) -> None:
     for address in (LOOPBACK, host.address):
         container = host.container()
         body = add_request(host, container)
@@ -149,8 +149,8 @@ def test_neither_token_nor_secret_key_ever_shows(host: Host, sim: Sim) -> None:
     assert [place for place, content in shown.items() if b"signature=" in content] == []
 
 
-def test_a_token_outlives_the_agent(host: Host) -> None:
-    """Runtimes that know its path go on; others who read it still know it, so a readable one is rejected."""
+def test_each_start_makes_a_token_and_the_former_serves_for_a_while(host: Host) -> None:
+    """A plugin that read it before goes on; one that others could read is rejected."""
     before = token(host)
     assert host.agent.stop() == 0
     host.token_file.chmod(0o640)
@@ -159,4 +159,19 @@ def test_a_token_outlives_the_agent(host: Host) -> None:
     assert str(host.token_file) in refused.stderr
     host.token_file.chmod(0o600)
     host.start(min_idle=2, max_idle=2, max_nics=2)
-    assert token(host) == before
+    assert token(host) != before
+    for given in (before, token(host)):
+        assert host.ask_tcp(host.netns, LOOPBACK, "GET", "/v1/nics", token=given).status == 200
+
+
+def test_the_plugin_works_over_tcp_too(host: Host) -> None:
+    """With a copy of the token beside which there is no socket."""
+    copy = host.directory / "copied-token"
+    copy.touch(mode=0o600)
+    copy.write_text(token(host))
+    container = host.container()
+    conf = host.conf(TokenFile=str(copy))
+    result = host.add(container, conf=conf)
+    assert container.link()["address"] == result["interfaces"][0]["mac"]
+    host.delete(container, conf=conf)
+    assert host.attachments() == []

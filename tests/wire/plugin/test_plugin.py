@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cni.plugin_process import ADD, DEL, RESULT, SUPPORTED, VERBS, PlayedAgent, Run, answer, config, played
+from cni.plugin_process import ADD, DEL, RESULT, SUPPORTED, VERBS, PlayedAgent, Run, answer, config
 
 BAD_SECONDS: tuple[object, ...] = (0, -1, "5", True, [], {})
 BAD_PLACES: tuple[object, ...] = (7, "spool", "/a\0b", "/a\nb", "/\ud800", {})
@@ -308,79 +308,6 @@ def test_the_agents_error_is_printed_without_words_that_mislead(
     assert done.error == {"cniVersion": "1.1.0", "code": 11, **printed}
 
 
-# --- the agent over TCP --------------------------------------------------------------------------------
-
-
-def test_over_tcp_the_token_is_shown(run: Run, tcp_agent: PlayedAgent, token: Path) -> None:
-    assert run(ADD, config(tcp_agent.address, TokenFile=str(token))).stdout == RESULT
-    assert b"Authorization: Bearer some-token" in tcp_agent.heads[0].split(b"\r\n")
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "localhost", ""])
-def test_every_name_of_this_host_is_reached(run: Run, tcp_agent: PlayedAgent, token: Path, host: str) -> None:
-    address = host + ":" + tcp_agent.address.rpartition(":")[2]
-    assert run(ADD, config(address, TokenFile=str(token))).stdout == RESULT
-
-
-@pytest.mark.parametrize("host", ["[::1]", "[::]"])
-def test_ipv6_is_reached(run: Run, token: Path, host: str) -> None:
-    try:
-        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
-    except OSError:
-        pytest.skip("no IPv6 here")
-    for agent in played(listener, f"{host}:{listener.getsockname()[1]}"):
-        assert run(ADD, config(agent.address, TokenFile=str(token))).stdout == RESULT
-
-
-def refuse_mode(path: Path) -> None:
-    path.chmod(0o640)
-
-
-def refuse_owner(path: Path) -> None:
-    os.chown(path, 1, 0)
-
-
-def refuse_absence(path: Path) -> None:
-    path.unlink()
-
-
-def refuse_emptiness(path: Path) -> None:
-    path.write_text(" \n")
-
-
-def refuse_lines(path: Path) -> None:
-    path.write_text("a\r\nX: b")
-
-
-def refuse_directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir(mode=0o700)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="the token belongs to root")
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (refuse_mode, "other users than root may use it (mode 0640)"),
-        (refuse_owner, "belongs to user 1"),
-        (refuse_absence, "read failed"),
-        (refuse_emptiness, "does not hold a token"),
-        (refuse_lines, "does not hold a token"),
-        (refuse_directory, "read failed"),
-    ],
-)
-def test_a_token_that_cannot_be_trusted_is_code_7(
-    run: Run, tcp_agent: PlayedAgent, token: Path, spoil: Callable[[Path], None], says: str
-) -> None:
-    spoil(token)
-    error = run(ADD, config(tcp_agent.address, TokenFile=str(token))).error
-    assert error["code"] == 7
-    assert str(token) in error["msg"]
-    assert says in error["msg"]
-    assert tcp_agent.heads == []
-    assert "some-token" not in str(error)
-
-
 # --- an agent that does not do its part ----------------------------------------------------------------
 
 
@@ -505,13 +432,6 @@ def test_an_answer_that_is_not_an_agents_is_an_error(
         assert error["code"] == told
         assert error["msg"].startswith(f"agent at {agent.address}: ")
         assert says in error["msg"]
-
-
-def test_a_reset_connection_is_code_11(run: Run, tcp_agent: PlayedAgent, token: Path) -> None:
-    tcp_agent.resets = True
-    error = run(ADD, config(tcp_agent.address, TokenFile=str(token))).error
-    assert error["code"] == 11
-    assert "broke off" in error["msg"]
 
 
 def test_stdout_that_cannot_be_written_is_a_failure(plugin_file: Path) -> None:

@@ -237,7 +237,7 @@ def test_nothing_of_the_token_is_kept(run: Run, tcp_agent: PlayedAgent, token: P
     tcp_agent.resets = True
     spool = tmp_path / "spool"
     assert run(DEL, config(tcp_agent.address, TokenFile=str(token), SpoolDir=str(spool))).status == 0
-    assert tcp_agent.heads, "the token was shown"
+    assert tcp_agent.heads, "the token was used"
     (path,) = spool.iterdir()
     assert b"some-token" not in path.read_bytes()
 

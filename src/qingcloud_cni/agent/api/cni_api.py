@@ -84,7 +84,7 @@ class CniApi:
         request: CniRequest | None = None
         code, status, failure = 0, 200, ""
         try:
-            request = _decode(await _body(http))
+            request = _decode(await read_body(http))
             answer = await self.serve(request, phases, lambda: is_awaited(http))
             reply = b"" if answer is None else msgspec.json.encode(answer)
         except Exception as err:  # noqa: BLE001 - a bug is logged and answered with 999
@@ -187,7 +187,7 @@ def is_awaited(http: web.Request) -> bool:
     return not poll.poll(0)
 
 
-async def _body(http: web.Request) -> bytes:
+async def read_body(http: web.Request) -> bytes:
     try:
         return await http.read()
     except web.HTTPRequestEntityTooLarge as err:

@@ -16,6 +16,7 @@ from qingcloud_cni.agent.api.cni_api import CniApi, CniRequest
 from qingcloud_cni.agent.api.metrics import CONTENT_TYPE, Metrics, MetricsPage
 from qingcloud_cni.agent.api.openapi import CNI_ANSWERS, Answer, CniError, Operation, document
 from qingcloud_cni.agent.api.plan_view import PlanView, plan_view
+from qingcloud_cni.agent.api.signatures import ChallengeQuery, ChallengeView, Signatures
 from qingcloud_cni.core.cni.protocol import render_error
 from qingcloud_cni.core.errors import AgentError, UndecodableRequest, wire
 
@@ -26,7 +27,8 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 class Api:
     """Serves the requests for one agent; *config* is its `config_report`."""
 
-    def __init__(self, agent: Agent, metrics: Metrics, config: views.ConfigView) -> None:
+    def __init__(self, agent: Agent, metrics: Metrics, config: views.ConfigView, signatures: Signatures) -> None:
+        self.signatures = signatures
         self.agent = agent
         self.metrics = metrics
         self.page = MetricsPage(metrics, agent.statistics)
@@ -60,11 +62,12 @@ async def _cni(api: Api, request: web.Request) -> web.Response:
 
 
 async def _events(api: Api, request: web.Request) -> web.Response:
-    try:
-        events = await api.agent.context.journal.events(views.event_filter(_query(request, views.EventQuery)))
-    except AgentError as err:
-        return error_response(err)
+    events = await api.agent.context.journal.events(views.event_filter(_query(request, views.EventQuery)))
     return json_response(msgspec.convert(events, list[views.EventView], from_attributes=True))
+
+
+async def _challenge(api: Api, request: web.Request) -> web.Response:
+    return json_response(api.signatures.challenge(request, _query(request, ChallengeQuery).nonce))
 
 
 async def _drain(api: Api, _request: web.Request) -> web.Response:
@@ -157,6 +160,17 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
         ("get", "/v1/openapi.json"): _json(
             "This API as an OpenAPI 3.1 document", lambda _api: document(ENDPOINTS), dict[str, object]
         ),
+        ("get", "/v1/challenge"): Endpoint(
+            summary="Begin a signed request over TCP",
+            details="The next request on the same connection is signed with this challenge.",
+            answers={
+                200: Answer("the agent's part of the challenge", (ChallengeView,)),
+                400: Answer("the parameter is invalid, or the connection is one of the unix socket", (CniError,)),
+            },
+            query=ChallengeQuery,
+            is_local=True,
+            handler=_challenge,
+        ),
         ("post", "/v1/drain"): Endpoint(
             summary="Accept no new container and release every free NIC, until the agent is restarted",
             answers={200: Answer("draining has begun", (views.StatusView,))},
@@ -188,3 +202,4 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
     }
 )
 OPEN_PATHS = frozenset(path for (_, path), endpoint in ENDPOINTS.items() if endpoint.is_open)
+LOCAL_PATHS = frozenset(path for (_, path), endpoint in ENDPOINTS.items() if endpoint.is_local)

@@ -15,10 +15,16 @@ from qingcloud_cni.core.errors import WIRE
 _JSON = "application/json"
 
 _ABOUT = """\
-The API of one host's agent, for that host alone. On the unix socket the agent serves root, without a token. On TCP
-every path below /v1 needs the token of the agent's run directory and a connection from this host; otherwise the
-agent answers 403.
+The API of one host's agent, for that host alone. On the unix socket the agent serves root. On TCP every path below
+/v1 needs a connection from this host, and a signature made with the token of the agent's run directory and a
+challenge; otherwise the agent answers 403.
 """
+_SIGNATURE = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "Authorization",
+    "description": "required on TCP: `Qingcni`, the SHA-256 of the body, and the seal of the request",
+}
 
 
 class CniError(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -137,6 +143,7 @@ class Operation:
     asks: type | None = None  # of the request's body
     query: type | None = None  # a struct whose fields are the parameters
     is_open: bool = False  # to everybody who can connect; else the access guard decides
+    is_local: bool = False  # to everybody on this host
 
 
 CNI_ANSWERS: Mapping[int, Answer] = MappingProxyType(
@@ -173,7 +180,7 @@ def document(operations: Mapping[tuple[str, str], Operation]) -> dict[str, objec
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "required on TCP"}},
+            "securitySchemes": {"signature": _SIGNATURE},
         },
     }
 
@@ -184,7 +191,7 @@ def _described(operation: Operation, schema_of: Mapping[str, object]) -> dict[st
         answers[403] = Answer("access denied", (CniError,))
     described: dict[str, object] = {
         "summary": operation.summary,
-        "security": [] if operation.is_open else [{"token": []}],
+        "security": [] if operation.is_open or operation.is_local else [{"signature": []}],
         "responses": {str(status): _response(answers[status], schema_of) for status in sorted(answers)},
     }
     if operation.details:

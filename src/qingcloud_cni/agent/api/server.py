@@ -9,13 +9,16 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from qingcloud_cni.agent.api.access_guard import AccessGuard
+from qingcloud_cni.agent.api.cni_api import read_body
 from qingcloud_cni.agent.api.connections import Connection, Connections, Peer, Serves
 from qingcloud_cni.agent.api.endpoints import ENDPOINTS, OPEN_PATHS, Api, error_response
+from qingcloud_cni.agent.api.signatures import SignedRequest
 from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST
 from qingcloud_cni.core.errors import AccessDenied, AgentError
 
 LAST_REQUESTS = 2.0  # seconds for requests under way at the end; less than the process has to end
 _ROUTE = {"get": web.get, "post": web.post}
+_SIGNED = web.RequestKey("signed", SignedRequest)
 _logger = logging.getLogger("qingagent.http")  # a malformed request gets 400, and no line: anyone can send them
 _logger.addFilter(lambda line: not (line.exc_info and isinstance(line.exc_info[1], HttpProcessingError)))
 
@@ -23,8 +26,8 @@ _logger.addFilter(lambda line: not (line.exc_info and isinstance(line.exc_info[1
 class Server:
     """Serves ENDPOINTS to those whom the guard admits, and the open ones to everyone."""
 
-    def __init__(self, api: Api, token: str) -> None:
-        self._guard = AccessGuard(token, frozenset())
+    def __init__(self, api: Api) -> None:
+        self._guard = AccessGuard(api.signatures)
         self._refused = api.metrics.refused
         self._connections: Connections
 
@@ -42,6 +45,7 @@ class Server:
         application.add_routes(
             [_ROUTE[method](path, partial(found.handler, api)) for (method, path), found in ENDPOINTS.items()]
         )
+        application.on_response_prepare.append(_sign)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=LAST_REQUESTS, logger=_logger)
 
     async def begin(self) -> None:
@@ -67,7 +71,7 @@ class Server:
         response: web.StreamResponse
         try:
             if not is_open:
-                self._check(request, connection)
+                await self._check(request, connection)
             request.content.on_eof(connection.disarm)
             response = await handler(request)
         except web.HTTPException as err:
@@ -81,7 +85,15 @@ class Server:
             response.force_close()
         return response
 
-    def _check(self, request: web.Request, connection: Connection) -> None:
+    async def _check(self, request: web.Request, connection: Connection) -> None:
         if Serves.API not in connection.serves:
             raise AccessDenied(f"{request.path}: denied: this address serves {', '.join(sorted(OPEN_PATHS))} alone")
-        self._guard.check(request)
+        signed = self._guard.check(request)
+        if signed is not None:
+            request[_SIGNED] = signed
+            signed.check_body(await read_body(request))
+
+
+async def _sign(request: web.Request, answer: web.StreamResponse) -> None:
+    if _SIGNED in request and isinstance(answer, web.Response):
+        request[_SIGNED].sign(answer)

@@ -17,6 +17,7 @@ from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST
 from qingcloud_cni.core.cni.spool import UNIX, SpooledDel, file_name, reaches, read_spooled
 from qingcloud_cni.core.errors import Unavailable, UndecodableRequest
 from qingcloud_cni.core.nics.model import AttachmentKey
+from qingcloud_cni.posix import READ_FILE, is_private
 
 DRAFT_AGE = 3600.0  # seconds after which the plugin that was writing a draft must have been killed
 UNSURE = 2.0  # seconds within which a directory may change again with the same time stamp
@@ -132,17 +133,17 @@ class SpoolFiles:
 
     def _check_directory(self) -> None:
         """If others could write to it, a file's owner would prove nothing."""
-        status = self.directory.stat()
-        if not stat.S_ISDIR(status.st_mode) or not _is_private(status, 0o022):
+        status = self.directory.lstat()
+        if not stat.S_ISDIR(status.st_mode) or not is_private(status, 0o022):
             raise Unavailable(f"spool {self.directory} is not used: it must be a directory that only root may change")
 
 
 def _read(path: Path) -> SpoolFile:
     """OSError or UndecodableRequest if it cannot be used."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, READ_FILE)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or not _is_private(status, 0o077):
+        if not stat.S_ISREG(status.st_mode) or not is_private(status, 0o077):
             raise UndecodableRequest("it must be a file of root's that nobody else may use")
         if status.st_size > LARGEST_REQUEST:
             raise UndecodableRequest(f"it has more than {LARGEST_REQUEST} bytes")
@@ -153,10 +154,6 @@ def _read(path: Path) -> SpoolFile:
     if path.name != file_name(spooled.key):
         raise UndecodableRequest(f"it does not have the name for {spooled.key}")
     return SpoolFile(path, _identity(status), spooled)
-
-
-def _is_private(status: os.stat_result, others: int) -> bool:
-    return status.st_uid == os.geteuid() and not status.st_mode & others
 
 
 def _identity(status: os.stat_result) -> Identity:

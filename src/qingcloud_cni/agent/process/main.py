@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,11 +17,12 @@ from qingcloud_cni.agent.agent import Agent, World
 from qingcloud_cni.agent.api.endpoints import Api
 from qingcloud_cni.agent.api.metrics import Metrics
 from qingcloud_cni.agent.api.server import Server
+from qingcloud_cni.agent.api.signatures import FORMER_SECONDS, Signatures, Tokens
 from qingcloud_cni.agent.api.views import ConfigView
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.clock import BootTime, SystemClock
 from qingcloud_cni.agent.process.listeners import bound, check_iface, take_lock
-from qingcloud_cni.agent.process.run_files import ensure_directory, ensure_token
+from qingcloud_cni.agent.process.run_files import ensure_directory, renew_token
 from qingcloud_cni.agent.settings.resolution import read_boot_id
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cloud import Access, AioTransport, Caller, CallSeen, Client, Limiter
@@ -66,10 +68,10 @@ async def serve(host: Host) -> None:
     with take_lock():
         check_iface(settings.iface)
         ensure_directory(settings.run_dir, "--run-dir")
-        token = ensure_token(settings.token_file)
+        tokens = Tokens(*renew_token(settings.token_file), time.monotonic() + FORMER_SECONDS)
         with bound(settings) as listeners:
             async with opened(host) as parts:
-                server = Server(Api(parts.agent, parts.metrics, host.config), token)
+                server = Server(Api(parts.agent, parts.metrics, host.config, Signatures(tokens)))
                 try:
                     await server.begin()
                     for listener, serves in listeners:

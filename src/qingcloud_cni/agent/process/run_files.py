@@ -1,4 +1,4 @@
-"""The run directory and the token file in it, created at start for root alone."""
+"""The agent's directories and the token file: created for root alone, never reached through a link."""
 
 import errno
 import os
@@ -7,69 +7,102 @@ import stat
 from pathlib import Path
 
 from qingcloud_cni.core.errors import AgentError, StartRefused
-from qingcloud_cni.posix import sync_directory
+from qingcloud_cni.posix import DIRECTORY, READ_FILE, is_private, sync_directory
 
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # a later start may succeed
 _LONGEST_TOKEN = 4096  # bytes; one of ours has 65
+_WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def ensure_directory(path: Path, flag: str) -> None:
-    """Create *path* for root alone; *flag* is the setting that names it."""
+    """Create *path* for root alone; StartRefused if another user could change what is in it. *flag* names it."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (*reversed(path.parents), path):
+            _make_directory(directory)
+        status = _directory_status(path)
+        above = [(parent, parent.stat()) for parent in path.resolve().parents]
     except OSError as err:
-        raise StartRefused(f"directory {path}: creation failed: {err.strerror}; choose another {flag}") from err
+        cause = "it is a link" if path.is_symlink() else err.strerror
+        raise StartRefused(f"directory {path}: creation failed: {cause}; choose another {flag}") from err
+    if not is_private(status, 0o022):
+        raise _rejected(path, path, status, flag)
+    for parent, found in above:
+        is_replaceable = found.st_mode & 0o002 and not found.st_mode & stat.S_ISVTX
+        if found.st_uid not in {0, os.geteuid()} or is_replaceable:
+            raise _rejected(path, parent, found, flag)
     if not os.access(path, os.W_OK):
         raise StartRefused(f"directory {path}: not writable; choose another {flag}, or correct its permissions")
 
 
-def ensure_token(path: Path) -> str:
-    """The token in *path*, which is written if it is missing or empty; StartRefused if others can read it."""
-    while True:
-        is_there = os.path.lexists(path)
-        if is_there and (token := _read_token(path)):
-            return token
-        try:
-            _write_token(path, replaces=is_there)
-        except FileExistsError:
-            continue  # another agent was faster
-        except OSError as err:
-            kind = AgentError if err.errno in _PASSING else StartRefused
-            raise kind(f"token file {path}: write failed: {err.strerror}; repair {path.parent}, start again") from err
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(0o700)
+    except OSError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(0o700)  # whatever the umask
 
 
-def _write_token(path: Path, *, replaces: bool) -> None:
-    """In one step: a crash leaves a whole file, or none."""
+def _directory_status(path: Path) -> os.stat_result:
+    descriptor = os.open(path, DIRECTORY)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _rejected(path: Path, culprit: Path, status: os.stat_result, flag: str) -> StartRefused:
+    return StartRefused(
+        f"directory {path}: rejected: other users may change {culprit} (owner {status.st_uid}, mode"
+        f" {stat.S_IMODE(status.st_mode):04o}); correct that, or choose another {flag}"
+    )
+
+
+def renew_token(path: Path) -> tuple[str, str]:
+    """Write a new token; return it and the former one, which may be empty.
+
+    StartRefused if the file is none, or others than root can read it: then something else is wrong as well.
+    """
+    token, former = secrets.token_hex(32), _read_token(path)
+    try:
+        _write_token(path, token)
+    except OSError as err:
+        kind = AgentError if err.errno in _PASSING else StartRefused
+        raise kind(f"token file {path}: write failed: {err.strerror}; repair {path.parent}, start again") from err
+    return token, former
+
+
+def _write_token(path: Path, token: str) -> None:
+    """In one step: a crash leaves the former file or the new one."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with open(draft, "x", opener=_private) as file:
-            file.write(secrets.token_hex(32) + "\n")
+        with os.fdopen(os.open(draft, _WRITE_NEW, 0o600), "w") as file:
+            os.fchmod(file.fileno(), 0o600)  # whatever the umask
+            file.write(token + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if replaces:
-            draft.replace(path)
-        else:
-            path.hardlink_to(draft)
+        draft.replace(path)
         sync_directory(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def _read_token(path: Path) -> str:
-    """The empty text if the file is empty."""
+    """The empty text if the file is empty or missing."""
     try:
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, READ_FILE), "rb") as file:
             status = os.fstat(file.fileno())
-            content = file.read(_LONGEST_TOKEN)
+            content = file.read(_LONGEST_TOKEN) if stat.S_ISREG(status.st_mode) else b""
+    except FileNotFoundError:
+        return ""
     except OSError as err:
         raise StartRefused(
             f"token file {path}: read failed: {err.strerror}; remove it, the agent writes a new one"
         ) from err
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+    if not stat.S_ISREG(status.st_mode):
+        raise StartRefused(f"token file {path}: rejected: it is not a file; remove it, the agent writes a new one")
+    if not is_private(status, 0o077):
         raise StartRefused(
             f"token file {path}: rejected: others can read it; remove it, and the agent writes a new one"
         )
