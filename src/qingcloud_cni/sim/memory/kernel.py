@@ -61,12 +61,12 @@ class FakeKernel(Machine, KernelFaults):
 
     @verb
     async def park(self, nic: NicRecord) -> Arrival:
-        async with self._turns.take(is_late=True):
+        async with self._moves.take(is_late=True):
             return await self._park(nic)
 
     @verb
     async def attach(self, order: LinkOrder) -> PlacedLink:
-        async with self._turns.take():
+        async with self._moves.take():
             container = self._recorded(order.netns)
             if container is None:
                 raise InvalidNetns(f"{order.netns.path}: is no longer the namespace it was")
@@ -85,7 +85,7 @@ class FakeKernel(Machine, KernelFaults):
 
     @verb
     async def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
-        async with self._turns.take():
+        async with self._moves.take():
             found = self._search(nic, netns, ifindex)
             if found is None:
                 return Detached()
@@ -155,7 +155,7 @@ class FakeKernel(Machine, KernelFaults):
 
     @verb
     async def serve(self, path: ServicePath) -> Mapping[str, str]:
-        async with self._turns.take():
+        async with self._moves.take():
             for mac in sorted(self._gateways - {gateway.mac for gateway in path.gateways if gateway.link_name}):
                 self._undo_gateway(mac)
             for gateway in path.gateways:

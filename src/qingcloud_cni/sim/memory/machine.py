@@ -65,7 +65,7 @@ class FakeLink:
         self.mac, self.alias = self.nic_id, ""
 
 
-class Turns:
+class MoveQueue:
     """Link moves run one at a time, in order; late ones only when no other waits."""
 
     def __init__(self) -> None:
@@ -76,12 +76,12 @@ class Turns:
     @asynccontextmanager
     async def take(self, *, is_late: bool = False) -> AsyncIterator[None]:
         if self._is_taken:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heappush(self._waiting, (is_late, next(self._numbers), turn))
+            ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heappush(self._waiting, (is_late, next(self._numbers), ready))
             try:
-                await turn
+                await ready
             except asyncio.CancelledError:
-                if not turn.cancelled():
+                if not ready.cancelled():
                     self._pass_on()
                 raise
         self._is_taken = True
@@ -92,9 +92,9 @@ class Turns:
 
     def _pass_on(self) -> None:
         while self._waiting:
-            turn = heappop(self._waiting)[2]
-            if not turn.done():
-                turn.set_result(None)
+            ready = heappop(self._waiting)[2]
+            if not ready.done():
+                ready.set_result(None)
                 return
         self._is_taken = False
 
@@ -130,7 +130,7 @@ class Machine:
         self.path = ServicePath()  # as last served
         self._gateways: set[str] = set()  # MACs of links configured for it
         self.settings = dict(_SETTINGS)
-        self._turns = Turns()
+        self._moves = MoveQueue()
         self.unseen: set[str] = set()  # containers that a survey cannot enter
         self._generation = 0
         self._losses = 0
