@@ -4,14 +4,10 @@ A class says what the caller can do next. Messages have the form `thing: action 
 """
 
 import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
-
-SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-
-
-def is_shortage(err: BaseException) -> bool:
-    """Whether descriptors or memory of the process or the host are used up: the same may succeed later."""
-    return isinstance(err, OSError) and err.errno in SHORTAGES
 
 
 class AgentError(Exception):
@@ -90,6 +86,10 @@ class KernelRefused(AgentError):
     """The kernel refused a step; the message quotes it."""
 
 
+class KernelExhausted(Unavailable, KernelRefused):
+    """A step failed for want of descriptors or memory."""
+
+
 class LinkNotFound(KernelRefused):
     """No link with this MAC where the kernel searched."""
 
@@ -163,6 +163,43 @@ class AlreadyRunning(AgentError):
 
 class AbilityMissing(AgentError):
     """The process is not root, or a kernel feature is missing."""
+
+
+# --- shortages: seams raise them as errors that callers expect, so they end no task -------------------
+
+SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_NO_THREAD: Final = "can't start new thread"  # Python's words where the kernel has no memory for one, or a limit
+
+
+def is_shortage(err: BaseException) -> bool:
+    """Whether *err*, or the system call that it tells of, failed for want of descriptors or memory."""
+    behind = err.__cause__ if isinstance(err, AgentError) else None
+    seen = [err] if behind is None or isinstance(behind, AgentError) else [err, behind]
+    return any(
+        getattr(e, "errno", None) in SHORTAGES
+        or isinstance(e, MemoryError | KernelExhausted)
+        or (isinstance(e, RuntimeError) and str(e) == _NO_THREAD)
+        for e in seen
+    )
+
+
+@contextmanager
+def shortage_as(kind: type[AgentError], thing: str) -> Iterator[None]:
+    """Raise a shortage in the block as *kind*; *thing* begins the message if the error has none."""
+    try:
+        yield
+    except Exception as err:
+        if isinstance(err, kind) or not is_shortage(err):
+            raise
+        text = str(err) if isinstance(err, AgentError) else f"{thing}: failed: {_cause(err)}"
+        raise kind(f"{text}; retry when the host has files and memory to spare") from err
+
+
+def _cause(err: Exception) -> str:
+    if isinstance(err, OSError) and err.errno:
+        where = "" if err.filename is None else f" ({err.filename})"
+        return f"{os.strerror(err.errno)}{where}"
+    return str(err) or os.strerror(errno.ENOMEM)
 
 
 WIRE: dict[type[BaseException], tuple[int, int]] = {  # CNI code (8 as the skel library has it), HTTP status

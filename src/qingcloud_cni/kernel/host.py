@@ -7,6 +7,7 @@ from pathlib import Path
 from socket import socket
 from typing import Final, Self
 
+from qingcloud_cni.core.errors import KernelExhausted, shortage_as
 from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.core.seams.kernel import (
     Arrival,
@@ -92,7 +93,8 @@ class HostKernel:
     async def probe(self, mac: str, address: str) -> str:
         try:
             link_name = await self._operations.do_later(LinkOperations.set_up, mac)
-            answer = await self._probes.probe(link_name, mac, address)
+            with shortage_as(KernelExhausted, f"nic {mac}: probe"):
+                answer = await self._probes.probe(link_name, mac, address)
         finally:
             setting_down = self._operations.submit(LinkOperations.set_down, mac)  # before any later operation
         await asyncio.wrap_future(setting_down)

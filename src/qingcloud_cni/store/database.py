@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
+from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused, is_shortage
 from qingcloud_cni.core.nics.changes import (
     BOOT,
     EVENT_LIMIT,
@@ -243,7 +243,9 @@ def _text(raw: bytes) -> str:
 def _identity(path: Path) -> tuple[int, int]:
     try:
         info = os.stat(path)  # noqa: PTH116 - once per write
-    except OSError:
+    except OSError as err:
+        if is_shortage(err):
+            raise
         return (0, 0)
     return (info.st_dev, info.st_ino)
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from qingcloud_cni.core.errors import StoreRefused, shortage_as
 from qingcloud_cni.core.nics.changes import Change, Snapshot
 from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.seams.store import EventFilter
@@ -47,7 +48,11 @@ class ThreadedStore:
         self._executor.shutdown()
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.shield(asyncio.wrap_future(self._executor.submit(work, *args, **kwargs)))
+        def translated() -> T:
+            with shortage_as(StoreRefused, str(self)):
+                return work(*args, **kwargs)
+
+        return await asyncio.shield(asyncio.wrap_future(self._executor.submit(translated)))
 
 
 class InlineStore(ThreadedStore):

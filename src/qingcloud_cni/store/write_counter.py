@@ -9,7 +9,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from qingcloud_cni.core.errors import StoreDamaged
+from qingcloud_cni.core.errors import StoreDamaged, is_shortage
 
 _DIGITS = 20
 
@@ -26,7 +26,9 @@ class WriteCounter:
         try:
             born, noted = self._path.read_text("ascii").split()
             lost = int(noted) - writes if born == birth else 0
-        except (OSError, ValueError):
+        except (OSError, ValueError) as err:
+            if is_shortage(err):
+                raise
             return
         if lost > 0:
             raise StoreDamaged(f"{file} is damaged: its last {lost} of {noted.lstrip('0')} writes are missing")

@@ -2,12 +2,10 @@
 
 import asyncio
 import logging
-import os
-import resource
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cni.signing import Signer
+from machines.agents import limited_files
 from qingcloud_cni.agent.api import connections
 from qingcloud_cni.agent.api.connections import ALLOWANCES, MOST_ACCEPTS, Allowance, Peer, Serves
 from qingcloud_cni.agent.api.endpoints import Api
@@ -352,23 +351,10 @@ async def test_a_request_that_takes_long_is_not_cut_off(allow: Callable[..., Non
 # --- shortages and the log -----------------------------------------------------------------------------
 
 
-@contextmanager
-def no_descriptors() -> Iterator[None]:
-    """No file can be opened in this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 async def test_a_shortage_of_descriptors_is_logged_once_and_outlived(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as place:
         peers = [place.connect(unix=bool(n % 2)) for n in range(20)]
-        with no_descriptors():
+        with limited_files(0):
             await until(lambda: bool(caplog.records))
             for _ in range(100):
                 await asyncio.sleep(0)

@@ -13,6 +13,7 @@ from qingcloud_cni.agent.agent import AgentStatistics
 from qingcloud_cni.agent.base.phases import Phase
 from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.core.cni.protocol import Verb
+from qingcloud_cni.core.errors import Unavailable, shortage_as
 from qingcloud_cni.core.metrics import Metric, MetricKind, counter, gauge, histogram, metrics_of, values_of
 from qingcloud_cni.core.nics.model import Event
 
@@ -119,6 +120,7 @@ class MetricsPage:
         async with self._rendering:
             now = asyncio.get_running_loop().time()
             if now >= self._stale_at:
-                self._page = await asyncio.to_thread(self._metrics.render, self._statistics())
+                with shortage_as(Unavailable, "metrics"):
+                    self._page = await asyncio.to_thread(self._metrics.render, self._statistics())
                 self._stale_at = now + PAGE_AGE
             return self._page

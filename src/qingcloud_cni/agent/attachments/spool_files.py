@@ -15,7 +15,7 @@ from pathlib import Path
 from qingcloud_cni.agent.settings.values import Address
 from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST
 from qingcloud_cni.core.cni.spool import UNIX, SpooledDel, file_name, reaches, read_spooled
-from qingcloud_cni.core.errors import Unavailable, UndecodableRequest
+from qingcloud_cni.core.errors import Unavailable, UndecodableRequest, is_shortage
 from qingcloud_cni.core.nics.model import AttachmentKey
 from qingcloud_cni.posix import READ_FILE, is_private
 
@@ -63,7 +63,9 @@ class SpoolFiles:
         try:
             self._check_directory()
             file = _read(path)
-        except (OSError, Unavailable, UndecodableRequest):  # `scan` reports it
+        except (OSError, Unavailable, UndecodableRequest) as err:  # `scan` reports it
+            if is_shortage(err):  # it may be there
+                raise Unavailable(f"spool file {path} cannot be read: {err}") from err
             return None
         return file if self._is_ours(file.spooled) else None
 

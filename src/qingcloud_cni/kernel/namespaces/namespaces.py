@@ -1,7 +1,6 @@
 """Network namespaces: open and identify them, enter them in a thread, find all reachable ones."""
 
 import ctypes
-import errno
 import fcntl
 import os
 import stat
@@ -11,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final, Self
 
-from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
+from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused, is_shortage
 
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_NSTYPE: Final = 0xB703  # _IO(0xb7, 3), Linux 4.11: the kind of namespace behind a file
@@ -57,7 +56,7 @@ class Namespace(ClosesOnExit):
         except ValueError as err:
             raise InvalidNetns(f"netns {path!r}: open failed: not a path") from err
         except OSError as err:
-            if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            if is_shortage(err):
                 raise KernelRefused(f"netns {path}: open failed: {err.strerror}") from err
             raise InvalidNetns(f"netns {path}: open failed: {err.strerror}") from err
         try:
@@ -149,8 +148,10 @@ def reachable(netns_dir: Path, paths: Iterable[str] = ()) -> Iterator[tuple[Iden
     for path in chain(map(Path, paths), _paths((netns_dir, *OTHER_DIRS))):
         try:
             info = path.stat()
-        except OSError:  # removed since the listing, or of a process that ended
-            continue
+        except OSError as err:
+            if is_shortage(err):
+                raise
+            continue  # removed since the listing, or of a process that ended
         identity = (info.st_dev, info.st_ino)
         if identity not in seen:
             seen.add(identity)

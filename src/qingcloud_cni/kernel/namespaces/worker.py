@@ -8,6 +8,8 @@ from enum import IntEnum
 from queue import PriorityQueue
 from typing import Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar
 
+from qingcloud_cni.core.errors import KernelExhausted, shortage_as
+
 
 class Priority(IntEnum):
     """Lower values run first; equal ones in order."""
@@ -40,13 +42,17 @@ class Worker(Generic[W]):
         """Start the thread called *name* with the object of *make*; without one if *make* fails."""
         executor = ThreadPoolExecutor(1, thread_name_prefix=name)
         try:
-            return cls(executor, await result_or_dispose(executor.submit(make), lambda held: held.close()))
+            made = executor.submit(_translated, name, make)
+            return cls(executor, await result_or_dispose(made, lambda held: held.close()))
         except BaseException:
             executor.shutdown()
             raise
 
     def submit(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        """Run *method* whether or not a caller awaits its result, before methods of lower priority."""
+        """Run *method* whether or not a caller awaits its result, before methods of lower priority.
+
+        KernelExhausted if it meets a shortage.
+        """
         return self._submit(Priority.REQUEST, lambda: method(self._held, *args, **kwargs))
 
     async def do(self, method: Callable[Concatenate[W, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -66,7 +72,7 @@ class Worker(Generic[W]):
         def run() -> None:
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(work())
+                    future.set_result(_translated("kernel work", work))
                 except BaseException as err:  # noqa: BLE001 - for the caller, as ThreadPoolExecutor has it
                     future.set_exception(err)
 
@@ -83,6 +89,11 @@ class Worker(Generic[W]):
             self._closing = self._executor.submit(self._held.close)
         await asyncio.shield(asyncio.wrap_future(self._closing))
         self._executor.shutdown()
+
+
+def _translated(thing: str, work: Callable[[], T]) -> T:
+    with shortage_as(KernelExhausted, thing):
+        return work()
 
 
 async def result_or_dispose(working: "Future[T]", dispose: Callable[[T], object]) -> T:

@@ -1,11 +1,12 @@
 """A watch on links: turns netlink's multicast of one or more namespaces into "links may have changed"."""
 
 import asyncio
-import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final
+
+from qingcloud_cni.core.errors import is_shortage
 
 RTMGRP_LINK: Final = 1
 SETTLE_SECONDS: Final = 0.005  # one change is several messages, and NICs arrive in bursts
@@ -61,7 +62,7 @@ class Watch:
                 try:
                     monitor.recv(DATAGRAM_BYTES)
                 except OSError as err:
-                    if err.errno != errno.ENOBUFS:
+                    if not is_shortage(err):
                         raise
                     self.losses += 1  # the socket still works
         if self._timer is None:
