@@ -43,9 +43,10 @@ def start(**_flags: Any) -> None:
 def _host(log_stream: TextIO) -> Any:
     from qingcloud_cni.agent.api.config_report import config_report
     from qingcloud_cni.agent.base import logs
-    from qingcloud_cni.agent.process.main import Host, check_root
+    from qingcloud_cni.agent.process.main import Host, check_root, keep_files_private
 
     check_root()
+    keep_files_private()
     found = agent_config()
     settings, access = found.resolved.settings, found.access
     logs.set_up(settings.loglevel, log_stream)

@@ -158,7 +158,7 @@ class StartRefused(AgentError):
 
 
 class AlreadyRunning(AgentError):
-    """Another agent runs in this network namespace."""
+    """Another agent runs in this network namespace. When it has ended, a start succeeds."""
 
 
 class AbilityMissing(AgentError):

@@ -139,8 +139,8 @@ def test_a_place_that_cannot_hold_a_token_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("umask")
 def test_directories_are_made_for_their_owner_only(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
-    ensure_directory(directory, "--run-dir")
-    ensure_directory(directory, "--run-dir")
+    ensure_directory(directory, "choose another --run-dir")
+    ensure_directory(directory, "choose another --run-dir")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
@@ -148,15 +148,15 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StartRefused, match=f"directory {place}: creation failed: .*; choose another --run-dir"):
-            ensure_directory(place, "--run-dir")
+            ensure_directory(place, "choose another --run-dir")
 
 
 def test_a_link_in_the_place_of_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(0o700)
     (tmp_path / "link").symlink_to("real")
     with pytest.raises(StartRefused, match=f"directory {tmp_path}/link: creation failed: it is a link; choose"):
-        ensure_directory(tmp_path / "link", "--state-dir")
-    ensure_directory(tmp_path / "link" / "below", "--state-dir")  # as in /var/run
+        ensure_directory(tmp_path / "link", "choose another --state-dir")
+    ensure_directory(tmp_path / "link" / "below", "choose another --state-dir")  # as in /var/run
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o720, 0o702, 0o1777])
@@ -165,7 +165,7 @@ def test_a_directory_that_others_may_change_is_refused_and_kept(tmp_path: Path, 
     directory.mkdir()
     directory.chmod(mode)
     with pytest.raises(StartRefused, match=f"rejected: other users may change {directory} .*mode {mode:04o}"):
-        ensure_directory(directory, "--run-dir")
+        ensure_directory(directory, "choose another --run-dir")
     assert stat.S_IMODE(directory.stat().st_mode) == mode
 
 
@@ -176,7 +176,7 @@ def test_a_directory_of_another_user_is_refused_at_any_height(tmp_path: Path) ->
     os.chown(directory, 12345, 12345)
     for place in (directory, directory / "run", directory / "a" / "run"):
         with pytest.raises(StartRefused, match=f"other users may change {directory} .owner 12345"):
-            ensure_directory(place, "--run-dir")
+            ensure_directory(place, "choose another --run-dir")
 
 
 def test_a_directory_below_one_that_everybody_may_change_is_refused(tmp_path: Path) -> None:
@@ -185,6 +185,6 @@ def test_a_directory_below_one_that_everybody_may_change_is_refused(tmp_path: Pa
     parent.mkdir()
     parent.chmod(0o777)
     with pytest.raises(StartRefused, match=f"other users may change {parent} "):
-        ensure_directory(parent / "run", "--run-dir")
+        ensure_directory(parent / "run", "choose another --run-dir")
     parent.chmod(0o1777)
-    ensure_directory(parent / "run", "--run-dir")
+    ensure_directory(parent / "run", "choose another --run-dir")

@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from machines.containers import new_namespace
 from machines.hosts import QINGAGENT
 from machines.simulator import eventually, needs_root, run
+from qingcloud_cni.agent.process.lock import LOCKS
 from qingcloud_cni.agent.settings.config_formats import FORMATS
 from qingcloud_cni.sim.fabric.shell import inside
 
@@ -135,7 +137,6 @@ SETTINGS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
         ("gatewayns qingcni (--gatewayns)", "nic-name-prefix qingcni (default)", "change one"),
     ),
     "run-dir too long": ({"run_dir": "/run/" + "x" * 100}, ("run-dir", "too long", "shorter --run-dir")),
-    "iface": ({"iface": "eth9"}, ("iface eth9", "not found", "which has lo;", "--iface")),
     "config file": ({"config": "nowhere.yaml"}, ("config file nowhere.yaml", "No such file", "--config")),
     "config format": ({"config": "QingAgent.txt"}, ("QingAgent.txt", "must end in .yaml, .yml, .json, .toml, .xml")),
     "instance id": ({"instance_id": "x"}, ("--instance-id 'x'", "such as i-1234abcd")),
@@ -228,13 +229,13 @@ def test_a_bad_variable_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) 
 # --- what is taken, or may not be written --------------------------------------------------------------
 
 
-def test_a_port_in_use_is_refused_and_nothing_else_was_begun(place: Place) -> None:
-    with inside(place.netns, lambda: socket.create_server(("127.0.0.1", 31080))):
-        said = sentence(place.start())
-    assert "bindaddr 0.0.0.0:31080: bind failed: Address already in use; free it, or choose another" in said
-    assert not place.parking()
-    assert not (place.run_dir / "agent.sock").exists()
+def test_a_link_that_is_not_there_is_told_with_status_1(place: Place) -> None:
+    """At a boot it may come later, so the unit tries again."""
+    said = sentence(place.start(iface="eth9"), status=1)
+    assert all(word in said for word in ("iface eth9", "not found", "which has lo;", "--iface")), said
+    assert not place.run_dir.exists()
     assert not place.state_dir.exists()
+    assert not place.parking()
 
 
 @pytest.mark.parametrize("setting", ["state_dir", "run_dir"])
@@ -246,6 +247,29 @@ def test_a_file_in_the_place_of_a_directory_is_refused_and_kept(setting: str, pl
     assert path.read_text() == "mine"
     assert not place.parking()
     assert not (place.run_dir / "agent.sock").exists()
+
+
+@pytest.mark.parametrize("setting", ["state_dir", "run_dir"])
+def test_a_link_or_an_open_directory_in_the_place_of_ours_is_refused(setting: str, place: Place) -> None:
+    flag = "--" + setting.replace("_", "-")
+    real, link = place.directory / "real", place.directory / "link"
+    real.mkdir(0o700)
+    link.symlink_to(real)
+    said = sentence(place.start(**{setting: link}))
+    assert f"directory {link}: creation failed: it is a link; choose another {flag}" in said
+    real.chmod(0o777)
+    said = sentence(place.start(**{setting: real}))
+    assert f"directory {real}: rejected: other users may change {real} (owner 0, mode 0777)" in said
+    assert list(real.iterdir()) == []
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_a_token_that_is_no_file_is_refused_at_once(place: Place, put: Callable[[Path], object]) -> None:
+    place.run_dir.mkdir(mode=0o700)
+    put(place.run_dir / "token")
+    said = sentence(place.start())
+    assert f"token file {place.run_dir}/token: re" in said
+    assert said.endswith("; remove it, the agent writes a new one\n")
 
 
 @pytest.mark.parametrize("setting", ["state_dir", "run_dir"])
@@ -313,6 +337,102 @@ def agent(place: Place) -> Iterator[subprocess.Popen[bytes]]:
 def others(place: Place) -> Mapping[str, object]:
     """Places of its own for a second agent."""
     return {"state_dir": place.directory / "state2", "run_dir": place.directory / "run2", "bindaddr": "0.0.0.0:31081"}
+
+
+SQUAT = """
+import os, socket, sys
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+port, name = socket.create_server(("127.0.0.1", 31080)), socket.socket(socket.AF_UNIX)
+name.bind("\\0qingcloud-cni/agent")
+name.listen()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("umask", ["000", "022", "777"])
+def test_every_file_is_for_root_alone_whatever_the_umask(place: Place, umask: str) -> None:
+    log = place.directory / "log"
+    command = place.argv("sh", "-c", f'umask {umask}; exec {QINGAGENT} "$@"', "sh")
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        eventually(lambda: "cloud.unanswered" in log.read_text(), "a call without an answer")
+        made = [path for top in (place.run_dir, place.state_dir, LOCKS) for path in (top, *top.rglob("*"))]
+        modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in made}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+        run("ip", "netns", "delete", f"qingcni-{place.instance_id}", check=False)
+    assert {"agent.db", "agent.db-wal", "agent.seal", "agent.sock", "token", "boot-time"} <= set(modes)
+    directories = {place.run_dir.name, place.state_dir.name, LOCKS.name}
+    assert {name: mode for name, mode in modes.items() if mode != (0o700 if name in directories else 0o600)} == {}
+
+
+# A start that waits: without a reader the open of a FIFO would hang in a thread, and this in the loop.
+SLOW = """
+import sys
+from contextlib import asynccontextmanager
+from qingcloud_cni.agent.process import main
+from qingcloud_cni.cli.qingagent import main as command
+
+@asynccontextmanager
+async def opened(host):
+    print("starting", file=sys.stderr, flush=True)
+    await main.asyncio.Event().wait()
+    yield
+
+main.opened = opened
+command()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_start_that_waits(place: Place, number: signal.Signals) -> None:
+    """At once, with status 0, and nothing of it is left."""
+    command = place.argv(sys.executable, "-c", SLOW)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "starting\n"
+        process.send_signal(number)
+        said, complaints = process.communicate(timeout=20)
+        assert process.returncode == 0, complaints
+    assert [json.loads(line)["event"] for line in said.splitlines()] == ["agent.stopped"]
+    assert [path.name for path in place.run_dir.iterdir()] == ["token"]
+
+
+@pytest.fixture
+def squatter(place: Place) -> Iterator[subprocess.Popen[str]]:
+    """A process without rights that holds the agent's port and its abstract name."""
+    command = ["nsenter", f"--net=/run/netns/{place.netns}", sys.executable, "-c", SQUAT]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_squatter_does_not_stop_the_agent_which_serves_its_socket_and_says_so(
+    squatter: subprocess.Popen[str], place: Place, agent: subprocess.Popen[bytes]
+) -> None:
+    """And listens at the port as soon as that is free."""
+    cause = "bindaddr 0.0.0.0:31080: bind failed: Address already in use; free it, or choose another --bindaddr"
+
+    def shown() -> str:
+        return run(QINGAGENT, "status", "--run-dir", str(place.run_dir)).stdout
+
+    curl = ("curl", "-s", "--unix-socket", str(place.run_dir / "agent.sock"), "http://agent/readyz")
+    assert f"port:        {cause}" in shown()
+    assert cause in run(*curl).stdout
+    assert agent.poll() is None
+    squatter.kill()
+    squatter.wait()
+    eventually(lambda: "port:" not in shown(), "the agent at its port")
+    assert cause not in run(*curl).stdout
+    log = (place.directory / "log").read_text()
+    assert [event for event in ("lock.name-taken", "port.missing", "port.recovered") if log.count(event) != 1] == []
+    inside(place.netns, lambda: socket.create_connection(("127.0.0.1", 31080)).close())
 
 
 def test_a_second_agent_is_refused_with_status_3_and_the_first_one_goes_on(

@@ -25,10 +25,21 @@ Query = TypeVar("Query", bound=msgspec.Struct)
 
 
 class Api:
-    """Serves the requests for one agent; *config* is its `config_report`."""
+    """Serves the requests for one agent; *config* is its `config_report`.
 
-    def __init__(self, agent: Agent, metrics: Metrics, config: views.ConfigView, signatures: Signatures) -> None:
+    *port_obstacle* tells why the agent does not listen on TCP.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        metrics: Metrics,
+        config: views.ConfigView,
+        signatures: Signatures,
+        port_obstacle: Callable[[], str] = lambda: "",
+    ) -> None:
         self.signatures = signatures
+        self.port_obstacle = port_obstacle
         self.agent = agent
         self.metrics = metrics
         self.page = MetricsPage(metrics, agent.statistics)
@@ -54,7 +65,7 @@ def error_response(err: AgentError) -> web.Response:
 
 
 def _status(api: Api) -> views.StatusView:
-    return views.status_view(api.agent, __version__, os.getpid())
+    return views.status_view(api.agent, __version__, os.getpid(), api.port_obstacle())
 
 
 async def _cni(api: Api, request: web.Request) -> web.Response:
@@ -92,10 +103,11 @@ async def _healthz(_api: Api, _request: web.Request) -> web.Response:
 
 
 async def _readyz(api: Api, _request: web.Request) -> web.Response:
-    """An empty pool, or a cloud that falls silent later, leaves the agent ready."""
+    """An empty pool, a cloud that falls silent later, or a port that others hold leaves the agent ready."""
+    port = f"{cause}\n" if (cause := api.port_obstacle()) else ""
     if cause := api.agent.obstacle:
-        return web.Response(text=f"not ready: {cause}\n", status=503)
-    return web.Response(text="ready\n")
+        return web.Response(text=f"not ready: {cause}\n{port}", status=503)
+    return web.Response(text=f"ready\n{port}")
 
 
 async def _metrics(api: Api, _request: web.Request) -> web.Response:

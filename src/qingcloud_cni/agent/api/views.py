@@ -137,6 +137,7 @@ class StatusView(msgspec.Struct, frozen=True):
     set_aside: Annotated[list[str], Meta(description="unusable fields of the cloud's replies, of the last hour")]
     store_error: Annotated[str, Meta(description="why the disk rejects writes; empty if it accepts them")]
     unsaved: Annotated[Count, Meta(description="changes that are not on disk")]
+    port_error: Annotated[str, Meta(description="why the agent does not listen on TCP; empty if it does")]
     draining: bool
     drained: Annotated[bool, Meta(description="only serving NICs are left; false before cloud_compared")]
     nics: Annotated[dict[NicState, Count], Meta(description="number by state; zeros are omitted")]
@@ -208,7 +209,7 @@ class ConfigView(msgspec.Struct, frozen=True):
     cloud: CloudView
 
 
-def status_view(agent: Agent, version: str, pid: int) -> StatusView:
+def status_view(agent: Agent, version: str, pid: int, port_error: str = "") -> StatusView:
     table = agent.context.table
     states = [n.state for n in table.nics.values()]
     return StatusView(
@@ -224,6 +225,7 @@ def status_view(agent: Agent, version: str, pid: int) -> StatusView:
         set_aside=list(agent.context.cloud.set_aside()),
         store_error=agent.context.journal.error,
         unsaved=agent.context.journal.unsaved,
+        port_error=port_error,
         draining=agent.pool.is_draining,
         drained=agent.is_drained(),
         nics={state: states.count(state) for state in NicState if state in states},

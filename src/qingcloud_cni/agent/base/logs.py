@@ -19,6 +19,15 @@ LINES: Mapping[str, EventKind] = MappingProxyType(  # what is only logged, never
         "agent.started": EventKind(Level.INFO, "The agent listens."),
         "agent.stopped": EventKind(Level.INFO, "The agent ended on a signal."),
         "agent.cut-off": EventKind(Level.WARN, "The agent ended in time on a signal, although something hung."),
+        "lock.name-taken": EventKind(
+            Level.WARN,
+            "Another program holds the abstract name `qingcloud-cni/agent`: an agent of an earlier version, or one"
+            " without rights. The agent starts, since its lock is a file.",
+        ),
+        "port.missing": EventKind(
+            Level.WARN, "The agent cannot listen at a TCP address yet. It serves its unix socket, and retries."
+        ),
+        "port.recovered": EventKind(Level.INFO, "The agent listens at all its addresses."),
         "store.unsaved": EventKind(Level.ERROR, "The agent ended while the disk rejected writes: changes are lost."),
         "cni.request": EventKind(Level.INFO, "A request; `warn` with a code, `debug` for a STATUS that succeeds."),
         "cni.bug": EventKind(Level.ERROR, "A request met a bug. A traceback follows."),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from qingcloud_cni.agent.base.attachment_lock import CniCall
-from qingcloud_cni.agent.process.listeners import take_lock
+from qingcloud_cni.agent.process.lock import agent_lock
 from qingcloud_cni.agent.process.main import Host, OpenAgent, opened
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.core.cni.protocol import Verb
@@ -23,7 +23,7 @@ async def clean_up(host: Host, *, force: bool, report: Callable[[str], object]) 
     AgentError, with nothing removed, if containers have NICs and *force* is False; AlreadyRunning if the agent runs.
     Waits until the cloud answers.
     """
-    with take_lock():
+    with agent_lock():
         async with opened(host) as parts:
             await _release(parts, force=force, report=report)
             await parts.kernel.remove()

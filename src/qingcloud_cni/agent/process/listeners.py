@@ -1,93 +1,120 @@
-"""The agent's sockets: the lock and both addresses, bound before anything else is touched."""
+"""The agent's sockets: the unix socket, and the TCP addresses as soon as they are free."""
 
-import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from qingcloud_cni.agent.api.connections import Serves
+from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.agent.settings.values import BINDADDR, Address
-from qingcloud_cni.core.errors import AlreadyRunning, StartRefused
+from qingcloud_cni.core.errors import AgentError, StartRefused
 
 BACKLOG = 1024  # connections that wait for accept; the agent takes them in bursts
-_LOCK = "\0qingcloud-cni/agent"  # abstract names belong to the network namespace
-
-
-def take_lock() -> socket.socket:
-    """Be the only agent of this network namespace while the socket is open; AlreadyRunning if another is."""
-    lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        lock.bind(_LOCK)
-    except OSError as err:
-        lock.close()
-        if err.errno != errno.EADDRINUSE:
-            raise
-        raise AlreadyRunning(
-            "another agent runs in this network namespace; `qingagent status` shows it, `qingagent stop` ends it"
-        ) from None
-    return lock
 
 
 @contextmanager
-def bound(settings: Settings) -> Iterator[Sequence[tuple[socket.socket, Serves]]]:
-    """Listen on all addresses for the block; StartRefused if one is not available.
+def unix_listener(path: Path) -> Iterator[socket.socket]:
+    """Listen on the unix socket for the block; StartRefused if that is not possible.
 
     A client that connects early waits, or is cut off if the start fails.
     """
-    metrics = settings.metrics_bind
-    with ExitStack() as stack:
-        everything = Serves.API | Serves.METRICS
+    with _unix(path) as listener:
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+class Ports:
+    """The TCP addresses. Any program may hold a port, so the agent listens there as soon as it is free."""
+
+    def __init__(self, settings: Settings) -> None:
+        metrics = settings.metrics_bind
         is_shared = metrics in (BINDADDR, settings.bindaddr)
-        bindaddr = stack.enter_context(_tcp(settings.bindaddr, "bindaddr"))
-        found = [(bindaddr, everything if is_shared else Serves.API)]
+        self._missing = [("bindaddr", settings.bindaddr, Serves.API | Serves.METRICS if is_shared else Serves.API)]
         if isinstance(metrics, Address) and not is_shared:
-            found.append((stack.enter_context(_tcp(metrics, "metrics-bind")), Serves.METRICS))
-        found.append((stack.enter_context(_unix(settings.socket)), everything))
-        stack.callback(settings.socket.unlink, missing_ok=True)
-        yield found
+            self._missing.append(("metrics-bind", metrics, Serves.METRICS))
+        self._bound: list[tuple[socket.socket, Serves]] = []
+        self.obstacle = ""  # why the agent does not listen on one of them
+
+    def __enter__(self) -> Self:
+        """Listen where that is possible: a client that connects early waits."""
+        self._bind()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for listener, _ in self._bound:
+            listener.close()
+
+    def take(self) -> list[tuple[socket.socket, Serves]]:
+        """Try the missing addresses again; return the new listeners, which the caller closes."""
+        self._bind()
+        bound, self._bound = self._bound, []
+        return bound
+
+    def _bind(self) -> None:
+        missing, self._missing = self._missing, []
+        causes = []
+        for setting, address, serves in missing:
+            try:
+                self._bound.append((_tcp(address), serves))
+            except OSError as err:
+                self._missing.append((setting, address, serves))
+                cause = f"{setting} {address}: bind failed: {os.strerror(err.errno or 0)}"
+                causes.append(f"{cause}; free it, or choose another --{setting}; the agent retries")
+        obstacle = "; ".join(causes)
+        if obstacle != self.obstacle:
+            logs.write("port.missing" if obstacle else "port.recovered", cause=obstacle)
+        self.obstacle = obstacle
 
 
 def check_iface(name: str) -> None:
-    """StartRefused if the host has no such link: under a wrong name the agent would not reserve the host's NIC."""
+    """AgentError if the host has no such link: under a wrong name the agent would not reserve the host's NIC.
+
+    At a boot the link may be there at the next start.
+    """
     names = sorted(link for _, link in socket.if_nameindex())
     if name not in names:
-        raise StartRefused(
+        raise AgentError(
             f"iface {name}: not found in this network namespace, which has {', '.join(names)};"
             " set the host's own link with --iface"
         )
 
 
-def _tcp(address: Address, setting: str) -> socket.socket:
+def _tcp(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    target = address.host, address.port
-    return _listening(listener, target, f"{setting} {address}", f"free it, or choose another --{setting}")
+    return _listening(listener, (address.host, address.port))
 
 
 def _unix(path: Path) -> socket.socket:
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    umask = os.umask(0o177)  # so that only root can ever connect
+    os.fchmod(listener.fileno(), 0o600)  # `bind` gives the file these rights, so only root can ever connect
     try:
-        return _listening(listener, str(path), f"socket {path}", "remove the file, or choose another --run-dir")
-    finally:
-        os.umask(umask)
+        return _listening(listener, str(path))
+    except OSError as err:
+        cause = os.strerror(err.errno or 0)
+        raise StartRefused(
+            f"socket {path}: bind failed: {cause}; remove the file, or choose another --run-dir"
+        ) from err
 
 
-def _listening(listener: socket.socket, target: str | tuple[str, int], name: str, advice: str) -> socket.socket:
+def _listening(listener: socket.socket, target: str | tuple[str, int]) -> socket.socket:
     try:
         listener.bind(target)
         listener.listen(BACKLOG)
-    except OSError as err:
+    except OSError:
         listener.close()
-        raise StartRefused(f"{name}: bind failed: {os.strerror(err.errno or 0)}; {advice}") from err
+        raise
     return listener
 
 

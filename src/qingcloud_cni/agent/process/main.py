@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from qingcloud_cni.agent.agent import Agent, World
+from qingcloud_cni.agent.api.connections import Serves
 from qingcloud_cni.agent.api.endpoints import Api
 from qingcloud_cni.agent.api.metrics import Metrics
 from qingcloud_cni.agent.api.server import Server
@@ -21,7 +22,8 @@ from qingcloud_cni.agent.api.signatures import FORMER_SECONDS, Signatures, Token
 from qingcloud_cni.agent.api.views import ConfigView
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.clock import BootTime, SystemClock
-from qingcloud_cni.agent.process.listeners import bound, check_iface, take_lock
+from qingcloud_cni.agent.process.listeners import Ports, check_iface, unix_listener
+from qingcloud_cni.agent.process.lock import agent_lock
 from qingcloud_cni.agent.process.run_files import ensure_directory, renew_token
 from qingcloud_cni.agent.settings.resolution import read_boot_id
 from qingcloud_cni.agent.settings.settings import Settings
@@ -32,6 +34,7 @@ from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.store.threaded import ThreadedStore
 
 STOP_SECONDS = 4.0  # after a signal the agent ends within this time, whatever hangs
+PORT_SECONDS = 1.0  # between tries to listen on a port that was taken
 LAST_SECONDS = 0.5  # for the log line that says so
 
 
@@ -59,35 +62,77 @@ def check_root() -> None:
         raise AbilityMissing("qingagent needs root: it moves network interfaces between namespaces")
 
 
+def keep_files_private() -> None:
+    """Whatever the umask was: all files that this process makes are for root alone, SQLite's too."""
+    os.umask(0o077)
+
+
+class Stop:
+    """The wish to end. It cancels a start, and ends a `wait`."""
+
+    def __init__(self) -> None:
+        self._is_requested = asyncio.Event()
+        self._start = asyncio.current_task()
+
+    def request(self) -> None:
+        self._is_requested.set()
+        if self._start is not None:
+            self._start.cancel()
+
+    def started(self) -> None:
+        """From now on the caller waits."""
+        self._start = None
+
+    async def wait(self, seconds: float | None) -> bool:
+        """Whether the agent shall end, after at most *seconds*."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._is_requested.wait(), seconds)
+        return self._is_requested.is_set()
+
+
 async def serve(host: Host) -> None:
     """Run the agent until a signal stops it, or an error that is raised."""
-    stop = asyncio.Event()
+    stop = Stop()
     _watch_signals(stop)
+    try:
+        await _serve(host, stop)
+    except asyncio.CancelledError:
+        if not await stop.wait(0):
+            raise
+    logs.write("agent.stopped", instance=host.instance_id)
+
+
+async def _serve(host: Host, stop: Stop) -> None:
     settings = host.settings
     _raise_file_limit()
-    with take_lock():
+    with agent_lock():
         check_iface(settings.iface)
-        ensure_directory(settings.run_dir, "--run-dir")
+        ensure_directory(settings.run_dir, "choose another --run-dir")
         tokens = Tokens(*renew_token(settings.token_file), time.monotonic() + FORMER_SECONDS)
-        with bound(settings) as listeners:
+        ports = Ports(settings)
+        with unix_listener(settings.socket) as unix, ports:
             async with opened(host) as parts:
-                server = Server(Api(parts.agent, parts.metrics, host.config, Signatures(tokens)))
+                signatures = Signatures(tokens)
+                server = Server(Api(parts.agent, parts.metrics, host.config, signatures, lambda: ports.obstacle))
                 try:
                     await server.begin()
-                    for listener, serves in listeners:
-                        server.listen(listener, serves)
+                    server.listen(unix, Serves.API | Serves.METRICS)
+                    stop.started()
                     logs.write("agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))
-                    await stop.wait()
+                    is_over = False
+                    while not is_over:
+                        for listener, serves in ports.take():
+                            server.listen(listener, serves)
+                        is_over = await stop.wait(PORT_SECONDS if ports.obstacle else None)
                 finally:
                     parts.agent.stop()
                     await server.end()
-    logs.write("agent.stopped", instance=host.instance_id)
 
 
 @asynccontextmanager
 async def opened(host: Host) -> AsyncIterator[OpenAgent]:
     """Run an agent without its API for the block; NICs stay where they are. The caller holds the lock."""
-    ensure_directory(host.settings.state_dir, "--state-dir")
+    ensure_directory(host.settings.state_dir, "choose another --state-dir")
     boot_id = read_boot_id(host.settings)
     metrics, clock, rng = Metrics(), SystemClock(), random.Random()
     boot_time = BootTime(host.settings.boot_time)
@@ -143,7 +188,7 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _watch_signals(stop: asyncio.Event) -> None:
+def _watch_signals(stop: Stop) -> None:
     """The first signal stops the agent gracefully, a second one at once; the table is on disk either way.
 
     The handlers are not those of the loop, which may hang, for example in writing to a log that nobody reads.
@@ -157,7 +202,7 @@ def _watch_signals(stop: asyncio.Event) -> None:
             os._exit(128 + number)
         is_stopping = True
         signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS, LAST_SECONDS)
-        loop.call_soon_threadsafe(stop.set)
+        loop.call_soon_threadsafe(stop.request)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopping)

@@ -14,8 +14,8 @@ _LONGEST_TOKEN = 4096  # bytes; one of ours has 65
 _WRITE_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def ensure_directory(path: Path, flag: str) -> None:
-    """Create *path* for root alone; StartRefused if another user could change what is in it. *flag* names it."""
+def ensure_directory(path: Path, advice: str) -> None:
+    """Create *path* for root alone; StartRefused if another user could change what is in it."""
     try:
         for directory in (*reversed(path.parents), path):
             _make_directory(directory)
@@ -23,15 +23,15 @@ def ensure_directory(path: Path, flag: str) -> None:
         above = [(parent, parent.stat()) for parent in path.resolve().parents]
     except OSError as err:
         cause = "it is a link" if path.is_symlink() else err.strerror
-        raise StartRefused(f"directory {path}: creation failed: {cause}; choose another {flag}") from err
+        raise StartRefused(f"directory {path}: creation failed: {cause}; {advice}") from err
     if not is_private(status, 0o022):
-        raise _rejected(path, path, status, flag)
+        raise _rejected(path, path, status, advice)
     for parent, found in above:
         is_replaceable = found.st_mode & 0o002 and not found.st_mode & stat.S_ISVTX
         if found.st_uid not in {0, os.geteuid()} or is_replaceable:
-            raise _rejected(path, parent, found, flag)
+            raise _rejected(path, parent, found, advice)
     if not os.access(path, os.W_OK):
-        raise StartRefused(f"directory {path}: not writable; choose another {flag}, or correct its permissions")
+        raise StartRefused(f"directory {path}: not writable; {advice}, or correct its permissions")
 
 
 def _make_directory(path: Path) -> None:
@@ -52,10 +52,10 @@ def _directory_status(path: Path) -> os.stat_result:
         os.close(descriptor)
 
 
-def _rejected(path: Path, culprit: Path, status: os.stat_result, flag: str) -> StartRefused:
+def _rejected(path: Path, culprit: Path, status: os.stat_result, advice: str) -> StartRefused:
     return StartRefused(
         f"directory {path}: rejected: other users may change {culprit} (owner {status.st_uid}, mode"
-        f" {stat.S_IMODE(status.st_mode):04o}); correct that, or choose another {flag}"
+        f" {stat.S_IMODE(status.st_mode):04o}); correct that, or {advice}"
     )
 
 

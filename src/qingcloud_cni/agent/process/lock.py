@@ -1,0 +1,64 @@
+"""One agent per network namespace, by a lock on a file that only root can reach."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from qingcloud_cni.agent.base import logs
+from qingcloud_cni.agent.process.run_files import ensure_directory
+from qingcloud_cni.core.errors import AlreadyRunning
+
+LOCKS = Path("/run/qingcloud-cni-lock")  # does not follow --run-dir: two agents with two of them share the namespace
+_NAMESPACE = Path("/proc/self/ns/net")
+NAME = "\0qingcloud-cni/agent"  # agents of earlier versions have this name alone; anybody can take it
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@contextmanager
+def agent_lock() -> Iterator[None]:
+    """Be the only agent of this network namespace for the block; AlreadyRunning if another is."""
+    path = LOCKS / str(_NAMESPACE.stat().st_ino)
+    file = _locked(path)
+    try:
+        with _named():
+            yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+        with suppress(OSError):
+            LOCKS.rmdir()
+
+
+def _locked(path: Path) -> int:
+    while True:
+        ensure_directory(LOCKS, "repair it, start again")
+        try:
+            file = os.open(path, _OPEN, 0o600)
+        except FileNotFoundError:
+            continue  # another agent that ended has removed the directory
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file), path.lstat()):
+                return file
+        except BlockingIOError:
+            os.close(file)
+            raise AlreadyRunning(
+                "another agent runs in this network namespace; `qingagent status` shows it, `qingagent stop` ends it"
+            ) from None
+        except FileNotFoundError:
+            pass
+        os.close(file)  # that of an agent which ended meanwhile
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Hold the abstract name too. A program without rights may hold it, so that is only worth a line in the log."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as name:
+        try:
+            name.bind(NAME)
+        except OSError as err:
+            logs.write("lock.name-taken", cause=err.strerror)
+        yield
