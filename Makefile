@@ -20,7 +20,7 @@ PIP := $(SET_UP) $(BIN)/python -m pip -qq --no-cache-dir --disable-pip-version-c
 SCRATCH := $(PYTHON) tools/scratch.py
 
 .NOTPARALLEL:
-.PHONY: help demo test test-runtimes sim chaos bench scale lint docs format lock clean base machine peers runtimes
+.PHONY: help demo test test-runtimes sim chaos attack bench scale lint docs format lock clean base machine peers runtimes
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -47,6 +47,9 @@ sim: base $(INSTALLED)  ## simulated lives of an agent (SEEDS=1000 START=0; SEED
 MINUTES ?= 3
 chaos: machine $(INSTALLED)  ## kill agents, plugins and the cloud for minutes, and check that nothing is lost (MINUTES=3 SEED=k)
 	@PYTHONPATH=tests $(SCRATCH) $(BIN)/python -m chaos --minutes=$(MINUTES) $(if $(SEED),--seed=$(SEED)) $(ARGS)
+
+attack: machine $(INSTALLED)  ## attack agents as hostile containers, processes and clouds for three minutes, and show what held (ARGS=--short, --only=A, --list)
+	@PYTHONPATH=tests $(SCRATCH) $(BIN)/python -m attack $(ARGS)
 
 bench: machine peers $(INSTALLED)  ## measure time, calls and memory beside other plugins, or ADD and DEL beside another checkout (AGAINST=../old; ARGS=--quick, --help)
 	@$(if $(AGAINST),$(MAKE) --no-print-directory -C "$(AGAINST)" .venv/.installed)

@@ -29,8 +29,10 @@ def bpf(command: int, request: bytes) -> int:
     return result
 
 
-def load(kind: int) -> int:
-    code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, RESULTS[kind] - (RESULTS[kind] >> 31 << 32), 0x95, 0, 0, 0)
+def load(kind: int, result: int | None = None) -> int:
+    """A program that always returns *result*, by default the one that changes nothing."""
+    value = RESULTS[kind] if result is None else result
+    code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, value - (value >> 31 << 32), 0x95, 0, 0, 0)
     instructions, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
     head = struct.pack("=IIQQ", kind, 2, ctypes.addressof(instructions), ctypes.addressof(licence))
     return bpf(BPF_PROG_LOAD, head)
@@ -44,22 +46,25 @@ def left_on(lab: Lab, netns: str, ifname: str, hook: int, *, is_link: bool, also
     """
     fd = load(XDP if hook == ATTACH_XDP else SCHED_CLS)
     held = [fd]
-
-    def attach(ifindex: int) -> None:
-        if is_link:
-            held.append(bpf(BPF_LINK_CREATE, struct.pack("=IIII", fd, ifindex, hook, 0)))
-        elif hook == ATTACH_XDP:
-            xdp = nl.pack_attribute(1, struct.pack("=i", fd))
-            body = struct.pack("=BxHiII", 0, 0, ifindex, 0, 0) + nl.pack_attribute(43 | nl.NLA_F_NESTED, xdp)
-            with Netlink() as netlink:
-                netlink.do(nl.Request(nl.RTM_SETLINK, body), "attach XDP")
-        else:
-            bpf(BPF_PROG_ATTACH, struct.pack("=IIII", ifindex, fd, hook, 0))
-
     for place in filter(None, (netns, also)):
-        within(lab, place, partial(attach, lab.links(place)[ifname]["ifindex"]))
+        ifindex = lab.links(place)[ifname]["ifindex"]
+        held += within(lab, place, partial(attach, fd, ifindex, hook, is_link=is_link))
     try:
         yield
     finally:
         for fd in held:
             os.close(fd)
+
+
+def attach(fd: int, ifindex: int, hook: int, *, is_link: bool) -> list[int]:
+    """Attach a loaded program in the calling thread's namespace: descriptors that keep it there."""
+    if is_link:
+        return [bpf(BPF_LINK_CREATE, struct.pack("=IIII", fd, ifindex, hook, 0))]
+    if hook == ATTACH_XDP:
+        xdp = nl.pack_attribute(1, struct.pack("=i", fd))
+        body = struct.pack("=BxHiII", 0, 0, ifindex, 0, 0) + nl.pack_attribute(43 | nl.NLA_F_NESTED, xdp)
+        with Netlink() as netlink:
+            netlink.do(nl.Request(nl.RTM_SETLINK, body), "attach XDP")
+    else:
+        bpf(BPF_PROG_ATTACH, struct.pack("=IIII", ifindex, fd, hook, 0))
+    return []

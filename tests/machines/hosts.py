@@ -323,13 +323,17 @@ class Host:
 
     # --- the end -------------------------------------------------------------------------------------
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End this host's agents and remove its containers; its NICs go with the simulator."""
         for agent in self.agents:
             if agent.is_running:
                 agent.kill()
         for container in self.containers:
             run("ip", "netns", "delete", container.name, check=False)
+
+    def close(self) -> None:
+        """As `end`, and print the logs."""
+        self.end()
         for agent in self.agents:
             for path in (agent.log, agent.complaints):
                 lines = path.read_text().splitlines()

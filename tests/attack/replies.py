@@ -1,0 +1,132 @@
+"""C: replies of the cloud that are wrong, or not what they seem."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attack.lying_cloud import Lie, LyingCloud, lying_cloud
+from attack.registry import case
+from attack.scene import Scene, assert_lives, assert_works, unchanged
+from machines.hosts import Host
+from machines.simulator import eventually
+
+FEW = {"min_idle": 1, "max_idle": 1, "max_nics": 2, "duplicate_probe": "false"}
+ESC = "\x1b]0;owned\x07"
+
+
+@contextmanager
+def lied_to(scene: Scene, lie: Lie) -> Iterator[tuple[Host, LyingCloud]]:
+    """A host whose agent hears nothing but lies from its start on; afterwards the truth, and it works."""
+    host = scene.bare_host()
+    with lying_cloud(host) as cloud, unchanged(host):
+        cloud.lie = lie
+        host.launch(QYAccessFilePath=cloud.access_file, **FEW)
+        eventually(lambda: cloud.told, "a lie that is told")
+        yield host, cloud
+        assert_lives(host)
+        cloud.lie = None
+        host.ask("POST", "/v1/reconcile")
+        eventually(lambda: host.is_ready(host.agent), "a ready agent", seconds=60)
+        assert_works(host)
+
+
+def assert_hears(host: Host, cloud: LyingCloud, times: int = 3) -> None:
+    """The agent hears some more lies, and lives."""
+    told = cloud.told
+    host.ask("POST", "/v1/reconcile")
+    eventually(
+        lambda: cloud.told >= told + times,
+        "more lies",
+        seconds=60,
+    )
+    assert_lives(host)
+
+
+@case("C")
+def own_nic_as_ours(scene: Scene) -> None:
+    """DescribeNics lists the host's own eth0 as one of the agent's. The agent leaves eth0 alone."""
+    host = scene.bare_host()
+    own = host.sim.host(host.name)["nic_id"]
+
+    def lie(action: str, reply: dict[str, Any]) -> dict[str, Any]:
+        for nic in reply.get("nic_set", ()) if action == "DescribeNics" else ():
+            if nic["nic_id"] == own:
+                nic |= {"nic_name": f"qingcni_{host.instance_id}_0123456789abcdef", "role": 0}
+        return reply
+
+    with lying_cloud(host) as cloud, unchanged(host):
+        cloud.lie = lie
+        host.start(idle=1, QYAccessFilePath=cloud.access_file, **FEW)
+        assert_works(host)
+        assert_hears(host, cloud, 1)
+
+
+def every_field(value: object) -> Lie:
+    """Puts *value* into every field of every item, but leaves ids that the simulator needs in the envelope."""
+
+    def lie(_action: str, reply: dict[str, Any]) -> dict[str, Any]:
+        for key, items in reply.items():
+            if key.endswith("_set") or key in {"nics", "job_id"}:
+                reply[key] = [dict.fromkeys(item, value) for item in items] if isinstance(items, list) else value
+        return reply
+
+    return lie
+
+
+@case("C")
+def fields_of_other_types(scene: Scene) -> None:
+    """Every field of every item is a number, a list, nothing or an object. The agent lives, and works afterwards."""
+    values: Iterator[object] = iter([1e300, [], None, {}, True, -1, ""])
+    current: list[object] = [next(values)]
+
+    def lie(action: str, reply: dict[str, Any]) -> dict[str, Any]:
+        changed = every_field(current[0])(action, reply)
+        current[0] = next(values, current[0])
+        return dict(changed)
+
+    with lied_to(scene, lie) as (host, cloud):
+        eventually(lambda: cloud.told >= 4, "four lies", seconds=60)
+        assert_lives(host)
+
+
+@case("C", is_short=True)
+def garbage_addresses(scene: Scene) -> None:
+    """Networks have host bits, gateways lie outside, addresses are IPv6 or words. The agent lives, and says so."""
+
+    def lie(_action: str, reply: dict[str, Any]) -> dict[str, Any]:
+        for vxnet in reply.get("vxnet_set", ()):
+            if vxnet.get("router"):
+                vxnet["router"] |= {"ip_network": "172.20.1.7/24", "manager_ip": "8.8.8.8"}
+        for nic in (*reply.get("nic_set", ()), *reply.get("nics", ())):
+            nic["private_ip"] = "fd00::1" if len(nic["nic_id"]) % 2 else "one"
+        return reply
+
+    with lied_to(scene, lie) as (host, _):
+        eventually(lambda: "host bits" in str(host.status()), "a status that names the network", seconds=30)
+
+
+@case("C")
+def ids_that_are_none(scene: Scene) -> None:
+    """NICs have ids that are not MACs. The agent lives, and works afterwards."""
+
+    def lie(_action: str, reply: dict[str, Any]) -> dict[str, Any]:
+        for nic in (*reply.get("nic_set", ()), *reply.get("nics", ())):
+            nic["nic_id"] = "../../etc/passwd"
+        return reply
+
+    with lied_to(scene, lie):
+        pass
+
+
+@case("C")
+def endless_texts(scene: Scene) -> None:
+    """Messages have a megabyte and escape sequences. The agent shortens them, and no table shows an escape."""
+
+    def lie(action: str, _reply: dict[str, Any]) -> dict[str, Any]:
+        return {"ret_code": 1400, "message": ESC + "x" * 2**20, "action": f"{action}Response"}
+
+    with lied_to(scene, lie) as (host, _):
+        eventually(lambda: host.status()["cloud_error"], "an error that is shown")
+        assert len(host.status()["cloud_error"]) < 2000
+        assert "\x1b" not in host.qingagent("status").stdout
+        assert host.agent.log.stat().st_size < 2**19
