@@ -43,6 +43,10 @@ def settings() -> Iterator[str]:
     return table(("Setting", "Environment variable", "Value", "Default", "Meaning"), rows)
 
 
+def changed_settings() -> Iterator[str]:
+    return table(("Setting", "A start with another value"), ((f"`{s.name}`", s.held) for s in SETTINGS if s.held))
+
+
 def config_keys() -> Iterator[str]:
     rows = (
         (f"`{key.name}`", key.treatment.value, key.why + (f" (`{key.allowed}` is accepted)" if key.allowed else ""))
@@ -140,6 +144,7 @@ def _part(page: str, lines: Callable[[], Iterable[str]]) -> Part:
 PARTS = (
     _part("architecture.md", rooms),
     _part("configuration.md", settings),
+    _part("configuration.md", changed_settings),
     _part("configuration.md", config_keys),
     _part("configuration.md", commands),
     _part("configuration.md", peers),

@@ -258,7 +258,7 @@ async def test_a_full_pool_is_released_with_few_calls(host: SimulatedHost) -> No
 async def test_with_all_nics_in_use_a_newly_configured_vxnet_has_the_next_ones(
     host: SimulatedHost, tmp_path: Path
 ) -> None:
-    """Those in use stay in the former one, and come back to serve."""
+    """Those in use stay in the former one, and serve nobody after their DEL."""
     old = [await host.add(f"c{n}") for n in range(3)]
     await host.kill()
     host.settings = settings_of(tmp_path, host.topology, vxnet=["vxnet-pods002"], min_idle=0, max_nics=4)
@@ -268,7 +268,8 @@ async def test_with_all_nics_in_use_a_newly_configured_vxnet_has_the_next_ones(
     with pytest.raises(PoolEmpty, match="max-nics 4"):
         await host.add("c4", seconds=20.0)
     await host.delete("c0")
-    assert (await host.add("c4")).nic_id == old[0].nic_id
+    assert host.nics[(await host.add("c4")).nic_id].vxnet_id == "vxnet-pods002"
+    assert old[0].nic_id not in host.nics
 
 
 @on_host()

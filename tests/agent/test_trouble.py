@@ -243,6 +243,7 @@ async def test_a_gateway_nic_that_the_cloud_refuses_to_change_costs_few_calls_ho
 async def test_a_create_in_a_vxnet_no_longer_configured_is_resumed_although_the_cloud_is_silent(
     tmp_path: Path,
 ) -> None:
+    """Its NICs are known, and replaced by others of the configured vxnet."""
     topology = replace(default_topology("sim", 1), latencies=Latencies(call=(0.2, 0.2)))
     async with simulated(tmp_path, topology, is_warm=False) as host:
         await host.until(lambda: host.model.calls["CreateNics"] == 1, "asked")
@@ -252,7 +253,8 @@ async def test_a_create_in_a_vxnet_no_longer_configured_is_resumed_although_the_
         await host.start()
         await host.until(lambda: host.states() == ["idle"] * 3, "warm")
         assert set(host.ours_in_cloud()) == set(host.nics)
-        assert {n.vxnet_id for n in host.nics.values()} == {"vxnet-pods001"}
+        assert {n.vxnet_id for n in host.nics.values()} == {"vxnet-pods002"}
+        assert host.model.calls["DeleteNics"] == 1
 
 
 @on_host()

@@ -43,6 +43,7 @@ def as_status(found: Mapping[str, Any]) -> None:
         "ready": "yes" if found["ready"] else "no",
         "draining": "yes" if found["draining"] else "",
         "NICs": nics + (f", {found['asked']} asked for" if found["asked"] else ""),
+        "outside": ", ".join(f"{count} in {vxnet}, not in --vxnet" for vxnet, count in found["outside"].items()),
         "attachments": found["attachments"],
         "waiting": found["waiting"],
         "operations": ", ".join(found["operations"]),

@@ -58,6 +58,7 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "probe.distrusted": _warn("A MAC answers for every address, so the agent ignores its answers."),
         "nic.gateway": _info("A gateway NIC is configured. Its link stays on the host."),
         "nic.detaching": _info("The agent has asked the cloud to detach the NIC. `detail` is `unused` or `drain`."),
+        "nic.outside": _info("At the start: the NIC's vxnet is not in `--vxnet`. `detail` says when it is released."),
         "nic.kept": _warn("The cloud did not detach the NIC. It is parked as before."),
         "nic.unattached": _warn("The cloud says that the NIC is attached to no instance."),
         "nic.deleting": _info("The agent has asked the cloud to delete the NIC."),

@@ -37,6 +37,7 @@ from qingcloud_cni.core.pool.pool_state import (
 NOW = 1_700_000_000.0
 POLICY = PoolPolicy()
 S = NicState
+UNUSED = {S.IDLE, S.COOLING, S.QUARANTINED, S.GATEWAY, S.MISSING}
 
 
 def nic(number: int, state: NicState, *, age: float = 0.0, released_ago: float | None = None) -> Nic:
@@ -128,7 +129,7 @@ def test_nics_that_the_instance_cannot_carry_are_deleted() -> None:
     state = PoolState(held, waiting=1, instance_room=5)
     assert plan(state, POLICY, NOW) == (AttachNics(ids(*held[3:5])), DeleteNics(ids(held[5])))
     *_, deleted = steps(state, POLICY, NOW)
-    assert deleted.why == "attached nowhere, and the instance has no room"
+    assert deleted.why == "attached nowhere, and there is no room for more (5 left by the instance's own limit)"
 
 
 def test_a_nic_of_an_operation_under_way_is_left_to_it() -> None:
@@ -226,9 +227,18 @@ def test_what_is_more_than_a_lowered_limit_is_given_back_at_once() -> None:
     assert plan(PoolState((*held, gone)), replace(policy, max_nics=8), NOW) == (DetachNics(ids(gone)),)
 
 
-def test_idle_nics_that_are_wanted_are_kept_though_the_limit_was_lowered() -> None:
+def test_a_lowered_limit_wins_over_min_idle() -> None:
     held = (*nics(S.ASSIGNED, S.ASSIGNED), *idle(900))
-    assert plan(PoolState(held), PoolPolicy(max_nics=2), NOW) == ()
+    assert plan(PoolState(held), PoolPolicy(max_nics=2), NOW) == (DetachNics(ids(held[2])),)
+    spare = nic(30, S.CREATING)
+    assert plan(PoolState((*held[:2], spare)), PoolPolicy(max_nics=2), NOW) == (DeleteNics(ids(spare)),)
+
+
+def test_above_a_lowered_limit_cooling_nics_go_after_the_idle_ones() -> None:
+    held = (*nics(S.ASSIGNED, S.ASSIGNED), *idle(900), *cooling(50.0, 5.0))
+    policy = PoolPolicy(max_nics=3)
+    assert plan(PoolState(held), policy, NOW) == (DetachNics(ids(held[2], held[4])),)
+    assert plan(PoolState(held, waiting=1), policy, NOW) == ()
 
 
 def test_nothing_is_given_back_while_detaching_backs_off() -> None:
@@ -265,6 +275,49 @@ def test_a_nic_that_has_just_rested_is_surplus_at_once_where_idle_ttl_is_0() -> 
     policy = PoolPolicy(min_idle=0, max_idle=0, idle_ttl=0.0)
     held = cooling(500.0)
     assert plan(PoolState(held), policy, NOW) == (Rest(held[0].nic_id), DetachNics(ids(*held)))
+
+
+# --- vxnets that are no longer configured ------------------------------------------------------------
+
+
+def outside(*states: NicState, age: float = 0.0) -> tuple[Nic, ...]:
+    return tuple(replace(nic(200 + n, state, age=age), vxnet_id="vxnet-old") for n, state in enumerate(states))
+
+
+@pytest.mark.parametrize("busy", [PoolState(()), PoolState((), waiting=2), PoolState((), creating=1)])
+def test_unused_nics_outside_are_released_at_once_and_count_as_nothing_else(busy: PoolState) -> None:
+    held = outside(S.IDLE, S.COOLING, S.QUARANTINED, S.GATEWAY, S.ASSIGNED, S.ARRIVING, S.ATTACHING)
+    *others, released = steps(replace(busy, outside=held), POLICY, NOW)
+    assert [step.action for step in others] == [*plan(busy, POLICY, NOW)]
+    assert released.action == DetachNics(ids(*held[:4]))
+    assert released.why == "4 unused in vxnet-old, which is not in --vxnet"
+
+
+def test_nics_outside_that_are_attached_nowhere_are_deleted() -> None:
+    held = outside(S.CREATING, S.CREATING)
+    (*_, deleted) = steps(PoolState((), outside=held, busy=frozenset(ids(held[1]))), POLICY, NOW)
+    assert deleted.action == DeleteNics(ids(held[0]))
+    assert deleted.why == "attached nowhere, and in vxnet-old, which is not in --vxnet"
+
+
+def test_nics_outside_take_room_until_they_are_gone() -> None:
+    policy = PoolPolicy(max_nics=4)
+    held = outside(S.ASSIGNED, S.IDLE)
+    assert plan(PoolState((), outside=held), policy, NOW) == (CreateNics(2), DetachNics(ids(held[1])))
+    assert room(PoolState((), outside=held), policy) == 2
+
+
+def test_a_missing_nic_outside_goes_once_it_is_nowhere() -> None:
+    (lost,) = outside(S.MISSING)
+    state = PoolState(idle(1, 1, 1), outside=(lost,))
+    assert plan(state, POLICY, NOW) == ()
+    assert plan(replace(state, nowhere=frozenset(ids(lost))), POLICY, NOW) == (DetachNics(ids(lost)),)
+
+
+def test_a_detach_that_backs_off_holds_for_nics_outside() -> None:
+    state = PoolState(idle(1, 1, 1), outside=outside(S.IDLE), shrinks_at=NOW + 5)
+    assert plan(state, POLICY, NOW) == ()
+    assert next_due(state, POLICY, NOW) == NOW + 5
 
 
 # --- quarantine --------------------------------------------------------------------------------------
@@ -601,8 +654,10 @@ def states(draw: st.DrawFn) -> PoolState:
         state = draw(st.sampled_from(S))
         has_served = state is S.COOLING or (state is S.ARRIVING and draw(st.booleans()))
         held.append(nic(number, state, age=draw(ages), released_ago=draw(ages) if has_served else None))
+    outside = draw(st.integers(0, len(held)))
     return PoolState(
-        nics=tuple(held),
+        nics=tuple(held[outside:]),
+        outside=tuple(replace(n, vxnet_id="vxnet-old") for n in held[:outside]),
         creating=draw(st.sampled_from((0, 0, 0, 1, 3))),
         gateways=draw(st.sampled_from((0, 0, 1, 2))),
         waiting=draw(st.sampled_from((0, 0, 0, 1, 2, 6))),
@@ -619,7 +674,7 @@ def states(draw: st.DrawFn) -> PoolState:
 
 def carried_out(state: PoolState, actions: tuple[Action, ...], now: float) -> PoolState:
     """The facts once the agent has begun everything that *actions* say."""
-    held = {n.nic_id: n for n in state.nics}
+    held = {n.nic_id: n for n in (*state.nics, *state.outside)}
     creating, busy, vxnet_room = state.creating, set(state.busy), state.vxnet_room
 
     def move(nic_ids: tuple[str, ...], new: NicState) -> None:
@@ -640,7 +695,10 @@ def carried_out(state: PoolState, actions: tuple[Action, ...], now: float) -> Po
                 move(nic_ids, S.DETACHING)
             case DeleteNics(nic_ids):
                 move(nic_ids, S.DELETING)
-    return replace(state, nics=tuple(held.values()), creating=creating, busy=frozenset(busy), vxnet_room=vxnet_room)
+    return replace(
+        state, nics=tuple(held[n.nic_id] for n in state.nics), outside=tuple(held[n.nic_id] for n in state.outside),
+        creating=creating, busy=frozenset(busy), vxnet_room=vxnet_room,
+    )  # fmt: skip
 
 
 @pytest.mark.defect("others-29")
@@ -666,7 +724,7 @@ def test_what_is_held_and_created_stays_within_the_limits(state: PoolState, poli
 def test_no_more_is_attached_than_the_instance_can_carry(state: PoolState, policy: PoolPolicy) -> None:
     actions = plan(state, policy, NOW)
     attached = sum(len(a.nic_ids) for a in actions if isinstance(a, AttachNics))
-    on_it = [n for n in state.nics if n.state not in {S.CREATING, S.DELETING}]
+    on_it = [n for n in (*state.nics, *state.outside) if n.state not in {S.CREATING, S.DELETING}]
     if attached:
         assert len(on_it) + state.gateways + attached <= state.instance_room
 
@@ -738,7 +796,8 @@ def test_every_step_and_every_wait_is_told_in_words(state: PoolState, policy: Po
 
 @given(states(), policies())
 def test_a_plan_touches_each_nic_once_and_only_from_the_states_it_may(state: PoolState, policy: PoolPolicy) -> None:
-    held = {n.nic_id: n for n in state.nics}
+    held = {n.nic_id: n for n in (*state.nics, *state.outside)}
+    outside = {n.nic_id for n in state.outside}
     actions = plan(state, policy, NOW)
     rested = {a.nic_id for a in actions if isinstance(a, Rest)}
     assert all(held[n].state is S.COOLING for n in rested)
@@ -747,14 +806,17 @@ def test_a_plan_touches_each_nic_once_and_only_from_the_states_it_may(state: Poo
         DeleteNics: {S.CREATING},
         DetachNics: {S.IDLE, S.COOLING, S.MISSING, S.QUARANTINED, S.GATEWAY}
         if state.mode is Mode.DRAINING
-        else {S.IDLE, S.QUARANTINED},
+        else {S.IDLE, S.QUARANTINED, S.COOLING},
     }
     touched: list[str] = []
     for action in actions:
         if isinstance(action, AttachNics | DeleteNics | DetachNics):
             touched += action.nic_ids
             assert action.nic_ids
-            assert all(held[n].state in allowed[type(action)] or n in rested for n in action.nic_ids)
+            assert all(
+                held[n].state in allowed[type(action)] or n in rested or (n in outside and held[n].state in UNUSED)
+                for n in action.nic_ids
+            )
     assert len(set(touched)) == len(touched)
     assert not state.busy & set(touched)
 
@@ -767,10 +829,11 @@ def test_giving_back_leaves_max_idle_and_never_takes_what_somebody_waits_for(
     """Below max-idle only what is more than may be held at all."""
     actions = plan(state, policy, NOW)
     quarantined = {n.nic_id for n in state.nics if n.state is S.QUARANTINED}
-    given_back = [n for a in actions if isinstance(a, DetachNics) for n in a.nic_ids if n not in quarantined]
+    others = quarantined | {n.nic_id for n in state.outside}
+    given_back = [n for a in actions if isinstance(a, DetachNics) for n in a.nic_ids if n not in others]
     if given_back and state.mode is not Mode.DRAINING:
         have = balance(state, policy, NOW)
-        assert have.idle - len(given_back) >= policy.max_idle or len(given_back) <= above_limit(state, policy, have)
+        assert have.idle - len(given_back) >= policy.max_idle or len(given_back) <= above_limit(state, policy)
         assert state.waiting == 0
         assert state.creating == 0
         assert state.shrinks_at <= NOW
@@ -778,13 +841,12 @@ def test_giving_back_leaves_max_idle_and_never_takes_what_somebody_waits_for(
 
 
 @given(states(), policies())
-def test_what_is_above_the_limit_goes_as_far_as_it_is_idle(state: PoolState, policy: PoolPolicy) -> None:
-    have = balance(state, policy, NOW)
-    may_shrink = state.mode is Mode.SERVING and state.shrinks_at <= NOW and not (state.waiting or have.short)
+def test_what_is_above_the_limit_goes_as_far_as_it_serves_nobody(state: PoolState, policy: PoolPolicy) -> None:
+    may_shrink = state.mode is Mode.SERVING and state.shrinks_at <= NOW and not state.waiting
     if may_shrink and not is_growing(state, NOW):
         given_back = sum(len(a.nic_ids) for a in plan(state, policy, NOW) if isinstance(a, DetachNics))
-        free = {n.nic_id for n in state.nics if n.state is S.IDLE or n in have.cooled} - state.busy
-        assert given_back >= min(above_limit(state, policy, have), len(free))
+        free = {n.nic_id for n in state.nics if n.state in {S.IDLE, S.COOLING}} - state.busy
+        assert given_back >= min(above_limit(state, policy), len(free))
 
 
 @given(states(), policies(), st.integers(1, 100), st.integers(1, 1000))
@@ -813,3 +875,16 @@ def test_the_next_due_times() -> None:
     assert next_due(PoolState(cooling(10.0)), POLICY, NOW) == NOW + 115
     assert next_due(PoolState(cooling(10.0), grows_at=NOW + 9), POLICY, NOW) == NOW + 9
     assert next_due(PoolState(cooling(10.0), waiting=1), POLICY, NOW) == NOW + 15
+
+
+@given(states(), policies())
+def test_of_nics_outside_none_is_used_and_each_unused_one_leaves(state: PoolState, policy: PoolPolicy) -> None:
+    mine, actions = set(ids(*state.outside)), plan(state, policy, NOW)
+    used = {a.nic_id for a in actions if isinstance(a, Rest)}
+    used |= {n for a in actions if isinstance(a, AttachNics) for n in a.nic_ids}
+    assert not used & mine
+    if state.mode is Mode.SERVING:
+        leaving = {n for a in actions if isinstance(a, DetachNics | DeleteNics) for n in a.nic_ids}
+        may_detach = UNUSED - {S.MISSING} if state.shrinks_at <= NOW else set()
+        unused = {n.nic_id for n in state.outside if n.state in may_detach | {S.CREATING}} - state.busy
+        assert unused == leaving & mine

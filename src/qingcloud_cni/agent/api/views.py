@@ -3,6 +3,7 @@
 Times are in seconds since the epoch, durations in seconds. A NIC's id is its MAC address.
 """
 
+from collections import Counter
 from dataclasses import asdict
 from typing import Annotated
 
@@ -141,6 +142,10 @@ class StatusView(msgspec.Struct, frozen=True):
     draining: bool
     drained: Annotated[bool, Meta(description="only serving NICs are left; false before cloud_compared")]
     nics: Annotated[dict[NicState, Count], Meta(description="number by state; zeros are omitted")]
+    outside: Annotated[
+        dict[str, Count],
+        Meta(description="NICs to be released, after the DEL of their container, by vxnet: it is not in --vxnet"),
+    ]
     asked: Annotated[Count, Meta(description="NICs asked of the cloud, without an answer yet")]
     attachments: Count
     waiting: Annotated[Count, Meta(description="ADDs that wait for a NIC")]
@@ -229,6 +234,7 @@ def status_view(agent: Agent, version: str, pid: int, port_error: str = "") -> S
         draining=agent.pool.is_draining,
         drained=agent.is_drained(),
         nics={state: states.count(state) for state in NicState if state in states},
+        outside=Counter(n.vxnet_id for n in table.nics.values() if agent.pool.is_outside(n)),
         asked=table.creating,
         attachments=len(table.attachments),
         waiting=agent.pool.waiting,

@@ -13,7 +13,7 @@ from qingcloud_cni.agent.base.tasks import Tasks
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.core.gateway import free_index
 from qingcloud_cni.core.nics.model import Event, Nic
-from qingcloud_cni.core.nics.names import NicName, is_ours, link_alias
+from qingcloud_cni.core.nics.names import NicName, is_ours, link_alias, parse_nic_name
 from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.seams.clock import HostClock
 from qingcloud_cni.core.seams.cloud import Cloud
@@ -101,6 +101,14 @@ class Context:
 
     def now(self) -> float:
         return self.clock.now()
+
+    def is_ours(self, name: str) -> bool:
+        """Whether the agent of this instance named a NIC so; a NIC of the table may have earlier prefixes."""
+        if self.identity.is_ours(name):
+            return True
+        parsed = parse_nic_name(name)
+        is_here = parsed is not None and parsed.instance_id == self.identity.instance_id
+        return is_here and any(n.name == name for n in self.table.nics.values())
 
     def new_operation(self) -> str:
         """An unused operation id: 64 random bits."""

@@ -21,7 +21,7 @@ from qingcloud_cni.core.gateway import unused
 from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
 from qingcloud_cni.core.pool import pool_state
 from qingcloud_cni.core.pool.explain import Causes, explain_wait
-from qingcloud_cni.core.pool.plan import due_at, next_due, plan, room, serving_order, steps
+from qingcloud_cni.core.pool.plan import due_at, explain_outside, next_due, plan, room, serving_order, steps
 from qingcloud_cni.core.pool.pool_state import Action, Mode, PoolState, Rest
 from qingcloud_cni.core.pool.vxnets import explain_skipped
 
@@ -50,6 +50,7 @@ class Pool:
         self.duplicates = Duplicates(context, self.policy.quarantine, is_on=settings.duplicate_probe)
         self.flows = Flows(context)
         self._instance_nic_limit = settings.instance_nic_limit
+        self._vxnets = frozenset(settings.vxnet)
         permits = partial(Permits, due=context.signals.plan_due, cloud=context.cloud, tasks=context.tasks)
         self._provisioning_permits = permits("provisioning", context.urgency.provisioning)
         self._release_permits = permits("release", context.urgency.release)
@@ -88,14 +89,20 @@ class Pool:
 
     def state(self) -> PoolState:
         table, now = self._context.table, self._context.now()
-        nics = tuple(table.nics.values())
-        idle_gateways = unused(nics, tuple(table.attachments.values())) if self.is_draining else frozenset()
+        everything = tuple(table.nics.values())
+        idle_gateways = {
+            nic_id
+            for nic_id in unused(everything, tuple(table.attachments.values()))
+            if self.is_draining or self.is_outside(table.nics[nic_id])
+        }
+        nics = tuple(n for n in everything if not n.is_gateway or n.nic_id in idle_gateways)
         asked = table.creating_named(self._context.identity.gateway_prefix)
         return PoolState(
-            nics=tuple(n for n in nics if not n.is_gateway or n.nic_id in idle_gateways),
+            nics=tuple(n for n in nics if not self.is_outside(n)),
+            outside=tuple(n for n in nics if self.is_outside(n)),
             mode=self.mode,
             creating=table.creating - asked,
-            gateways=asked + sum(n.is_gateway and n.nic_id not in idle_gateways for n in nics),
+            gateways=asked + len(everything) - len(nics),
             waiting=self.waiting,
             instance_room=max(self._instance_nic_limit - self.others, 0),
             vxnet_room=self.chooser.room(now, table.creating_by_vxnet),
@@ -117,11 +124,24 @@ class Pool:
             return ""
         return explain_wait(state, self.policy, self._context.now()) or "max-nics is reached"
 
+    def is_outside(self, nic: Nic) -> bool:
+        """Whether its vxnet is no longer configured, so that the NIC serves nobody again."""
+        return nic.vxnet_id not in self._vxnets
+
     # --- what others found out -----------------------------------------------------------------------
 
     def open(self) -> None:
         """Table and cloud have been compared: cloud writes may begin."""
         self._is_open = True
+        table = self._context.table
+        for nic in table.nics.values():
+            if self.is_outside(nic) and not nic.is_gateway:
+                attachment = table.attachment_of(nic.nic_id)
+                when = "released after the DEL of its container" if attachment else "to be released"
+                subject, pod = (str(attachment.key), attachment.workload.pod) if attachment else ("", "")
+                self._context.note(
+                    "nic.outside", nic.nic_id, subject, f"in {explain_outside([nic])}: {when}", pod=pod
+                )
 
     def learn_others(self, count: int) -> None:
         self.others = count
@@ -177,13 +197,15 @@ class Pool:
 
     def _ready(self) -> Iterator[Nic]:
         for nic in self._context.table.in_state(NicState.IDLE):
-            if nic.nic_id not in self._context.moves and not self.duplicates.is_claimed(nic):
+            is_free = nic.nic_id not in self._context.moves and not self.is_outside(nic)
+            if is_free and not self.duplicates.is_claimed(nic):
                 yield nic
 
     def assign_arriving(self, nic_id: str) -> bool:
         """Assign an arriving NIC to a waiting ADD; False if none waits or its address may not be used yet."""
         nic = self._context.table.nics[nic_id]
-        return nic.released == 0.0 and not self.duplicates.is_claimed(nic) and self._assign_next(nic)
+        is_new = nic.released == 0.0 and not self.is_outside(nic)
+        return is_new and not self.duplicates.is_claimed(nic) and self._assign_next(nic)
 
     def _assign_next(self, nic: Nic) -> bool:
         if not self._waiters or self._context.journal.error:

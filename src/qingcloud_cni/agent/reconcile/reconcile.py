@@ -184,7 +184,7 @@ class Reconciler:
         on_host = {link.mac: link for link in compared.survey.host}
         view = CloudFacts(
             ours, vxnets, on_host, is_whole=not compared.survey.unseen, wall=context.clock.wall(),
-            instance_id=self._context.identity.instance_id, is_ours=self._context.identity.is_ours,
+            instance_id=self._context.identity.instance_id, is_ours=self._context.is_ours,
         )  # fmt: skip
         verdict = self._track(self._in_cloud, cloud_drift(held, view, compared.seen, context.now()))
         self._in_cloud = verdict.known
@@ -223,7 +223,7 @@ class Reconciler:
 
     async def _ask_vxnets(self, cloud: Mapping[str, CloudNic], urgency: HowUrgent) -> dict[str, Vxnet]:
         found = {}
-        for vxnet_id in sorted({n.vxnet_id for n in cloud.values() if self._context.identity.is_ours(n.name)}):
+        for vxnet_id in sorted({n.vxnet_id for n in cloud.values() if self._context.is_ours(n.name)}):
             if (vxnet := await self._vxnets.get(vxnet_id, urgency)) is not None:
                 found[vxnet_id] = vxnet
         return found
@@ -231,7 +231,7 @@ class Reconciler:
     def _learn_others(self, cloud: Mapping[str, CloudNic], reserved: set[str]) -> None:
         """NICs of the instance that are not ours: they count for its limit, and may serve as gateways."""
         here = [n for n in cloud.values() if n.instance_id == self._context.identity.instance_id]
-        others = tuple(n for n in here if n.nic_id in reserved or not self._context.identity.is_ours(n.name))
+        others = tuple(n for n in here if n.nic_id in reserved or not self._context.is_ours(n.name))
         self._pool.learn_others(sum(n.role == 0 for n in others))
         self._gateways.learn(others)
 

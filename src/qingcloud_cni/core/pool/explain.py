@@ -70,6 +70,11 @@ def wait_reasons(
     if quarantined := [n.since for n in state.nics if n.state is NicState.QUARANTINED]:
         text = f"{len(quarantined)} NICs are quarantined, as others use their addresses; they are released after"
         found.append(WaitReason(f"{text} {policy.quarantine:g} s", min(quarantined) + policy.quarantine))
+    if staying := [n for n in state.outside if n.state is NicState.ASSIGNED]:
+        text = (
+            f"{len(staying)} NICs in {plan.explain_outside(staying)}, are released after the DEL of their containers"
+        )
+        found.append(WaitReason(text))
     if above := plan.above_max_idle(have, policy):
         found.append(_of_surplus(state, policy, now, above))
     if state.shrinks_at > now:

@@ -40,7 +40,7 @@ def steps(state: PoolState, policy: PoolPolicy, now: float) -> tuple[PlannedActi
             return (
                 *_end_cooldown(have, policy, now),
                 *_grow(state, policy, now, have),
-                *_delete(state, have),
+                *_delete(state, policy, have),
                 *_release(state, policy, now, have),
             )
 
@@ -49,21 +49,21 @@ def balance(state: PoolState, policy: PoolPolicy, now: float) -> Balance:
     cooled = tuple(_cooled(state, policy, now))
     idle = sum(n.state is NicState.IDLE for n in state.nics) + len(cooled)
     coming = _coming(state, policy, now, cooled)
-    spare = tuple(n.nic_id for n in _unattached(state) if n.address)
+    spare = tuple(n.nic_id for n in _unattached(state.nics, state) if n.address)
     return Balance(
         cooled=cooled,
         idle=idle,
         coming=coming,
         short=_short(state, policy, idle + coming, len(spare)),
         spare=spare,
-        seats=max(state.instance_room - _seated(state), 0),
+        seats=max(min(state.instance_room - _seated(state), limit(state, policy) - _lasting(state)), 0),
         room=room(state, policy),
     )
 
 
 def held(state: PoolState) -> int:
     """Count the NICs that exist or are being created, gateways included."""
-    return len(state.nics) + state.creating + state.gateways
+    return len(_all(state)) + state.creating + state.gateways
 
 
 def limit(state: PoolState, policy: PoolPolicy) -> int:
@@ -133,9 +133,15 @@ def above_max_idle(have: Balance, policy: PoolPolicy) -> int:
     return max(have.idle - policy.max_idle, 0)
 
 
-def above_limit(state: PoolState, policy: PoolPolicy, have: Balance) -> int:
+def above_limit(state: PoolState, policy: PoolPolicy) -> int:
     """Return how many NICs are held above the limit, which may have been lowered."""
-    return max(held(state) - _leaving(state) - len(have.spare) - limit(state, policy), 0)
+    return max(_lasting(state) - limit(state, policy), 0)
+
+
+def explain_outside(nics: Iterable[Nic]) -> str:
+    """Name the vxnets of *nics*, which are no longer configured."""
+    vxnets = sorted({n.vxnet_id for n in nics})
+    return f"{', '.join(vxnets)}, which {'is' if len(vxnets) == 1 else 'are'} not in --vxnet"
 
 
 def is_growing(state: PoolState, now: float) -> bool:
@@ -196,28 +202,36 @@ def _wanted(have: Balance) -> tuple[str, ...]:
     return have.spare[: min(have.short, have.seats)]
 
 
-def _delete(state: PoolState, have: Balance) -> list[PlannedAction]:
+def _delete(state: PoolState, policy: PoolPolicy, have: Balance) -> list[PlannedAction]:
     """Delete unattached NICs that are not needed, as they would become orphans."""
     match state.mode:
         case Mode.SERVING:
             unwanted = have.spare[len(_wanted(have)) :]
             is_full = len(unwanted) > max(len(have.spare) - have.short, 0)
-            why = "the instance has no room" if is_full else "not needed"
+            why = f"there is no room for more ({explain_limit(state, policy)})" if is_full else "not needed"
         case Mode.LEAVING:
             unwanted, why = have.spare, "the instance is going away"
         case _:
             return []
-    found = [PlannedAction(DeleteNics(unwanted), f"attached nowhere, and {why}")] if unwanted else []
-    if useless := tuple(n.nic_id for n in _unattached(state) if not n.address):
-        found.append(PlannedAction(DeleteNics(useless), "attached nowhere, and without a usable address"))
-    return found
+    useless = tuple(n.nic_id for n in _unattached(state.nics, state) if not n.address)
+    outside = _unattached(state.outside, state)
+    reasons = (
+        (unwanted, why),
+        (useless, "without a usable address"),
+        (tuple(n.nic_id for n in outside), f"in {explain_outside(outside)}"),
+    )
+    return [PlannedAction(DeleteNics(nic_ids), f"attached nowhere, and {why}") for nic_ids, why in reasons if nic_ids]
 
 
 def _release(state: PoolState, policy: PoolPolicy, now: float, have: Balance) -> list[PlannedAction]:
-    """Release quarantined and surplus idle NICs, all in one detach."""
+    """Release quarantined and surplus NICs, all in one detach."""
     if state.mode is not Mode.SERVING or state.shrinks_at > now:
         return []
+    outside = _unused(state.outside, state)
     released, reasons = _quarantined(state, policy, now, have)
+    released += tuple(n.nic_id for n in outside)
+    if outside:
+        reasons += (f"{len(outside)} unused in {explain_outside(outside)}",)
     surplus, why = _surplus(state, policy, now, have, len(released))
     released += surplus
     return [PlannedAction(DetachNics(released), "; ".join(filter(None, (*reasons, why))))] if released else []
@@ -248,16 +262,19 @@ def _surplus(
 ) -> tuple[tuple[str, ...], str]:
     """Choose idle NICs to release, the longest idle first, besides *released* others.
 
-    While the pool grows or an ADD waits it releases none: otherwise it would swing.
+    While the pool grows or an ADD waits it releases none: otherwise it would swing. What is above a lowered limit is
+    released whatever `min_idle` wants; then cooling NICs too, the latest released first.
     """
-    if is_growing(state, now) or have.short or state.waiting:
+    if is_growing(state, now) or state.waiting:
         return (), ""
     idle_since = sorted((n.since, n.nic_id) for n in state.nics if n.state is NicState.IDLE)
     idle_since += [(now, n.nic_id) for n in have.cooled]
     free = [(since, nic_id) for since, nic_id in idle_since if nic_id not in state.busy]
     old = sum(since + policy.idle_ttl <= now for since, _ in free)
-    unused, excess = min(old, above_max_idle(have, policy)), above_limit(state, policy, have) - released
-    surplus = tuple(nic_id for _, nic_id in free[: max(unused, excess, 0)])
+    unused = 0 if have.short else min(old, above_max_idle(have, policy))
+    excess = above_limit(state, policy) - released
+    resting = [n.nic_id for n in reversed(cooling(state)) if n not in have.cooled and n.nic_id not in state.busy]
+    surplus = tuple([*(nic_id for _, nic_id in free), *resting][: max(unused, excess, 0)])
     if not surplus:
         return (), ""
     if excess > unused:
@@ -267,12 +284,8 @@ def _surplus(
 
 
 def _drain(state: PoolState, now: float) -> tuple[PlannedAction, ...]:
-    free = [n for n in state.nics if n.nic_id not in state.busy]
-    spare = tuple(n.nic_id for n in free if n.state is NicState.CREATING)
-    unused = (NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.GATEWAY)
-    released = tuple(
-        n.nic_id for n in free if n.state in unused or (n.state is NicState.MISSING and n.nic_id in state.nowhere)
-    )
+    spare = tuple(n.nic_id for n in _unattached(_all(state), state))
+    released = tuple(n.nic_id for n in _unused(_all(state), state))
     found: list[PlannedAction] = []
     if spare:
         found.append(PlannedAction(DeleteNics(spare), "this host is being drained; attached nowhere"))
@@ -281,11 +294,27 @@ def _drain(state: PoolState, now: float) -> tuple[PlannedAction, ...]:
     return tuple(found)
 
 
+def _unused(nics: Iterable[Nic], state: PoolState) -> list[Nic]:
+    """Return those of *nics* that can be detached, for they serve nobody and belong to no operation."""
+    unused = {NicState.IDLE, NicState.COOLING, NicState.QUARANTINED, NicState.GATEWAY}
+    return [
+        n
+        for n in nics
+        if n.nic_id not in state.busy
+        and (n.state in unused or (n.state is NicState.MISSING and n.nic_id in state.nowhere))
+    ]
+
+
+def _unattached(nics: Iterable[Nic], state: PoolState) -> list[Nic]:
+    """Return those of *nics* that are attached nowhere, without an operation."""
+    return [n for n in nics if n.state is NicState.CREATING and n.nic_id not in state.busy]
+
+
 # --- counting ----------------------------------------------------------------------------------------
 
 
-def _unattached(state: PoolState) -> list[Nic]:
-    return [n for n in state.nics if n.state is NicState.CREATING and n.nic_id not in state.busy]
+def _all(state: PoolState) -> tuple[Nic, ...]:
+    return state.nics + state.outside
 
 
 def _short(state: PoolState, policy: PoolPolicy, ready: int, spare: int) -> int:
@@ -301,14 +330,19 @@ def _short(state: PoolState, policy: PoolPolicy, ready: int, spare: int) -> int:
 
 
 def _leaving(state: PoolState) -> int:
-    return sum(n.state in {NicState.DETACHING, NicState.DELETING} for n in state.nics)
+    return sum(n.state in {NicState.DETACHING, NicState.DELETING} for n in _all(state))
+
+
+def _lasting(state: PoolState) -> int:
+    """Count the NICs held that are not leaving, without those attached nowhere."""
+    return held(state) - _leaving(state) - len(_unattached(_all(state), state))
 
 
 def _seated(state: PoolState) -> int:
     """Count the NICs that are on the instance, or about to be, gateways included."""
     on_it = sum(
         n.nic_id in state.busy if n.state is NicState.CREATING else n.state is not NicState.DELETING
-        for n in state.nics
+        for n in _all(state)
     )
     return on_it + state.creating + state.gateways
 

@@ -37,7 +37,8 @@ class Mode(StrEnum):
 class PoolState:
     """The facts. While draining, *nics* includes unused gateways. Times are in seconds since the epoch."""
 
-    nics: tuple[Nic, ...]
+    nics: tuple[Nic, ...]  # of the configured vxnets
+    outside: tuple[Nic, ...] = ()  # of vxnets that are no longer configured, with their unused gateways
     mode: Mode = Mode.SERVING
     creating: int = 0  # NICs requested from the cloud, without an answer yet
     gateways: int = 0  # NICs held or requested as gateways: they take room
@@ -101,5 +102,5 @@ class Balance:
     coming: int  # NICs on their way, idle sooner than one created now
     short: int  # NICs wanted that are neither idle nor coming, without limits
     spare: tuple[str, ...]  # NICs attached nowhere, without an operation
-    seats: int  # NICs that still fit on the instance
+    seats: int  # NICs attached nowhere that may still be attached
     room: int  # NICs that may still be created, without the bound of vxnets
