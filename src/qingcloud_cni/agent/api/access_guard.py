@@ -2,10 +2,10 @@
 
 import os
 import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aiohttp import web
 
+from qingcloud_cni.agent.api.connections import Peer, peer_of
 from qingcloud_cni.agent.api.endpoints import LOCAL_PATHS
 from qingcloud_cni.agent.api.signatures import Signatures, SignedRequest
 from qingcloud_cni.core.errors import AccessDenied
@@ -23,26 +23,16 @@ class AccessGuard:
         peer = request.transport.get_extra_info("socket") if request.transport is not None else None
         if peer is None:
             raise AccessDenied("connection closed")
-        if peer.family == socket.AF_UNIX:
+        try:
+            kind = peer_of(peer)
+        except OSError:
+            raise AccessDenied("connection closed") from None
+        if kind is Peer.SOCKET:
             _check_uid(peer)
             return None
-        _check_host(peer)
+        if kind is Peer.NETWORK:
+            raise AccessDenied(f"request from {request.remote}: denied: only this host may use the API")
         return None if request.path in LOCAL_PATHS else self._signatures.verify(request)
-
-
-def _check_host(peer: socket.socket) -> None:
-    """Any host of the vxnet can reach a TCP port."""
-    try:
-        remote, local = _address(peer.getpeername()), _address(peer.getsockname())
-    except OSError:
-        raise AccessDenied("connection closed") from None
-    if not remote.is_loopback and remote != local:
-        raise AccessDenied(f"request from {remote}: denied: only this host may use the API")
-
-
-def _address(name: tuple[str, int]) -> IPv4Address | IPv6Address:
-    address = ip_address(name[0].partition("%")[0])
-    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 def _check_uid(peer: socket.socket) -> None:

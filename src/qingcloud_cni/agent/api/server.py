@@ -1,5 +1,6 @@
 """The agent's HTTP server, on its unix socket and on TCP."""
 
+import http
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -79,9 +80,9 @@ class Server:
             raise
         except AgentError as err:
             response = error_response(err)
-            is_open |= isinstance(err, AccessDenied)
-        is_limited = is_open and connection.peer is not Peer.SOCKET
-        if is_limited or not request.content.is_eof():  # the peer's next request waits for its turn
+        is_unknown = connection.peer is not Peer.SOCKET and _SIGNED not in request
+        is_last = is_unknown and (is_open or response.status != http.HTTPStatus.OK)  # its next one waits for its turn
+        if is_last or not request.content.is_eof():
             response.force_close()
         return response
 
