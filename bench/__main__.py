@@ -16,6 +16,7 @@ from types import FrameType
 from rich.console import Console
 
 from bench import against, measures, report
+from bench.crowded import crowded
 from bench.environment import BenchFailed, Environment, install, peers_directory
 from bench.measures import Record, Size
 from machines.simulator import running_sim
@@ -25,6 +26,7 @@ MEASURES: dict[str, Callable[[Environment, Size, Record], None]] = {
     "serial": measures.serial,
     "burst": measures.burst,
     "rest": measures.rest,
+    "crowded": crowded,
 }
 QUICK = Size(rounds=5, parallel=4, volleys=1, burst=8, nics=10, pairs=20, idle=1.0, starts=1)
 USUAL = Size(rounds=100, parallel=20, volleys=7, burst=50, nics=60, pairs=1000, idle=10.0, starts=3)

@@ -125,6 +125,7 @@ NEEDS_PEERS = pytest.mark.skipif(not has_peers(), reason="the plugins that qingc
         pytest.param("serial", "warm ADD, p50", marks=NEEDS_PEERS),
         ("burst", "cloud calls per pod, cold burst"),
         ("rest", "processor, idle"),
+        ("crowded", "ADD, p50, crowd elsewhere"),
     ],
 )
 def test_a_quick_run_reports_its_figures(measure: str, expected: str, tmp_path: Path) -> None:

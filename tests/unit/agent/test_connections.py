@@ -184,7 +184,9 @@ async def test_a_peer_elsewhere_gets_one_answer_then_the_connection_ends() -> No
     assert (said.count(b"HTTP/1.1 200 "), said.count(b"ok\n")) == (1, 1)
 
 
-@pytest.mark.parametrize("line", ["GET /healthz", "GET /v1/nics", "GET /nothing", "POST /metrics", "GET /v1/challenge?nonce=x"])
+@pytest.mark.parametrize(
+    "line", ["GET /healthz", "GET /v1/nics", "GET /nothing", "POST /metrics", "GET /v1/challenge?nonce=x"]
+)
 async def test_a_request_without_the_token_is_the_last_of_its_connection(line: str) -> None:
     async with serving() as place:
         with place.connect() as peer:
