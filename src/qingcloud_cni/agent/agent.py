@@ -11,8 +11,9 @@ from qingcloud_cni.agent.attachments.attachments import Attachments
 from qingcloud_cni.agent.attachments.spool import Spool
 from qingcloud_cni.agent.attachments.spool_files import SpoolFiles
 from qingcloud_cni.agent.base.clock import delay_after
-from qingcloud_cni.agent.base.context import Context, Identity
+from qingcloud_cni.agent.base.context import Context, Identity, Moves
 from qingcloud_cni.agent.base.journal import Journal, Listener
+from qingcloud_cni.agent.base.reserved import Reserved
 from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import TaskRecord, Tasks, repeat
 from qingcloud_cni.agent.base.urgency import CallUrgency
@@ -110,7 +111,6 @@ class Agent:
         remedies = Remedies(context, self.pool, self.links, self.attachments, vxnets)
         self.reconciler = Reconciler(
             context, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, remedies=remedies,
-            iface=settings.iface,
         )  # fmt: skip
         self._preflight = Preflight(context, vxnets, self.instance_status, settings.vxnet)
         self._startup = StartupComparison(context, self._preflight, self.reconciler, settings.qyaccessfilepath)
@@ -131,6 +131,8 @@ class Agent:
         snapshot = await world.store.load()
         table = Table(snapshot)
         table.reset_clock(world.set_forward, world.clock.now())
+        moves = Moves()
+        reserved = await Reserved.begin(table, world.kernel, world.clock, moves)
         async with asyncio.TaskGroup() as writers:
             signals = Signals()
             journal = Journal(
@@ -142,7 +144,7 @@ class Agent:
                 identity = Identity(instance_id, settings.nic_name_prefix, settings.gatewayns)
                 context = Context(
                     identity, signals, table, journal, world.cloud, CallUrgency(world.cloud.reconsider),
-                    world.kernel, world.clock, world.rng, Tasks(group),
+                    world.kernel, world.clock, world.rng, Tasks(group), reserved, moves,
                 )  # fmt: skip
                 table.note_boot(world.boot_id, context.now())
                 if snapshot.set_aside:

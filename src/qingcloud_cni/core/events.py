@@ -42,6 +42,9 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         # the life of a NIC
         "nic.created": _info("The cloud made a NIC. `detail` is its address, `subject` the operation."),
         "nic.unaddressed": _warn("The cloud gave a new NIC no usable address. The agent deletes the NIC."),
+        "nic.reserved": _warn(
+            "The cloud or the state file calls the host's own NIC ours. The agent leaves it alone."
+        ),
         "nic.adopted": _info("The agent found a NIC with this host's name in the cloud."),
         "nic.attaching": _info("The agent has asked the cloud to attach the NIC."),
         "nic.arrived": _info("The NIC's link is on the host."),

@@ -12,6 +12,7 @@ from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.core.seams.kernel import (
     Arrival,
     Detached,
+    HostMacs,
     Inspection,
     LinkOrder,
     NicRecord,
@@ -44,21 +45,31 @@ class HostKernel:
         self._probes = Probes(self._open_arp_socket, self._close_arp_socket)
 
     @classmethod
-    async def open(cls, instance_id: str, *, netns_dir: Path = NETNS_DIR, host_netns: str | None = None) -> Self:
+    async def open(
+        cls, instance_id: str, *, iface: str = "", netns_dir: Path = NETNS_DIR, host_netns: str | None = None
+    ) -> Self:
         """Open the host's namespace and the parking namespace ``<netns_dir>/qingcni-<instance_id>``, made if needed.
 
-        The host's namespace is the calling thread's, or the one at *host_netns*. AbilityMissing without root or a
-        feature of the kernel.
+        *iface* is the host's own link. The host's namespace is the calling thread's, or the one at *host_netns*.
+        AbilityMissing without root or a feature of the kernel.
         """
         parking = str(parking_path(instance_id, netns_dir))
         async with AsyncExitStack() as undo:
-            operations = await Worker.start("kernel", lambda: LinkOperations(instance_id, netns_dir, host_netns))
+            operations = await Worker.start(
+                "kernel", lambda: LinkOperations(instance_id, netns_dir, host_netns, iface)
+            )
             undo.push_async_callback(operations.close)
             background = await Worker.start("background", lambda: Background(parking, host_netns))
             undo.push_async_callback(background.close)
             watch = Watch(await result_or_dispose(operations.submit(LinkOperations.monitors), _close_all))
             undo.pop_all()
         return cls(operations, background, watch)
+
+    async def host_macs(self) -> HostMacs:
+        return await self._operations.do(LinkOperations.host_macs)
+
+    async def reserve(self, macs: Collection[str]) -> None:
+        await self._operations.do(LinkOperations.reserve, macs)
 
     async def identify(self, path: str) -> Netns:
         return await self._operations.do(LinkOperations.identify, path)

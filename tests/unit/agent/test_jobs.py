@@ -11,8 +11,9 @@ import pytest
 from inprocess import virtual_time
 from inprocess.budgets import make_limiter, waiting
 from inprocess.virtual_time import EPOCH, VirtualClock
-from qingcloud_cni.agent.base.context import Context, Identity
+from qingcloud_cni.agent.base.context import Context, Identity, Moves
 from qingcloud_cni.agent.base.journal import Journal
+from qingcloud_cni.agent.base.reserved import Reserved
 from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import Tasks
 from qingcloud_cni.agent.base.urgency import CallUrgency
@@ -24,7 +25,7 @@ from qingcloud_cni.core.nics.changes import Change, Snapshot
 from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.seams.cloud import Cloud, HowUrgent, Job, JobStatus
-from qingcloud_cni.core.seams.kernel import Kernel
+from qingcloud_cni.core.seams.kernel import HostMacs, Kernel
 from qingcloud_cni.core.seams.store import EventFilter
 
 
@@ -102,9 +103,11 @@ def with_jobs(cloud: FakeCloud, use: Callable[[Jobs], Coroutine[Any, Any, None]]
         async with asyncio.TaskGroup() as group:
             table, tasks, rng = Table(Snapshot()), Tasks(group), random.Random(1)
             journal = Journal(table, store, VirtualClock(), rng)
+            moves, kernel, clock = Moves(), cast("Kernel", None), VirtualClock()
             context = Context(
                 Identity("i-1", "qingcni", "hostnic"), Signals(), table, journal, cast("Cloud", cloud),
-                CallUrgency(lambda: None), cast("Kernel", None), VirtualClock(), rng, tasks,
+                CallUrgency(lambda: None), kernel, clock, rng, tasks,
+                Reserved(HostMacs(), table, kernel, clock, moves), moves,
             )  # fmt: skip
             jobs = Jobs(context)
             tasks.spawn("store", journal.run())

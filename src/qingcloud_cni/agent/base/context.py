@@ -5,9 +5,10 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from qingcloud_cni.agent.base.journal import Journal
+from qingcloud_cni.agent.base.reserved import Reserved
 from qingcloud_cni.agent.base.signals import Signals
 from qingcloud_cni.agent.base.tasks import Tasks
 from qingcloud_cni.agent.base.urgency import CallUrgency
@@ -97,7 +98,8 @@ class Context:
     clock: HostClock
     rng: random.Random
     tasks: Tasks
-    moves: Moves = field(default_factory=Moves)
+    reserved: Reserved
+    moves: Moves
 
     def now(self) -> float:
         return self.clock.now()

@@ -159,7 +159,10 @@ class Provisioner(CloudWrites):
                     nic = self._context.identity.indexed(nic, self._table.nics.values())
                 else:
                     self._without_address(intent, made, vxnet)
-                self._table.add(nic, "nic.created", subject=intent.op_id)
+                if not self._table.add(nic, "nic.created", subject=intent.op_id):
+                    cause = f"{intent.vxnet_id}: the cloud gave the MAC {made.nic_id} of the host's own NIC"
+                    self.backoff.failed(now, cause)
+                    self._context.signals.doubt(cause)
         known = (self._table.nics.get(made.nic_id) for made in created)
         self._table.reserve(intent.op_id, [n.nic_id for n in known if n is not None and n.name == intent.name])
         if created:

@@ -1,7 +1,7 @@
 """Finds NICs whose instance is gone, and deletes them, for `qingagent orphans` and for tasks of an agent."""
 
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from qingcloud_cni.core.budget import Budget, Urgency
 from qingcloud_cni.core.drift.orphans import LeftAlone, Orphan, candidates, classify, gone_instances
 from qingcloud_cni.core.seams.clock import Clock
 from qingcloud_cni.core.seams.cloud import Cloud, CloudCalls, HowUrgent, Instance, batches
+from qingcloud_cni.kernel import local_macs
 
 PAUSE = 2.0  # seconds between two reads: an overloaded cloud may return incomplete lists
 BATCH = 99  # ids per call, so that our own instance fits in
@@ -44,9 +45,12 @@ class OrphanFinder:
         *,
         prefixes: Sequence[str],
         own_instance: str,
+        own_macs: Collection[str] = (),
         older_than: float,
     ) -> None:
         """*prefixes* of NIC names; *own_instance* is "" if this machine is not an instance.
+
+        NICs with *own_macs*, those of links of this machine, are never touched, whatever the cloud calls them.
 
         NICs that have been free for less than *older_than* seconds are left alone.
         """
@@ -55,6 +59,7 @@ class OrphanFinder:
         self._clock = clock
         self._prefixes = prefixes
         self._own_instance = own_instance
+        self._own_macs = own_macs
         self._older_than = older_than
 
     async def _calls(self) -> CloudCalls:
@@ -62,7 +67,10 @@ class OrphanFinder:
 
     async def find(self) -> Found:
         """Orphans, and NICs left alone; any CloudError if one of the reads fails."""
-        found = candidates(await (await self._calls()).nics(status="available"), self._prefixes, self._own_instance)
+        free = await (await self._calls()).nics(status="available")
+        found = candidates(
+            (nic for nic in free if nic.nic_id not in self._own_macs), self._prefixes, self._own_instance
+        )
         if not found:
             return Found()
         instance_ids = tuple(dict.fromkeys(s.instance_id for s in found))
@@ -146,7 +154,7 @@ async def orphan_finder(
     try:
         yield OrphanFinder(
             cloud, lambda: Urgency.WAITING, clock,
-            prefixes=prefixes, own_instance=own_instance, older_than=older_than,
+            prefixes=prefixes, own_instance=own_instance, own_macs=local_macs(), older_than=older_than,
         )  # fmt: skip
     finally:
         await cloud.close()

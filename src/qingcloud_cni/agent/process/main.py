@@ -140,7 +140,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
     kernel: HostKernel | None = None
     cloud: Client | None = None
     try:
-        kernel = await HostKernel.open(host.instance_id)
+        kernel = await HostKernel.open(host.instance_id, iface=host.settings.iface)
         access = replace(host.access, zone=host.settings.zone)
         limiter = Limiter(
             Budget(host.settings.api_budget, clock.now()), clock=clock, rng=rng, on_rate=logs.calls_refused

@@ -19,7 +19,7 @@ from qingcloud_cni.core.drift.link_drift import misplaced_links
 from qingcloud_cni.core.drift.schedule import Schedule, stretched
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.nics.model import Nic, OpKind
-from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, HowUrgent, Vxnet
+from qingcloud_cni.core.seams.cloud import PRIMARY, CloudCalls, CloudNic, HowUrgent, Vxnet
 
 SURVEY_PERIOD = 30.0  # seconds between surveys of every namespace, whether or not the kernel reported a change
 PERIOD = 900.0  # seconds between comparisons with the cloud, times JITTER; longer if calls are scarce
@@ -40,9 +40,7 @@ class Reconciler:
         gateways: Gateways,
         vxnets: VxnetCache,
         remedies: Remedies,
-        iface: str,
     ) -> None:
-        """*iface* is the host's own link, whose NIC is never adopted."""
         self.record = TaskRecord(PERIOD)
         self.last_error = ""  # of the latest comparison
         self.is_postponed = False  # the first comparison
@@ -52,7 +50,6 @@ class Reconciler:
         self._gateways = gateways
         self._vxnets = vxnets
         self._remedies = remedies
-        self._iface = iface
         self._in_kernel: Known = {}
         self._in_cloud: Known = {}
         self._schedule = Schedule(period=PERIOD)
@@ -171,12 +168,12 @@ class Reconciler:
         before, asked = dict(table.nics), set(self._asked())
         cloud = await self._ask_cloud(before, permits, urgency)
         vxnets = await self._ask_vxnets(cloud, urgency)
+        await context.reserved.learn_primary(nic_id for nic_id, nic in cloud.items() if nic.role == PRIMARY)
         compared = await self.compare_links()
         # Nothing is awaited from here to the remedies, so no row changes.
-        reserved = {link.mac for link in compared.survey.host if link.name == self._iface}
-        ours = {nic_id: nic for nic_id, nic in cloud.items() if nic_id not in reserved}
+        ours = {nic_id: nic for nic_id, nic in cloud.items() if nic_id not in context.reserved}
         held = TableFacts(
-            nics=tuple(n for n in compared.nics if self._is_unchanged(n, before) and n.nic_id not in reserved),
+            nics=tuple(n for n in compared.nics if self._is_unchanged(n, before)),
             known=before.keys() | table.nics.keys(),
             attachments={a.nic_id: a for a in table.attachments.values()},
             creating=asked | set(self._asked()),
@@ -194,7 +191,7 @@ class Reconciler:
         await self._links.compare(is_wide=any(isinstance(remedy, Adopt) for remedy in verdict.remedies))
         self._context.signals.obstacle_gone()  # only now: gateways depend on whom adopted NICs serve
         self.is_postponed = False
-        self._learn_others(cloud, reserved)  # last: then gateways that serve nothing are released
+        self._learn_others(cloud)  # last: then gateways that serve nothing are released
 
     def _asked(self) -> tuple[str, ...]:
         return tuple(i.name for i in self._context.table.intents.values() if i.kind is OpKind.CREATE)
@@ -228,10 +225,11 @@ class Reconciler:
                 found[vxnet_id] = vxnet
         return found
 
-    def _learn_others(self, cloud: Mapping[str, CloudNic], reserved: set[str]) -> None:
+    def _learn_others(self, cloud: Mapping[str, CloudNic]) -> None:
         """NICs of the instance that are not ours: they count for its limit, and may serve as gateways."""
         here = [n for n in cloud.values() if n.instance_id == self._context.identity.instance_id]
-        others = tuple(n for n in here if n.nic_id in reserved or not self._context.is_ours(n.name))
+        is_ours, reserved = self._context.is_ours, self._context.reserved
+        others = tuple(n for n in here if n.nic_id in reserved or not is_ours(n.name))
         self._pool.learn_others(sum(n.role == 0 for n in others))
         self._gateways.learn(others)
 

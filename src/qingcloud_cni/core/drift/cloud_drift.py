@@ -7,7 +7,7 @@ from qingcloud_cni.core.drift import schedule
 from qingcloud_cni.core.drift.differences import Difference, DifferenceKind, Remedy
 from qingcloud_cni.core.drift.link_locations import LinkLocations, Where
 from qingcloud_cni.core.nics.model import Attachment, Nic, NicState
-from qingcloud_cni.core.seams.cloud import CloudNic, Vxnet
+from qingcloud_cni.core.seams.cloud import PRIMARY, CloudNic, Vxnet
 from qingcloud_cni.core.seams.kernel import Link
 
 GROWN_UP = 300.0  # seconds of age from which on no create of a NIC is under way (a lost one is looked up for 30)
@@ -119,6 +119,10 @@ def _of_nic(
     said = view.nics.get(nic.nic_id)
     is_here = said is not None and said.instance_id == view.instance_id
     subject = str(attachment.key) if attachment else ""
+    if said is not None and said.role == PRIMARY:
+        detail = "the cloud calls it the instance's primary NIC, though it serves a container"
+        yield Difference(DifferenceKind.RESERVED, nic.nic_id, detail, subject)
+        return
     if said is not None and not view.is_ours(said.name):
         detail = f"somebody renamed it to {said.name!r}"
         remedy = None if attachment else Forget(nic.nic_id, detail)

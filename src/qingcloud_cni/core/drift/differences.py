@@ -34,6 +34,7 @@ class DifferenceKind(StrEnum):
     GIVEN_UP = "given-up"  # the same after REPAIRS_PER_NIC repairs
     GHOST = "ghost"  # its link is here, but it is not attached
     READDRESSED = "readdressed"  # the cloud has given it another address
+    RESERVED = "reserved"  # the cloud calls it primary, though it serves a container
     RENAMED = "renamed"  # somebody changed its name: it is no longer ours
     CUT_OFF = "cut-off"  # it serves a container, but is not attached here
 

@@ -33,6 +33,7 @@ class Rows:
         self._boot_id = snapshot.boot_id
         self._new_addresses: dict[str, Nic] = {}  # of NICs whose container still uses the old address
         self._changes: list[Change] = []
+        self._reserved: frozenset[str] = frozenset()  # MACs of the host's own NICs: no row ever names one
 
     def __repr__(self) -> str:
         states = ", ".join(f"{n.nic_id} {n.state}" for n in self._nics.values())
@@ -136,12 +137,24 @@ class Rows:
     # --- changes -------------------------------------------------------------------------------------
 
     def _put(self, row: Row) -> None:
+        if not self._reserved.isdisjoint(_nics_of(row)):
+            raise RuntimeError(f"{row} names a NIC of the host's own")
         self._rows[type(row)][key_of(row)] = row
         self._changes.append(Put(row))
 
     def _drop(self, kind: type[Row], key: RowKey) -> None:
         del self._rows[kind][key]
         self._changes.append(Drop(kind, key))
+
+
+def _nics_of(row: Row) -> tuple[str, ...]:
+    match row:
+        case Nic() | Attachment():
+            return (row.nic_id,)
+        case Intent():
+            return row.nic_ids
+        case Setting():
+            return ()
 
 
 def violations(nics: Iterable[Nic], attachments: Iterable[Attachment]) -> tuple[str, ...]:

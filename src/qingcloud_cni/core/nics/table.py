@@ -4,7 +4,7 @@ Transitions are plain functions without I/O, so no other task sees one half done
 `take_changes`; the agent saves them before it acts on them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -54,6 +54,15 @@ class Table(Rows):
             self.note(Event(now, "host.booted", detail=boot_id))
         self._boot_id = boot_id
         self._changes.append(Put(Setting(BOOT, boot_id)))
+
+    def keep_off(self, reserved: Collection[str], now: float) -> None:
+        """NICs with these ids are the host's own: no row names one from now on, whatever the cloud says."""
+        self._reserved = frozenset(reserved)
+        for nic_id in self._reserved & self._nics.keys():
+            self.drop(nic_id, "nic.reserved", now, "it is the host's own NIC")
+        for intent in tuple(self._intents.values()):
+            if not self._reserved.isdisjoint(intent.nic_ids):
+                self._put(replace(intent, nic_ids=tuple(n for n in intent.nic_ids if n not in self._reserved)))
 
     # --- cloud operations ----------------------------------------------------------------------------
 
@@ -123,12 +132,16 @@ class Table(Rows):
 
     # --- NICs ----------------------------------------------------------------------------------------
 
-    def add(self, nic: Nic, event: str, *, subject: str = "", detail: str = "") -> None:
-        """A NIC of ours that was not in the table."""
+    def add(self, nic: Nic, event: str, *, subject: str = "", detail: str = "") -> bool:
+        """A NIC of ours that was not in the table; False if it is the host's own, which the cloud calls ours."""
+        if nic.nic_id in self._reserved:
+            self.note(Event(nic.since, "nic.reserved", nic.nic_id, subject, f"the cloud says that it is {nic.name}"))
+            return False
         if nic.nic_id in self._nics:
             raise IllegalTransition(f"{nic.nic_id} is in the table already: {self._nics[nic.nic_id]}")
         self._put(nic)
         self.note(Event(nic.since, event, nic.nic_id, subject, detail or nic.address, nic.state.value))
+        return True
 
     def drop(self, nic_id: str, event: str, now: float, detail: str = "") -> None:
         """The NIC is gone, and its attachment with it."""

@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 
 from qingcloud_cni.core.budget import Spending, Urgency
 
+PRIMARY = 1  # role of the NIC that came with the instance
+
 
 @dataclass(frozen=True, slots=True)
 class CloudNic:
@@ -19,7 +21,7 @@ class CloudNic:
     instance_id: str  # "" when attached nowhere
     vxnet_id: str
     private_ip: str  # IPv4, "" where the cloud sends none that is usable
-    role: int  # 1 = primary
+    role: int  # or PRIMARY
     enable_aspoof: int | None = None  # anti-spoofing; None where the cloud does not say
     created: float = 0.0  # seconds since the epoch; 0 where the cloud does not say
     since: float = 0.0  # when it entered its status, in the same unit

@@ -40,6 +40,15 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
+class HostMacs:
+    """MACs of the host's own links and of the links below them, such as ports of a bond."""
+
+    iface: frozenset[str] = frozenset()  # of --iface
+    default_route: frozenset[str] = frozenset()  # of the link with the best IPv4 default route
+    is_iface_default: bool = False  # --iface has a default route, too
+
+
+@dataclass(frozen=True, slots=True)
 class NicRecord:
     """What the agent has recorded about a NIC: how the kernel recognizes its link."""
 
@@ -158,7 +167,16 @@ class ContainerLinks(Protocol):
 
 
 class HostLinks(Protocol):
-    """Links across namespaces, and the parking of those on the host. KernelRefused."""
+    """Links across namespaces, and the parking of those on the host. KernelRefused.
+
+    No method of any Protocol here changes a reserved link: it raises KernelRefused.
+    """
+
+    async def host_macs(self) -> HostMacs:
+        """Return the host's own MACs as they were at the start; all of them are reserved until `reserve`."""
+
+    async def reserve(self, macs: Collection[str]) -> None:
+        """Reserve the links with these MACs, beside that of --iface, which always is."""
 
     async def survey(self) -> Survey: ...
 

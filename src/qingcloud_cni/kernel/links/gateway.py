@@ -21,6 +21,7 @@ from qingcloud_cni.kernel.links.nic import (
     parse_alias,
     reset_change,
 )
+from qingcloud_cni.kernel.links.reserved import HostNetlink
 from qingcloud_cni.kernel.namespaces import sysctl
 from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit, Namespace
 from qingcloud_cni.kernel.netlink import routing
@@ -52,7 +53,7 @@ HOST_SETTINGS: Final = {sysctl.IP_FORWARD: "1", f"{sysctl.CONF}/all/send_redirec
 class GatewayLinks(ClosesOnExit):
     """The gateway NICs of a host; made and used in a thread in the host's namespace."""
 
-    def __init__(self, host: Netlink, parking: Netlink, home: Namespace) -> None:
+    def __init__(self, host: HostNetlink, parking: Netlink, home: Namespace) -> None:
         self._host = host
         self._parking = parking
         self._home = home
@@ -73,6 +74,8 @@ class GatewayLinks(ClosesOnExit):
     def serve(self, path: ServicePath) -> dict[str, str]:
         own = {gateway.mac: gateway for gateway in path.gateways if gateway.link_name}
         _check_indexes(own.values())
+        for mac in own:
+            self._host.check(mac, "serve")
         self._undo_others(own)
         links = {mac: self._ensure_link(gateway, own) for mac, gateway in own.items()}
         used = [self._shared_link(gateway) for gateway in path.gateways if not gateway.link_name]

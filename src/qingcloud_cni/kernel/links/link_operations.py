@@ -17,6 +17,7 @@ from qingcloud_cni.core.nics.model import Netns, Route
 from qingcloud_cni.core.seams.kernel import (
     Arrival,
     Detached,
+    HostMacs,
     Inspection,
     LinkOrder,
     NicRecord,
@@ -60,11 +61,11 @@ SETTINGS: Final = (  # for each interface given to a container
 class LinkOperations:
     """Made and used in one thread."""
 
-    def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None) -> None:
+    def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None, iface: str = "") -> None:
         self._netns_dir = netns_dir
         self._mtus: dict[str, int] = {}  # first MTUs of the NICs that this process attached
         with ExitStack() as undo:
-            self._namespaces = NamespaceHandles(instance_id, netns_dir, host_netns)
+            self._namespaces = NamespaceHandles(instance_id, netns_dir, host_netns, iface)
             undo.callback(self._namespaces.close)
             self._host, self._parking = self._namespaces.host, self._namespaces.parking
             home = self._namespaces.switcher.home
@@ -82,6 +83,12 @@ class LinkOperations:
     def remove(self) -> None:
         self._held.close()
         self._namespaces.remove()
+
+    def host_macs(self) -> HostMacs:
+        return self._host.macs
+
+    def reserve(self, macs: Collection[str]) -> None:
+        self._host.reserve(macs)
 
     def identify(self, path: str) -> Netns:
         with self._namespaces.open_container(path) as namespace:
@@ -120,6 +127,7 @@ class LinkOperations:
             return OtherNamespace(Netns(path, *identity), candidates(netlink.links()))
 
     def park(self, nic: NicRecord) -> Arrival:
+        self._host.check(nic.mac, "park")
         netlink, link = self._namespaces.locate(nic.mac, nic.alias)
         if not self._park_link(netlink, link, nic.mac):
             raise LinkNotFound(f"nic {nic.mac}: park failed: its link vanished")
@@ -127,6 +135,7 @@ class LinkOperations:
 
     def set_up(self, mac: str) -> str:
         """Set a parked link up for a probe; returns its name."""
+        self._host.check(mac, "probe")
         link = self._namespaces.parked_link(mac)
         self._parking.do(set_link(link.ifindex, LinkChange(is_up=True)), f"nic {mac}: set up {link.name}")
         return link.name
@@ -139,6 +148,7 @@ class LinkOperations:
                 self._namespaces.set_down(link)
 
     def attach(self, order: LinkOrder) -> PlacedLink:
+        self._host.check(order.mac, "attach")
         netlinks = [self._parking, self._host]
         with ExitStack() as stack:
             try:
@@ -152,6 +162,7 @@ class LinkOperations:
                 raise
 
     def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
+        self._host.check(nic.mac, "detach")
         sought = NicMatcher(nic.mac, nic.alias, ifindex)
         with ExitStack() as stack:
             inside = None
@@ -202,6 +213,7 @@ class LinkOperations:
         self, order: LinkOrder, netlink: Netlink, link: LinkInfo, namespace: Namespace, inside: Netlink
     ) -> PlacedLink:
         nic, path, ifname = f"nic {order.mac}", order.netns.path, order.ifname
+        self._host.check_link(link, f"{nic}: attach")
         if inside.link(name=ifname):
             raise InvalidConfig(f"ifname {ifname}: attach failed: taken in {path}")
         if netlink is self._parking:
@@ -271,6 +283,7 @@ class LinkOperations:
 
     def _park_link(self, netlink: Netlink, link: LinkInfo, mac: str) -> bool:
         """Move *link* from *netlink* to the parking namespace and reset it; a parked one is only reset."""
+        self._host.check_link(link, f"nic {mac}: park")
         try:
             if netlink is self._parking:
                 self._reset_parked(link, mac)

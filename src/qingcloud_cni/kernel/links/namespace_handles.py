@@ -9,6 +9,7 @@ from typing import Final
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.kernel.links.nic import NicMatcher, is_candidate, parked_name
+from qingcloud_cni.kernel.links.reserved import HostNetlink
 from qingcloud_cni.kernel.namespaces import parking, sysctl
 from qingcloud_cni.kernel.namespaces.namespaces import Identity, Namespace, NetnsSwitcher, find, open_if, reachable
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, set_link
@@ -24,13 +25,13 @@ PARKING_SETTINGS: Final = {  # a NIC that is up for a probe sends nothing else; 
 class NamespaceHandles:
     """Owns the sockets to the agent's two namespaces; made and used in one thread."""
 
-    def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None) -> None:
+    def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None, iface: str = "") -> None:
         self.netns_dir = netns_dir
         self._parking_path = parking.parking_path(instance_id, netns_dir)
         with ExitStack() as undo:
             self.switcher = NetnsSwitcher(host_netns)
             undo.callback(self.switcher.close)
-            self.host = undo.enter_context(Netlink())
+            self.host = undo.enter_context(HostNetlink(iface))
             self.parking_ns = undo.enter_context(parking.ensure(self._parking_path))
             with self.switcher.inside(self.parking_ns):
                 self.parking = undo.enter_context(Netlink())

@@ -37,6 +37,7 @@ IFLA_ADDRESS: Final = 1
 IFLA_IFNAME: Final = 3
 IFLA_MTU: Final = 4
 IFLA_LINK: Final = 5
+IFLA_MASTER: Final = 10
 IFLA_LINKINFO: Final = 18
 IFLA_INFO_KIND: Final = 1
 IFLA_INFO_DATA: Final = 2
@@ -132,6 +133,16 @@ class LinkInfo:
     @property
     def is_up(self) -> bool:
         return bool(self.flags & IFF_UP)
+
+    @property
+    def master(self) -> int:
+        """The index of the bridge or bond that it is a port of, or 0."""
+        return parse_u32(self.attributes.get(IFLA_MASTER, bytes(4)))
+
+    @property
+    def lower(self) -> int:
+        """The index of the link that it is on in the same namespace, as a vlan is, or 0."""
+        return self.peer if self.kind != "veth" and self.peer_nsid == NO_NSID else 0
 
     @property
     def xdp(self) -> tuple[XdpProgram, ...]:

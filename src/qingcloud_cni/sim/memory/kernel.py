@@ -11,6 +11,7 @@ from qingcloud_cni.core.seams.kernel import (
     Arrival,
     Detached,
     Gateway,
+    HostMacs,
     Inspection,
     LinkOrder,
     NicRecord,
@@ -20,7 +21,7 @@ from qingcloud_cni.core.seams.kernel import (
     Survey,
 )
 from qingcloud_cni.sim.memory.faults import KernelFaults, verb
-from qingcloud_cni.sim.memory.machine import HOST_PATH, MTU, FakeLink, Machine, Space
+from qingcloud_cni.sim.memory.machine import HOST_PATH, IFACE, MTU, FakeLink, Machine, Space
 
 MOVE = 0.019  # seconds; measured on a two-core host
 PROBE = 2.1  # seconds without an answer after which an address is free
@@ -32,6 +33,20 @@ SERVING = {
 
 
 class FakeKernel(Machine, KernelFaults):
+    @verb
+    async def host_macs(self) -> HostMacs:
+        named = {link.name: frozenset({link.nic_id}) for link in self._host.links.values()}
+        none: frozenset[str] = frozenset()
+        return HostMacs(named.get(IFACE, none), named.get(self.default_route, none), self.is_iface_default)
+
+    @verb
+    async def reserve(self, macs: Collection[str]) -> None:
+        self._reserved = (await self.host_macs()).iface.union(macs)
+
+    def _check_free(self, mac: str) -> None:
+        if mac in self._reserved:
+            raise KernelRefused(f"nic {mac}: reserved, as it is the host's own NIC")
+
     @verb
     async def identify(self, path: str) -> Netns:
         if path in {HOST_PATH, self.parking_path}:
@@ -239,8 +254,8 @@ class FakeKernel(Machine, KernelFaults):
             if gateway.address not in (link.address for link in self._host.links.values() if link.mac == gateway.mac):
                 raise LinkNotFound(f"nic {gateway.mac}: is not up on the host with address {gateway.address}")
             return
-        self._gateways.add(gateway.mac)
         space, link = self._find_free(gateway.mac)
+        self._gateways.add(gateway.mac)
         if any(other.name == gateway.link_name for other in self._host.links.values() if other is not link):
             raise KernelRefused(f"nic {gateway.mac}: name {gateway.link_name}: taken by another link of the host")
         if space is not self._host:
@@ -267,6 +282,7 @@ class FakeKernel(Machine, KernelFaults):
         target.links[link.ifindex] = link
 
     def _find_free(self, mac: str, alias: str = "") -> tuple[Space, FakeLink]:
+        self._check_free(mac)
         for space in (self._parking, self._host):
             for link in space.links.values():
                 if link.mac == mac or (alias and link.alias == alias):
@@ -280,6 +296,7 @@ class FakeKernel(Machine, KernelFaults):
         return link
 
     def _search(self, nic: NicRecord, netns: Netns, ifindex: int) -> tuple[Space, FakeLink] | None:
+        self._check_free(nic.mac)
         mac, alias, container = nic.mac, nic.alias, self._recorded(netns)
         if container is not None:
             marks: tuple[Callable[[FakeLink], bool], ...] = (

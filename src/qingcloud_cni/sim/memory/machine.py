@@ -20,6 +20,7 @@ from qingcloud_cni.sim.topology import Effect, FilterNic, Latencies, PlugNic, Un
 
 MTU = 1500
 HOST_PATH = "/proc/1/ns/net"
+IFACE = "eth0"  # the link of the primary NIC
 _SETTINGS = {"net/ipv4/ip_forward": "0", "net/ipv4/conf/all/send_redirects": "1"}  # after each boot
 _FIRST_INODE = 4026531840  # of namespaces, after each boot
 NSFS = 4  # device number of namespaces; any number does
@@ -123,6 +124,9 @@ class Machine:
         self._parking = self._new_space(self.parking_path)
         self._containers: dict[str, Space] = {}
         self._lost: dict[int, list[FakeLink]] = {}  # returning from dead namespaces, by inode
+        self.default_route = IFACE  # the host's link with the best one …
+        self.is_iface_default = True  # … and whether IFACE has one, too
+        self._reserved: frozenset[str] = frozenset()  # MACs of links that the agent must not change
         self.claims: dict[str, str] = {}  # by address: the MAC of another machine in the vxnet that uses it
         self.flows: set[str] = set()  # addresses with tracked flows; each container leaves some behind
         self.stale: list[str] = []  # addresses that a container got while flows of an earlier one were tracked: a bug
