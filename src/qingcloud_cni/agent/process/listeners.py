@@ -68,8 +68,10 @@ class Ports:
                 cause = f"{setting} {address}: bind failed: {os.strerror(err.errno or 0)}"
                 causes.append(f"{cause}; free it, or choose another --{setting}; the agent retries")
         obstacle = "; ".join(causes)
-        if obstacle != self.obstacle:
-            logs.write("port.missing" if obstacle else "port.recovered", cause=obstacle)
+        if obstacle and obstacle != self.obstacle:
+            logs.write("port.missing", cause=obstacle)
+        if self.obstacle and not obstacle:
+            logs.write("port.recovered")
         self.obstacle = obstacle
 
 
