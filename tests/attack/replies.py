@@ -42,6 +42,29 @@ def assert_hears(host: Host, cloud: LyingCloud, times: int = 3) -> None:
     assert_lives(host)
 
 
+@case("C", is_short=True)
+def own_nic_as_created(scene: Scene) -> None:
+    """CreateNics is answered with the MAC of the host's own eth0. The agent leaves eth0 alone."""
+    host = scene.bare_host()
+    own = host.sim.host(host.name)["nic_id"]
+
+    def lie(action: str, reply: dict[str, Any]) -> dict[str, Any]:
+        if action == "CreateNics" and reply["ret_code"] == 0:
+            reply["nics"][0]["nic_id"] = own
+        return reply
+
+    with lying_cloud(host) as cloud, unchanged(host):
+        cloud.lie = lie
+        host.launch(QYAccessFilePath=cloud.access_file, **FEW)
+        eventually(lambda: cloud.told, "a lie that is told")
+        eventually(lambda: host.ask("GET", "/healthz").status == 200, "an agent that serves")
+        assert_lives(host)
+        cloud.lie = None
+        container = host.container()
+        host.add(container)
+        assert container.link()["address"] != own, "the container has the NIC of the host"
+
+
 @case("C")
 def own_nic_as_ours(scene: Scene) -> None:
     """DescribeNics lists the host's own eth0 as one of the agent's. The agent leaves eth0 alone."""

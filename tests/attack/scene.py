@@ -17,6 +17,7 @@ TESTS = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(TESTS)}  # of `hostile`
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--bounding-set=-all")
 CONTAINER = ("setpriv", "--bounding-set=-all,+net_admin,+net_raw,+bpf")  # what its root may do
+ONE: dict[str, object] = {"min_idle": 1, "max_idle": 1, "max_nics": 1, "duplicate_probe": "false"}
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Scene:
     def host(self, **settings: object) -> Host:
         """A host whose agent is ready and holds one NIC, which every container gets in turn."""
         host = self.bare_host()
-        host.start(idle=1, **({"min_idle": 1, "max_idle": 1, "max_nics": 1, "duplicate_probe": "false"} | settings))
+        host.start(idle=1, **(ONE | settings))
         return host
 
     def attacker(self, *argv: str) -> "subprocess.Popen[str]":

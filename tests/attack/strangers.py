@@ -1,11 +1,15 @@
 """D: processes without rights on the host, and containers that reach it."""
 
+import os
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+from attack.hostile import NOBODY as NOBODY_ID
 from attack.registry import case
-from attack.scene import ENVIRONMENT, NOBODY, Scene, assert_works, hostile
+from attack.scene import ENVIRONMENT, NOBODY, ONE, Scene, assert_works, hostile
 from machines.hosts import PORT, Host
-from machines.simulator import run
+from machines.simulator import eventually, run
 
 HELD = 1500  # connections; the usual soft limit of open files is 1024
 LOOPBACK = "127.0.0.1"
@@ -96,3 +100,80 @@ def stolen_token(scene: Scene) -> None:
     _, netns = connected(host)
     for target in ("/v1/nics", "/v1/status", "/v1/attachments"):
         assert host.ask_tcp(netns, host.address, "GET", target, token=token).status == 403
+
+
+@case("D", is_short=True)
+def port_that_is_taken(scene: Scene) -> None:
+    """A process takes the agent's port before the agent starts. Containers get NICs, and the port comes back."""
+    host = scene.bare_host()
+    squatter = scene.attacker(*host.command(*hostile("listen", PORT)))
+    host.launch(**ONE)
+    eventually(lambda: answers_status(host), "an agent that serves its socket")
+    assert_works(host)
+    assert f":{PORT}" in str(host.status()["port_error"])
+    squatter.kill()
+    squatter.wait()
+    eventually(lambda: not host.status()["port_error"], "an agent that listens")
+    token = host.token_file.read_text().strip()
+    assert host.ask_tcp(host.netns, LOOPBACK, "GET", "/v1/status", token=token).status == 200
+
+
+def answers_status(host: Host) -> bool:
+    with suppress(OSError):
+        return bool(host.status()["cloud_compared"])
+    return False
+
+
+@case("D")
+def name_that_is_taken(scene: Scene) -> None:
+    """A process binds the abstract name by which agents find each other. The agent starts, and works."""
+    host = scene.bare_host()
+    scene.attacker(*host.command(*hostile("take_name", "qingcloud-cni/agent")))
+    host.start(idle=1, **ONE)
+    assert_works(host)
+
+
+@case("D")
+def second_agent(scene: Scene) -> None:
+    """A second agent starts with directories of its own. It ends with status 3, and the first one works on."""
+    host = scene.host()
+    places = {name: host.directory / f"second-{name}" for name in ("state_dir", "run_dir")}
+    flags = host.flags(**places, bindaddr="127.0.0.1:31081")
+    second = host.spawn(host.program, "start", *flags, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert second.wait(timeout=30) == 3
+    assert_works(host)
+
+
+def assert_refused(host: Host, *words: str) -> None:
+    """A start ends with the status of what no retry heals."""
+    agent = host.launch(**ONE)
+    assert agent.wait() == 2, agent.stderr
+    assert all(word in agent.stderr for word in words), agent.stderr
+
+
+@case("D", is_short=True)
+def directory_of_another(scene: Scene) -> None:
+    """Another user made the run directory, or a link in its place. The agent writes nothing there, and ends."""
+    host = scene.bare_host()
+    host.run_dir.mkdir(mode=0o777)
+    os.chown(host.run_dir, NOBODY_ID, NOBODY_ID)
+    assert_refused(host, str(host.run_dir), "--run-dir")
+    trap = host.run_dir.rename(host.directory / "trap")
+    host.run_dir.symlink_to(trap)
+    assert_refused(host, str(host.run_dir), "--run-dir")
+    assert list(trap.iterdir()) == []
+
+
+@case("D")
+def token_that_is_a_trap(scene: Scene) -> None:
+    """The token is a FIFO, or a link to another file. The agent ends at once, and leaves the file alone."""
+    host = scene.bare_host()
+    host.run_dir.mkdir(mode=0o700)
+    os.mkfifo(host.token_file)
+    assert_refused(host, str(host.token_file))
+    host.token_file.unlink()
+    other = host.directory / "other"
+    other.write_text("another's")
+    host.token_file.symlink_to(other)
+    assert_refused(host, str(host.token_file))
+    assert other.read_text() == "another's"
