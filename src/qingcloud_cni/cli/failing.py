@@ -5,8 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn, ParamSpec
 
-import click
-
+from qingcloud_cni.cli import show
 from qingcloud_cni.core.errors import AgentError, exit_status
 
 P = ParamSpec("P")
@@ -45,5 +44,5 @@ def _leaf(group: BaseExceptionGroup[BaseException]) -> AgentError | None:
 
 
 def _fail(program: str, err: AgentError) -> NoReturn:
-    click.echo(f"{program}: {err}", err=True)
+    show.say(f"{program}: {err}", err=True)
     sys.exit(exit_status(err))

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
-import click
 import msgspec
 
 from qingcloud_cni.cli import show
@@ -32,7 +31,7 @@ def show_events(ask: Ask, query: Mapping[str, object], output: str, *, follow: b
     last = 0
     while True:
         for event in found:
-            click.echo(formatted(event))
+            show.say(formatted(event))
             last = event["seq"]
         if not follow:
             return
@@ -65,7 +64,7 @@ def _ask_until_answered(ask: Ask, target: str) -> Any:
             return ask(target)
         except Unavailable as err:
             if str(err) != last:
-                click.echo(f"qingagent: {err}", err=True)
+                show.say(f"qingagent: {err}", err=True)
                 last = str(err)
             time.sleep(POLL)
 
@@ -79,13 +78,13 @@ def _line(event: Mapping[str, Any]) -> str:
 def _show(found: Sequence[Timeline]) -> None:
     for number, timeline in enumerate(found):
         if number:
-            click.echo()
+            show.say()
         title = [timeline.subject]
         title += [f"pod {timeline.pod}"] if timeline.pod else []
         title += [f"NIC {timeline.nic_id}"] if timeline.nic_id not in ("", timeline.subject) else []
-        click.echo(", ".join(title) + ("" if timeline.is_over else ", continues"))
+        show.say(", ".join(title) + ("" if timeline.is_over else ", continues"))
         _table([_step_row(step) for step in timeline.steps], _STEPS, "nothing")
-        click.echo()
+        show.say()
         unknown = "no calls of the cloud: none was needed, or their events are no longer stored"
         _table([_call_row(operation) for operation in timeline.operations], _CALLS, unknown)
 

@@ -67,7 +67,7 @@ async def _delete(
         ends.append(end)
         if not is_quiet:
             nic_id = end.orphan.nic.nic_id
-            click.echo(f"not deleted: {nic_id}: {end.error}" if end.error else f"deleted: {nic_id}")
+            show.say(f"not deleted: {nic_id}: {end.error}" if end.error else f"deleted: {nic_id}")
 
     async with opened as finder:
         await finder.delete(doomed, report)
@@ -100,7 +100,7 @@ def _show(found: Found) -> None:
                "FREE FOR": "free", "NAME": "name"}  # fmt: skip
     show.as_table(rows, columns, "no orphans")
     for spared in found.left_alone:
-        click.echo(f"left alone: {spared.nic.nic_id} of {spared.instance_id}, which is gone: {spared.why}")
+        show.say(f"left alone: {spared.nic.nic_id} of {spared.instance_id}, which is gone: {spared.why}")
 
 
 def _document(found: Found, ends: Sequence[Deleted]) -> dict[str, Any]:

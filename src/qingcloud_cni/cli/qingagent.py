@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 import click
 
+from qingcloud_cni.cli import show
 from qingcloud_cni.cli.failing import reports_errors
 from qingcloud_cni.cli.options import SeedGroupHelp, SeedHelp, agent_config, global_options, resolved, with_settings
 from qingcloud_cni.core.errors import AgentError
@@ -84,8 +85,6 @@ def _add_view(name: str, help: str) -> None:  # noqa: A002 - as click names it
     @_output
     @_reports_errors
     def command(output: str, **_flags: Any) -> None:
-        from qingcloud_cni.cli import show
-
         found = _call("GET", f"/v1/{name}")
         (show.as_json if output == "json" else show.VIEWS[name])(found)
 
@@ -134,20 +133,18 @@ def explain(output: str, *, of: str, **_flags: Any) -> None:
 )
 @_reports_errors
 def drain(timeout: str | None, **_flags: Any) -> None:
-    from qingcloud_cni.cli import show
-
     end = time.monotonic() + (_seconds("--timeout", timeout) if timeout else float("inf"))
     _call("POST", "/v1/drain")
     last, listed = "", ""
     while True:
         found = _call("GET", "/v1/status")
         if found["drained"] and not found["attachments"]:
-            click.echo("drained: no NICs left")
+            show.say("drained: no NICs left")
             return
         text = f"NICs left: {sum(found['nics'].values())}, containers that have one: {found['attachments']}"
         text += f"; {found['cloud_error']}" if found["cloud_error"] else ""
         if text != last:
-            click.echo(text)
+            show.say(text)
             last = text
         if found["drained"] and text != listed:
             show.as_attachments(_call("GET", "/v1/attachments"))
@@ -166,7 +163,7 @@ def drain(timeout: str | None, **_flags: Any) -> None:
 def cleanup(*, force: bool, **_flags: Any) -> None:
     from qingcloud_cni.agent.process.cleanup import clean_up
 
-    asyncio.run(clean_up(_host(sys.stderr), force=force, report=click.echo))
+    asyncio.run(clean_up(_host(sys.stderr), force=force, report=show.say))
 
 
 @with_settings("QYAccessFilePath", "zone", "gatewayns", "nic-name-prefix", "instance-id", "instance-id-file",
@@ -208,7 +205,6 @@ def config_check(output: str, **_flags: Any) -> None:
     import msgspec
 
     from qingcloud_cni.agent.api.config_report import CHECKED_AT_START, config_report
-    from qingcloud_cni.cli import show
 
     found = agent_config()
     report = msgspec.to_builtins(config_report(found.resolved, found.instance_id, found.access))
@@ -229,14 +225,14 @@ def config_check(output: str, **_flags: Any) -> None:
 def install_plugin(bin_dir: Path, python: Path | None) -> None:
     from qingcloud_cni.cli.install_plugin import install_plugin as install
 
-    click.echo(f"installed {install(bin_dir, python)}")
+    show.say(f"installed {install(bin_dir, python)}")
 
 
 @main.command(cls=SeedHelp, help="Show the version of this program.")
 def version() -> None:
     from qingcloud_cni import __version__
 
-    click.echo(f"qingagent {__version__}")
+    show.say(f"qingagent {__version__}")
 
 
 def _seconds(flag: str, text: str) -> float:

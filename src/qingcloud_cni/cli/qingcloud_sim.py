@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import click
 
+from qingcloud_cni.cli import show
 from qingcloud_cni.cli.failing import reports_errors
 
 Range = tuple[float, float]
@@ -129,7 +130,7 @@ def down(name: str, state_dir: Path | None) -> None:
 
     control.check_name(name)
     was_there = asyncio.run(control.stop_and_remove(name, _absolute(state_dir)))
-    click.echo(f"{name}: removed" if was_there else f"{name}: nothing to remove")
+    show.say(f"{name}: removed" if was_there else f"{name}: nothing to remove")
 
 
 @main.command()
@@ -144,7 +145,7 @@ def status(name: str, state_dir: Path | None, output: str) -> None:
     control.check_name(name)
     found = asyncio.run(control.ask_status(name, _absolute(state_dir)))
     if output == "json":
-        click.echo(json.dumps(found))
+        show.say(json.dumps(found))
     else:
         _show(found)
 
@@ -192,7 +193,7 @@ def list_faults(name: str, state_dir: Path | None, output: str) -> None:
     control.check_name(name)
     in_force = asyncio.run(control.ask_faults(name, _absolute(state_dir)))
     if output == "json":
-        click.echo(json.dumps(in_force))
+        show.say(json.dumps(in_force))
     else:
         _show_faults(in_force)
 
@@ -214,8 +215,6 @@ def _absolute(path: Path | None) -> Path | None:
 
 
 def _show_faults(in_force: list[dict[str, Any]]) -> None:
-    from qingcloud_cni.cli import show
-
     rows = [{key: "-" if value is None else value for key, value in row.items()} for row in in_force]
     columns = {"ACTION": "action", "EFFECT": "effect", "NTH": "nth", "TIMES": "times", "CHANCE": "chance",
                "LEFT": "left", "ENDS IN": "ends_in"}  # fmt: skip
@@ -223,17 +222,16 @@ def _show_faults(in_force: list[dict[str, Any]]) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from qingcloud_cni.cli import show
-
-    click.echo(f"{found['name']}: {found['endpoint']} in each host, {found['api_socket']}\n")
+    show.say(f"{found['name']}: {found['endpoint']} in each host, {found['api_socket']}")
+    show.say()
     show.as_table(found["instances"], {"INSTANCE": "instance_id", "STATUS": "status", "NICS": "nics"}, "no instances")
     columns = {"NIC": "nic_id", "ADDRESS": "private_ip", "VXNET": "vxnet_id", "STATUS": "status",
                "INSTANCE": "instance_id", "ROLE": "role", "BUSY": "busy", "LINK": "link", "NAME": "name"}  # fmt: skip
-    click.echo()
+    show.say()
     show.as_table(found["nics"], columns, "no NICs")
     jobs = [job | {"nics": len(job["nics"])} for job in found["jobs"]]
-    click.echo()
+    show.say()
     show.as_table(jobs, {"JOB": "job_id", "ACTION": "action", "NICS": "nics", "STATUS": "status"}, "no jobs")
     calls = [{"action": action, "calls": count} for action, count in sorted(found["calls"].items())]
-    click.echo()
+    show.say()
     show.as_table(calls, {"CALL": "action", "TIMES": "calls"}, "no calls")

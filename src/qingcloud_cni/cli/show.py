@@ -7,10 +7,18 @@ from typing import Any
 
 import click
 
+from qingcloud_cni.core.text import escaped
+
 PIPE_WIDTH = 1000  # columns if the output is not a terminal: no line is folded
 
 
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print one line. Commands print no other way: words of containers and cloud may have control characters."""
+    click.echo(escaped(text), err=err)
+
+
 def as_json(content: Any) -> None:
+    """JSON in ASCII, whose strings escape the rest."""
     click.echo(json.dumps(content, indent=2))
 
 
@@ -21,7 +29,7 @@ def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empt
     from rich.text import Text
 
     if not rows:
-        click.echo(empty)
+        say(empty)
         return
     console = Console()
     if not console.is_terminal:
@@ -29,7 +37,7 @@ def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], empt
     table = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         table.add_row(
-            *(Text(str(row.get(key, ""))) for key in columns.values())
+            *(Text(escaped(str(row.get(key, "")))) for key in columns.values())
         )  # rich reads ":ab:" in a str as emoji
     console.print(table)
 
@@ -54,13 +62,13 @@ def as_status(found: Mapping[str, Any]) -> None:
     }
     for name, value in lines.items():
         if value != "":
-            click.echo(f"{name + ':':13}{value}")
+            say(f"{name + ':':13}{value}")
     for text in found["set_aside"]:
-        click.echo(f"{'set aside:':13}{text}")
+        say(f"{'set aside:':13}{text}")
     for difference in found["differences"]:
         whose = f" ({difference['attachment']})" if difference["attachment"] else ""
         seen = f"for {age(difference['since'])}, {'to be fixed' if difference['is_cured'] else 'reported only'}"
-        click.echo(f"{'drift:':13}{difference['nic_id']}{whose}: {difference['detail']} ({seen})")
+        say(f"{'drift:':13}{difference['nic_id']}{whose}: {difference['detail']} ({seen})")
 
 
 def _calls(calls: Mapping[str, Any]) -> str:
@@ -116,17 +124,18 @@ def as_tasks(found: Sequence[Mapping[str, Any]]) -> None:
 def as_config(report: Mapping[str, Any], checked_at_start: Sequence[str]) -> None:
     """The `config_report`, and what only a start can check."""
     cloud = report["cloud"]
-    click.echo(f"config file: {report['file'] or 'none'}")
+    say(f"config file: {report['file'] or 'none'}")
     through = f" through the proxy {cloud['proxy']}" if cloud["proxy"] else ""
-    click.echo(f"cloud:       {cloud['endpoint']}{cloud['uri']}{through}")
+    say(f"cloud:       {cloud['endpoint']}{cloud['uri']}{through}")
     if cloud["unknown_keys"]:
-        click.echo(f"ignored in the access file: {', '.join(cloud['unknown_keys'])}")
-    click.echo()
+        say(f"ignored in the access file: {', '.join(cloud['unknown_keys'])}")
+    say()
     rows = [row | {"value": _setting(row["value"])} for row in report["settings"]]
     as_table(rows, {"SETTING": "name", "VALUE": "value", "FROM": "source"}, "")
-    click.echo("\nChecked only by a start:")
+    say()
+    say("Checked only by a start:")
     for sentence in checked_at_start:
-        click.echo(f"  - {sentence}")
+        say(f"  - {sentence}")
 
 
 def as_plan(found: Mapping[str, Any]) -> None:
@@ -139,19 +148,19 @@ def as_plan(found: Mapping[str, Any]) -> None:
         "vxnets": f"chosen by {found['policy']}",
     }
     for name, value in lines.items():
-        click.echo(f"{name + ':':9}{value}")
-    click.echo()
+        say(f"{name + ':':9}{value}")
+    say()
     rows = [action | {"which": _which(action["vxnets"], action["nic_ids"])} for action in found["actions"]]
     columns = {"ACTION": "kind", "NICS": "count", "WHICH": "which", "WHY": "why"}
     as_table(rows, columns, f"nothing to do: {found['reason']}")
     if found["holds"]:
-        click.echo()
+        say()
         as_table(
             [{"until": until(hold["until"] or 0.0), "what": hold["what"]} for hold in found["holds"]],
             {"UNTIL": "until", "WAITS FOR": "what"},
             "",
         )
-    click.echo()
+    say()
     vxnets = [
         {
             "vxnet": vxnet["vxnet_id"],

@@ -165,7 +165,7 @@ def check_ifname(name: str) -> None:
         fault = "interface name is too long"
     elif name in {".", ".."}:
         fault = "interface name is . or .."
-    elif any(char in "/:%" or char.isspace() or char < " " or char == "\x7f" for char in name):
+    elif any(char in "/:%" or char.isspace() for char in name):
         fault = "interface name contains / : % or a blank"  # the kernel would expand eth%d
     if fault:
         raise CniError(4, fault, f"CNI_IFNAME={name!r}")

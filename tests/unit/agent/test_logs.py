@@ -131,3 +131,16 @@ def test_a_field_of_any_type_is_logged(machine: Screen) -> None:
     logs.write("agent.started", path=Path("/run"), error=KeyError("x"))
     line = json.loads(machine.getvalue())
     assert (line["path"], line["error"]) == ("/run", "'x'")
+
+
+def test_a_terminal_gets_nothing_that_it_would_obey() -> None:
+    terminal = Screen(is_terminal=True)
+    logs.set_up("info", terminal)
+    logs.write("cni.request", verb="ADD", netns="/run/\x1b]0;x\x07\u202e", error="a\nb")
+    try:
+        raise ValueError("\x9b31m")  # noqa: TRY301 - a bug with a name of a container in it
+    except ValueError:
+        logs.bug()
+    assert "netns=/run/\\x1b]0;x\\x07\\u202e error=a\\nb" in terminal.lines[0]
+    assert terminal.lines[-1] == "ValueError: \\x9b31m"
+    assert all(line.isprintable() for line in terminal.lines)

@@ -3,6 +3,8 @@
 Refusals that need no agent are proved in test_plugin.py.
 """
 
+from typing import Any
+
 import pytest
 
 from machines.hosts import Host
@@ -12,7 +14,7 @@ pytestmark = needs_root
 
 BAD_IFNAMES = (
     "a" * 16, "é" * 8, ".", "..", "a/b", "../eth0", "a:b", "eth0:1", "a b", " ", "a\tb", "a\n", "a\u00a0b", "eth%d",
-    "%", "\x7f", "\x01",
+    "%",
 )  # fmt: skip
 GOOD_IFNAMES = (
     "e" * 15,
@@ -63,6 +65,24 @@ def test_a_bad_ifname_is_refused_and_no_link_changes(host: Host, ifname: str) ->
     for verb in ("ADD", "DEL"):
         host.cni(verb, container, ifname).refused(4, "interface name", f"CNI_IFNAME={ifname!r}")
     assert (links(container.name), links(host.netns), links(host.parking.name)) == before
+    assert host.is_untouched()
+
+
+@pytest.mark.parametrize("char", ["\x01", "\x1b", "\x7f", "\x9b", "\u202e"])
+def test_control_characters_are_rejected_by_add_alone(host: Host, char: str) -> None:
+    """In every name of the container; one that an earlier version added can go."""
+    container = host.container()
+    pod = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=p{char}"
+    places: tuple[dict[str, Any], ...] = (
+        {"CNI_IFNAME": f"a{char}"},
+        {"CNI_NETNS": f"{container.path}{char}"},
+        {"CNI_ARGS": pod},
+    )
+    for variables in places:
+        answer = host.cni("ADD", container, **variables)
+        answer.refused(4, "control characters are not supported")
+        assert char not in answer.message
+        host.cni("DEL", container, **variables).succeeded()
     assert host.is_untouched()
 
 

@@ -19,6 +19,7 @@ from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.cni.results import check_extensible, extended, render, result_of
 from qingcloud_cni.core.events import Level
 from qingcloud_cni.core.nics.model import AttachmentKey
+from qingcloud_cni.core.text import check_plain
 
 LONGEST_WAIT: Mapping[Verb, float] = MappingProxyType(  # seconds: 2 less than the plugin waits
     {Verb.ADD: 108.0, Verb.DEL: 48.0, Verb.CHECK: 48.0, Verb.GC: 23.0, Verb.STATUS: 1.0}
@@ -125,7 +126,9 @@ class CniApi:
     async def _add(self, request: CniRequest, key: AttachmentKey, version: str, call: CniCall) -> dict[str, object]:
         _check_netns(request)
         self._agent.check_initialised()
+        check_plain({"CNI_NETNS": request.netns, "CNI_IFNAME": request.ifname})
         config = network_config.read_config(request.config, request.args)
+        check_plain(config.workload.names())
         if config.previous is not None:
             check_extensible(config.previous, key.ifname, version)
         attachment, nic = await self._agent.attachments.add(key, request.netns, config, call)

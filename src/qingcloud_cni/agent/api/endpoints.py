@@ -19,6 +19,7 @@ from qingcloud_cni.agent.api.plan_view import PlanView, plan_view
 from qingcloud_cni.agent.api.signatures import ChallengeQuery, ChallengeView, Signatures
 from qingcloud_cni.core.cni.protocol import render_error
 from qingcloud_cni.core.errors import AgentError, UndecodableRequest, wire
+from qingcloud_cni.core.text import escaped
 
 RECONCILE_SECONDS = 20.0  # for which a request waits for its comparison; a client may wait for 30
 Query = TypeVar("Query", bound=msgspec.Struct)
@@ -106,7 +107,7 @@ async def _readyz(api: Api, _request: web.Request) -> web.Response:
     """An empty pool, a cloud that falls silent later, or a port that others hold leaves the agent ready."""
     port = f"{cause}\n" if (cause := api.port_obstacle()) else ""
     if cause := api.agent.obstacle:
-        return web.Response(text=f"not ready: {cause}\n{port}", status=503)
+        return web.Response(text=f"not ready: {escaped(cause)}\n{port}", status=503)
     return web.Response(text=f"ready\n{port}")
 
 

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from qingcloud_cni.cloud import CallSeen
 from qingcloud_cni.core.events import EVENTS, EventKind, Level
 from qingcloud_cni.core.nics.model import Event
+from qingcloud_cni.core.text import escaped
 
 _LEVELS = {level: logging.getLevelNamesMapping()[level.name] for level in Level}
 _FIELDS = "fields"  # attribute of a record that holds what belongs to its event
@@ -63,7 +64,8 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{k}={v}" for k, v in getattr(record, _FIELDS, {}).items())
         text = f"{_time(record)} {record.levelname.lower():7} {record.getMessage()} {fields}".rstrip()
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return "\n".join(map(escaped, (text, *trace)))
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from qingcloud_cni.core.cni.reading import folded
 from qingcloud_cni.core.errors import IncompatibleVersion, InvalidConfig, InvalidEnvironment, UndecodableRequest
 from qingcloud_cni.core.nics.model import AttachmentKey
+from qingcloud_cni.core.text import escaped
 
 IDENTIFIER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")  # container ids and network names, by the specification
 IFNAME_FORBIDDEN = re.compile(r"[/:%\s]")  # the kernel expands "eth%d"
@@ -128,5 +129,5 @@ _TAKEN_FOR_SUCCESS = re.compile(r"not found|no such file", re.IGNORECASE)
 
 
 def harmless(message: str) -> str:
-    """Replace the words by which go-cni (containerd, Nomad) takes a failed DEL for a success."""
-    return _TAKEN_FOR_SUCCESS.sub("missing", message)
+    """Escape control characters, and replace the words by which go-cni takes a failed DEL for a success."""
+    return _TAKEN_FOR_SUCCESS.sub("missing", escaped(message))

@@ -123,6 +123,15 @@ class Workload:
     infra_container_id: str = ""
     labels: tuple[tuple[str, str], ...] = ()  # key and value
 
+    def names(self) -> dict[str, str]:
+        """By the names that they have in CNI_ARGS."""
+        return {
+            "K8S_POD_NAME": self.pod_name,
+            "K8S_POD_NAMESPACE": self.pod_namespace,
+            "K8S_POD_UID": self.pod_uid,
+            "K8S_POD_INFRA_CONTAINER_ID": self.infra_container_id,
+        }
+
     @property
     def pod(self) -> str:
         """Namespace and name, the name alone, or ""."""
