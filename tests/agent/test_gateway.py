@@ -9,10 +9,12 @@ import pytest
 
 from inprocess.agent import SimulatedHost, netns_of, on_host, set_faults, simulated
 from inprocess.virtual_time import in_virtual_time
+from qingcloud_cni.agent.api.views import status_view
 from qingcloud_cni.core.cni.network_config import read_config
 from qingcloud_cni.core.errors import InvalidConfig, KernelRefused, Unavailable
 from qingcloud_cni.core.nics.model import Nic, NicState
 from qingcloud_cni.core.seams.kernel import ServicePath
+from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.sim.memory.machine import HOST_PATH
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, default_topology
 
@@ -408,3 +410,51 @@ async def test_an_earlier_refusal_of_the_kernel_does_not_explain_a_later_wait(ho
     set_faults(host, FaultSpec("AttachNics", "endless-job"))
     with pytest.raises(Unavailable, match="the cloud has not attached it yet"):
         await host.add("c0", config=CONFIG, seconds=20.0)
+
+
+# --- a path that others change ---------------------------------------------------------------------------
+
+
+@on_host()
+async def test_what_somebody_changed_is_put_back_within_the_period_and_told(host: SimulatedHost) -> None:
+    await host.add("c0", config=CONFIG)
+    host.kernel.path_harms = ["nic 52:54:00:00:00:01: restore hostnic: flags NOARP instead of MULTICAST"]
+    await host.clock.sleep(31)
+    assert host.kernel.path_harms == []
+    assert await details(host, "gateway.restored") == [
+        "nic 52:54:00:00:00:01: restore hostnic: flags NOARP instead of MULTICAST"
+    ]
+
+
+@on_host()
+async def test_what_is_an_operators_is_in_status_until_it_is_over(host: SimulatedHost) -> None:
+    await host.add("c0", config=CONFIG)
+    assert host.agent.gateways.fault == ""
+    host.kernel.path_faults = ("hostnic: it has no carrier",)
+    await host.clock.sleep(91)
+    assert host.agent.gateways.fault == "hostnic: it has no carrier"
+    assert status_view(host.agent, "1", 1).gateway_error == "hostnic: it has no carrier"
+    host.kernel.path_faults = ()
+    await host.clock.sleep(31)
+    assert host.agent.gateways.fault == ""
+    assert await details(host, "gateway.impaired") == ["hostnic: it has no carrier"]
+    assert await details(host, "gateway.sound") == [""]
+
+
+@on_host()
+async def test_a_path_that_the_kernel_refuses_is_in_status(host: SimulatedHost) -> None:
+    await host.add("c0", config=CONFIG)
+
+    async def refuse(_path: ServicePath) -> None:
+        raise KernelRefused("nft: start failed: not found")
+
+    serve, host.kernel.serve = host.kernel.serve, refuse  # type: ignore[method-assign, assignment]
+    await host.clock.sleep(31)
+    assert status_view(host.agent, "1", 1).gateway_error == "nft: start failed: not found"
+    host.kernel.serve = serve  # type: ignore[method-assign]
+    await host.until(lambda: not host.agent.gateways.fault, "it works again", 120.0)
+
+
+async def details(host: SimulatedHost, name: str) -> list[str]:
+    await host.clock.sleep(1)
+    return [event.detail for event in await host.store.events(EventFilter(10_000, name=name))]

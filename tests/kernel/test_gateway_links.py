@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from machines.nics import Lab, fd_count, ip, ip_json, kernel, lab, within
+from machines.nics import Lab, fd_count, ip, ip_json, kernel, lab, until, within
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
-from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
+from qingcloud_cni.core.seams.kernel import Gateway, Served, ServicePath
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.links.firewall import ruleset
 from qingcloud_cni.kernel.links.gateway import ALIAS, GATEWAYS
+from qingcloud_cni.kernel.links.gateway_link import SETTINGS
 
 __all__ = ["kernel", "lab"]  # fixtures
 
 TABLE = "31080"
+SHOWN = {"mtu", "master", "linkmode", "broadcast", "address"}  # of `ip -j link`
 NETLINK_NETFILTER = 12
 ROUTING_GROUPS = 0x1 | 0x10 | 0x40 | 1 << 7  # RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, RTNLGRP_IPV4_RULE
 NFTABLES_GROUP = 1 << 6  # NFNLGRP_NFTABLES
@@ -50,6 +52,7 @@ def settings(lab: Lab) -> dict[str, str]:
                 and path.stat().st_mode & 0o400
                 and "hostnic" not in str(path)
                 and "/q" not in str(path)
+                and "/br0" not in str(path)
             ):
                 try:
                     found[str(path)] = path.read_text()
@@ -63,7 +66,7 @@ def settings(lab: Lab) -> dict[str, str]:
 
 def routing(lab: Lab) -> tuple[Any, Any]:
     rules, routes = ip_json("-n", lab.host, "rule"), ip_json("-n", lab.host, "route", "show", "table", "all")
-    return rules, [route for route in routes if "172.16" in json.dumps(route)]
+    return rules, [route for route in routes if "172.16" in json.dumps(route) or route.get("table") == TABLE]
 
 
 def state(lab: Lab) -> tuple[Any, ...]:
@@ -72,17 +75,16 @@ def state(lab: Lab) -> tuple[Any, ...]:
     return (
         *routing(lab),
         ip_json("-n", lab.host, "-4", "addr"),
-        [lab.links(lab.host)[name]["flags"] for name in names],
+        [set(lab.links(lab.host)[name]["flags"]) - {"NO-CARRIER"} for name in names],  # it comes by itself
+        [{key: value for key, value in lab.links(lab.host)[name].items() if key in SHOWN} for name in names],
         [conf(lab, name) for name in names],
         nft(lab, "list", "ruleset"),
     )
 
 
 def conf(lab: Lab, name: str) -> dict[str, str]:
-    keys = ("rp_filter", "arp_announce", "arp_ignore", "send_redirects")
-
     def read() -> dict[str, str]:
-        return {key: Path(f"/proc/sys/net/ipv4/conf/{name}/{key}").read_text().strip() for key in keys}
+        return {key: Path(f"/proc/sys/net/ipv4/conf/{name}/{key}").read_text().strip() for key in SETTINGS}
 
     values: dict[str, str] = within(lab, lab.host, read)
     return values
@@ -114,8 +116,7 @@ async def test_a_nic_becomes_a_gateway(lab: Lab, kernel: HostKernel) -> None:
     assert (routes["172.16.1.0/24"]["scope"], routes["172.16.1.0/24"]["prefsrc"]) == ("link", "172.16.1.9")
     assert (routes["default"]["gateway"], routes["default"]["dev"]) == ("172.16.1.1", "hostnic")
     assert ip("-n", lab.host, "route", "show", "table", "main") == main
-    wanted = {"rp_filter": "2", "arp_announce": "2", "arp_ignore": "1", "send_redirects": "0"}
-    assert conf(lab, "hostnic") == wanted
+    assert conf(lab, "hostnic") == SETTINGS
     found = nft(lab, "list", "table", "inet", "qingcni")
     assert 'iifname "hostnic" ct state new ct mark set ct mark & 0xffffff83 | 0x00000002' in found
     assert "172.16.2.128" not in found, "networks within others are merged"
@@ -132,14 +133,14 @@ async def test_settings_are_told_as_they_were_and_restored(lab: Lab, kernel: Hos
     within(lab, lab.host, prepare)
     ip("-n", lab.host, "link", "set", "eth1", "name", "hostnic")  # its own settings are not compared
     before = (settings(lab), routing(lab), nft(lab, "list", "ruleset"))
-    changed = await kernel.serve(path_of(gateway(mac)))
+    changed = (await kernel.serve(path_of(gateway(mac)))).settings
     assert changed["net/ipv4/ip_forward"] == "0"
     assert changed["net/ipv4/conf/all/send_redirects"] == "1"
     now = settings(lab)
     assert now["/proc/sys/net/ipv4/ip_forward"] == "1\n"
     assert now["/proc/sys/net/ipv4/conf/all/send_redirects"] == "0\n"
-    assert await kernel.serve(path_of(gateway(mac))) == {}
-    assert await kernel.serve(ServicePath()) == {}
+    assert (await kernel.serve(path_of(gateway(mac)))).settings == {}
+    assert (await kernel.serve(ServicePath())).settings == {}
     await kernel.restore({**changed, "net/ipv4/conf/gone0/send_redirects": "1"})
     assert (settings(lab), routing(lab), nft(lab, "list", "ruleset")) == before
 
@@ -194,7 +195,7 @@ async def test_served_again_nothing_changes_and_no_program_runs(
         monkeypatch.context() as patch,
     ):
         patch.setenv("PATH", str(tmp_path))  # without nft
-        assert await kernel.serve(wanted) == {}
+        assert (await kernel.serve(wanted)).settings == {}
         for heard in (routes, rules):
             with pytest.raises(BlockingIOError):
                 heard.recv(65536)
@@ -213,7 +214,7 @@ async def test_another_agent_finds_all_in_place(lab: Lab, kernel: HostKernel) ->
     before = (state(lab), nft(lab, "-a", "list", "ruleset"))
     other = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
     try:
-        assert await other.serve(wanted) == {}
+        assert (await other.serve(wanted)).settings == {}
         assert (state(lab), nft(lab, "-a", "list", "ruleset")) == before, "the table was not rewritten"
         await other.serve(ServicePath())
         assert nft(lab, "list", "ruleset") == ""
@@ -240,6 +241,11 @@ def harm(*command: str) -> Callable[[Lab], None]:
     return lambda lab: print(ip("-n", lab.host, *command))
 
 
+def put_setting(link: str, key: str, value: str) -> Callable[[Lab], None]:
+    path = Path("/proc/sys/net/ipv4") / (key if link == "../.." else f"conf/{link}/{key}")
+    return lambda lab: print(within(lab, lab.host, lambda: path.write_text(value)))
+
+
 HARMS: dict[str, Callable[[Lab], None]] = {
     "link down": harm("link", "set", "hostnic", "down"),
     "address removed": harm("addr", "flush", "dev", "hostnic"),
@@ -262,9 +268,30 @@ HARMS: dict[str, Callable[[Lab], None]] = {
     "rules flushed": lambda lab: print(nft(lab, "flush", "ruleset")),
     "chain flushed": lambda lab: print(nft(lab, "flush", "chain", "inet", "qingcni", "answering")),
     "rule put in": lambda lab: print(nft(lab, "insert", "rule", "inet", "qingcni", "leaving", "return")),
-    "setting changed": lambda lab: within(
-        lab, lab.host, lambda: Path("/proc/sys/net/ipv4/conf/hostnic/rp_filter").write_text("1")
+    "ARP off": harm("link", "set", "hostnic", "arp", "off"),
+    "multicast off": harm("link", "set", "hostnic", "multicast", "off"),
+    "all multicast": harm("link", "set", "hostnic", "allmulticast", "on"),
+    "promiscuous": harm("link", "set", "hostnic", "promisc", "on"),
+    "MTU": harm("link", "set", "hostnic", "mtu", "1300"),
+    "dormant": harm("link", "set", "hostnic", "mode", "dormant"),
+    "broadcast address": harm("link", "set", "hostnic", "broadcast", "ff:ff:ff:ff:ff:00"),
+    "bridge port": lambda lab: print(
+        ip("-n", lab.host, "link", "add", "br0", "type", "bridge"),
+        ip("-n", lab.host, "link", "set", "hostnic", "master", "br0"),
     ),
+    "blackhole before the default route": harm("route", "prepend", "blackhole", "default", "table", TABLE),
+    "unreachable in place of the default route": lambda lab: print(
+        ip("-n", lab.host, "route", "del", "default", "table", TABLE),
+        ip("-n", lab.host, "route", "add", "unreachable", "default", "table", TABLE),
+    ),
+    "prohibited network": harm("route", "add", "prohibit", "10.0.0.0/8", "table", TABLE, "metric", "7"),
+    "nothing but rules deleted": lambda lab: print(
+        *(ip("-n", lab.host, "rule", "del", "pref", pref) for pref in ("1792", "1856", "1920"))
+    ),
+    **{
+        f"{key} changed": put_setting("hostnic", key, "1" if value == "0" else "0") for key, value in SETTINGS.items()
+    },
+    "forwarding off on the host": put_setting("../..", "ip_forward", "0"),
 }
 
 
@@ -274,12 +301,15 @@ async def test_harm_is_mended(lab: Lab, kernel: HostKernel, what: str) -> None:
     lab.plug(2)
     wanted = path_of(gateway(mac))
     await kernel.serve(wanted)
-    before = state(lab)
+    before = (state(lab), settings(lab))
     HARMS[what](lab)
-    assert state(lab) != before or what == "alias removed"
-    assert await kernel.serve(wanted) == {}
-    assert state(lab) == before
+    assert (state(lab), settings(lab)) != before or what == "alias removed"
+    served = await kernel.serve(wanted)
+    assert served.changes, "the operator can be told"
+    assert not served.faults
+    until(lambda: (state(lab), settings(lab)) == before)  # a carrier comes a moment after up
     assert lab.links(lab.host)["hostnic"]["ifalias"] == ALIAS
+    assert await kernel.serve(wanted) == Served()
 
 
 async def test_what_a_dhcp_client_configured_goes(lab: Lab, kernel: HostKernel) -> None:
@@ -340,7 +370,7 @@ async def test_a_nic_that_was_there_is_used_as_it_is(lab: Lab, kernel: HostKerne
     ip("-n", lab.host, "addr", "add", "172.16.1.4/24", "dev", "eth1")
     before = (lab.links(lab.host)["eth1"], *routing(lab), ip_json("-n", lab.host, "addr"))
     as_is = Gateway(mac, "", "172.16.1.4/24", "172.16.1.1", 63)
-    changed = await kernel.serve(ServicePath((as_is,), ("172.16.1.0/24",)))
+    changed = (await kernel.serve(ServicePath((as_is,), ("172.16.1.0/24",)))).settings
     assert (lab.links(lab.host)["eth1"], *routing(lab), ip_json("-n", lab.host, "addr")) == before
     assert changed["net/ipv4/conf/eth1/send_redirects"] == "1"
     assert conf(lab, "eth1")["send_redirects"] == "0"

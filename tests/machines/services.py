@@ -257,7 +257,7 @@ class Bed:
             before = await kernel.serve(path_of(*gateways))
             yield kernel
             await kernel.serve(ServicePath())
-            await kernel.restore(before)
+            await kernel.restore(before.settings)
         finally:
             await kernel.close()
 

@@ -18,7 +18,7 @@ from qingcloud_cni.core.gateway import HostNic, host_nics, service_path, unused
 from qingcloud_cni.core.nics.model import Nic, NicState, OpKind
 from qingcloud_cni.core.pool.pool_state import Mode
 from qingcloud_cni.core.seams.cloud import CloudNic
-from qingcloud_cni.core.seams.kernel import ServicePath
+from qingcloud_cni.core.seams.kernel import Served, ServicePath
 
 CHECK_PERIOD = 30.0  # seconds between checks of the kernel's path to Services
 SEARCH = 10.0  # seconds after which a lost link has been searched for in every namespace
@@ -51,8 +51,14 @@ class Gateways:
         self._opened: set[str] = set()  # NICs whose anti-spoofing this process has turned off
         self._attaching: set[str] = set()  # gateway NICs that are about to be attached again
         self._served: ServicePath | None = None
+        self._faults: tuple[str, ...] = ()  # of the host's path to Services, for an operator to remove
         self._checked = float("-inf")  # when the kernel was last compared with what was served
         self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def fault(self) -> str:
+        """Why the host's path to Services is not as it should be; "" if it is."""
+        return self._kernel_backoff.cause or "; ".join(self._faults)
 
     def learn(self, others: tuple[CloudNic, ...]) -> None:
         """NICs of the instance that are not ours, as the comparison with the cloud found them."""
@@ -320,6 +326,16 @@ class Gateways:
         self._context.signals.path_due.notify()
         self._ready.notify()
 
+    def _judge(self, served: Served, *, is_new: bool) -> None:
+        """Record what somebody has changed on the path to Services, and what of it is left to an operator."""
+        if served.changes and not is_new:
+            self._context.note("gateway.restored", detail="; ".join(served.changes))
+        former, self._faults = self._faults, served.faults
+        if served.faults and served.faults != former:
+            self._context.note("gateway.impaired", detail="; ".join(served.faults))
+        elif former and not served.faults:
+            self._context.note("gateway.sound")
+
     async def prepare(self) -> None:
         """As `refresh`, before a container depends on it; Unavailable if the kernel refuses."""
         try:
@@ -344,7 +360,7 @@ class Gateways:
                 if before := await self._context.kernel.settings_before(path):
                     table.record_settings(before)
                     await self._context.journal.record()  # else a crash would leave ours as the host's own
-                await self._context.kernel.serve(path)
+                self._judge(await self._context.kernel.serve(path), is_new=path != self._served)
             if path != self._served:
                 self._served = path
                 self._ready.notify()

@@ -58,6 +58,7 @@ def as_status(found: Mapping[str, Any]) -> None:
         "calls": _calls(found["calls"]),
         "cloud": found["cloud_error"] or ("fine" if found["cloud_compared"] else "not compared yet"),
         "port": found["port_error"],
+        "Services": found["gateway_error"],
         "disk": found["store_error"] and f"{found['store_error']} ({found['unsaved']} changes wait for it)",
     }
     for name, value in lines.items():

@@ -78,6 +78,9 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         # gateways
         "gateway.refused": _warn("The cloud or the kernel rejected a step towards a gateway NIC. The agent retries."),
         "gateway.unknown": _warn("The cloud has not listed a host NIC that containers use as gateway. It stays."),
+        "gateway.restored": _warn("Somebody had changed the host's path to Services. `detail`: what was put back."),
+        "gateway.impaired": _warn("Services may not work. `detail` is what the agent leaves to an operator."),
+        "gateway.sound": _info("The faults of `gateway.impaired` are over."),
         "gateway.unsure": _warn("The cloud does not report whether the anti-spoofing of the host's NIC is off."),
         # the spool
         "spool.done": _info("The agent has carried out a DEL that the plugin had spooled. `detail` is the outcome."),

@@ -17,6 +17,7 @@ from qingcloud_cni.core.seams.kernel import (
     LinkOrder,
     NicRecord,
     PlacedLink,
+    Served,
     ServicePath,
     Survey,
 )
@@ -117,7 +118,7 @@ class HostKernel:
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
         return await self._operations.do(lambda operations: operations.gateways.addresses())
 
-    async def serve(self, path: ServicePath) -> Mapping[str, str]:
+    async def serve(self, path: ServicePath) -> Served:
         return await self._operations.do(lambda operations: operations.gateways.serve(path))
 
     async def settings_before(self, path: ServicePath) -> Mapping[str, str]:

@@ -169,11 +169,11 @@ async def test_the_kernel_in_memory_serves_and_undoes() -> None:
     await kernel.park(NicRecord(SECOND))
     before = dict(kernel.settings)
     path = ServicePath((gateway(), gateway(1, SECOND)))
-    changed = await kernel.serve(path)
+    changed = (await kernel.serve(path)).settings
     assert kernel.path == path
     assert {link.name for link in kernel.links_in(HOST_PATH)} == {"hostnic", "hostnic1"}
     assert await kernel.host_addresses() == {FIRST: ("10.0.0.9/24",), SECOND: ("10.0.1.9/24",)}
-    assert await kernel.serve(path) == {}
+    assert (await kernel.serve(path)).settings == {}
     await kernel.serve(ServicePath((gateway(1, SECOND),)))
     assert await kernel.host_addresses() == {SECOND: ("10.0.1.9/24",)}
     await kernel.serve(ServicePath())

@@ -136,6 +136,7 @@ class StatusView(msgspec.Struct, frozen=True):
     cloud_compared: Annotated[bool, Meta(description="the table was compared with the cloud since the start")]
     cloud_error: Annotated[str, Meta(description="the current fault of the cloud; empty if none")]
     set_aside: Annotated[list[str], Meta(description="unusable fields of the cloud's replies, of the last hour")]
+    gateway_error: Annotated[str, Meta(description="what is wrong with the path to Services; empty if nothing is")]
     store_error: Annotated[str, Meta(description="why the disk rejects writes; empty if it accepts them")]
     unsaved: Annotated[Count, Meta(description="changes that are not on disk")]
     port_error: Annotated[str, Meta(description="why the agent does not listen on TCP; empty if it does")]
@@ -228,6 +229,7 @@ def status_view(agent: Agent, version: str, pid: int, port_error: str = "") -> S
         or agent.provisioner.cause
         or agent.releaser.cause,
         set_aside=list(agent.context.cloud.set_aside()),
+        gateway_error=agent.gateways.fault,
         store_error=agent.context.journal.error,
         unsaved=agent.context.journal.unsaved,
         port_error=port_error,

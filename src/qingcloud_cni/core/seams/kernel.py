@@ -1,7 +1,7 @@
 """Links and namespaces of this host, one Protocol for each user, and the data that crosses this seam."""
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from qingcloud_cni.core.nics.model import Netns, Route
@@ -135,6 +135,15 @@ class ServicePath:
         return bool(self.gateways or self.masquerade)
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The result of `serve`, for people but for *settings*."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)  # sysctls beyond the gateways' links, as they were
+    changes: tuple[str, ...] = ()  # what was not as wanted and is now
+    faults: tuple[str, ...] = ()  # what is not as wanted, and not the agent's to change
+
+
 class ContainerLinks(Protocol):
     """NICs inside containers. All methods are idempotent, and undo their steps on failure; KernelRefused."""
 
@@ -222,17 +231,17 @@ class ServiceRouting(Protocol):
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
         """Return the IPv4 addresses, with prefix length, of the host's links that are up, by MAC."""
 
-    async def serve(self, path: ServicePath) -> Mapping[str, str]:
+    async def serve(self, path: ServicePath) -> Served:
         """Bring the host to exactly *path*. Idempotent.
 
         The link of a gateway that *path* does not list stays on the host: down, renamed, without address, rules and
-        table. Return the sysctls beyond the gateways' links that this call changed, with their values before; if it
-        raises it changed none. LinkNotFound if a gateway is neither on the host nor parked, or if an adopted one
-        lost its address; KernelRefused naming the link name if that is taken.
+        table. If it raises, it changed no sysctl beyond the gateways' links. LinkNotFound if a gateway is neither on
+        the host nor parked, or if an adopted one lost its address; KernelRefused naming the link name if that is
+        taken.
         """
 
     async def settings_before(self, path: ServicePath) -> Mapping[str, str]:
-        """Return what `serve` would return now, to persist it before `serve` changes anything."""
+        """Return the `settings` of `serve` now, to persist them before it changes anything."""
 
     async def restore(self, settings: Mapping[str, str]) -> None:
         """Set sysctls to these values; those that no longer exist are skipped."""

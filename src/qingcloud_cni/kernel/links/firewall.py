@@ -76,23 +76,25 @@ class Firewall(ClosesOnExit):
     def close(self) -> None:
         self._netfilter.close()
 
-    def ensure(self, wanted: str) -> None:
-        """Make the table exactly *wanted*, "" for none.
+    def ensure(self, wanted: str) -> bool:
+        """Make the table exactly *wanted*, "" for none; False if it was.
 
         Each change of any table changes the generation of the rule set; an unchanged one needs no listing.
         """
         generation = self._read_generation()
         text: str | None = wanted
         if text == self._text and generation is not None and generation == self._generation:
-            return
+            return False
         listed = self._list()
-        if listed != _normalized(wanted) and not (text == self._text and listed == self._listed):
+        is_other = listed != _normalized(wanted) and not (text == self._text and listed == self._listed)
+        if is_other:
             _run_nft(f"add table inet {TABLE}\ndelete table inet {TABLE}\n{wanted}", "-f", "-")
             generation = self._read_generation()
             listed = self._list()
             if self._read_generation() != generation:  # changed again before the listing
                 generation = text = None
         self._text, self._listed, self._generation = text, listed, generation
+        return is_other
 
     def _list(self) -> str:
         """The table, normalized; "" if it does not exist."""

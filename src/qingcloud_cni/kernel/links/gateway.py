@@ -5,14 +5,16 @@ so an agent finds what a killed one left.
 """
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Interface
 from typing import Final
 
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
-from qingcloud_cni.core.seams.kernel import Gateway, ServicePath
-from qingcloud_cni.kernel.links.firewall import MARK_MASK, Firewall, mark_of, ruleset
+from qingcloud_cni.core.seams.kernel import Gateway, Served, ServicePath
+from qingcloud_cni.kernel.links import gateway_link
+from qingcloud_cni.kernel.links.firewall import MARK_MASK, TABLE, Firewall, mark_of, ruleset
 from qingcloud_cni.kernel.links.nic import (
     NicMatcher,
     is_candidate,
@@ -25,9 +27,10 @@ from qingcloud_cni.kernel.links.reserved import HostNetlink
 from qingcloud_cni.kernel.namespaces import sysctl
 from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit, Namespace
 from qingcloud_cni.kernel.netlink import routing
-from qingcloud_cni.kernel.netlink.messages import IFF_LOOPBACK, LinkChange, LinkInfo, Request, set_link
+from qingcloud_cni.kernel.netlink.messages import IFF_LOOPBACK, IFF_UP, LinkChange, LinkInfo, Request, set_link
 from qingcloud_cni.kernel.netlink.routing import RT_SCOPE_LINK, Address, Rule, TableRoute
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
+from qingcloud_cni.kernel.nic_state import bpf
 
 ALIAS: Final = "qingcni-gateway"  # identifies a gateway's link without the agent's database
 GATEWAYS: Final = 63  # indexes
@@ -40,13 +43,6 @@ LINK_RULES: Final = SOURCE_RULES + 64
 PREFERENCES: Final = range(MARK_RULES, LINK_RULES + 64)
 RT_TABLE_LOCAL: Final = 255
 
-LINK_SETTINGS: Final = {  # below net/ipv4/conf/<link>
-    "rp_filter": "2",  # loose: the main table routes the reply by another link
-    "arp_announce": "2",  # ARP requests have the gateway's own address, not that of a Service
-    "arp_ignore": "1",  # the link answers ARP only for its own address
-    "arp_notify": "1",  # neighbours may have the address with another MAC
-    "send_redirects": "0",  # packets leave by the NIC they came in by, on purpose
-}
 HOST_SETTINGS: Final = {sysctl.IP_FORWARD: "1", f"{sysctl.CONF}/all/send_redirects": "0"}
 
 
@@ -58,6 +54,7 @@ class GatewayLinks(ClosesOnExit):
         self._parking = parking
         self._home = home
         self._firewall = Firewall()
+        self._changes: list[str] = []  # of the present call of `serve`
 
     def close(self) -> None:
         self._firewall.close()
@@ -71,7 +68,8 @@ class GatewayLinks(ClosesOnExit):
                 found[up[address.ifindex]].append(address.address)
         return {mac: tuple(addresses) for mac, addresses in found.items()}
 
-    def serve(self, path: ServicePath) -> dict[str, str]:
+    def serve(self, path: ServicePath) -> Served:
+        self._changes = []
         own = {gateway.mac: gateway for gateway in path.gateways if gateway.link_name}
         _check_indexes(own.values())
         for mac in own:
@@ -80,11 +78,15 @@ class GatewayLinks(ClosesOnExit):
         links = {mac: self._ensure_link(gateway, own) for mac, gateway in own.items()}
         used = [self._shared_link(gateway) for gateway in path.gateways if not gateway.link_name]
         for mac, gateway in own.items():
+            self._restore(gateway, links[mac])
             self._configure(gateway, links[mac])
         self._route(own, links)
         self._rule(own.values())
-        self._firewall.ensure(ruleset(path))
-        return sysctl.change(_host_settings(used)) if path.forwards else {}
+        if self._firewall.ensure(ruleset(path)):
+            self._changes.append(f"write table {TABLE} of nftables")
+        before = sysctl.change(_host_settings(link.name for link in used)) if path.forwards else {}
+        self._changes += (f"set {name}" for name in before)
+        return Served(before, tuple(self._changes), tuple(self._faults(links.values(), used)))
 
     def settings_before(self, path: ServicePath) -> dict[str, str]:
         if not path.forwards:
@@ -106,13 +108,13 @@ class GatewayLinks(ClosesOnExit):
                 name=name if link.name != name else None,
                 alias=make_alias(ALIAS, link.mtu) if not _is_gateway(link) else None,
             )
-            self._change(self._host, link, change, f"{nic}: name {name}")
-            return replace(link, name=name, flags=0) if change.mac or change.name else link
+            self._change(link, change, f"{nic}: name {name}")
+            return replace(link, name=name, flags=link.flags & ~IFF_UP) if change.mac or change.name else link
         if link := NicMatcher(gateway.mac).pick(self._parking.links()):
             reset = reset_change(link, gateway.mac)
             alias = make_alias(ALIAS, link.mtu if reset.mtu is None else reset.mtu)
             change = replace(reset, netns_fd=self._home.fd, name=name, alias=alias)
-            self._parking.do(set_link(link.ifindex, change), f"{nic}: move to the host as {name}")
+            self._do(set_link(link.ifindex, change), f"{nic}: move to the host as {name}", netlink=self._parking)
             if placed := self._host.link(name=name):
                 return placed
         raise LinkNotFound(f"{nic}: find link failed: neither on the host nor parked")
@@ -128,7 +130,7 @@ class GatewayLinks(ClosesOnExit):
                     f"nic {gateway.mac}: name {name} failed: taken on this host by link {link.mac or name}"
                 )
             spare = LinkChange(name=parked_name(link.mac))
-            self._change(self._host, link, spare, f"nic {link.mac}: rename from {name}")
+            self._change(link, spare, f"nic {link.mac}: rename from {name}")
 
     def _undo_others(self, own: Mapping[str, Gateway]) -> None:
         """Set the links of former gateways down and reset them, without address."""
@@ -136,36 +138,60 @@ class GatewayLinks(ClosesOnExit):
             if not (is_candidate(link) and _is_gateway(link)) or own.keys() & {link.mac, link.permanent_mac}:
                 continue
             mac = link.permanent_mac or link.mac
-            self._change(self._host, link, reset_change(link, mac), f"nic {mac}: undo gateway {link.name}")
+            self._change(link, reset_change(link, mac), f"nic {mac}: undo gateway {link.name}")
             self._drop_addresses(link, f"nic {mac}")
 
-    def _change(self, netlink: Netlink, link: LinkInfo, change: LinkChange, action: str) -> None:
+    def _change(self, link: LinkInfo, change: LinkChange, action: str) -> None:
         if (change.name or change.mac) and link.is_up:  # names change only while it is down, before Linux 6.2
-            netlink.do(set_link(link.ifindex, LinkChange(is_up=False)), action)
+            self._host.do(set_link(link.ifindex, LinkChange(is_up=False)), action)
         if change:
-            netlink.do(set_link(link.ifindex, change), action)
+            self._do(set_link(link.ifindex, change), action)
 
-    def _shared_link(self, gateway: Gateway) -> str:
-        """The name of the link of a NIC that the agent did not make, with its address."""
+    def _do(self, request: Request, action: str, *, netlink: Netlink | None = None) -> None:
+        (netlink or self._host).do(request, action)
+        self._changes.append(action)
+
+    def _shared_link(self, gateway: Gateway) -> LinkInfo:
+        """The link of a NIC that the agent did not make, with its address."""
         holders = {a.ifindex for a in self._host.addresses() if a.address == gateway.address}
         for link in self._host.links():
             if link.ifindex in holders and link.mac == gateway.mac and _is_up(link):
-                return link.name
+                return link
         raise LinkNotFound(f"nic {gateway.mac}: find link failed: not up on the host with address {gateway.address}")
+
+    def _restore(self, gateway: Gateway, link: LinkInfo) -> None:
+        nic, change = f"nic {gateway.mac}", gateway_link.restoring(link)
+        words = ", ".join(gateway_link.described(link, change))
+        self._change(link, change, f"{nic}: restore {gateway.link_name}: {words}")
+
+    def _faults(self, links: Collection[LinkInfo], used: Iterable[LinkInfo]) -> Iterator[str]:
+        """What is not as wanted of links that were up before, and of settings that win over theirs."""
+        everything = self._host.links() if links else ()
+        for link in (link for link in links if link.is_up):
+            now = next((found for found in everything if found.ifindex == link.ifindex), link)
+            with suppress(OSError):  # without the right to ask, or on old kernels, the hooks stay unseen
+                has_tcx = bpf.has_tcx(link.ifindex)
+                yield from (f"{link.name}: {f}" for f in gateway_link.faults(now, everything, has_tcx=has_tcx))
+        for link in used:
+            yield from (f"{link.name}: {fault}" for fault in gateway_link.shared_faults(link))
+        for name, values in gateway_link.ALL_FAULTS.items() if links else ():
+            if (value := sysctl.read(f"{sysctl.CONF}/all/{name}")) in values:
+                yield f"{sysctl.CONF}/all/{name} is {value}"
 
     def _configure(self, gateway: Gateway, link: LinkInfo) -> None:
         """Set settings and address, then the link up: the kernel announces the address at that moment."""
         nic, folder = f"nic {gateway.mac}", f"{sysctl.CONF}/{gateway.link_name}"
-        sysctl.ensure({f"{folder}/{name}": value for name, value in LINK_SETTINGS.items()})
+        changed = sysctl.ensure({f"{folder}/{name}": value for name, value in gateway_link.SETTINGS.items()})
+        self._changes += (f"set {name}" for name in changed)
         wanted = [Address(link.ifindex, gateway.address, is_bare=True)]
         if [address for address in self._host.addresses() if address.ifindex == link.ifindex] != wanted:
             self._drop_addresses(link, nic)
-            self._host.do(
+            self._do(
                 routing.add_address(link.ifindex, gateway.address, is_bare=True),
                 f"{nic}: add address {gateway.address}",
             )
         if not link.is_up:
-            self._host.do(set_link(link.ifindex, LinkChange(is_up=True)), f"{nic}: set {gateway.link_name} up")
+            self._do(set_link(link.ifindex, LinkChange(is_up=True)), f"{nic}: set {gateway.link_name} up")
 
     def _drop_addresses(self, link: LinkInfo, nic: str) -> None:
         for address in self._host.addresses():
@@ -194,7 +220,7 @@ class GatewayLinks(ClosesOnExit):
                 action = (
                     f"add route {route.dst} {f'via {route.gateway} ' if route.gateway else ''}to table {route.table}"
                 )
-                self._host.do(routing.add_route(route), action)
+                self._do(routing.add_route(route), action)
 
     def _rule(self, gateways: Iterable[Gateway]) -> None:
         """Make the rules with the agent's tables and preferences exactly those wanted."""
@@ -208,11 +234,11 @@ class GatewayLinks(ClosesOnExit):
                 self._remove(routing.delete_rule(rule), f"remove rule {rule.preference}", errno.ENOENT)
         for rule in wanted:
             if rule not in present:
-                self._host.do(routing.add_rule(rule), f"add rule {rule.preference} to table {rule.table}")
+                self._do(routing.add_rule(rule), f"add rule {rule.preference} to table {rule.table}")
 
     def _remove(self, request: Request, action: str, gone: int) -> None:
         try:
-            self._host.do(request, action)
+            self._do(request, action)
         except NetlinkRefused as err:
             if err.errno != gone:
                 raise
@@ -230,7 +256,8 @@ def _is_up(link: LinkInfo) -> bool:
 
 def _host_settings(used: Iterable[str]) -> dict[str, str]:
     """Settings beyond the gateways' own links; *used* are the names of links that the agent does not configure."""
-    return HOST_SETTINGS | {f"{sysctl.CONF}/{name}/send_redirects": "0" for name in used}
+    settings = ((name, setting) for name in used for setting in ("forwarding", "send_redirects"))
+    return HOST_SETTINGS | {f"{sysctl.CONF}/{n}/{s}": gateway_link.SETTINGS[s] for n, s in settings}
 
 
 def _is_gateway(link: LinkInfo) -> bool:

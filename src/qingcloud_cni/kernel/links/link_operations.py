@@ -46,7 +46,7 @@ from qingcloud_cni.kernel.namespaces.namespaces import (
     write_setting,
 )
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, delete_altnames, set_link
-from qingcloud_cni.kernel.netlink.routing import add_address, add_route, seen_route, static_route
+from qingcloud_cni.kernel.netlink.routing import RTN_UNICAST, add_address, add_route, seen_route, static_route
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 from qingcloud_cni.kernel.nic_state.states import LinkStates, strip
 
@@ -362,5 +362,5 @@ def _inspection(netns: Netns, netlink: Netlink, link: LinkInfo) -> Inspection:
         netns,
         to_link(link),
         tuple(a.address for a in netlink.addresses() if a.ifindex == link.ifindex),
-        tuple(seen_route(r) for r in netlink.routes() if r.ifindex == link.ifindex),
+        tuple(seen_route(r) for r in netlink.routes() if r.ifindex == link.ifindex and r.kind == RTN_UNICAST),
     )

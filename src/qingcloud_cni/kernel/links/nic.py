@@ -97,7 +97,7 @@ def reset_change(link: LinkInfo, mac: str, mtu: int | None = None) -> LinkChange
     addresses, routes and qdiscs.
     """
     if mtu is None:
-        mtu = _alias_mtu(link)
+        mtu = alias_mtu(link)
     name = parked_name(mac)
     return replace(
         restoring_change(link, None),
@@ -109,7 +109,7 @@ def reset_change(link: LinkInfo, mac: str, mtu: int | None = None) -> LinkChange
     )
 
 
-def _alias_mtu(link: LinkInfo) -> int:
+def alias_mtu(link: LinkInfo) -> int:
     """The MTU of its alias if the device supports it: a container may have written any alias."""
     noted = parse_alias(link.alias)[1]
     low, high = link.mtu_range

@@ -32,11 +32,14 @@ def write(name: str, value: str) -> None:
         raise KernelRefused(f"setting {name}: write {value} failed: {err.strerror}") from err
 
 
-def ensure(wanted: Mapping[str, str]) -> None:
-    """Write those of *wanted* that differ."""
+def ensure(wanted: Mapping[str, str]) -> list[str]:
+    """Write those of *wanted* that differ, one after the other; returns their names."""
+    changed = []
     for name, value in wanted.items():
         if read(name) not in (value, None):
             write(name, value)
+            changed.append(name)
+    return changed
 
 
 def before(wanted: Mapping[str, str]) -> dict[str, str]:

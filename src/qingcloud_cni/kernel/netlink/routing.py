@@ -92,7 +92,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class TableRoute:
-    """A unicast route. *others* are attributes that this program never sets."""
+    """A route of any kind. *others* are attributes that this program never sets."""
 
     table: int
     ifindex: int  # 0 for a route over several links, or none
@@ -104,6 +104,7 @@ class TableRoute:
     advmss: int = 0
     scope: int = RT_SCOPE_UNIVERSE
     protocol: int = RTPROT_KERNEL
+    kind: int = RTN_UNICAST
     others: frozenset[int] = frozenset()
     body: bytes = field(default=b"", compare=False, repr=False)  # as dumped
 
@@ -162,9 +163,9 @@ def get_routes() -> Request:
 
 
 def parse_route(body: bytes) -> TableRoute | None:
-    """A unicast route; None for any other route, and for a cache entry."""
+    """A route; None for a cache entry."""
     _, prefix, source_prefix, tos, table, protocol, scope, kind, flags = _head(_ROUTE, body)
-    if kind != RTN_UNICAST or flags & RTM_F_CLONED:
+    if flags & RTM_F_CLONED:
         return None
     fields = dict(unpack_attributes(body, _ROUTE.size))
     metrics = dict(unpack_attributes(fields.get(RTA_METRICS, b"")))
@@ -185,6 +186,7 @@ def parse_route(body: bytes) -> TableRoute | None:
         advmss=parse_u32(metrics.get(RTAX_ADVMSS, bytes(4))),
         scope=scope,
         protocol=protocol,
+        kind=kind,
         others=frozenset(others),
         body=body,
     )

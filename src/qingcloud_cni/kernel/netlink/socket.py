@@ -86,7 +86,7 @@ class Netlink(ClosesOnExit):
         return [routing.parse_address(message.body) for message in messages]
 
     def routes(self) -> list[routing.TableRoute]:
-        """The unicast routes of all tables."""
+        """The routes of all tables, of every kind."""
         messages = self.dump(routing.get_routes(), "list routes")
         return [route for message in messages if (route := routing.parse_route(message.body))]
 

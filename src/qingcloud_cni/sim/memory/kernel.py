@@ -17,6 +17,7 @@ from qingcloud_cni.core.seams.kernel import (
     NicRecord,
     OtherNamespace,
     PlacedLink,
+    Served,
     ServicePath,
     Survey,
 )
@@ -169,7 +170,7 @@ class FakeKernel(Machine, KernelFaults):
         return {link.mac: (link.address,) if link.address else () for link in up}
 
     @verb
-    async def serve(self, path: ServicePath) -> Mapping[str, str]:
+    async def serve(self, path: ServicePath) -> Served:
         async with self._moves.take():
             for mac in sorted(self._gateways - {gateway.mac for gateway in path.gateways if gateway.link_name}):
                 self._undo_gateway(mac)
@@ -178,7 +179,8 @@ class FakeKernel(Machine, KernelFaults):
             self.path = path
             changed = await self.settings_before(path)
             self.settings |= {name: SERVING[name] for name in changed}
-            return changed
+            harms, self.path_harms = tuple(self.path_harms), []
+            return Served(changed, harms, self.path_faults)
 
     @verb
     async def settings_before(self, path: ServicePath) -> Mapping[str, str]:

@@ -132,6 +132,8 @@ class Machine:
         self.stale: list[str] = []  # addresses that a container got while flows of an earlier one were tracked: a bug
         self.announced: list[str] = []  # addresses, in the order of announcements
         self.path = ServicePath()  # as last served
+        self.path_harms: list[str] = []  # what the next `serve` restores
+        self.path_faults: tuple[str, ...] = ()  # what it cannot
         self._gateways: set[str] = set()  # MACs of links configured for it
         self.settings = dict(_SETTINGS)
         self._moves = MoveQueue()
