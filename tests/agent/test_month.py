@@ -9,6 +9,7 @@ from inprocess.agent import SimulatedHost, netns_of, simulated
 from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.agent import agent, gateways
 from qingcloud_cni.agent.attachments import spool
+from qingcloud_cni.agent.base import files_watch
 from qingcloud_cni.agent.pool import pool
 from qingcloud_cni.core.nics.changes import EVENT_LIMIT
 from qingcloud_cni.core.seams.store import EventFilter
@@ -29,8 +30,10 @@ def size_on_disk(host: SimulatedHost) -> int:
 async def test_a_month_of_churn_leaves_the_state_file_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hasty = tuple(p.replace("synchronous=FULL", "synchronous=OFF") for p in database._PRAGMAS)
     monkeypatch.setattr(database, "_PRAGMAS", hasty)  # the host has no power cut
-    for module, name in ((spool, "PERIOD"), (pool, "PERIOD"), (gateways, "CHECK_PERIOD"), (agent, "SURVEY_PERIOD")):
-        monkeypatch.setattr(module, name, 300.0)  # the kernel reports every change
+    for module in (spool, pool, files_watch):
+        monkeypatch.setattr(module, "PERIOD", 300.0)  # the kernel reports every change
+    monkeypatch.setattr(gateways, "CHECK_PERIOD", 300.0)
+    monkeypatch.setattr(agent, "SURVEY_PERIOD", 300.0)
     async with simulated(tmp_path, max_nics=30) as host:
         rng = random.Random(1)
         alive: list[str] = []

@@ -62,6 +62,9 @@ class ForgetfulStore:
     async def replace_file(self, changes: Sequence[Change]) -> str:
         return ""
 
+    async def check_files(self) -> str | None:
+        return None
+
     async def tidy(self) -> None:
         """Do nothing."""
 

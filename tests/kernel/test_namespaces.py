@@ -1,17 +1,18 @@
 """Which files are a container's namespace; the parking namespace is made, found, repaired and removed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from machines.nics import NETNS_DIR, Lab, fd_count, ip, kernel, lab
-from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns
+from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.namespaces.namespaces import (
     Namespace,
@@ -193,6 +194,81 @@ async def test_parking_is_removed(lab: Lab, kernel: HostKernel) -> None:
     await kernel.remove()
     assert not Path(lab.path(lab.parking)).exists()
     assert lab.parking not in ip("netns", "list").split()
+
+
+def unmount(path: Path) -> None:
+    subprocess.run(("umount", "-l", path), check=True)
+
+
+def mount_another(path: Path) -> None:
+    """As `ip netns delete` and `ip netns add` of the same name."""
+    ip("netns", "delete", path.name)
+    ip("netns", "add", path.name)
+
+
+def mount_another_above(path: Path) -> None:
+    ip("netns", "add", f"{path.name}-other")
+    subprocess.run(("mount", "--bind", path.with_name(f"{path.name}-other"), path), check=True)
+    ip("netns", "delete", f"{path.name}-other")
+
+
+@pytest.mark.parametrize(
+    "remove",
+    [unmount, lambda path: ip("netns", "delete", path.name), mount_another, mount_another_above],
+    ids=["unmounted", "deleted", "replaced", "covered"],
+)
+async def test_a_mount_that_was_removed_comes_back_with_its_nics(
+    lab: Lab, kernel: HostKernel, remove: Callable[[Path], object]
+) -> None:
+    """The next agent finds the same namespace, and attach and park work meanwhile."""
+    first, second = lab.plug(1), lab.plug(2)
+    await kernel.park(lab.record(first))
+    path = Path(lab.path(lab.parking))
+    inode = path.stat().st_ino
+    assert await kernel.restore_parking() is None
+    remove(path)
+    await kernel.park(lab.record(second))
+    assert await kernel.restore_parking() == str(path)
+    assert path.stat().st_ino == inode
+    assert lab.is_parked(first)
+    assert lab.is_parked(second)
+    assert await kernel.restore_parking() is None
+    await kernel.close()
+    again = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+    assert {link.mac for link in (await again.survey()).parked} == {first, second}
+    await again.close()
+
+
+@pytest.mark.parametrize("others", ["link to another", "link to itself", "dangling link", "directory"])
+async def test_nothing_is_mounted_on_a_link_or_a_directory(lab: Lab, kernel: HostKernel, others: str) -> None:
+    path = Path(lab.path(lab.parking))
+    targets = {"link to another": lab.path(lab.host), "dangling link": f"{path}-gone", "link to itself": f"{path}-b"}
+    if others == "link to itself":
+        Path(targets[others]).touch()
+        subprocess.run(("mount", "--bind", path, targets[others]), check=True)
+    ip("netns", "delete", path.name)
+    path.mkdir() if others == "directory" else path.symlink_to(targets[others])
+    try:
+        with pytest.raises(KernelRefused, match=f"parking namespace {path}: mount failed: something else is there"):
+            await kernel.restore_parking()
+    finally:
+        path.rmdir() if others == "directory" else path.unlink()
+        if others == "link to itself":
+            ip("netns", "delete", f"{path.name}-b")
+    assert await kernel.restore_parking() == str(path)
+
+
+async def test_the_folder_comes_back_as_well(lab: Lab, netns_dir: Path) -> None:
+    opened = await HostKernel.open(lab.instance_id, netns_dir=netns_dir, host_netns=lab.path(lab.host))
+    subprocess.run(("umount", "-l", "-R", netns_dir), check=True)
+    shutil.rmtree(netns_dir)
+    path = netns_dir / lab.parking
+    assert await opened.restore_parking() == str(path)
+    inode = path.stat().st_ino
+    await opened.close()
+    again = await HostKernel.open(lab.instance_id, netns_dir=netns_dir, host_netns=lab.path(lab.host))
+    assert path.stat().st_ino == inode
+    await again.remove()
 
 
 async def test_folder_may_be_elsewhere(lab: Lab, netns_dir: Path) -> None:

@@ -12,6 +12,7 @@ from qingcloud_cni.agent.attachments.spool import Spool
 from qingcloud_cni.agent.attachments.spool_files import SpoolFiles
 from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context, Identity, Moves
+from qingcloud_cni.agent.base.files_watch import OwnFiles
 from qingcloud_cni.agent.base.journal import Journal, Listener
 from qingcloud_cni.agent.base.reserved import Reserved
 from qingcloud_cni.agent.base.signals import Signals
@@ -112,6 +113,8 @@ class Agent:
         self.reconciler = Reconciler(
             context, pool=self.pool, links=self.links, gateways=self.gateways, vxnets=vxnets, remedies=remedies,
         )  # fmt: skip
+        self.own_files = OwnFiles(context)
+        self.own_files.watch(context.journal.check_files, context.kernel.restore_parking, self.spool.remove_drafts)
         self._preflight = Preflight(context, vxnets, self.instance_status, settings.vxnet)
         self._startup = StartupComparison(context, self._preflight, self.reconciler, settings.qyaccessfilepath)
         self._left_over = tuple(context.table.intents.values())
@@ -284,6 +287,8 @@ TASKS: Sequence[PeriodicTask] = (
                  lambda agent: agent.repeat(agent.orphans, agent.reconciler.compare_links)),
     PeriodicTask("spool", "checks the directory every second, works on change", "carries out spooled DELs",
                  lambda agent: agent.spool.record, lambda agent: agent.spool.run()),
+    PeriodicTask("own files", "every 2 s", "puts back what others removed: the agent's files, directories and mount",
+                 lambda agent: agent.own_files.record, lambda agent: agent.own_files.run()),
     PeriodicTask("jobs", "while a job is pending", "asks the cloud for the jobs' status",
                  lambda agent: agent.jobs.record, lambda agent: agent.jobs.run()),
     PeriodicTask("cloud reconcile", "at start, after a doubt, on request, every 15 minutes",

@@ -120,6 +120,11 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "instance.leaving": _warn("This instance stops or is gone. The agent creates and attaches nothing more."),
         "instance.staying": _info("The instance runs after all. The agent maintains the pool again."),
         "instance.unanswered": _warn("The cloud did not answer whether the instance runs. The agent retries."),
+        # files and mounts of the agent
+        "file.restored": _warn(
+            "Somebody removed a file, directory or mount of the agent. The agent put `detail` back."
+        ),
+        "file.obstructed": _warn("It cannot be put back. `detail` says what is in its place. The agent retries."),
         # the state file
         "store.refused": _warn("The disk rejects writes. The agent rejects ADDs until it recovers."),
         "store.recovered": _info("The disk accepts writes again, and every waiting change is written."),

@@ -127,6 +127,9 @@ class HostKernel:
     async def restore(self, settings: Mapping[str, str]) -> None:
         await self._operations.do(lambda operations: operations.gateways.restore(settings))
 
+    async def restore_parking(self) -> str | None:
+        return await self._operations.do(LinkOperations.restore_parking)
+
     def changes(self) -> AsyncIterator[bool]:
         return self._watch.changes()
 

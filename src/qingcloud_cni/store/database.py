@@ -60,6 +60,7 @@ _REFUSED = frozenset(
     }
 )
 _TABLES: dict[type[Row], str] = {Nic: "nics", Attachment: "attachments", Intent: "intents", Setting: "settings"}
+_Identity = tuple[int, int]  # device and inode
 _Row = TypeVar("_Row", Nic, Attachment, Intent)
 
 
@@ -79,7 +80,7 @@ class Database:
         except BaseException:
             self._db.close()
             raise
-        self._identity = _identity(path)
+        self._files = self._identities()
 
     def _prepare(self) -> None:
         self._db.text_factory = _text
@@ -133,10 +134,7 @@ class Database:
         """Write as `Store.save` does; *is_all*: *changes* replace all rows."""
         if not changes and not is_all:
             return
-        if _identity(self._path) != self._identity:
-            raise StoreDamaged(
-                f"{named(self._path)} is no longer the file that was opened: somebody moved or removed it"
-            )
+        self.check_files()
         last = self._last_seq
         with self._translated(), self._transaction():
             for table in SUMMED if is_all else ():
@@ -152,6 +150,16 @@ class Database:
                 self._db.execute("DELETE FROM events WHERE seq <= ?", (last - EVENT_LIMIT,))
         self._last_seq = last
         self.writes += 1
+
+    def check_files(self) -> None:
+        """StoreDamaged unless the paths lead to what was opened: the database and its WAL, in the same directory."""
+        if self._identities() != self._files:
+            raise StoreDamaged(
+                f"{named(self._path)} or its WAL is no longer the one that was opened: somebody moved or removed it"
+            )
+
+    def _identities(self) -> tuple[_Identity | None, ...]:
+        return _identity(str(self._path.parent)), _identity(str(self._path)), _identity(f"{self._path}-wal")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -240,13 +248,14 @@ def _text(raw: bytes) -> str:
     return raw.decode(errors="replace")
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(path: str) -> _Identity | None:
+    """Of the file itself, not of one that a link leads to; None if there is none."""
     try:
-        info = os.stat(path)  # noqa: PTH116 - once per write
+        info = os.lstat(path)
     except OSError as err:
         if is_shortage(err):
             raise
-        return (0, 0)
+        return None
     return (info.st_dev, info.st_ino)
 
 

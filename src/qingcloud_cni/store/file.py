@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qingcloud_cni.core.errors import StoreDamaged, StoreRefused
+from qingcloud_cni.core.errors import StoreDamaged, StoreRefused, Unavailable
 from qingcloud_cni.core.nics.changes import Change, Snapshot
 from qingcloud_cni.core.nics.model import Event
 from qingcloud_cni.core.seams.store import EventFilter
+from qingcloud_cni.posix import restore_directory
 from qingcloud_cni.store.damaged_files import set_aside
 from qingcloud_cni.store.database import Database, named
 from qingcloud_cni.store.write_counter import WriteCounter
@@ -46,8 +47,18 @@ class StateFile:
         self._database.write(changes)
         self._write_counter.note(self._database.birth, self._database.writes)
 
+    def check_files(self) -> str | None:
+        if self._database is None:
+            return None
+        self._database.check_files()
+        return self._write_counter.restore(self._database.birth, self._database.writes)
+
     def replace_file(self, changes: Sequence[Change]) -> str:
         self.close()
+        try:
+            restore_directory(self._path.parent)
+        except Unavailable as err:
+            raise StoreRefused(f"{self} cannot be written: {err}") from err
         if self._damaged is None:
             self._damaged = str(set_aside(self._path) or "")
         database = Database(self._path)

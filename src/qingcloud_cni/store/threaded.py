@@ -36,6 +36,9 @@ class ThreadedStore:
     async def replace_file(self, changes: Sequence[Change]) -> str:
         return await self._run(self._file.replace_file, tuple(changes))
 
+    async def check_files(self) -> str | None:
+        return await self._run(self._file.check_files)
+
     async def tidy(self) -> None:
         await self._run(self._file.tidy)
 

@@ -10,8 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from qingcloud_cni.core.errors import StoreDamaged, is_shortage
+from qingcloud_cni.posix import DIRECTORY, is_open_at
 
 _DIGITS = 20
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class WriteCounter:
@@ -37,8 +39,23 @@ class WriteCounter:
         """Record the count after the write is on disk, so that a kill in between loses nothing."""
         with suppress(OSError):
             if self._fd < 0:
-                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                self._fd = self._open()
             os.pwrite(self._fd, f"{birth} {writes:0{_DIGITS}}\n".encode(), 0)
+
+    def restore(self, birth: str, writes: int) -> str | None:
+        """Write the file anew if somebody removed it, and then return its name."""
+        if not writes or is_open_at(self._fd, self._path):
+            return None
+        self.close()
+        self.note(birth, writes)
+        return f"file {self._path}" if self._fd >= 0 else None
+
+    def _open(self) -> int:
+        directory = os.open(self._path.parent, DIRECTORY)
+        try:
+            return os.open(self._path.name, _WRITE, 0o600, dir_fd=directory)
+        finally:
+            os.close(directory)
 
     def close(self) -> None:
         if self._fd >= 0:

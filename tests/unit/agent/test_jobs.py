@@ -85,6 +85,9 @@ class FakeStore:
     async def replace_file(self, changes: Sequence[Change]) -> str:
         raise NotImplementedError
 
+    async def check_files(self) -> str | None:
+        raise NotImplementedError
+
     async def tidy(self) -> None:
         raise NotImplementedError
 

@@ -247,8 +247,21 @@ def test_other_names_and_young_drafts_are_not_touched(spool: SpoolFiles) -> None
         path.write_text("x")
         os.utime(path, (1.0, 1.0) if path is not young else None)
     assert found(spool) == []
+    spool.remove_drafts()
     assert names(spool) == [".young.json.1", "README"]
     assert DRAFT_AGE > 60  # no plugin lives that long
+
+
+def test_drafts_in_a_directory_that_is_not_used_stay(spool: SpoolFiles, tmp_path: Path) -> None:
+    spool.remove_drafts()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    draft = elsewhere / ".old.json.1"
+    draft.touch()
+    os.utime(draft, (1.0, 1.0))
+    spool.directory.symlink_to(elsewhere)
+    spool.remove_drafts()
+    assert draft.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the directory changes its owner")

@@ -263,15 +263,23 @@ def test_a_place_where_no_file_can_be_is_refused(tmp_path: Path) -> None:
     assert "is a directory" in refusal(tmp_path)
 
 
-def test_a_file_that_vanishes_or_is_replaced_takes_no_more(path: Path) -> None:
+@pytest.mark.parametrize("part", ["", "-wal"])
+@pytest.mark.parametrize("others", [id, Path.touch, Path.mkdir, lambda path: path.symlink_to("moved")])
+def test_a_file_that_vanishes_or_is_replaced_takes_no_more(
+    path: Path, part: str, others: Callable[[Path], object]
+) -> None:
+    """Either of the two: what is written to a WAL without a name is lost at the next crash."""
     opened = Database(path)
     opened.write([Put(CREATE)])
-    path.unlink()
-    with pytest.raises(StoreDamaged, match="moved or removed"):
-        opened.write([Put(ATTACH)])
-    path.touch()
-    with pytest.raises(StoreDamaged, match="moved or removed"):
-        opened.write([Put(ATTACH)])
+    opened.check_files()
+    file = path.with_name(path.name + part)
+    file.rename(path.with_name("moved"))
+    others(file)
+    for _ in range(2):
+        with pytest.raises(StoreDamaged, match="moved or removed"):
+            opened.write([Put(ATTACH)])
+        with pytest.raises(StoreDamaged, match="moved or removed"):
+            opened.check_files()
     opened.close()
 
 

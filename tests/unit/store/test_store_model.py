@@ -226,6 +226,40 @@ class StoreMachine(RuleBasedStateMachine):
         self.is_gone = self.is_reborn = True
         self.anew = [rows_of(self.table)]
 
+    @precondition(lambda self: len(self.table.nics) == 3 and not (self.disk.obstacle or self.disk.is_stuck))
+    @precondition(lambda self: not self.is_gone)
+    @rule(what=st.sampled_from(["agent.db", "agent.db-wal", "write_counter", "all", "the directory", "a link"]))
+    def somebody_removes_what_is_ours_and_the_agent_looks(self, what: str) -> None:
+        """Without a change of the table: all is on disk again, whole."""
+        match what:
+            case "all":
+                for path in self.folder.iterdir():
+                    path.unlink()
+            case "the directory":
+                shutil.rmtree(self.folder)
+            case "a link":
+                shutil.copy(self.folder / "agent.db", self.folder / "elsewhere")
+                (self.folder / "agent.db").unlink()
+                (self.folder / "agent.db").symlink_to("elsewhere")
+            case name:
+                (self.folder / name).unlink(missing_ok=True)
+        rows = rows_of(self.table)
+
+        async def look() -> None:
+            self.journal.push()
+            for _ in range(2):  # the first may find the file gone, the second what lies beside it
+                await self.journal.check_files()
+                await asyncio.sleep(60.0)
+
+        self.run(look())
+        assert by_key(self.store.on_disk()) == rows
+        assert (self.folder / "agent.db").is_file()
+        assert not (self.folder / "agent.db").is_symlink()
+        assert (self.folder / "agent.db-wal").is_file()
+        assert (self.folder / "write_counter").is_file() or not self.table.nics
+        self.durable, self.since = rows, []
+        self.is_gone, self.is_reborn, self.anew = False, True, []
+
     # --- the process ---------------------------------------------------------------------------------
 
     @rule()

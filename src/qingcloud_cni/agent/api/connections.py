@@ -186,14 +186,18 @@ class Connections:
         self._listeners.add(listener)
         self._resume(listener, serves)
 
+    def stop(self, listener: socket.socket) -> None:
+        """Accept nothing more on *listener*. Connections that are served go on."""
+        self._listeners.discard(listener)
+        asyncio.get_running_loop().remove_reader(listener)
+        if timer := self._resuming.pop(listener, None):
+            timer.cancel()
+        listener.close()
+
     def close(self) -> None:
         """Accept nothing more, and close what waits. Connections that are served go on."""
-        loop = asyncio.get_running_loop()
-        for listener in self._listeners:
-            loop.remove_reader(listener)
-            listener.close()
-        for timer in self._resuming.values():
-            timer.cancel()
+        for listener in tuple(self._listeners):
+            self.stop(listener)
         for share in self._shares.values():
             share.close()
 

@@ -57,6 +57,10 @@ class Server:
     def listen(self, listener: socket.socket, serves: Serves) -> None:
         self._connections.listen(listener, serves)
 
+    def replace(self, former: socket.socket, listener: socket.socket, serves: Serves) -> None:
+        self._connections.stop(former)
+        self.listen(listener, serves)
+
     async def end(self) -> None:
         """Stop accepting, and finish the requests under way."""
         self._connections.close()

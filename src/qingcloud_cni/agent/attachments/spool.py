@@ -28,6 +28,9 @@ class Spool:
             backoff=lambda n: delay_after(n, self._context.rng, longest=LONGEST_DELAY),
         )  # fmt: skip
 
+    async def remove_drafts(self) -> None:
+        self._files.remove_drafts()
+
     async def scan(self) -> None:
         """Carry out all spooled DELs, if the directory has changed; at the end Unavailable names what failed."""
         stamp = self._files.stamp()

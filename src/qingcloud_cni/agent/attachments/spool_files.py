@@ -92,12 +92,17 @@ class SpoolFiles:
             return []
         except OSError as err:
             raise Unavailable(f"spool {self.directory} cannot be read: {err.strerror}") from err
-        for path in paths:
-            if path.name.startswith("."):
-                _remove_stale(path)
         reported, self._reported = self._reported, {}
         found = [self._judge(path, reported.get(path)) for path in paths if path.suffix == ".json"]
         return [item for item in found if item is not None]
+
+    def remove_drafts(self) -> None:
+        """Remove the drafts of plugins that were killed."""
+        with suppress(OSError, Unavailable):
+            self._check_directory()
+            for draft in self.directory.glob(".*"):
+                if time.time() - draft.lstat().st_mtime > DRAFT_AGE:
+                    draft.unlink()
 
     def _judge(self, path: Path, reported: Identity | None) -> SpoolFile | Oddity | None:
         """*reported* is the identity of the file of this name that was reported before."""
@@ -160,9 +165,3 @@ def _read(path: Path) -> SpoolFile:
 
 def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_mtime_ns
-
-
-def _remove_stale(draft: Path) -> None:
-    with suppress(OSError):
-        if time.time() - draft.lstat().st_mtime > DRAFT_AGE:
-            draft.unlink()

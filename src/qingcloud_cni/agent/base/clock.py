@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qingcloud_cni.posix import restore_directory
+
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 SLACK = 1.0  # seconds by which a clock may drift without having been set
 
@@ -72,6 +74,14 @@ class BootTime:
         with suppress(OSError):
             draft.write_text(f"{clock.boot} {clock.base!r}\n")
             draft.replace(self._path)
+
+    def restore(self, clock: SystemClock) -> str | None:
+        """As `OwnFiles` has it; blocks."""
+        if self._path.exists():
+            return None
+        restore_directory(self._path.parent)
+        self.write(clock)
+        return f"file {self._path}" if self._path.exists() else None
 
 
 @dataclass(slots=True)

@@ -107,13 +107,20 @@ class Journal:
 
     async def upkeep(self) -> None:
         """Periodic work on the file. If it is damaged, the next write replaces it."""
-        if self.error:
-            return
-        try:
-            await self._store.tidy()
-        except StoreDamaged as err:
-            self._damage = err
-            self._note("store.damaged", str(err))
+        await self._examine(self._store.tidy)
+
+    async def check_files(self) -> str | None:
+        """If somebody removed the file, it is written anew at once; returns what was restored beside it."""
+        return await self._examine(self._store.check_files)
+
+    async def _examine(self, examine: Callable[[], Awaitable[T]]) -> T | None:
+        if not self.error:
+            try:
+                return await examine()
+            except StoreDamaged as err:
+                self._damage = err
+                self._note("store.damaged", str(err))
+        return None
 
     async def events(self, wanted: EventFilter) -> tuple[Event, ...]:
         """Events on disk, up to now unless the disk rejects writes; StoreRefused if they cannot be read either."""

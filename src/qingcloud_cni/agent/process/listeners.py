@@ -3,8 +3,7 @@
 import os
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -13,21 +12,48 @@ from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.agent.settings.values import BINDADDR, Address
 from qingcloud_cni.core.errors import AgentError, StartRefused
+from qingcloud_cni.posix import restore_directory
 
 BACKLOG = 1024  # connections that wait for accept; the agent takes them in bursts
 
 
-@contextmanager
-def unix_listener(path: Path) -> Iterator[socket.socket]:
-    """Listen on the unix socket for the block; StartRefused if that is not possible.
+class UnixSocket:
+    """The unix socket, bound again if somebody removes its file."""
 
-    A client that connects early waits, or is cut off if the start fails.
-    """
-    with _unix(path) as listener:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.listener: socket.socket
+        self._file: os.stat_result
+
+    def __enter__(self) -> Self:
+        """Listen; StartRefused if that is not possible. A client that connects early waits."""
+        self._bind()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.listener.close()
+        if self._is_in_place():
+            self._path.unlink()
+
+    async def restore(self, replace: Callable[[socket.socket, socket.socket], None]) -> str | None:
+        """As `OwnFiles` has it; *replace* is called with the former listener and the new one."""
+        if self._is_in_place():
+            return None
+        restore_directory(self._path.parent)
+        former = self.listener
+        self._bind()
+        replace(former, self.listener)
+        return f"socket {self._path}"
+
+    def _bind(self) -> None:
+        self.listener = _unix(self._path)
+        self._file = self._path.lstat()
+
+    def _is_in_place(self) -> bool:
         try:
-            yield listener
-        finally:
-            path.unlink(missing_ok=True)
+            return os.path.samestat(self._path.lstat(), self._file)
+        except OSError:
+            return False
 
 
 class Ports:

@@ -10,6 +10,7 @@ from pathlib import Path
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.process.run_files import ensure_directory
 from qingcloud_cni.core.errors import AlreadyRunning
+from qingcloud_cni.posix import is_open_at
 
 LOCKS = Path("/run/qingcloud-cni-lock")  # does not follow --run-dir: two agents with two of them share the namespace
 _NAMESPACE = Path("/proc/self/ns/net")
@@ -18,16 +19,36 @@ _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
-def agent_lock() -> Iterator[None]:
+def agent_lock() -> Iterator["Lock"]:
     """Be the only agent of this network namespace for the block; AlreadyRunning if another is."""
-    path = LOCKS / str(_NAMESPACE.stat().st_ino)
-    file = _locked(path)
+    lock = Lock(LOCKS / str(_NAMESPACE.stat().st_ino))
     try:
         with _named():
-            yield
+            yield lock
     finally:
-        path.unlink(missing_ok=True)
-        os.close(file)
+        lock.release()
+
+
+class Lock:
+    """A file that is locked while it is open; AlreadyRunning if another process has locked it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = _locked(path)
+
+    async def restore(self) -> str | None:
+        """Lock a new file if somebody removed this one, as `OwnFiles` has it."""
+        if is_open_at(self._file, self._path):
+            return None
+        file = _locked(self._path)
+        os.close(self._file)
+        self._file = file
+        return f"lock file {self._path}"
+
+    def release(self) -> None:
+        if is_open_at(self._file, self._path):
+            self._path.unlink()
+        os.close(self._file)
         with suppress(OSError):
             LOCKS.rmdir()
 

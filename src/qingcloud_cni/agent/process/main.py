@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 
 from qingcloud_cni.agent.agent import Agent, World
@@ -22,9 +23,9 @@ from qingcloud_cni.agent.api.signatures import FORMER_SECONDS, Signatures, Token
 from qingcloud_cni.agent.api.views import ConfigView
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.clock import BootTime, SystemClock
-from qingcloud_cni.agent.process.listeners import Ports, check_iface, unix_listener
+from qingcloud_cni.agent.process.listeners import Ports, UnixSocket, check_iface
 from qingcloud_cni.agent.process.lock import agent_lock
-from qingcloud_cni.agent.process.run_files import ensure_directory, renew_token
+from qingcloud_cni.agent.process.run_files import RunFiles, ensure_directory, renew_token
 from qingcloud_cni.agent.settings.resolution import read_boot_id
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.cloud import Access, AioTransport, Caller, CallSeen, Client, Limiter
@@ -105,18 +106,23 @@ async def serve(host: Host) -> None:
 async def _serve(host: Host, stop: Stop) -> None:
     settings = host.settings
     _raise_file_limit()
-    with agent_lock():
+    with agent_lock() as lock:
         check_iface(settings.iface)
         ensure_directory(settings.run_dir, "choose another --run-dir")
         tokens = Tokens(*renew_token(settings.token_file), time.monotonic() + FORMER_SECONDS)
         ports = Ports(settings)
-        with unix_listener(settings.socket) as unix, ports:
+        files = RunFiles(settings.run_dir, settings.spool, settings.token_file, tokens.current)
+        with UnixSocket(settings.socket) as unix, ports:
             async with opened(host) as parts:
                 signatures = Signatures(tokens)
                 server = Server(Api(parts.agent, parts.metrics, host.config, signatures, lambda: ports.obstacle))
                 try:
                     await server.begin()
-                    server.listen(unix, Serves.API | Serves.METRICS)
+                    server.listen(unix.listener, Serves.API | Serves.METRICS)
+                    parts.agent.own_files.watch(
+                        lock.restore, files.restore_directory, files.restore_token, files.restore_spool,
+                        lambda: unix.restore(partial(server.replace, serves=Serves.API | Serves.METRICS)),
+                    )  # fmt: skip
                     stop.started()
                     logs.write("agent.started", instance=host.instance_id, bindaddr=str(settings.bindaddr))
                     is_over = False
@@ -159,6 +165,7 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
             with suppress(StoreRefused):
                 await journal.record()
                 boot_time.write(clock)
+            agent.own_files.watch(lambda: asyncio.to_thread(boot_time.restore, clock))
             agent.begin()
             yield OpenAgent(agent, kernel, metrics)
         if journal.unsaved:

@@ -4,10 +4,11 @@ import errno
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
-from qingcloud_cni.core.errors import AgentError, StartRefused
-from qingcloud_cni.posix import DIRECTORY, READ_FILE, is_private, sync_directory
+from qingcloud_cni.core.errors import AgentError, StartRefused, Unavailable
+from qingcloud_cni.posix import DIRECTORY, READ_FILE, is_private, restore_directory, sync_directory
 
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # a later start may succeed
 _LONGEST_TOKEN = 4096  # bytes; one of ours has 65
@@ -57,6 +58,35 @@ def _rejected(path: Path, culprit: Path, status: os.stat_result, advice: str) ->
         f"directory {path}: rejected: other users may change {culprit} (owner {status.st_uid}, mode"
         f" {stat.S_IMODE(status.st_mode):04o}); correct that, or {advice}"
     )
+
+
+class RunFiles:
+    """The run directory's contents under a running agent: each method puts one thing back, as `OwnFiles` has it."""
+
+    def __init__(self, directory: Path, spool: Path, token_file: Path, token: str) -> None:
+        self._directory = directory
+        self._spool = spool
+        self._token_file = token_file
+        self._token = token
+
+    async def restore_directory(self) -> str | None:
+        return restore_directory(self._directory)
+
+    async def restore_spool(self) -> str | None:
+        await self.restore_directory()
+        return restore_directory(self._spool)
+
+    async def restore_token(self) -> str | None:
+        await self.restore_directory()
+        path = self._token_file
+        with suppress(StartRefused):
+            if _read_token(path) == self._token:
+                return None
+        try:
+            _write_token(path, self._token)
+        except OSError as err:
+            raise Unavailable(f"token file {path}: write failed: {err.strerror}; remove what is there") from err
+        return f"token file {path}"
 
 
 def renew_token(path: Path) -> tuple[str, str]:

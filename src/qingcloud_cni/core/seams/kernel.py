@@ -201,6 +201,9 @@ class HostLinks(Protocol):
         The link is known by its MAC, or by its alias if that was changed. LinkNotFound if it is in neither one.
         """
 
+    async def restore_parking(self) -> str | None:
+        """Mount the parking namespace again if it is not where it was mounted; then return its path."""
+
     def changes(self) -> AsyncIterator[bool]:
         """Yield whenever links of the two namespaces may have changed; True if messages were lost."""
 

@@ -40,6 +40,9 @@ class Store(Protocol):
     async def replace_file(self, changes: Sequence[Change]) -> str:
         """Replace a damaged file; return the path it was set aside to, "" if it is gone. StoreRefused as `save`."""
 
+    async def check_files(self) -> str | None:
+        """Restore what lies beside the file, and then return its name. StoreDamaged if the file itself is gone."""
+
     async def tidy(self) -> None:
         """Checkpoint and check the file. StoreRefused if the disk refuses, StoreDamaged as `save`."""
 

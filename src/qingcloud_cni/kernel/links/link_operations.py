@@ -90,6 +90,9 @@ class LinkOperations:
     def reserve(self, macs: Collection[str]) -> None:
         self._host.reserve(macs)
 
+    def restore_parking(self) -> str | None:
+        return self._namespaces.restore_parking()
+
     def identify(self, path: str) -> Netns:
         with self._namespaces.open_container(path) as namespace:
             return Netns(path, *namespace.identity)

@@ -53,6 +53,10 @@ class NamespaceHandles:
             host.close()
             raise
 
+    def restore_parking(self) -> str | None:
+        """The mount's path if somebody had removed it."""
+        return str(self._parking_path) if parking.restore(self._parking_path, self.parking_ns) else None
+
     def remove(self) -> None:
         """Remove the parking namespace; only `close` may follow."""
         self._held.close()

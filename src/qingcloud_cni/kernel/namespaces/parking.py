@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
-from qingcloud_cni.kernel.namespaces.namespaces import CLONE_NEWNET, OWN, Namespace, libc_call
+from qingcloud_cni.kernel.namespaces.namespaces import CLONE_NEWNET, OWN, Namespace, leads_to, libc_call
 
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
@@ -42,6 +42,26 @@ def ensure(path: Path) -> Namespace:
         raise AbilityMissing(f"parking namespace {path}: create failed: {err}") from err
 
 
+def restore(path: Path, namespace: Namespace) -> bool:
+    """Mount the open *namespace* at *path* unless it is mounted there; True if it was not.
+
+    A mount of another namespace and a file give way; KernelRefused if a link or a directory is there.
+    """
+    if not path.is_symlink() and leads_to(str(path), namespace.identity):
+        return False
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with _locked(path.parent):
+            _share(path.parent)
+            if path.is_symlink() or path.is_dir():
+                raise KernelRefused(f"parking namespace {path}: mount failed: something else is there; remove it")
+            _unmount(path)
+            _mount(f"/proc/thread-self/fd/{namespace.fd}", path)
+    except OSError as err:
+        raise KernelRefused(f"parking namespace {path}: mount failed: {err}") from err
+    return True
+
+
 def remove(path: Path) -> None:
     """Unmount the namespace and remove its file, if it exists.
 
@@ -49,12 +69,7 @@ def remove(path: Path) -> None:
     """
     try:
         with suppress(FileNotFoundError), _locked(path.parent):
-            try:
-                libc_call("umount2", bytes(path), MNT_DETACH)
-            except OSError as err:
-                if err.errno not in (errno.EINVAL, errno.ENOENT):  # not mounted, not there
-                    raise
-            path.unlink(missing_ok=True)
+            _unmount(path)
     except OSError as err:
         raise KernelRefused(f"parking namespace {path}: remove failed: {err}") from err
 
@@ -81,14 +96,34 @@ def _share(folder: Path) -> None:
         libc_call("mount", b"", bytes(folder), b"none", MS_SHARED | MS_REC, None)
 
 
-def _make(path: Path) -> None:
+def _unmount(path: Path) -> None:
+    """Undo all mounts on *path*, and remove its file."""
+    try:
+        while True:
+            libc_call("umount2", bytes(path), MNT_DETACH)
+    except OSError as err:
+        if err.errno not in (errno.EINVAL, errno.ENOENT):  # not mounted, not there
+            raise
+    path.unlink(missing_ok=True)
+
+
+def _mount(source: str, path: Path) -> None:
+    """Mount a namespace at *path*, where nothing is."""
     os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0))
+    try:
+        libc_call("mount", source.encode(), bytes(path), b"none", MS_BIND, None)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _make(path: Path) -> None:
     errors: list[OSError] = []
 
     def mount_new() -> None:
         try:
             libc_call("unshare", CLONE_NEWNET)  # the thread stays there, so it ends after this
-            libc_call("mount", OWN.encode(), bytes(path), b"none", MS_BIND, None)
+            _mount(OWN, path)
         except OSError as err:
             errors.append(err)
 
@@ -96,5 +131,4 @@ def _make(path: Path) -> None:
     thread.start()
     thread.join()
     if errors:
-        path.unlink(missing_ok=True)
         raise errors[0]

@@ -191,6 +191,11 @@ class FakeKernel(Machine, KernelFaults):
     async def restore(self, settings: Mapping[str, str]) -> None:
         self.settings |= {name: value for name, value in settings.items() if name in self.settings}
 
+    @verb
+    async def restore_parking(self) -> str | None:
+        was_mounted, self.is_parking_mounted = self.is_parking_mounted, True
+        return None if was_mounted else self.parking_path
+
     def changes(self) -> AsyncIterator[bool]:
         """Yield once for any number of changes since the last time, those since this call included."""
         return self._watch(self._generation, self._losses)

@@ -137,6 +137,7 @@ class Machine:
         self._gateways: set[str] = set()  # MACs of links configured for it
         self.settings = dict(_SETTINGS)
         self._moves = MoveQueue()
+        self.is_parking_mounted = True
         self.unseen: set[str] = set()  # containers that a survey cannot enter
         self._generation = 0
         self._losses = 0
