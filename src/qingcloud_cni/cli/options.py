@@ -165,8 +165,8 @@ class AgentConfig(CloudConfig):
 
 def agent_config() -> AgentConfig:
     """StartRefused if settings, access file, vxnet ids or instance id are invalid."""
-    from qingcloud_cni.agent.settings.resolution import check_vxnets, read_instance_id
+    from qingcloud_cni.agent.settings.resolution import check_vxnets, known_instance_id
 
     found = cloud_config()
     check_vxnets(found.resolved)
-    return AgentConfig(found.resolved, found.access, read_instance_id(found.resolved.settings))
+    return AgentConfig(found.resolved, found.access, known_instance_id(found.resolved))

@@ -15,6 +15,7 @@ from qingcloud_cni.agent.settings.resolution import (
     Given,
     Resolved,
     check_vxnets,
+    known_instance_id,
     read_boot_id,
     read_instance_id,
     resolve,
@@ -329,6 +330,16 @@ def test_an_instance_id_file_that_cannot_be_read_is_refused(settings: Settings, 
     for path, why in ((settings.instance_id_file, "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(StartRefused, match=f"read failed: {why}; write this instance's id into it, or set"):
             read_instance_id(replace(settings, instance_id_file=path))
+
+
+def test_an_instance_id_may_be_left_out_where_nothing_names_a_file(settings: Settings, tmp_path: Path) -> None:
+    missing = replace(resolved(), settings=settings)
+    assert known_instance_id(missing) == ""
+    with pytest.raises(StartRefused, match="No such file"):
+        known_instance_id(resolved({"instance-id-file": str(tmp_path / "nowhere")}))
+    settings.instance_id_file.write_text("i-1234abcd")
+    assert known_instance_id(missing) == "i-1234abcd"
+    assert known_instance_id(resolved({"instance-id": "i-flag"})) == "i-flag"
 
 
 def test_the_boot_id_is_the_kernels_or_that_of_a_file(settings: Settings) -> None:

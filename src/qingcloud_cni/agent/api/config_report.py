@@ -17,7 +17,7 @@ CHECKED_AT_START: Sequence[str] = (
     "iface is a link of this host",
     "bindaddr, metrics-bind and run-dir are free, state-dir is writable",
     "the cloud answers, and accepts the keys and this host's clock",
-    "the cloud knows the instance, and it is in a VPC",
+    "the cloud knows the instance, the NIC of iface is one of its NICs, and it is in a VPC",
     "every vxnet is managed and of that VPC",
 )
 
@@ -28,7 +28,8 @@ def config_report(resolved: Resolved, instance_id: str, access: Access) -> Confi
     sources: Mapping[str, str] = resolved.sources
     if not resolved.settings.instance_id:
         values["instance-id"] = instance_id
-        sources = {**sources, "instance-id": str(resolved.settings.instance_id_file)}
+        source = str(resolved.settings.instance_id_file) if instance_id else "the cloud, at the start"
+        sources = {**sources, "instance-id": source}
     return ConfigView(
         file=resolved.file,
         settings=[SettingView(name, value, sources[name]) for name, value in values.items()],

@@ -29,6 +29,9 @@ LINES: Mapping[str, EventKind] = MappingProxyType(  # what is only logged, never
             Level.WARN, "The agent cannot listen at a TCP address yet. It serves its unix socket, and retries."
         ),
         "port.recovered": EventKind(Level.INFO, "The agent listens at all its addresses."),
+        "instance.unfound": EventKind(
+            Level.WARN, "The agent asks the cloud for the id of its instance, as no file has it. It retries."
+        ),
         "store.unsaved": EventKind(Level.ERROR, "The agent ended while the disk rejected writes: changes are lost."),
         "cni.request": EventKind(Level.INFO, "A request; `warn` with a code, `debug` for a STATUS that succeeds."),
         "cni.bug": EventKind(Level.ERROR, "A request met a bug. A traceback follows."),

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from qingcloud_cni.agent.base.attachment_lock import CniCall
 from qingcloud_cni.agent.process.lock import agent_lock
-from qingcloud_cni.agent.process.main import Host, OpenAgent, opened
+from qingcloud_cni.agent.process.main import Host, OpenAgent, opened, with_instance_id
 from qingcloud_cni.agent.settings.settings import Settings
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.errors import AgentError
@@ -24,7 +24,7 @@ async def clean_up(host: Host, *, force: bool, report: Callable[[str], object]) 
     Waits until the cloud answers.
     """
     with agent_lock():
-        async with opened(host) as parts:
+        async with opened(await with_instance_id(host)) as parts:
             await _release(parts, force=force, report=report)
             await parts.kernel.remove()
         _remove_files(host.settings)
@@ -63,7 +63,13 @@ def _named(attachment: Attachment) -> str:
 
 def _remove_files(settings: Settings) -> None:
     """Only what the agent created; the directories if they are empty then."""
-    settled = settings.write_counter, settings.boot_time, settings.socket, settings.token_file
+    settled = (
+        settings.write_counter,
+        settings.boot_time,
+        settings.found_instance,
+        settings.socket,
+        settings.token_file,
+    )
     drafts = settings.run_dir.glob(f".{settings.token_file.name}.*")  # of a start that was killed
     for path in (*state_files(settings.database), *settled, *drafts):
         path.unlink(missing_ok=True)

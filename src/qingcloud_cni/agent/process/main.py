@@ -23,6 +23,7 @@ from qingcloud_cni.agent.api.signatures import FORMER_SECONDS, Signatures, Token
 from qingcloud_cni.agent.api.views import ConfigView
 from qingcloud_cni.agent.base import logs
 from qingcloud_cni.agent.base.clock import BootTime, SystemClock
+from qingcloud_cni.agent.process.instance_id import find_instance_id
 from qingcloud_cni.agent.process.listeners import Ports, UnixSocket, check_iface
 from qingcloud_cni.agent.process.lock import agent_lock
 from qingcloud_cni.agent.process.run_files import RunFiles, ensure_directory, renew_token
@@ -44,7 +45,7 @@ class Host:
     """What an agent process needs to start."""
 
     settings: Settings
-    instance_id: str
+    instance_id: str  # "" if the cloud has to be asked for it
     access: Access
     config: ConfigView  # of `config_report`
 
@@ -108,6 +109,7 @@ async def _serve(host: Host, stop: Stop) -> None:
     _raise_file_limit()
     with agent_lock() as lock:
         check_iface(settings.iface)
+        host = await with_instance_id(host)
         ensure_directory(settings.run_dir, "choose another --run-dir")
         tokens = Tokens(*renew_token(settings.token_file), time.monotonic() + FORMER_SECONDS)
         ports = Ports(settings)
@@ -133,6 +135,13 @@ async def _serve(host: Host, stop: Stop) -> None:
                 finally:
                     parts.agent.stop()
                     await server.end()
+
+
+async def with_instance_id(host: Host) -> Host:
+    if host.instance_id:
+        return host
+    ensure_directory(host.settings.state_dir, "choose another --state-dir")
+    return replace(host, instance_id=await find_instance_id(host.settings, host.access))
 
 
 @asynccontextmanager

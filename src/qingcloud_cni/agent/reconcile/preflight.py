@@ -1,18 +1,18 @@
 """Requirements on the instance and its vxnets: checked at start, and again every hour."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from qingcloud_cni.agent.base.context import Context
 from qingcloud_cni.agent.cloudops.instance_status import InstanceStatus
 from qingcloud_cni.agent.cloudops.lookups import VxnetCache
 from qingcloud_cni.core.errors import CloudUnreachable, NotListed, StartRefused, Unavailable
-from qingcloud_cni.core.seams.cloud import HowUrgent, Vxnet
+from qingcloud_cni.core.seams.cloud import PRIMARY, CloudNic, HowUrgent, InstanceNic, Vxnet
 
 _MANAGED = 1  # vxnet_type of one that a router gives addresses in
 
 
 class Preflight:
-    """The instance exists and shares one VPC with every configured vxnet."""
+    """The instance exists, is this machine, and shares one VPC with every configured vxnet."""
 
     def __init__(
         self, context: Context, vxnets: VxnetCache, instance_status: InstanceStatus, configured: Iterable[str]
@@ -38,11 +38,25 @@ class Preflight:
                 f"instance {instance_id} is unknown to the cloud in this zone; check --zone, --instance-id and keys",
                 action="DescribeInstances",
             )
+        nics = await self._with_iface(instance.nics, urgency)
         self._instance_status.learn(instance)
-        self.is_bare = all(n.role == 1 and n.vxnet_id not in self._configured for n in instance.nics)
-        own = tuple(n.vxnet_id for n in instance.nics if n.role == 1) or tuple(n.vxnet_id for n in instance.nics)
+        await self._context.reserved.learn_primary(n.nic_id for n in nics if n.role == PRIMARY)
+        self.is_bare = all(n.role == PRIMARY and n.vxnet_id not in self._configured for n in nics)
+        own = [n.vxnet_id for n in nics if n.role == PRIMARY] or [n.vxnet_id for n in nics]
         self._own = tuple(dict.fromkeys(own))
         await self._check_vxnets(urgency)
+
+    async def _with_iface(self, nics: Sequence[InstanceNic], urgency: HowUrgent) -> Sequence[InstanceNic | CloudNic]:
+        """The instance's NICs, that of --iface among them; NotListed if it is another instance's or unknown.
+
+        Under the id of another instance the agent would plug NICs into that one.
+        """
+        iface = self._context.reserved.iface
+        if any(nic.nic_id in iface for nic in nics):
+            return nics
+        found = await (await self._context.cloud.permit(urgency)).nics(nic_ids=sorted(iface))
+        check_iface_nic(found, iface, self._instance_id)
+        return [*nics, *found]
 
     async def check_again(self) -> None:
         """Unavailable if instance or vxnets do not fit any more; the agent goes on serving, for containers run."""
@@ -76,6 +90,25 @@ class Preflight:
         for vxnet_id in self._configured:
             if not found[vxnet_id].flaw:
                 _check_vxnet(found[vxnet_id], instance_id, routers)
+
+
+def check_iface_nic(found: Sequence[CloudNic], iface: Collection[str], instance_id: str = "") -> str:
+    """Return the instance that the NIC of --iface is attached to; NotListed if it is not *instance_id*.
+
+    *found* is what the cloud shows of the NICs with the MACs *iface*.
+    """
+    holders = {nic.instance_id: nic.nic_id for nic in found if nic.instance_id and nic.nic_id in iface}
+    if not holders:
+        macs = ", ".join(sorted(iface)) or "without a MAC"
+        why = f"NIC {macs} of --iface is attached to no instance in this zone; check --iface, --zone and keys"
+    elif len(holders) > 1:
+        why = f"the NICs of --iface belong to several instances: {', '.join(sorted(holders))}; check --iface"
+    elif instance_id in ("", *holders):
+        return next(iter(holders))
+    else:
+        ((holder, nic_id),) = holders.items()
+        why = f"NIC {nic_id} of --iface belongs to instance {holder}, not {instance_id}; set --instance-id {holder}"
+    raise NotListed(f"instance {instance_id or 'id'}: check failed: {why}", action="DescribeNics")
 
 
 def _check_flaws(vxnets: Sequence[Vxnet]) -> None:

@@ -14,6 +14,7 @@ from qingcloud_cni.core.errors import (
     NotListed,
     StartRefused,
 )
+from qingcloud_cni.core.nics.names import parse_nic_name
 
 FIRST_CALL = "DescribeInstances"  # of a comparison: keys that it accepts are right
 BELIEVED = 3  # answers in a row that make a setting look wrong, until the agent believes them
@@ -28,7 +29,11 @@ class StartupComparison:
         self._preflight = preflight
         self._reconciler = reconciler
         self._access_file = access_file
-        self.serves_from_disk = bool(context.table.nics)
+        own = context.identity.instance_id
+        self.serves_from_disk = bool(context.table.nics) and all(
+            name is None or name.instance_id == own
+            for name in (parse_nic_name(nic.name) for nic in context.table.nics.values())
+        )
         self._is_checked = False
 
     async def run(self) -> None:

@@ -120,6 +120,14 @@ def _check(resolved: Resolved) -> None:
         raise StartRefused(f"{shown('run-dir')} is too long for a socket in it; choose a shorter --run-dir")
 
 
+def known_instance_id(resolved: Resolved) -> str:
+    """The setting, or the content of the file; "" without a setting if the default file does not exist."""
+    settings, is_default = resolved.settings, resolved.sources["instance-id-file"] == DEFAULT
+    if not settings.instance_id and is_default and not os.path.lexists(settings.instance_id_file):
+        return ""
+    return read_instance_id(settings)
+
+
 def read_instance_id(settings: Settings) -> str:
     """The setting, or the content of the file."""
     if settings.instance_id:

@@ -95,7 +95,7 @@ SETTINGS: tuple[Setting, ...] = (
             "address of /metrics, /healthz and /readyz: with the API at bindaddr, elsewhere, or off"),
     # identity and directories
     Setting("instance-id", matching(INSTANCE_ID, "an instance id such as i-1234abcd"), "",
-            "id of this instance; by default the content of instance-id-file"),
+            "id of this instance; by default the content of instance-id-file, or what the cloud says"),
     Setting("instance-id-file", PATH, "/etc/qingcloud/instance-id", "file with the id of this instance"),
     Setting("boot-id-file", PATH, "/proc/sys/kernel/random/boot_id",
             "file with the id of the host's current boot, after which its containers are gone",
@@ -159,6 +159,10 @@ class Settings:
     @property
     def write_counter(self) -> Path:
         return self.run_dir / "agent.seal"
+
+    @property
+    def found_instance(self) -> Path:
+        return self.state_dir / "found-instance"
 
     @property
     def boot_time(self) -> Path:

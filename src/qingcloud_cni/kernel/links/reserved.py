@@ -84,6 +84,12 @@ def local_macs() -> frozenset[str]:
         return frozenset(mac for link in netlink.links() for mac in (link.mac, link.permanent_mac))
 
 
+def iface_macs(iface: str) -> frozenset[str]:
+    """The MACs of --iface and of the links below it, in the thread's network namespace."""
+    with Netlink() as netlink:
+        return host_macs(netlink.links(), (), iface).iface
+
+
 def _macs(own: Iterable[LinkInfo], links: Collection[LinkInfo]) -> Iterator[str]:
     """The MACs of links and of all below them: ports of a bridge or bond, the link of a vlan."""
     left, seen = list(own), set[int]()
