@@ -221,10 +221,14 @@ EXIT: dict[type[BaseException], int] = {StartRefused: 2, AlreadyRunning: 3, Abil
 
 
 def wire(err: BaseException) -> tuple[int, int]:
-    """Return CNI code and HTTP status of *err*: those of its nearest class in WIRE."""
+    """Return CNI code and HTTP status of *err*: those of its nearest class in WIRE; a shortage is Unavailable."""
+    if is_shortage(err):
+        return WIRE[Unavailable]
     return next(WIRE[cls] for cls in type(err).__mro__ if cls in WIRE)
 
 
 def exit_status(err: BaseException) -> int:
-    """Return the exit status of *err* in the same way."""
+    """Return the exit status of *err* in the same way; after a shortage the supervisor shall restart the agent."""
+    if is_shortage(err):
+        return EXIT[Exception]
     return next(EXIT[cls] for cls in type(err).__mro__ if cls in EXIT)

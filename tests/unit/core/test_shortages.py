@@ -13,6 +13,7 @@ from qingcloud_cni.core.errors import (
     AgentError,
     KernelExhausted,
     KernelRefused,
+    StartRefused,
     StoreRefused,
     exit_status,
     is_shortage,
@@ -81,6 +82,11 @@ def test_a_shortage_leaves_the_seam_as_an_error_that_asks_for_a_retry(err: Excep
     assert str(caught.value) == f"{said}; retry when the host has files and memory to spare"
     assert wire(caught.value) == (11, 503)
     assert exit_status(caught.value) == 1  # the supervisor restarts the agent
+
+
+def test_a_shortage_keeps_its_codes_whatever_it_was_raised_as() -> None:
+    for err in (OSError(errno.EMFILE, "x"), caused(StartRefused("directory /a"), OSError(errno.ENFILE, "x"))):
+        assert (wire(err), exit_status(err)) == ((11, 503), 1)
 
 
 def test_bugs_stay_bugs() -> None:

@@ -1,15 +1,17 @@
 """A running agent without a free descriptor: it lives, says so, and does its work once there is one."""
 
 import resource
+import subprocess
 
 import pytest
 
 from machines.agents import limited_files
 from machines.containers import Container
-from machines.hosts import Host, NewHost
+from machines.hosts import QINGAGENT, Host, NewHost
 from machines.simulator import eventually, needs_root, run
 
 pytestmark = needs_root
+HOSTS = 2
 MOST_LOG = 1 << 20  # bytes
 RETRY_SECONDS = 3.0  # of a plugin that meets the shortage
 
@@ -51,3 +53,14 @@ def test_a_shortage_of_descriptors_ends_neither_agent_nor_attachment(host: Host,
 
 def valid(container: Container) -> dict[str, str]:
     return {"containerID": container.name, "ifname": "eth0"}
+
+
+def test_an_agent_that_starts_without_descriptors_is_to_be_restarted(new_host: NewHost) -> None:
+    """Whichever step of the start meets the limit: after 2, 3 and 4 no supervisor restarts it."""
+    host = new_host()
+    ended = {}
+    for most in range(5, 24, 2):  # the start needs some more
+        limited = host.command("prlimit", f"--nofile={most}:{most}", QINGAGENT, "start", *host.flags())
+        done = subprocess.run(limited, cwd=host.directory, capture_output=True, text=True, timeout=60, check=False)
+        ended[most] = done.returncode, done.stderr[-300:]
+    assert {most: why for most, why in ended.items() if why[0] != 1} == {}
