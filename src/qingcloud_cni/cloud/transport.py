@@ -12,7 +12,7 @@ import yarl
 
 from qingcloud_cni.cloud.access import Access
 from qingcloud_cni.cloud.network import HostResolver, tls_context
-from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown
+from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown, is_shortage
 
 _MAX_ANSWER = 16 * 1024 * 1024  # bytes; a page of 100 NICs has about 40 KB
 _MAX_CONNECTIONS = 16
@@ -44,13 +44,13 @@ class AioTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, method: str, target: str, body: bytes, timeout: float) -> tuple[int, str, bytes]:  # noqa: ASYNC109
-        if self._session is None:
-            self._session = self._open()
         url = yarl.URL(self._access.endpoint + target, encoded=True)
         progress = SimpleNamespace(connected=False)
         limits = aiohttp.ClientTimeout(total=timeout, connect=min(self._access.connection_timeout, timeout))
         reason = ""
         try:
+            if self._session is None:
+                self._session = self._open()
             async with self._session.request(
                 method,
                 url,
@@ -65,7 +65,9 @@ class AioTransport:
                 return answer.status, answer.headers.get("Content-Type", ""), content
         except _BrokenOff as err:
             reason = str(err)
-        except (aiohttp.ClientError, OSError) as err:
+        except Exception as err:
+            if not (isinstance(err, aiohttp.ClientError | OSError) or is_shortage(err)):
+                raise
             is_late = isinstance(err, TimeoutError) and not progress.connected
             names = ", ".join(self._resolver.pending) if is_late else ""
             reason = f"the name {names} is not resolved in time" if names else _reason(err, timeout)

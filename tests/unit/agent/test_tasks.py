@@ -1,6 +1,7 @@
 """Signals, tasks in a group, and steps that repeat, all on a virtual clock."""
 
 import asyncio
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -167,3 +168,24 @@ def test_a_bug_in_a_step_is_not_survived() -> None:
 
     with pytest.raises(KeyError, match="bug"):
         repeated(step, until=60)
+
+
+@pytest.mark.parametrize("err", [OSError(errno.EMFILE, "x"), MemoryError()])
+def test_a_shortage_in_a_step_is_recorded_and_retried(err: Exception) -> None:
+    """Steps also do work beside the seams, on the agent's own files."""
+    record, tries = TaskRecord(10.0), iter([err, err, None])
+    succeeded = asyncio.Event()
+
+    async def step() -> None:
+        if (found := next(tries)) is not None:
+            raise found
+        succeeded.set()
+
+    async def main() -> None:
+        task = asyncio.create_task(repeat(step, record, backoff=float, clock=CLOCK))
+        await succeeded.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    virtual_time.run(main())
+    assert (record.failures, record.all_failures) == (0, 2)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import threading
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from machines.agents import limited_files
 from machines.simulator import run
 from qingcloud_cni.cloud import Access, AioTransport
 from qingcloud_cni.core.errors import CloudUnreachable, OutcomeUnknown
@@ -243,3 +245,29 @@ def assert_no_secrets(err: BaseException) -> None:
     shown = "".join(traceback.format_exception(err)) + repr(vars(err))
     for secret in ("THEKEYID", "THESECRET", "abcd"):
         assert secret not in shown
+
+
+# --- shortages -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"host": "localhost"}, {"protocol": "https"}], ids=["address", "name", "tls"]
+)
+@pytest.mark.parametrize("spare", [0, 1])
+async def test_without_descriptors_a_call_was_not_sent(changes: dict[str, object], spare: int) -> None:
+    async with serving(answering("HTTP/1.1 200 OK\nContent-Length: 2", b"{}")) as (server, _):
+        async with reaching(access(server.port, **changes)) as transport:
+            with limited_files(spare), suppress(CloudUnreachable, OutcomeUnknown):
+                await transport.send("GET", TARGET, b"", 5.0)
+        async with reaching(access(server.port)) as transport:
+            assert (await transport.send("GET", TARGET, b"", 5.0))[0] == 200
+
+
+async def test_without_a_thread_for_its_name_a_call_was_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_args: object) -> None:
+        raise RuntimeError("can't start new thread")  # as CPython words it
+
+    monkeypatch.setattr(threading, "_start_new_thread", refused)
+    async with reaching(access(1, host="localhost")) as transport:
+        with pytest.raises(CloudUnreachable):
+            await transport.send("GET", TARGET, b"", 5.0)

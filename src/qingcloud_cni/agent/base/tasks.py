@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qingcloud_cni.agent.base.signals import Signal
-from qingcloud_cni.core.errors import AgentError
+from qingcloud_cni.core.errors import AgentError, shortage_as
 from qingcloud_cni.core.seams.clock import Clock
 
 
@@ -41,10 +41,11 @@ class TaskRecord:
 
     @contextmanager
     def run(self, clock: Clock) -> Iterator[None]:
-        """Record how the block ends, and reraise its error."""
+        """Record how the block ends, and reraise its error; a shortage is an expected one."""
         begun = clock.now()
         try:
-            yield
+            with shortage_as(AgentError, "task"):
+                yield
         except AgentError as err:
             self.failures += 1
             self.all_failures += 1
