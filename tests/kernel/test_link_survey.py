@@ -9,7 +9,7 @@ import pytest
 
 from machines.nics import ADDRESS, ROUTES, Lab, fd_count, ip, ip_json, kernel, lab, until
 from qingcloud_cni.core.errors import InvalidNetns, KernelRefused, LinkNotFound
-from qingcloud_cni.core.nics.model import Netns, Route
+from qingcloud_cni.core.nics.model import LINK_SCOPE, Netns, Route
 from qingcloud_cni.core.seams.kernel import Inspection, NicRecord, PlacedLink
 from qingcloud_cni.kernel import HostKernel
 from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NetnsSwitcher
@@ -41,7 +41,7 @@ async def test_what_attach_made_is_what_inspect_sees(lab: Lab, kernel: HostKerne
     assert (seen.link.mac, seen.link.name, seen.link.ifindex, seen.link.is_up) == (mac, "eth0", link.ifindex, True)
     assert seen.link.alias == lab.alias
     assert seen.addresses == (ADDRESS,)
-    assert set(seen.routes) == {*ROUTES, Route("172.16.3.0/24", "")}
+    assert set(seen.routes) == {*ROUTES, Route("172.16.3.0/24", "", scope=LINK_SCOPE)}
 
 
 async def test_changes_are_seen(lab: Lab, kernel: HostKernel, pod: str) -> None:
@@ -68,7 +68,7 @@ async def test_routes_of_every_table_are_seen_and_those_of_other_links_are_not(
     ip("-n", pod, "addr", "add", "10.9.0.1/24", "dev", "other")
     ip("-n", pod, "link", "set", "other", "up")
     seen = await kernel.inspect(lab.path(pod), "eth0")
-    assert set(ROUTES) <= set(seen.routes)
+    assert {replace(ROUTES[0], table=100, priority=7), ROUTES[1]} <= set(seen.routes)
     assert "10.9.0.1/24" not in seen.addresses
     assert all(route.dst != "10.9.0.0/24" for route in seen.routes)
 

@@ -15,6 +15,7 @@ from machines.simulator import Sim, eventually, links, needs_root, running_sim
 pytestmark = needs_root
 
 FEW = {"min_idle": 2, "max_idle": 4}
+OLD, NEW = "vxnet-pods001", "vxnet-pods002"
 TIMES = frozenset({"since", "released"})
 
 
@@ -226,3 +227,23 @@ def test_a_second_agent_in_the_namespace_is_refused_with_status_3(new_host: NewH
     assert "another agent runs" in second.stderr
     assert first.is_running
     host.add(host.container())
+
+
+def test_a_start_with_another_vxnet_replaces_what_serves_nobody(new_host: NewHost) -> None:
+    """status, plan and explain say what becomes of the others."""
+    host = new_host()
+    agent = host.start(vxnet=OLD, **FEW)
+    container = host.container()
+    nic_id = host.add(container, conf=host.conf("1.0.0"))["interfaces"][0]["mac"]
+    assert agent.stop() == 0
+    host.start(vxnet=NEW, **FEW, idle=0)
+    eventually(lambda: [nic["vxnet_id"] for nic in host.nics("idle")] == [NEW] * 2, "idle NICs of the new vxnet")
+    other = host.container()
+    assert address_of(host.add(other, conf=host.conf("1.0.0"))).startswith("172.20.2.")
+    eventually(lambda: f"1 in {OLD}, not in --vxnet" in host.qingagent("status").stdout, "the others are gone")
+    says = f"{OLD}, which is not in --vxnet"
+    assert f"{says}, are released after the DEL of their containers" in host.qingagent("plan").stdout
+    assert f"{says}: released after the DEL of its container" in host.qingagent("explain", nic_id).stdout
+    host.delete(container)
+    eventually(lambda: nic_id not in host.cloud_nics(), "the NIC of the old vxnet is deleted")
+    eventually(lambda: agrees_with_cloud(host), "table and cloud agree")
