@@ -49,6 +49,7 @@ class Host:
     vxnet_id: str  # its containers' NICs come from here
     gateway: str  # the VPC router's address in that vxnet
     directory: Path
+    simulator_netns: str  # of the agent, for a host of the simulator
 
     @property
     def config(self) -> Path:
@@ -76,6 +77,7 @@ class Host:
             "bindaddr": "127.0.0.1:31080",
             "state-dir": str(self.directory / "state"),
             "run-dir": str(self.directory / "run"),
+            "simulator-netns": self.simulator_netns,
             **pool,
         }
         network = {

@@ -44,7 +44,9 @@ class Steps(Tools):
         gateways = {vxnet["vxnet_id"]: vxnet["manager_ip"] for vxnet in info["vxnets"]}
         for name, found in info["namespaces"]["hosts"].items():
             vxnet_id, directory = VXNETS[name], environment.directory / name
-            self.hosts[name] = Host(name, found["netns"], vxnet_id, gateways[vxnet_id], directory)
+            self.hosts[name] = Host(
+                name, found["netns"], vxnet_id, gateways[vxnet_id], directory, found["simulator_netns"]
+            )
             self.tell.say(f"{name}: instance {found['instance_id']}, {found['address']}, namespace {found['netns']}")
         self.tell.say(f"On each host the cloud's API is at {info['endpoint']}; an attach takes 2 to 4 s.")
 

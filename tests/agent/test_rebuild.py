@@ -12,6 +12,7 @@ from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.core.cni.network_config import read_config
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, NicState
+from qingcloud_cni.core.nics.names import link_alias
 from qingcloud_cni.core.seams.kernel import ServicePath
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.sim.topology import FaultSpec
@@ -79,35 +80,68 @@ async def test_the_nic_of_a_living_container_stays_with_it(host: SimulatedHost) 
     await host.until(lambda: host.nics[before.nic_id].state is NicState.COOLING, "its container is gone", 60.0)
 
 
+@pytest.mark.parametrize("is_hardware", [False, True])
 @pytest.mark.parametrize("is_cloud_silent", [False, True])
 @pytest.mark.parametrize("sign", ["all", "mac changed", "name changed", "both"])
-@on_host()
-async def test_a_del_parks_the_nic_of_a_container_that_the_table_does_not_know(
-    host: SimulatedHost, sign: str, *, is_cloud_silent: bool
+@in_virtual_time
+async def test_a_del_frees_the_nic_of_a_container_that_the_table_does_not_know(
+    tmp_path: Path, sign: str, *, is_cloud_silent: bool, is_hardware: bool
 ) -> None:
-    nic_id = (await host.add("c0")).nic_id
-    (link,) = host.kernel.devices_in(netns_of("c0"))
-    if sign in ("mac changed", "both"):
-        link.mac = "02:00:00:00:00:01"
-    if sign in ("name changed", "both"):
-        link.name = "net7"
-    if is_cloud_silent:
-        set_faults(host, FaultSpec("DescribeInstances", "refuse", times=10))
-    await lose_state(host)
-    if not is_cloud_silent:
+    """Only the cloud tells whose NIC it is, so until its answer the link stays. Hardware is known by its own MAC."""
+    async with simulated(tmp_path, is_hardware=is_hardware) as host:
+        nic_id = (await host.add("c0")).nic_id
+        (link,) = host.kernel.devices_in(netns_of("c0"))
+        if sign in ("mac changed", "both"):
+            link.mac = "02:00:00:00:00:01"
+        if sign in ("name changed", "both"):
+            link.name = "net7"
+        is_hidden = link.mac != nic_id and not is_hardware
+        if is_cloud_silent:
+            set_faults(host, FaultSpec("DescribeInstances", "refuse", times=10))
+        await lose_state(host)
+        if not is_cloud_silent:
+            await compared(host)
+        for _ in range(2):
+            await host.agent.attachments.delete(AttachmentKey("net", "c0", link.name), _del(), netns_of("c0"))
+        assert bool(host.kernel.links_in(netns_of("c0"))) == (is_cloud_silent or is_hidden)
         await compared(host)
-    ifname = "net7" if sign in ("name changed", "both") else "eth0"
-    key = AttachmentKey("net", "c0", ifname)
-    for _ in range(2):
-        await host.agent.attachments.delete(key, _del(), netns_of("c0"))
-        assert host.kernel.links_in(netns_of("c0")) == ()
-    assert nic_id in {link.mac for link in host.kernel.links_in(host.kernel.parking_path)}
-    assert not host.table.attachments
-    await compared(host)
-    assert host.nics[nic_id].state is NicState.COOLING
-    names = [e.name for e in await host.journal.events(EventFilter(1000, nic_id=nic_id))]
-    assert ("nic.fetched" in names) == is_cloud_silent
-    assert ("attachment.named" in names) == (not is_cloud_silent)
+        if is_hidden:  # nobody knows where it is, but it may be there
+            await host.clock.sleep(3600.0)
+            assert host.nics[nic_id].state is NicState.MISSING
+            assert host.kernel.locations()[nic_id] == netns_of("c0")
+            host.kernel.kill_netns(netns_of("c0"))
+        await host.until(lambda: host.kernel.locations().get(nic_id) == host.kernel.parking_path, "parked", 5.0)
+        await host.until(lambda: host.nics[nic_id].released > 0.0, "its address cools down", 5.0)
+        assert not host.table.attachments
+        names = [e.name for e in await host.journal.events(EventFilter(1000, nic_id=nic_id))]
+        assert ("nic.fetched" in names) == (is_cloud_silent and not is_hidden)
+        assert ("attachment.named" in names) == (not is_cloud_silent and not is_hidden)
+        host.check_invariants()
+
+
+@pytest.mark.parametrize("is_hardware", [False, True])
+@in_virtual_time
+async def test_a_rebuilt_table_takes_no_link_that_only_looks_like_a_nic(tmp_path: Path, *, is_hardware: bool) -> None:
+    """One container poses as another. Hardware tells the truth; of the simulator both wait until they are home."""
+    async with simulated(tmp_path, is_hardware=is_hardware) as host:
+        first, second = (await host.add("c0")).nic_id, (await host.add("c1")).nic_id
+        host.kernel.change(netns_of("c1"), "eth0", mac=first)
+        host.kernel.add_link(netns_of("c1"), first, "copy", link_alias(host.instance_id, first))
+        await lose_state(host)
+        await compared(host)
+        await host.clock.sleep(3600.0)
+        found = {a.nic_id: a.netns.path for a in nameless(host)}
+        assert found == ({first: netns_of("c0"), second: netns_of("c1")} if is_hardware else {})
+        assert {host.kernel.locations()[n] for n in (first, second)} == {netns_of("c0"), netns_of("c1")}
+        copies = [link.name for link in host.kernel.links_in(netns_of("c1")) if not link.fingerprint]
+        assert copies == ["copy"]
+        for name in ("c0", "c1"):
+            host.kernel.kill_netns(netns_of(name))
+        parking = host.kernel.parking_path
+        await host.until(lambda: {host.kernel.locations().get(n) for n in (first, second)} == {parking}, "home", 60.0)
+        await host.clock.sleep(1.0)
+        assert not host.table.attachments
+        host.check_invariants()
 
 
 def _del() -> Any:
@@ -118,7 +152,7 @@ def _del() -> Any:
 
 @on_host()
 async def test_a_del_takes_nothing_from_a_container_that_another_request_named(host: SimulatedHost) -> None:
-    """The alias alone gives no right to a NIC, whatever namespace, interface or container id the DEL names."""
+    """A NIC stays with its attachment, whatever namespace, interface or container id the DEL names."""
     nic_id = (await host.add("c0")).nic_id
     for key in (AttachmentKey("net", "other", "eth0"), AttachmentKey("other", "c0", "eth0")):
         await host.agent.attachments.delete(key, _del(), netns_of("c0"))
@@ -196,7 +230,10 @@ async def test_damage_of_the_state_file_neither_moves_nor_loses_a_nic(
     tmp_path: Path, damage: Damage, part: str, seed: int
 ) -> None:
     rng = random.Random(f"{damage.__name__} {part} {seed}")
-    async with simulated(tmp_path, seed=seed, max_nics=20, cooldown=10, cooldown_min=5) as host:
+    is_hardware = seed % 2 == 1
+    async with simulated(
+        tmp_path, seed=seed, is_hardware=is_hardware, max_nics=20, cooldown=10, cooldown_min=5
+    ) as host:
         alive: dict[str, str] = {}
         for n in range(rng.randrange(4, 16)):
             alive[f"c{n}"] = (await host.add(f"c{n}")).nic_id

@@ -53,8 +53,10 @@ class SimulatedHost:
         *,
         seed: int = 0,
         disk_seconds: float = 0.0,
+        is_hardware: bool = False,
         **settings: object,
     ) -> None:
+        """*is_hardware*: NICs are like those of a real host, not like the simulator's."""
         self.disk = Disk(disk_seconds)
         self.clock = VirtualClock()
         self.rng = random.Random(seed)
@@ -63,7 +65,11 @@ class SimulatedHost:
         self.model = ObservedModel(self.topology, rng=self.rng, now=self.clock.now)
         self.api = Api(self.model, now=self.clock.now, sleep=self.clock.sleep, rng=self.rng)
         self.kernel = FakeKernel(
-            self.instance_id, rng=self.rng, sleep=self.clock.sleep, latencies=self.topology.latencies
+            self.instance_id,
+            rng=self.rng,
+            sleep=self.clock.sleep,
+            latencies=self.topology.latencies,
+            is_hardware=is_hardware,
         )
         self.kernel.apply(*self.model.plugged())
         self.settings = settings_of(tmp_path, self.topology, **settings)
@@ -324,10 +330,13 @@ async def simulated(
     is_warm: bool = True,
     is_started: bool = True,
     disk_seconds: float = 0.0,
+    is_hardware: bool = False,
     **settings: object,
 ) -> AsyncIterator[SimulatedHost]:
     """A host, and a running agent if *is_started*; *is_warm* waits until the pool has its first NICs."""
-    host = SimulatedHost(tmp_path, topology, seed=seed, disk_seconds=disk_seconds, **settings)
+    host = SimulatedHost(
+        tmp_path, topology, seed=seed, disk_seconds=disk_seconds, is_hardware=is_hardware, **settings
+    )
     async with served(host, is_warm=is_warm, is_started=is_started):
         yield host
 

@@ -212,7 +212,7 @@ async def test_another_agent_finds_all_in_place(lab: Lab, kernel: HostKernel) ->
     wanted = path_of(gateway(lab.plug()), gateway(lab.plug(2), 1))
     await kernel.serve(wanted)
     before = (state(lab), nft(lab, "-a", "list", "ruleset"))
-    other = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+    other = await lab.open_kernel()
     try:
         assert (await other.serve(wanted)).settings == {}
         assert (state(lab), nft(lab, "-a", "list", "ruleset")) == before, "the table was not rewritten"

@@ -81,11 +81,12 @@ async def test_attach_and_detach_pass_the_parking_of_a_refill(lab: Lab, kernel: 
         await work
         ended.append(name)
 
-    parking = [asyncio.create_task(note("park", kernel.park(lab.record(mac)))) for mac in refill]
+    records, order = [lab.record(mac) for mac in refill], lab.order(first, pods[0])
+    parking = [asyncio.create_task(note("park", kernel.park(nic))) for nic in records]
     await asyncio.sleep(0)
-    placed = asyncio.create_task(kernel.attach(lab.order(first, pods[0])))
+    placed = asyncio.create_task(kernel.attach(order))
     await note("attach", placed)
-    await note("detach", kernel.detach(lab.record(first), pods[0], placed.result().ifindex))
+    await note("detach", kernel.detach(order.nic, pods[0], placed.result().ifindex))
     assert ended.count("park") < len(refill), ended
     assert ended.index("attach") <= 1, ended
     assert len(lab.links(lab.host)) >= 1

@@ -91,7 +91,7 @@ async def test_unusual_mtu_is_restored(lab: Lab, kernel: HostKernel, pod: str, i
     ip("-n", pod, "link", "set", "eth0", "mtu", "1400")
     if is_restarted:
         await kernel.close()
-        kernel = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+        kernel = await lab.open_kernel()
     try:
         assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
     finally:

@@ -197,13 +197,12 @@ async def test_a_path_that_fails_is_no_evidence_while_the_namespace_can_be_reach
     assert not await kernel.is_gone(lab.record(mac), replace(netns, path=wrong[path]))
 
 
-async def test_a_living_namespace_whose_nic_lost_every_sign_is_not_gone(
-    lab: Lab, kernel: HostKernel, pod: str
-) -> None:
+async def test_a_nic_that_lost_every_sign_is_found_by_its_fingerprint(lab: Lab, kernel: HostKernel, pod: str) -> None:
     mac, netns, _ = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "set", "eth0", "down")
     ip("-n", pod, "link", "set", "eth0", "address", "52:54:00:ff:ff:ff", "alias", "mine")
-    assert not await kernel.search([lab.record(mac)])
+    assert (await kernel.search([lab.record(mac)])).keys() == {mac}
+    assert not await kernel.search([replace(lab.record(mac), fingerprint="")])
     assert not await kernel.is_gone(lab.record(mac), replace(netns, path=lab.path("never-made")))
 
 
@@ -272,7 +271,9 @@ async def test_a_namespace_that_cannot_be_looked_into_is_told(
     assert not any(p.netns.is_same(netns) for p in seen.elsewhere)
 
 
-async def test_a_link_whose_mac_was_changed_is_parked_by_its_alias(lab: Lab, kernel: HostKernel, pod: str) -> None:
+async def test_a_link_whose_mac_was_changed_is_parked_by_its_fingerprint(
+    lab: Lab, kernel: HostKernel, pod: str
+) -> None:
     """As a container leaves it that changed its MAC and died: the kernel brings it to the host as it is."""
     mac, _, _ = await placed(lab, kernel, pod)
     ip("-n", pod, "link", "set", "eth0", "down")

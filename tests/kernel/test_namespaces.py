@@ -171,7 +171,7 @@ async def test_parking_outlives_the_agent(lab: Lab) -> None:
     inodes = set()
     mac = lab.plug()
     for _ in range(2):
-        opened = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+        opened = await lab.open_kernel()
         inodes.add(Path(lab.path(lab.parking)).stat().st_ino)
         await opened.park(lab.record(mac))
         await opened.close()
@@ -183,7 +183,7 @@ async def test_parking_outlives_the_agent(lab: Lab) -> None:
 
 async def test_left_over_file_is_replaced(lab: Lab) -> None:
     Path(lab.path(lab.parking)).touch(mode=0)
-    opened = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+    opened = await lab.open_kernel()
     assert lab.links(lab.parking) == {}
     await opened.close()
 
@@ -273,8 +273,8 @@ async def test_the_folder_comes_back_as_well(lab: Lab, netns_dir: Path) -> None:
 
 async def test_folder_may_be_elsewhere(lab: Lab, netns_dir: Path) -> None:
     """It is made, and shared, so that processes with a mount namespace of their own see what is mounted in it."""
-    opened = await HostKernel.open(lab.instance_id, netns_dir=netns_dir, host_netns=lab.path(lab.host))
-    again = await HostKernel.open(f"{lab.instance_id}b", netns_dir=netns_dir, host_netns=lab.path(lab.host))
+    opened = await lab.open_kernel(netns_dir=netns_dir)
+    again = await lab.open_kernel(f"{lab.instance_id}b", netns_dir=netns_dir)
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     (folder,) = (mount for mount in mounts if mount[4] == str(netns_dir))
     assert any(option.startswith("shared:") for option in folder)
@@ -287,7 +287,7 @@ async def test_folder_may_be_elsewhere(lab: Lab, netns_dir: Path) -> None:
 async def test_nothing_is_left_open(lab: Lab) -> None:
     before = fd_count(), threading.active_count()
     for _ in range(3):
-        await (await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))).close()
+        await (await lab.open_kernel()).close()
         with pytest.raises(AbilityMissing, match="host's network namespace"):
             await HostKernel.open(lab.instance_id, host_netns="/nowhere")
     assert (fd_count(), threading.active_count()) == before

@@ -115,6 +115,8 @@ class Witness:
 
     def _moved(self, link: FakeLink, source: Space, target: Space | None) -> None:
         """See a link that the kernel moves, or whose namespace dies: then *target* is None."""
+        if target is not None and not link.nic_id:
+            self.breaks(f"the agent took {link.name} from {source.path}, which is not a NIC")
         outside, now = {HOST_PATH, self.host.kernel.parking_path}, asyncio.get_running_loop().time()
         if source.path not in outside:
             self._ends[link.nic_id] = (now, source.inode)

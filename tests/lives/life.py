@@ -51,7 +51,13 @@ def live(plan: Plan, *, crash_after: int = 0) -> Life:
     async def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             host_of = simulated(
-                Path(directory), plan.topology(), seed=plan.seed, is_warm=False, is_started=False, **plan.settings()
+                Path(directory),
+                plan.topology(),
+                seed=plan.seed,
+                is_warm=False,
+                is_started=False,
+                is_hardware=plan.is_hardware,
+                **plan.settings(),
             )
             async with host_of as host:
                 witness = Witness(host)

@@ -24,6 +24,7 @@ TROUBLES: Mapping[str, Mapping[str, float]] = {  # by condition
     "machine": {"reboot": 1, "set_clock": 0.5, "drain": 0.7},
     "messages": {"lose_message": 2, "deafen": 1.5, "hide": 1},
     "disk": {"full": 1, "sluggish": 1, "stuck": 1, "damage": 0.5},
+    "hostile": {"spoof": 4, "swap": 2, "pose": 2},
     "budget": {"rush": 2, "spend": 3, "cut_off": 3},  # the budget is small as well
 }
 CONDITIONS = (*TROUBLES, "faults", "latency", "limits", "services")
@@ -64,6 +65,11 @@ class Plan:
     def budget(self) -> int:
         """Calls an hour; in some lives more than the key has."""
         return self.rng("budget").choice((12, 30, 60, 120)) if "budget" in self.conditions else 120
+
+    @property
+    def is_hardware(self) -> bool:
+        """Whether NICs are like a real host's, or the simulator's."""
+        return self.rng("hardware").random() < 0.5
 
     @property
     def has_rest(self) -> bool:

@@ -14,8 +14,9 @@ from inprocess.network import CODES, RandomFaults
 from lives.invariants import Witness
 from lives.runtime import Runtime
 from lives.scenario import Plan, Step
+from qingcloud_cni.core.nics.names import link_alias
 from qingcloud_cni.sim.cloud.faults import EFFECTS, WRONG_KEYS
-from qingcloud_cni.sim.memory.machine import HOST_PATH
+from qingcloud_cni.sim.memory.machine import HOST_PATH, FakeLink
 from qingcloud_cni.sim.topology import Latencies
 
 EVERYTHING = tuple(e for e in EFFECTS if e != WRONG_KEYS)  # which may end a first start
@@ -115,6 +116,45 @@ class Steps(Runtime):
         if nics and path and not any(link.name == name for link in self.host.kernel.links_in(path)):
             self.host.kernel.add_link(path, rng.choice(nics), name)
             self._for(rng.uniform(1, 200), lambda: self._drop(path, name))
+
+    def on_spoof(self, rng: random.Random) -> None:
+        """A hostile container makes a link that looks like a NIC of ours, also at the index of its own."""
+        if not (self.host.is_running and self.host.nics and self.alive()):
+            return
+        nic_id, path = rng.choice(sorted(self.host.nics)), netns_of(rng.choice(self.alive()))
+        victim = self.host.table.attachment_of(nic_id)
+        self._make_copy(rng, path, nic_id, victim.ifindex if victim else 0)
+
+    def on_swap(self, rng: random.Random) -> None:
+        """A hostile container moves its NIC into a nested namespace, and puts a copy in its place."""
+        names = [name for name in self.alive() if len(self._nics_in(netns_of(name))) == 1]
+        if names:
+            name = rng.choice(names)
+            (link,) = self._nics_in(netns_of(name))
+            index, inner = link.ifindex, netns_of(f"{name}-inner{rng.randrange(1000)}")
+            if inner not in self.host.paths():
+                self.host.kernel.make_netns(inner)
+                self.host.kernel.move(netns_of(name), link.name, inner)
+                self._make_copy(rng, netns_of(name), link.nic_id, index)
+                self.witness.promised.pop(name, None)
+
+    def on_pose(self, rng: random.Random) -> None:
+        """A hostile container gives its NIC the MAC and alias of another."""
+        if self.host.is_running and self.host.nics and self.alive():
+            name, nic_id = rng.choice(self.alive()), rng.choice(sorted(self.host.nics))
+            for link in self._nics_in(netns_of(name)):
+                link.mac, link.alias = nic_id, link_alias(self.host.instance_id, nic_id)
+
+    def _nics_in(self, path: str) -> list[FakeLink]:
+        return [link for link in self.host.kernel.devices_in(path) if link.nic_id]
+
+    def _make_copy(self, rng: random.Random, path: str, nic_id: str, ifindex: int) -> None:
+        name = f"copy{rng.randrange(1000)}"
+        if not any(link.name == name for link in self.host.kernel.links_in(path)):
+            alias = rng.choice(("", link_alias(self.host.instance_id, nic_id)))
+            mac = rng.choice((nic_id, nic_id, "02:00:00:00:00:01"))
+            self.host.kernel.add_link(path, mac, name, alias, ifindex=rng.choice((0, ifindex)))
+            self._for(rng.uniform(1, 2000), lambda: self._drop(path, name))
 
     def _drop(self, path: str, name: str) -> None:
         if path in self.host.paths() and any(n.name == name for n in self.host.kernel.links_in(path)):

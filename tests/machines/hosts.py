@@ -60,6 +60,11 @@ class Host:
         return self.sim.host(self.name)["instance_id"]
 
     @property
+    def routers(self) -> str:
+        """The agent's simulator-netns."""
+        return self.sim.host(self.name)["simulator_netns"]
+
+    @property
     def parking(self) -> Path:
         return Path(f"/run/netns/qingcni-{self.instance_id}")
 
@@ -96,6 +101,7 @@ class Host:
         chosen: dict[str, object] = {
             "QYAccessFilePath": here["client_yaml"],
             "instance_id_file": here["instance_id_file"],
+            "simulator_netns": self.routers,
             "state_dir": self.state_dir,
             "run_dir": self.run_dir,
             "vxnet": self.vxnet,

@@ -24,6 +24,7 @@ INIT = Path(__file__).with_name("machine_init.py")
 EXAMPLES = ROOT / "examples"
 BIN_DIR = "/opt/cni/bin"
 REFERENCE_PLUGINS = ("/usr/lib/cni", "/opt/cni/bin")  # where Debian has them, and others
+ROUTERS = "/var/lib/qingcloud-sim"
 ENVIRONMENT = {"PATH": PATH}  # all that systemd gives a service
 PODMANS_OWN = "/var/lib/containers/storage/overlay"  # a mount that its commands make and remove as they like
 
@@ -46,6 +47,10 @@ class Machine(Host):
     def root(self) -> Path:
         """Its files, as seen from here."""
         return Path(f"/proc/{self.init}/root")
+
+    @property
+    def routers(self) -> str:
+        return ",".join(_router_places(self.sim.host(self.name)))
 
     @property
     def cgroup(self) -> str:
@@ -133,6 +138,11 @@ class Machine(Host):
             raise AssertionError("; ".join([str(err), *differing])) from None
 
 
+def _router_places(here: Mapping[str, str]) -> list[str]:
+    """Where a machine has the namespaces of the simulator's routers."""
+    return [f"{ROUTERS}/{Path(path).name}" for path in here["simulator_netns"].split(",")]
+
+
 def cgroup_of(sim: Sim, name: str) -> str:
     return f"{sim.name}-{name}"
 
@@ -152,6 +162,7 @@ def machine_on(sim: Sim, name: str, directory: Path) -> Iterator[Machine]:
         "staged": str(staged),
         "keep": [str(path.resolve()) for path in kept],
         "binds": {"/run/qingcloud-cni": str(run_dir)},
+        "routers": dict(zip(_router_places(here), here["simulator_netns"].split(","), strict=True)),
     }
     enter = ("nsenter", f"--net={here['netns']}", "unshare", "--mount", "--propagation=private", "--pid", "--fork")
     with subprocess.Popen(

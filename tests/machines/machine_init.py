@@ -68,7 +68,8 @@ def own_sys() -> None:
         mount("-t", "cgroup", "-o", options, "cgroup", place)
 
 
-def lay_out(staged: Path, kept: list[Path], binds: Mapping[str, str]) -> None:
+def lay_out(staged: Path, kept: list[Path], binds: Mapping[str, str], routers: Mapping[str, str]) -> None:
+    held = {place: os.open(source, os.O_RDONLY) for place, source in routers.items()}
     # Copies of these mounts would keep other programs' namespaces alive, and the links in them. It fails for those
     # that their owner removes meanwhile: a mount goes with its place, in every mount namespace.
     forget = ("umount", "--all", "--types", "nsfs", "--lazy")
@@ -80,6 +81,11 @@ def lay_out(staged: Path, kept: list[Path], binds: Mapping[str, str]) -> None:
     for place, source in binds.items():
         Path(place).mkdir(parents=True)
         mount("--bind", source, place)
+    for place, fd in held.items():
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        Path(place).touch()
+        mount("--no-canonicalize", "--bind", f"/proc/{os.getpid()}/fd/{fd}", place)
+        os.close(fd)
     NETNS_DIRECTORY.mkdir()  # as on a host on which `ip netns add` has been used
     mount("--bind", NETNS_DIRECTORY, NETNS_DIRECTORY)
     mount("--make-shared", NETNS_DIRECTORY)
@@ -103,8 +109,8 @@ def remove_cgroups(name: str) -> None:
             Path(folder).rmdir()
 
 
-def main(cgroup: str, staged: str, keep: list[str], binds: Mapping[str, str]) -> None:
-    lay_out(Path(staged), [Path(path) for path in keep], binds)
+def main(cgroup: str, staged: str, keep: list[str], binds: Mapping[str, str], routers: Mapping[str, str]) -> None:
+    lay_out(Path(staged), [Path(path) for path in keep], binds, routers)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans of this machine become our children
     signal.signal(signal.SIGTERM, asked_to_end)
     print("ready", flush=True)

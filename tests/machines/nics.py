@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,17 @@ class Lab:
         return LinkOrder(self.record(mac), netns, ifname, ADDRESS, routes)
 
     def record(self, mac: str) -> NicRecord:
-        return NicRecord(mac, self.alias)
+        """What is recorded about the NIC: its alias, and its fingerprint by the port in the vxnet."""
+        (port,) = [link for name, link in self.links(self.vxnet).items() if name == f"p{int(mac[-2:], 16)}"] or [{}]
+        inode = Path(self.path(self.vxnet)).stat().st_ino
+        return NicRecord(mac, self.alias, f"veth {inode}/{port['ifindex']}" if port else "")
+
+    def open_kernel(self, instance_id: str = "", **options: Any) -> Coroutine[None, None, HostKernel]:
+        """A kernel on this host, as an agent with this vxnet's router opens it."""
+        return HostKernel.open(
+            instance_id or self.instance_id,
+            **{"host_netns": self.path(self.host), "routers": [self.path(self.vxnet)]} | options,
+        )
 
     def close(self) -> None:
         for name in (*reversed(self.names), self.parking):
@@ -133,7 +143,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 async def kernel(lab: Lab) -> AsyncIterator[HostKernel]:
-    opened = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+    opened = await lab.open_kernel()
     _: Kernel = opened  # mypy compares them
     try:
         yield opened

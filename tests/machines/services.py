@@ -252,7 +252,9 @@ class Bed:
     async def serving(self, *gateways: Gateway) -> AsyncIterator[HostKernel]:
         """Host1 with these gateways for the time of the block."""
         host = self.sim.host("host1")
-        kernel = await HostKernel.open(host["instance_id"], host_netns=host["netns"])
+        kernel = await HostKernel.open(
+            host["instance_id"], host_netns=host["netns"], routers=host["simulator_netns"].split(",")
+        )
         try:
             before = await kernel.serve(path_of(*gateways))
             yield kernel

@@ -109,7 +109,7 @@ class Sim:
         return str(self.info["name"])
 
     def host(self, name: str = "host1") -> dict[str, str]:
-        """What a host's agent has to know: netns, instance_id, client_yaml, instance_id_file, nic_id, address."""
+        """What a host's agent has to know: netns, instance_id, files, simulator_netns, nic_id, address."""
         host: dict[str, str] = self.info["namespaces"]["hosts"][name]
         return host
 

@@ -68,7 +68,10 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "nic.deleted": _info("The NIC is deleted."),
         "nic.missing": _warn("The cloud says that the NIC is attached, but its link is in no reachable namespace."),
         "nic.found": _info("The link of a missing NIC is in an unknown container. `detail` is the namespace."),
-        "nic.fetched": _info("A DEL brought back a link of ours whose NIC the table does not know yet."),
+        "nic.fetched": _info("A DEL came before the table knew the NIC. The agent brings it back now."),
+        "nic.spoofed": _warn(
+            "A link looks like the NIC and is another one. The agent leaves it alone. `detail` names it."
+        ),
         "nic.strayed": _warn("A NIC without attachment is in a container. Once confirmed, the agent brings it back."),
         "nic.readdressed": _warn("The cloud has changed the NIC's address."),
         "nic.gone": _warn("The NIC is no longer ours. `detail` is the cause."),

@@ -47,17 +47,24 @@ class HostKernel:
 
     @classmethod
     async def open(
-        cls, instance_id: str, *, iface: str = "", netns_dir: Path = NETNS_DIR, host_netns: str | None = None
+        cls,
+        instance_id: str,
+        *,
+        iface: str = "",
+        netns_dir: Path = NETNS_DIR,
+        host_netns: str | None = None,
+        routers: Sequence[str] = (),
     ) -> Self:
         """Open the host's namespace and the parking namespace ``<netns_dir>/qingcni-<instance_id>``, made if needed.
 
         *iface* is the host's own link. The host's namespace is the calling thread's, or the one at *host_netns*.
-        AbilityMissing without root or a feature of the kernel.
+        *routers* are the namespaces of the simulator's routers. AbilityMissing without root or a feature of the
+        kernel.
         """
         parking = str(parking_path(instance_id, netns_dir))
         async with AsyncExitStack() as undo:
             operations = await Worker.start(
-                "kernel", lambda: LinkOperations(instance_id, netns_dir, host_netns, iface)
+                "kernel", lambda: LinkOperations(instance_id, netns_dir, host_netns, iface, routers)
             )
             undo.push_async_callback(operations.close)
             background = await Worker.start("background", lambda: Background(parking, host_netns))

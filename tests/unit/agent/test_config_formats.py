@@ -45,6 +45,7 @@ EVERY_SETTING: dict[str, str | list[str]] = {  # each unlike its default
     "run-dir": "/srv/run",
     "duplicate-probe": "off",
     "allow-readable-access-file": "yes",
+    "simulator-netns": ["/run/netns/sim-router", "/run/netns/sim-router2"],
 }
 
 

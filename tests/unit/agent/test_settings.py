@@ -52,6 +52,7 @@ SAMPLES: dict[str, tuple[str, str, str, str]] = {  # file, environment, flag; an
     "run-dir": ("/a", "/b", "/c", ""),
     "duplicate-probe": ("false", "yes", "off", "maybe"),
     "allow-readable-access-file": ("true", "no", "on", "maybe"),
+    "simulator-netns": ("/a", "/b,/c", "/d", ","),
 }
 each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
 

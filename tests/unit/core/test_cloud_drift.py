@@ -34,7 +34,7 @@ S = NicState
 NOW = 1_700_000_000.0
 HERE = "i-here"
 MAC = "52:54:00:00:00:01"
-LINK = Link(MAC, "eth1", 7, is_up=False)
+LINK = Link(MAC, "eth1", 7, is_up=False, fingerprint="veth 5/17")
 VXNET = Vxnet("vxnet-1", "pods", 1, "rtr-1", "172.16.3.0/24", "172.16.3.1", None)
 NEW = Vxnet("vxnet-2", "more", 1, "rtr-1", "172.17.0.0/16", "172.17.0.1", None)
 NIC = make_nic(since=NOW - 2 * SETTLED, name="ours")
@@ -60,7 +60,7 @@ def view(*said: CloudNic, is_whole: bool = True, link: Link | None = None) -> Cl
 
 def seen(place: str) -> LinkLocations:
     surveys = {"nowhere": Survey((), ()), "host": Survey((LINK,), ()), "parked": Survey((), (LINK,))}
-    return locate({MAC}, surveys[place], HERE)
+    return locate({MAC: NIC}, surveys[place])
 
 
 def drift(what: TableFacts, said: CloudFacts, place: str = "nowhere") -> list[tuple[DifferenceKind, Remedy | None]]:

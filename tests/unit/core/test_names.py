@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qingcloud_cni.core.nics.names import NicName, aliased_nic, is_ours, link_alias, parse_nic_name
+from qingcloud_cni.core.nics.names import NicName, is_ours, link_alias, parse_nic_name
 
 OP = "0123456789abcdef"
 
@@ -57,19 +57,3 @@ def test_an_instance_id_that_begins_with_ours_is_another() -> None:
 
 def test_the_alias_fits_a_link() -> None:
     assert link_alias("i-1234abcd", "52:54:00:00:00:01") == "qingcni/i-1234abcd/52:54:00:00:00:01"
-
-
-@pytest.mark.parametrize(
-    ("alias", "nic_id"),
-    [
-        (link_alias("i-1", "52:54:00:00:00:01"), "52:54:00:00:00:01"),
-        (link_alias("i-2", "52:54:00:00:00:01"), ""),
-        (link_alias("i-1", "52:54:00:00:00:0"), ""),
-        (link_alias("i-1", "anything"), ""),
-        (link_alias("i-1", ""), ""),
-        ("52:54:00:00:00:01", ""),
-        ("", ""),
-    ],
-)
-def test_an_alias_tells_its_nic_if_it_is_one_of_ours(alias: str, nic_id: str) -> None:
-    assert aliased_nic(alias, "i-1") == nic_id

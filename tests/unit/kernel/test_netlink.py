@@ -13,9 +13,6 @@ from qingcloud_cni.core.nics.model import Route
 from qingcloud_cni.kernel.links.nic import (
     ALIAS_BYTES,
     USUAL_MTU,
-    NicMatcher,
-    candidates,
-    is_candidate,
     make_alias,
     parked_name,
     parse_alias,
@@ -50,6 +47,10 @@ def link_body(link: LinkInfo) -> bytes:
     parts += [attribute(20, link.alias.encode() + b"\0")] if link.alias else []
     parts += [attribute(18, attribute(1, link.kind.encode() + b"\0"))] if link.kind else []
     parts += [attribute(52 | 0x8000, names)] if names else []
+    parts += [attribute(5, struct.pack("=I", link.peer))] if link.peer else []
+    parts += [attribute(37, struct.pack("=i", link.peer_nsid))] if link.peer_nsid != nl.NO_NSID else []
+    bus, _, device = link.parent.partition("/")
+    parts += [attribute(56, device.encode() + b"\0"), attribute(57, bus.encode() + b"\0")] if link.parent else []
     return head + b"".join(parts)
 
 
@@ -124,10 +125,21 @@ def test_malformed_link_is_refused(body: bytes) -> None:
         alias=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60),
         kind=st.sampled_from(["", "veth", "bridge"]),
         altnames=st.lists(names, max_size=3).map(tuple),
+        peer=st.integers(0, 2**32 - 1),
+        peer_nsid=st.integers(-1, 2**31 - 1),
+        parent=st.sampled_from(["", "virtio/virtio2", "pci/0000:00:05.0"]),
     )
 )
 def test_link_is_read_as_the_kernel_describes_it(link: LinkInfo) -> None:
     assert nl.parse_link(link_body(link)) == link
+
+
+def test_the_number_of_a_namespace_is_asked_by_its_descriptor() -> None:
+    assert nl.get_nsid(9) == Request(90, bytes(4) + nl.pack_attribute(3, struct.pack("=I", 9)))
+    for number in (0, 7, nl.NO_NSID):
+        assert nl.parse_nsid(bytes(4) + nl.pack_attribute(1, struct.pack("=i", number))) == number
+    with pytest.raises(Malformed):
+        nl.parse_nsid(bytes(4))
 
 
 def test_alias_that_is_no_text_survives() -> None:
@@ -195,17 +207,6 @@ def test_refusal_gives_number_and_words(is_capped: bool) -> None:
 # --- what a NIC is -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bridge", "vlan", "macvlan", "macvtap", "ipvlan", "bond", "team", "vxlan", "dummy"])
-def test_made_up_links_are_no_candidates(kind: str) -> None:
-    assert not is_candidate(replace(NIC, kind=kind))
-
-
-def test_hardware_and_veths_are_candidates() -> None:
-    loopback = LinkInfo(1, "lo", hardware=772, flags=nl.IFF_LOOPBACK, mac="00:00:00:00:00:00")
-    found = candidates([NIC, loopback, replace(NIC, ifindex=8, kind="veth", alias="net/cid/eth0 mtu=9000")])
-    assert [(link.ifindex, link.is_up, link.alias) for link in found] == [(7, True, ""), (8, True, "net/cid/eth0")]
-
-
 def test_parking_name_fits_an_interface() -> None:
     assert parked_name(MAC) == "q525400aabb01"
     assert len(parked_name(MAC)) <= 15
@@ -227,42 +228,6 @@ def test_mark_tells_the_mtu_and_fits(alias: str, mtu: int) -> None:
 def test_alias_without_a_mark_means_the_usual_mtu(text: str, read: tuple[str, int | None]) -> None:
     assert parse_alias(text) == read
     assert make_alias(text, USUAL_MTU) == text
-
-
-OTHER = replace(NIC, ifindex=9, mac="52:54:00:00:00:99", name="net1")
-SOUGHT = NicMatcher(MAC, "net/a/eth0", 7)
-
-
-@pytest.mark.parametrize(
-    "link",
-    [
-        NIC,
-        replace(NIC, ifindex=11, name="renamed0"),
-        replace(OTHER, alias="net/a/eth0"),
-        replace(OTHER, alias="net/a/eth0 mtu=9000", mtu=1400),
-        replace(OTHER, permanent_mac=MAC),
-    ],
-)
-def test_nic_is_known_by_mac_or_alias(link: LinkInfo) -> None:
-    assert SOUGHT.pick([OTHER, link]) is link
-
-
-@pytest.mark.parametrize(
-    "link", [OTHER, replace(OTHER, alias="net/b/eth0"), replace(NIC, kind="macvlan"), replace(OTHER, ifindex=7)]
-)
-def test_another_link_is_never_surely_the_nic(link: LinkInfo) -> None:
-    assert SOUGHT.pick([link]) is None
-
-
-def test_index_alone_serves_only_links_without_a_burnt_in_mac() -> None:
-    changed = replace(OTHER, ifindex=7, kind="veth")
-    assert SOUGHT.may_match(changed)
-    assert not SOUGHT.may_match(replace(changed, permanent_mac="52:54:00:00:00:99"))
-    assert not SOUGHT.may_match(replace(changed, ifindex=8))
-
-
-def test_no_alias_matches_no_alias() -> None:
-    assert NicMatcher(MAC).pick([OTHER]) is None
 
 
 # --- how it is parked --------------------------------------------------------------------------------

@@ -55,8 +55,11 @@ def plug(nic_id: str, instance_id: str = "i-1") -> PlugNic:
     return PlugNic(nic_id, instance_id, "vxnet-p", "10.0.1.2", enable_aspoof=True)
 
 
-def make_kernel(*nics: str) -> FakeKernel:
-    kernel = FakeKernel("i-1", rng=random.Random(1), sleep=asyncio.sleep, latencies=Latencies(replug=(0.2, 0.2)))
+def make_kernel(*nics: str, is_hardware: bool = False) -> FakeKernel:
+    latencies = Latencies(replug=(0.2, 0.2))
+    kernel = FakeKernel(
+        "i-1", rng=random.Random(1), sleep=asyncio.sleep, latencies=latencies, is_hardware=is_hardware
+    )
     kernel.apply(*(plug(nic) for nic in (PRIMARY, *nics)))
     return kernel
 
@@ -178,7 +181,7 @@ async def test_a_namespace_made_anew_at_the_same_path_is_another() -> None:
 
 @simulated
 async def test_a_dead_namespace_gives_its_nics_back_late_and_down() -> None:
-    kernel = make_kernel(NIC)
+    kernel = make_kernel(NIC, is_hardware=True)
     netns = kernel.make_netns(PATH)
     placed = await kernel.attach(order(netns))
     died = now()
@@ -195,17 +198,47 @@ async def test_a_dead_namespace_gives_its_nics_back_late_and_down() -> None:
 
 
 @simulated
-async def test_a_link_that_comes_back_keeps_mac_and_alias_and_its_name_if_that_is_free() -> None:
-    kernel = make_kernel(NIC)
-    await kernel.attach(order(kernel.make_netns(PATH)))
+async def test_hardware_that_comes_back_keeps_mac_and_alias_and_its_name_if_that_is_free() -> None:
+    kernel = make_kernel(NIC, is_hardware=True)
+    placed = await kernel.attach(order(kernel.make_netns(PATH)))
     kernel.change(PATH, "eth0", mac=OTHER, name="net7")
     kernel.kill_netns(PATH)
     await asyncio.sleep(0.3)
     back = next(link for link in kernel.links_in(HOST_PATH) if link.mac == OTHER)
     assert (back.name, back.is_up, back.alias) == ("net7", False, ALIAS)
-    await raises(LinkNotFound, kernel.park(NicRecord(NIC)))
-    await kernel.park(NicRecord(NIC, ALIAS))
+    assert (back.permanent_mac, back.fingerprint) == (NIC, placed.arrival.fingerprint)
+    await raises(LinkNotFound, kernel.park(NicRecord(OTHER)))
+    assert await kernel.park(NicRecord(NIC)) == placed.arrival
     assert names(kernel, kernel.parking_path).keys() == {NIC}
+
+
+@simulated
+async def test_a_nic_of_the_simulator_comes_back_as_another_link_of_the_same_mac() -> None:
+    kernel = make_kernel(NIC)
+    placed = await kernel.attach(order(kernel.make_netns(PATH)))
+    kernel.change(PATH, "eth0", mac=OTHER, name="net7")
+    kernel.kill_netns(PATH)
+    await asyncio.sleep(0.3)
+    assert names(kernel) == {PRIMARY: "eth0", NIC: "net7"}
+    await raises(LinkNotFound, kernel.park(NicRecord(NIC, ALIAS, placed.arrival.fingerprint)))
+    assert await kernel.park(NicRecord(NIC)) != placed.arrival
+
+
+@simulated
+async def test_a_link_that_looks_like_a_nic_is_named_and_left_alone() -> None:
+    kernel = make_kernel(NIC)
+    netns = kernel.make_netns(PATH)
+    placed = await kernel.attach(order(netns))
+    record = NicRecord(NIC, ALIAS, placed.arrival.fingerprint)
+    kernel.make_netns("/run/netns/inner")
+    kernel.move(PATH, "eth0", "/run/netns/inner")
+    kernel.add_link(PATH, NIC, "eth0", ALIAS, ifindex=placed.ifindex)
+    assert (await kernel.search([record])).keys() == {NIC}
+    kernel.kill_netns("/run/netns/inner")
+    gone = await kernel.detach(record, netns, placed.ifindex)
+    assert (gone.is_parked, gone.spoofs) == (False, (f"eth0 in {PATH}",))
+    assert await kernel.search([record]) == {}
+    assert [link.name for link in kernel.links_in(PATH)] == ["eth0"]
 
 
 @simulated

@@ -152,7 +152,7 @@ class Places:
     def check(self) -> None:
         host, parking = self.host, self.host.parking.name
         eventually(lambda: {self.stray, self.dead_id} <= set(links(parking)), "those that serve nothing are home")
-        assert sorted(kinds(host)) == sorted([DifferenceKind.MOVED, DifferenceKind.TWICE])
+        assert sorted(kinds(host)) == sorted([DifferenceKind.MOVED, DifferenceKind.SPOOFED])
         assert self.moved_id in links(self.inner.name)
         assert self.asking.reaches(self.address)
         assert self.claimed in links(host.netns)

@@ -14,7 +14,7 @@ from qingcloud_cni.cloud import Access
 CHECKED_AT_START: Sequence[str] = (
     "the user is root, and the kernel has the required features",
     "no other agent runs in this network namespace",
-    "iface is a link of this host",
+    "iface is a link of this host, which has a NIC",
     "bindaddr, metrics-bind and run-dir are free, state-dir is writable",
     "the cloud answers, and accepts the keys and this host's clock",
     "the cloud knows the instance, the NIC of iface is one of its NICs, and it is in a VPC",
@@ -37,7 +37,7 @@ def config_report(resolved: Resolved, instance_id: str, access: Access) -> Confi
     )
 
 
-def _jsonable(value: SettingValue | Path | Address | tuple[str, ...]) -> SettingValue:
+def _jsonable(value: SettingValue | Path | Address | tuple[str | Path, ...]) -> SettingValue:
     if isinstance(value, tuple):
-        return list(value)
+        return [str(item) for item in value]
     return str(value) if isinstance(value, Path | Address) else value

@@ -85,7 +85,7 @@ class Attachments:
         async with self.lock.hold(key, call):
             call.check()
             if key not in self._context.table.attachments and netns_path:
-                await self._unclaimed.fetch(key, netns_path, call)
+                await self._unclaimed.end(key, netns_path, call)
             attachment = self._context.table.attachments.get(key)
             if attachment is not None:
                 await self._release(attachment, "DEL", call.phases)
@@ -140,8 +140,12 @@ class Attachments:
                 + "; ".join(failures)
             )
 
-    async def release_left(self, attachment: Attachment) -> None:
-        """Release an attachment whose namespace is gone without a DEL, unless a request for it is being served."""
+    def ended(self) -> tuple[Attachment, ...]:
+        """Return attachments of NICs that the table did not know at the DEL of their container."""
+        return self._unclaimed.ended()
+
+    async def release_left(self, attachment: Attachment, cause: str) -> None:
+        """Release an attachment whose container is gone, unless a request for it is being served."""
         if attachment.key in self.lock:
             return
         call = CniCall(Verb.DEL)
@@ -149,7 +153,7 @@ class Attachments:
             if self._context.table.attachments.get(attachment.key) is not attachment:
                 return
             try:
-                await self._release(attachment, "its namespace is gone, and no DEL came", call.phases)
+                await self._release(attachment, cause, call.phases)
             except errors.KernelRefused as err:
                 self._context.note_and_push("attachment.not-undone", attachment.nic_id, str(attachment.key), str(err))
 
@@ -163,7 +167,7 @@ class Attachments:
         context = self._context
         unfinished = [a for a in context.table.attachments.values() if not a.is_ready]
         survey = await context.kernel.survey() if unfinished else Survey((), ())
-        on_host = {link.mac for link in (*survey.host, *survey.parked)}
+        on_host = {link.claimed_id for link in (*survey.host, *survey.parked) if link.fingerprint}
         for attachment in unfinished:
             nic_id = attachment.nic_id
             try:
@@ -177,12 +181,13 @@ class Attachments:
         context.journal.push()
 
     async def _as_found(self, attachment: Attachment) -> Attachment:
-        """With index and MTU of its link, if that still has its name and alias."""
+        """With index and MTU of its link, if that still has its name."""
         try:
             seen = await self._context.kernel.inspect(attachment.netns.path, attachment.key.ifname)
         except errors.InvalidNetns:
             return attachment
-        if seen.link is None or seen.link.alias != self._context.identity.alias(attachment.nic_id):
+        record = self._context.identity.record_of(self._context.table.nics[attachment.nic_id])
+        if seen.link is None or not record.matches(seen.link):
             return attachment
         return replace(attachment, ifindex=seen.link.ifindex, mtu=seen.link.mtu)
 
@@ -329,6 +334,8 @@ class Attachments:
                 record = context.identity.record_of(context.table.nics[nic_id])
                 detached = await context.kernel.detach(record, attachment.netns, attachment.ifindex)
                 await self._announcements.ended(nic_id)
+            for spoof in detached.spoofs:
+                context.note("nic.spoofed", nic_id, str(attachment.key), spoof)
             if detached.arrival is not None:
                 context.table.identified(nic_id, detached.arrival.fingerprint)
             context.table.released(attachment.key, context.now(), is_parked=detached.is_parked, cause=cause)

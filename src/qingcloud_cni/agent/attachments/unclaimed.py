@@ -6,17 +6,16 @@ from qingcloud_cni.agent.base.phases import Phase
 from qingcloud_cni.core.cni.network_config import NetworkConfig
 from qingcloud_cni.core.drift.recovery import claimed, unclaimed_attachment
 from qingcloud_cni.core.errors import InvalidNetns
-from qingcloud_cni.core.nics.model import AttachmentKey, NicState
-from qingcloud_cni.core.nics.names import aliased_nic
-from qingcloud_cni.core.seams.kernel import Inspection, NicRecord
+from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Nic, NicState
+from qingcloud_cni.core.seams.kernel import Link
 
 
 class Unclaimed:
-    """Finds our alias on the interface that a request names."""
+    """Finds a NIC on the interface that a request names."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._instance_id = context.identity.instance_id
+        self._ended: set[tuple[int, int, int]] = set()  # links: device and inode of the namespace, index
 
     async def recognise(
         self, key: AttachmentKey, netns_path: str, call: CniCall, config: NetworkConfig | None = None
@@ -28,36 +27,45 @@ class Unclaimed:
             return key in attachments
         return False
 
-    async def fetch(self, key: AttachmentKey, netns_path: str, call: CniCall) -> None:
-        """As `recognise`, for a DEL; and a link of ours whose NIC is not in the table yet is parked.
+    async def end(self, key: AttachmentKey, netns_path: str, call: CniCall) -> None:
+        """As `recognise`, for a DEL. A NIC that is not in the table yet is noted, for `ended`.
 
-        The table is new, and the cloud, which knows the NIC, has not answered yet. Raises KernelRefused.
+        The table is new, and the cloud, which knows whose NIC it is, has not answered yet.
         """
-        seen = await self._recognise(key, netns_path, call)
-        link = seen.link if seen is not None else None
-        nic_id = aliased_nic(link.alias, self._instance_id) if link is not None else ""
-        if seen is None or link is None or not nic_id or nic_id in self._context.table.nics:
-            return
-        with call.phases.waiting(Phase.KERNEL):
-            await self._context.kernel.detach(NicRecord(nic_id, link.alias), seen.netns, link.ifindex)
-        self._context.note_and_push("nic.fetched", nic_id, str(key), "by a DEL; the table does not know the NIC yet")
+        await self._recognise(key, netns_path, call, is_end=True)
+
+    def ended(self) -> tuple[Attachment, ...]:
+        """Return attachments of NICs that were found after the DEL of their container. The table is complete now."""
+        ended, self._ended = self._ended, set()
+        unclaimed = (a for a in self._context.table.attachments.values() if a.key.is_unclaimed)
+        return tuple(a for a in unclaimed if (a.netns.dev, a.netns.inode, a.ifindex) in ended)
 
     async def _recognise(
-        self, key: AttachmentKey, netns_path: str, call: CniCall, config: NetworkConfig | None = None
-    ) -> Inspection | None:
-        """What the namespace has under the interface's name; None if it cannot be inspected."""
+        self,
+        key: AttachmentKey,
+        netns_path: str,
+        call: CniCall,
+        config: NetworkConfig | None = None,
+        *,
+        is_end: bool = False,
+    ) -> None:
         context, table = self._context, self._context.table
         try:
             with call.phases.waiting(Phase.KERNEL):
                 seen = await context.kernel.inspect(netns_path, key.ifname)
         except InvalidNetns:
-            return None
-        nic_id = aliased_nic(seen.link.alias, self._instance_id) if seen.link is not None else ""
-        nic, holder = table.nics.get(nic_id), table.attachment_of(nic_id)
+            return
+        nic = self._nic_of(seen.link)
+        holder = table.attachment_of(nic.nic_id) if nic is not None else None
         if nic is not None and nic.state is NicState.MISSING:
             holder = unclaimed_attachment(nic, seen, context.now())
             table.found(holder, context.now())
         if holder is not None and holder.key.is_unclaimed:
             table.claimed(holder.key, claimed(holder, key, config), context.now())
             context.journal.push()
-        return seen
+        if is_end and nic is None and seen.link is not None and seen.link.fingerprint:
+            self._ended.add((seen.netns.dev, seen.netns.inode, seen.link.ifindex))
+
+    def _nic_of(self, link: Link | None) -> Nic | None:
+        nics = self._context.table.nics.values()
+        return next((n for n in nics if link and self._context.identity.record_of(n).matches(link)), None)

@@ -62,7 +62,7 @@ class Releaser(CloudWrites):
             survey = await self._context.kernel.survey()
         except KernelRefused:
             return False
-        return set(nic_ids) <= {link.mac for link in (*survey.host, *survey.parked)}
+        return set(nic_ids) <= {link.claimed_id for link in (*survey.host, *survey.parked) if link.fingerprint}
 
     async def _ask_to_detach(self, intent: Intent, nic_ids: Sequence[str], calls: CloudCalls) -> float:
         """Seconds for which the call may still take effect; 0 once the cloud has answered."""

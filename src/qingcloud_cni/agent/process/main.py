@@ -155,7 +155,12 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
     kernel: HostKernel | None = None
     cloud: Client | None = None
     try:
-        kernel = await HostKernel.open(host.instance_id, iface=host.settings.iface)
+        kernel = await HostKernel.open(
+            host.instance_id,
+            iface=host.settings.iface,
+            routers=tuple(map(str, host.settings.simulator_netns)),
+        )
+        await _check_nics(kernel)
         access = replace(host.access, zone=host.settings.zone)
         limiter = Limiter(
             Budget(host.settings.api_budget, clock.now()), clock=clock, rng=rng, on_rate=logs.calls_refused
@@ -189,6 +194,14 @@ async def opened(host: Host) -> AsyncIterator[OpenAgent]:
         await store.close()
         if kernel is not None:
             await kernel.close()
+
+
+async def _check_nics(kernel: HostKernel) -> None:
+    if not any(link.fingerprint for link in (await kernel.survey()).host):
+        raise StartRefused(
+            "links: start failed: this network namespace has no NIC of an instance;"
+            " on a host of qingcloud-sim set --simulator-netns"
+        )
 
 
 async def _remove_if_empty(kernel: HostKernel) -> None:

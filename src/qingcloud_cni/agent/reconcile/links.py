@@ -8,7 +8,7 @@ from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.gateways import Gateways
 from qingcloud_cni.agent.pool.pool import Pool
 from qingcloud_cni.core.drift.link_drift import Arrived, LinkRemedy, Lost, Returned, Strayed, link_drift
-from qingcloud_cni.core.drift.link_locations import LinkLocations, locate
+from qingcloud_cni.core.drift.link_locations import LinkLocations, hidden, locate
 from qingcloud_cni.core.drift.recovery import unclaimed_attachment
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.nics.model import Netns, Nic, NicState
@@ -24,6 +24,7 @@ class Compared:
     survey: Survey
     seen: LinkLocations
     nics: tuple[Nic, ...]
+    hidden: frozenset[str]  # NICs that may be in a container, though they were not seen
 
 
 class Links:
@@ -81,12 +82,16 @@ class Links:
             survey = await context.kernel.survey()
         moving.update(context.moves)
         still = tuple(n for n in table.nics.values() if n.nic_id not in moving and before.get(n.nic_id) is n)
-        seen = locate(table.nics.keys(), survey, self._context.identity.instance_id)
+        seen = locate(table.nics, survey)
         attachments = {a.nic_id: a for a in table.attachments.values()}
         drift = link_drift(still, attachments, survey, seen, context.now())
         if drift.is_unsure:
             return await self._compare(is_wide=True)
-        return Compared(survey, seen, still), drift.remedies
+        for nic_id, fingerprint in drift.arrived.items():
+            table.identified(nic_id, fingerprint)
+        nics = tuple(table.nics[n.nic_id] for n in still)
+        unsure = hidden(table.nics, survey, seen, context.identity.alias)
+        return Compared(survey, seen, nics, unsure), drift.remedies
 
     def _must_know(self) -> bool:
         """Whether a missing NIC may be detached as soon as it is known to be nowhere."""
@@ -116,7 +121,8 @@ class Links:
         missing = {n.nic_id for n in self._context.table.in_state(NicState.MISSING)}
         nowhere = self._pool.nowhere & missing
         if compared.survey.is_wide:
-            nowhere = frozenset() if compared.survey.unseen else frozenset(missing - set(compared.seen))
+            unseen = frozenset(missing - set(compared.seen) - compared.hidden)
+            nowhere = frozenset() if compared.survey.unseen else unseen
         self._pool.learn_nowhere(nowhere)
 
     def _carry_out(self, remedy: LinkRemedy) -> None:

@@ -136,10 +136,10 @@ class Reconciler:
 
     async def compare_links(self) -> Compared:
         compared = await self._links.compare(is_wide=True)
-        table, moves = self._context.table, self._context.moves
+        context, table, moves = self._context, self._context.table, self._context.moves
         still = tuple(n for n in compared.nics if table.nics.get(n.nic_id) is n and n.nic_id not in moves)
         attachments = {a.nic_id: a for a in table.attachments.values()}
-        misplaced = misplaced_links(still, attachments, compared.survey, compared.seen)
+        misplaced = misplaced_links(still, attachments, compared.survey, compared.seen, context.identity.alias)
         verdict = self._track(self._in_kernel, misplaced)
         self._in_kernel = verdict.known
         self._remedies.carry_out(verdict.remedies)
@@ -173,12 +173,12 @@ class Reconciler:
         # Nothing is awaited from here to the remedies, so no row changes.
         ours = {nic_id: nic for nic_id, nic in cloud.items() if nic_id not in context.reserved}
         held = TableFacts(
-            nics=tuple(n for n in compared.nics if self._is_unchanged(n, before)),
+            nics=tuple(n for n in compared.nics if self._is_unchanged(n, before) and n.nic_id not in compared.hidden),
             known=before.keys() | table.nics.keys(),
             attachments={a.nic_id: a for a in table.attachments.values()},
             creating=asked | set(self._asked()),
         )
-        on_host = {link.mac: link for link in compared.survey.host}
+        on_host = {link.claimed_id: link for link in compared.survey.host if link.fingerprint}
         view = CloudFacts(
             ours, vxnets, on_host, is_whole=not compared.survey.unseen, wall=context.clock.wall(),
             instance_id=self._context.identity.instance_id, is_ours=self._context.is_ours,
@@ -189,6 +189,7 @@ class Reconciler:
         self._remedies.carry_out(verdict.remedies)
         context.journal.push()
         await self._links.compare(is_wide=any(isinstance(remedy, Adopt) for remedy in verdict.remedies))
+        self._remedies.release_ended()
         self._context.signals.obstacle_gone()  # only now: gateways depend on whom adopted NICs serve
         self.is_postponed = False
         self._learn_others(cloud)  # last: then gateways that serve nothing are released

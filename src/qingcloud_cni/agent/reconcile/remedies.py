@@ -14,7 +14,7 @@ from qingcloud_cni.core.drift.differences import Remedy
 from qingcloud_cni.core.drift.link_drift import Fetch, Release
 from qingcloud_cni.core.drift.recovery import adopted, adopted_gateway
 from qingcloud_cni.core.gateway import unused
-from qingcloud_cni.core.nics.model import NicState
+from qingcloud_cni.core.nics.model import Attachment, NicState
 from qingcloud_cni.core.pool.pool_state import Mode
 from qingcloud_cni.core.seams.cloud import CloudNic
 from qingcloud_cni.core.seams.kernel import Link
@@ -91,10 +91,19 @@ class Remedies:
 
     # --- in the kernel -------------------------------------------------------------------------------
 
+    def release_ended(self) -> None:
+        """Release NICs that are known now and whose container was deleted before."""
+        for attachment in self._attachments.ended():
+            self._context.note("nic.fetched", attachment.nic_id, detail="the table did not know it when its DEL came")
+            self._spawn_release(attachment, "DEL")
+
     def _release(self, nic_id: str) -> None:
         if attachment := self._context.table.attachment_of(nic_id):
-            release = self._attachments.release_left(attachment)
-            self._context.tasks.spawn(f"release {attachment.key}", release)
+            self._spawn_release(attachment, "its namespace is gone, and no DEL came")
+
+    def _spawn_release(self, attachment: Attachment, cause: str) -> None:
+        release = self._attachments.release_left(attachment, cause)
+        self._context.tasks.spawn(f"release {attachment.key}", release)
 
     # --- in the cloud --------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def _given(setting: Setting, flags: Raw, environment: Mapping[str, str], file: R
 
 def _parsed(setting: Setting, given: Given) -> object:
     if given.source == DEFAULT and given.value == "":
-        return ""
+        return setting.kind.empty
     try:
         return setting.kind.parse(given.value)
     except ValueError:

@@ -12,6 +12,7 @@ from qingcloud_cni.agent.settings.values import (
     FLAG,
     METRICS_ADDRESS,
     PATH,
+    PATHS,
     SECONDS,
     TEXTS,
     WHOLE,
@@ -106,6 +107,7 @@ SETTINGS: tuple[Setting, ...] = (
             held="DELs in the former spool are not read. The agent releases their NICs once it sees that the"
             " namespaces are gone."),
     Setting("allow-readable-access-file", FLAG, "false", "accept an access file that other users can read"),
+    Setting("simulator-netns", PATHS, "", "network namespaces of the routers of qingcloud-sim, only on its hosts"),
 )  # fmt: skip
 BY_KEY: Mapping[str, Setting] = {s.name.lower(): s for s in SETTINGS}
 assert len(BY_KEY) == len(SETTINGS)
@@ -140,6 +142,7 @@ class Settings:
     state_dir: Path
     run_dir: Path
     allow_readable_access_file: bool
+    simulator_netns: tuple[Path, ...]
 
     @property
     def pool(self) -> PoolPolicy:

@@ -23,6 +23,7 @@ class ValueKind(Generic[T]):
     metavar: str
     expected: str
     parse: Callable[[object], T]
+    empty: object = ""  # the value of a setting without a default
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,9 @@ PATH = ValueKind("string", "a path", _path)
 WHOLE = ValueKind("int", "a whole number, 0 or more", _whole)
 SECONDS = ValueKind("duration", "a duration such as 30s, 10m, 500ms or a number of seconds", _seconds)
 FLAG = ValueKind("bool", "true or false", _flag)
+PATHS = ValueKind(
+    "stringSlice", "a list of paths, or paths separated by commas", lambda value: tuple(map(_path, _texts(value))), ()
+)
 TEXTS = ValueKind("stringSlice", "a list, or texts separated by commas", _texts)
 ADDRESS = ValueKind("string", "ADDRESS:PORT with an IP address, such as 0.0.0.0:31080", _address)
 BINDADDR, OFF = "bindaddr", "off"

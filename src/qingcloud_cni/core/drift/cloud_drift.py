@@ -59,7 +59,7 @@ class CloudFacts:
 
     nics: Mapping[str, CloudNic]
     vxnets: Mapping[str, Vxnet]  # of our NICs, if usable
-    on_host: Mapping[str, Link]  # by MAC
+    on_host: Mapping[str, Link]  # NICs, by id
     is_whole: bool  # every namespace was read
     wall: float  # the clock by which the cloud dates NICs, in seconds since the epoch
     instance_id: str

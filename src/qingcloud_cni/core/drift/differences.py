@@ -21,6 +21,7 @@ class DifferenceKind(StrEnum):
     HELD = "held"  # in use by a container that the agent does not know
     MOVED = "moved"  # its link is not in its container's namespace
     STRIPPED = "stripped"  # the container lives without its link
+    SPOOFED = "spoofed"  # a link elsewhere shows its MAC or alias
     LEFT = "left"  # its container's namespace is gone without a DEL
     # table and cloud
     UNKNOWN = "unknown"  # ours in the cloud, not in the table

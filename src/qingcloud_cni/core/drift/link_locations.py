@@ -1,11 +1,10 @@
 """Which links are NICs of ours, and where. Pure."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-from qingcloud_cni.core.nics.model import Netns
-from qingcloud_cni.core.nics.names import aliased_nic
+from qingcloud_cni.core.nics.model import Netns, Nic
 from qingcloud_cni.core.seams.kernel import Link, Survey
 
 
@@ -15,24 +14,13 @@ class Where(IntEnum):
     ELSEWHERE = 2  # in a namespace that is neither the host's nor the parking one
 
 
-class Sign(IntEnum):
-    """How a link was recognised, the surer the higher."""
-
-    ALIAS = 1  # its MAC is not one of ours
-    MAC = 2
-    MAC_AND_ALIAS = 3
-    BURNT_IN = 4
-
-
 @dataclass(frozen=True, slots=True)
 class LinkLocation:
     """A link that is a NIC of ours, or claims to be."""
 
     where: Where
     link: Link
-    sign: Sign
     netns: Netns | None = None  # elsewhere only
-    is_marked: bool = False  # it has our alias: the agent moved it into a container
 
     @property
     def path(self) -> str:
@@ -48,47 +36,48 @@ class LinkLocation:
 LinkLocations = Mapping[str, tuple[LinkLocation, ...]]  # by NIC id; several where links claim to be the same NIC
 
 
-def locate(nic_ids: Collection[str], survey: Survey, instance_id: str) -> LinkLocations:
-    """Return the links of *nic_ids* that *survey* shows.
+def locate(nics: Mapping[str, Nic], survey: Survey) -> LinkLocations:
+    """Return the links of *nics*, by id, that *survey* shows. A link is one NIC at most.
 
-    A link is one NIC at most. A container with NET_ADMIN can give its NIC any MAC and alias. So a burnt-in MAC
-    decides where the link has one, and an alias counts only if the MAC is not one of *nic_ids*.
+    In a container the recorded fingerprint decides, and a claim only for a NIC without a record. On the host and in
+    the parking namespace, where no container can write, the claim decides: a NIC that was plugged in again has a new
+    fingerprint.
     """
+    recorded = {nic.fingerprint: nic.nic_id for nic in nics.values() if nic.fingerprint}
     found: dict[str, list[LinkLocation]] = {}
-    for where, netns, link in _links(survey):
-        marked = aliased_nic(link.alias, instance_id)
-        nic_id, sign = _identify(link, marked, nic_ids)
-        if nic_id:
-            found.setdefault(nic_id, []).append(LinkLocation(where, link, sign, netns, marked == nic_id))
+    for location in every_link(survey):
+        link = location.link
+        by_record, by_claim = recorded.get(link.fingerprint, ""), link.claimed_id if link.claimed_id in nics else ""
+        if location.where is not Where.ELSEWHERE:
+            nic_id = by_claim or by_record
+        else:
+            nic_id = by_record or (by_claim if by_claim and not nics[by_claim].fingerprint else "")
+        if link.fingerprint and nic_id:
+            found.setdefault(nic_id, []).append(location)
     return {nic_id: tuple(locations) for nic_id, locations in found.items()}
 
 
-def _links(survey: Survey) -> Iterable[tuple[Where, Netns | None, Link]]:
-    yield from ((Where.HOST, None, link) for link in survey.host)
-    yield from ((Where.PARKED, None, link) for link in survey.parked)
-    for other in survey.elsewhere:
-        yield from ((Where.ELSEWHERE, other.netns, link) for link in other.links)
+def hidden(
+    nics: Mapping[str, Nic], survey: Survey, seen: LinkLocations, alias_of: Callable[[str], str]
+) -> frozenset[str]:
+    """Return NICs that may be in a container although they are not *seen*: their aliases are on unknown links.
 
-
-def _identify(link: Link, marked: str, nic_ids: Collection[str]) -> tuple[str, Sign]:
-    if link.permanent_mac:
-        return (link.permanent_mac, Sign.BURNT_IN) if link.permanent_mac in nic_ids else ("", Sign.BURNT_IN)
-    if link.mac in nic_ids:
-        return link.mac, Sign.MAC_AND_ALIAS if marked == link.mac else Sign.MAC
-    return (marked, Sign.ALIAS) if marked in nic_ids else ("", Sign.ALIAS)
-
-
-def surest(locations: Iterable[LinkLocation], home: Netns | None, ifindex: int = 0) -> LinkLocation | None:
-    """Return the link that is the NIC; None if there is none, or several are equally sure.
-
-    *home* and *ifindex* are recorded for the container it serves, if any.
+    A container may have changed the MAC of a NIC of the simulator, by which the agent knows one without a record.
+    The alias proves nothing, but it is a reason to wait.
     """
+    known = {locations[0].link.fingerprint for locations in seen.values() if only(locations)}
+    aliases = {alias_of(nic_id): nic_id for nic_id, nic in nics.items() if not nic.fingerprint}
+    unknown = (n.link for n in every_link(survey) if n.netns and n.link.fingerprint not in {*known, ""})
+    return frozenset(aliases[link.alias] for link in unknown if link.alias in aliases)
 
-    def rank(location: LinkLocation) -> tuple[int, ...]:
-        is_home = home is not None and location.is_in(home) and location.link.ifindex == ifindex
-        return location.sign is Sign.BURNT_IN, is_home, location.is_marked, location.sign
 
-    ranked = sorted(locations, key=rank, reverse=True)
-    if not ranked or (len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1])):
-        return None
-    return ranked[0]
+def every_link(survey: Survey) -> Iterable[LinkLocation]:
+    yield from (LinkLocation(Where.HOST, link) for link in survey.host)
+    yield from (LinkLocation(Where.PARKED, link) for link in survey.parked)
+    for other in survey.elsewhere:
+        yield from (LinkLocation(Where.ELSEWHERE, link, other.netns) for link in other.links)
+
+
+def only(locations: tuple[LinkLocation, ...]) -> LinkLocation | None:
+    """Return the link that is the NIC; None if there is none, or if several claim to be it."""
+    return locations[0] if len(locations) == 1 else None

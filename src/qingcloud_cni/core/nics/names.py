@@ -40,11 +40,5 @@ def is_ours(name: str, prefix: str, instance_id: str) -> bool:
 
 
 def link_alias(instance_id: str, nic_id: str) -> str:
-    """Return the alias of a NIC's link, which identifies it in a container even if its MAC changes."""
+    """Return the alias of a NIC's link in a container. People read it; the agent does not believe it."""
     return f"qingcni/{instance_id}/{nic_id}"
-
-
-def aliased_nic(alias: str, instance_id: str) -> str:
-    """Return the NIC id of an alias by `link_alias`; "" otherwise, as a container may write anything there."""
-    nic_id = alias.removeprefix(link_alias(instance_id, ""))
-    return nic_id if MAC.fullmatch(nic_id) and alias == link_alias(instance_id, nic_id) else ""

@@ -157,13 +157,18 @@ class Table(Rows):
         self._move(nic_id, NicState.CREATING, "nic.unattached", now, detail=detail)
 
     def arrived(self, nic_id: str, now: float) -> None:
-        """Its link is on the host."""
-        self._move(nic_id, NicState.ARRIVING, "nic.arrived", now)
+        """Its link is on the host. One that was missing may have served a container until now."""
+        nic = self._nics[nic_id]
+        released = now if nic.state is NicState.MISSING and nic.released > 0.0 else nic.released
+        self._move(nic_id, NicState.ARRIVING, "nic.arrived", now, released=released)
 
     def identified(self, nic_id: str, fingerprint: str) -> None:
-        """Its link was seen in a namespace that no container can write."""
-        if fingerprint and self._nics[nic_id].fingerprint != fingerprint:
-            self._put(replace(self._nics[nic_id], fingerprint=fingerprint))
+        """Its link was seen where no container can write. Another NIC that has this fingerprint had it before."""
+        if not fingerprint or self._nics[nic_id].fingerprint == fingerprint:
+            return
+        for other in [nic for nic in self._nics.values() if nic.fingerprint == fingerprint]:
+            self._put(replace(other, fingerprint=""))
+        self._put(replace(self._nics[nic_id], fingerprint=fingerprint))
 
     def parked(self, nic_id: str, now: float) -> None:
         """Its link is in the parking namespace; an address that served a container cools down since it left."""

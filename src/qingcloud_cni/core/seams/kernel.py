@@ -9,7 +9,7 @@ from qingcloud_cni.core.nics.model import Netns, Route
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface that may be a NIC (never a bridge, vlan, macvlan or bond)."""
+    """A network interface (never a bridge, vlan, macvlan or bond); a NIC if it has a *fingerprint*."""
 
     mac: str
     name: str
@@ -17,7 +17,13 @@ class Link:
     is_up: bool
     alias: str = ""
     mtu: int = 0
-    permanent_mac: str = ""  # burnt in; "" where the kernel shows none
+    permanent_mac: str = ""  # burnt in; a NIC of the simulator has none
+    fingerprint: str = ""  # what identifies a NIC wherever it is, and no container can write
+
+    @property
+    def claimed_id(self) -> str:
+        """The NIC that it says it is. A container can make a NIC of the simulator say anything."""
+        return self.permanent_mac or self.mac
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +59,14 @@ class NicRecord:
     """What the agent has recorded about a NIC: how the kernel recognizes its link."""
 
     mac: str  # the NIC's id
-    alias: str = ""  # written on the link inside a container; at most 255 bytes
+    alias: str = ""  # written on the link inside a container, for people; at most 255 bytes
     fingerprint: str = ""  # of the link, taken at its arrival; "" if none was recorded
+
+    def matches(self, link: Link) -> bool:
+        """Whether *link* is the NIC; without a record, whether it claims to be."""
+        if self.fingerprint:
+            return link.fingerprint == self.fingerprint
+        return bool(link.fingerprint) and link.claimed_id == self.mac
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,7 @@ class Detached:
     """The result of a detach: *arrival* is None if no reachable namespace holds the link."""
 
     arrival: Arrival | None = None
+    spoofs: tuple[str, ...] = ()  # links that have its MAC, alias or index and are not the NIC, for people
 
     @property
     def is_parked(self) -> bool:
@@ -163,8 +176,8 @@ class ContainerLinks(Protocol):
     async def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
         """Move a link from its container into the parking namespace, reset it and restore its MAC.
 
-        The kernel searches the recorded namespace by ifindex, alias and MAC, then the host's, then all others it can
-        reach.
+        The kernel searches the recorded namespace, at *ifindex* first, then the host's, then all others it can reach.
+        Without a fingerprint it takes the only link that claims to be the NIC; of several it takes none.
         """
 
     async def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
@@ -198,7 +211,7 @@ class HostLinks(Protocol):
     async def park(self, nic: NicRecord) -> Arrival:
         """Move a link from the host's into the parking namespace: down, reset, renamed. Idempotent.
 
-        The link is known by its MAC, or by its alias if that was changed. LinkNotFound if it is in neither one.
+        LinkNotFound if it is in neither namespace.
         """
 
     async def restore_parking(self) -> str | None:

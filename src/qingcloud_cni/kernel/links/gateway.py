@@ -12,17 +12,11 @@ from ipaddress import IPv4Interface
 from typing import Final
 
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
-from qingcloud_cni.core.seams.kernel import Gateway, Served, ServicePath
+from qingcloud_cni.core.seams.kernel import Gateway, NicRecord, Served, ServicePath
 from qingcloud_cni.kernel.links import gateway_link
 from qingcloud_cni.kernel.links.firewall import MARK_MASK, TABLE, Firewall, mark_of, ruleset
-from qingcloud_cni.kernel.links.nic import (
-    NicMatcher,
-    is_candidate,
-    make_alias,
-    parked_name,
-    parse_alias,
-    reset_change,
-)
+from qingcloud_cni.kernel.links.nic import is_ethernet, make_alias, parked_name, parse_alias, reset_change
+from qingcloud_cni.kernel.links.recognition import Recognition
 from qingcloud_cni.kernel.links.reserved import HostNetlink
 from qingcloud_cni.kernel.namespaces import sysctl
 from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit, Namespace
@@ -49,7 +43,8 @@ HOST_SETTINGS: Final = {sysctl.IP_FORWARD: "1", f"{sysctl.CONF}/all/send_redirec
 class GatewayLinks(ClosesOnExit):
     """The gateway NICs of a host; made and used in a thread in the host's namespace."""
 
-    def __init__(self, host: HostNetlink, parking: Netlink, home: Namespace) -> None:
+    def __init__(self, host: HostNetlink, parking: Netlink, home: Namespace, nics: Recognition) -> None:
+        self._nics = nics
         self._host = host
         self._parking = parking
         self._home = home
@@ -102,7 +97,7 @@ class GatewayLinks(ClosesOnExit):
         links = self._host.links()
         self._release_name(gateway, links, own)
         nic, name = f"nic {gateway.mac}", gateway.link_name
-        if link := NicMatcher(gateway.mac).pick(links):
+        if link := self._nics.find_among(self._host, NicRecord(gateway.mac), links):
             change = LinkChange(
                 mac=gateway.mac if link.mac != gateway.mac else None,
                 name=name if link.name != name else None,
@@ -110,7 +105,7 @@ class GatewayLinks(ClosesOnExit):
             )
             self._change(link, change, f"{nic}: name {name}")
             return replace(link, name=name, flags=link.flags & ~IFF_UP) if change.mac or change.name else link
-        if link := NicMatcher(gateway.mac).pick(self._parking.links()):
+        if link := self._nics.find(self._parking, NicRecord(gateway.mac)):
             reset = reset_change(link, gateway.mac)
             alias = make_alias(ALIAS, link.mtu if reset.mtu is None else reset.mtu)
             change = replace(reset, netns_fd=self._home.fd, name=name, alias=alias)
@@ -135,7 +130,7 @@ class GatewayLinks(ClosesOnExit):
     def _undo_others(self, own: Mapping[str, Gateway]) -> None:
         """Set the links of former gateways down and reset them, without address."""
         for link in self._host.links():
-            if not (is_candidate(link) and _is_gateway(link)) or own.keys() & {link.mac, link.permanent_mac}:
+            if not (is_ethernet(link) and _is_gateway(link)) or own.keys() & {link.mac, link.permanent_mac}:
                 continue
             mac = link.permanent_mac or link.mac
             self._change(link, reset_change(link, mac), f"nic {mac}: undo gateway {link.name}")

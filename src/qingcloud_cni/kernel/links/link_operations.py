@@ -1,12 +1,12 @@
 """Operations on links of NICs in namespaces: survey, park, attach, detach. They block, in one thread of their own.
 
 One message moves a NIC between namespaces, names it and, on the way back, resets it. The kernel does the costly step
-once, and a crash before or after it leaves a link that name, alias and MAC identify.
+once, and a crash before or after it leaves a link that its fingerprint identifies.
 """
 
 import errno
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
@@ -26,27 +26,19 @@ from qingcloud_cni.core.seams.kernel import (
     Survey,
 )
 from qingcloud_cni.kernel.links.gateway import GatewayLinks
+from qingcloud_cni.kernel.links.link_search import LinkSearch, inspection
 from qingcloud_cni.kernel.links.namespace_handles import NamespaceHandles
-from qingcloud_cni.kernel.links.nic import (
-    SPARE_NAME,
-    NicMatcher,
-    candidates,
-    make_alias,
-    parked_name,
-    reset_change,
-    to_link,
-)
+from qingcloud_cni.kernel.links.nic import SPARE_NAME, make_alias, parked_name, reset_change
+from qingcloud_cni.kernel.links.recognition import spoofs
 from qingcloud_cni.kernel.namespaces.namespaces import (
     Identity,
     Namespace,
-    find,
-    leads_to,
     open_if,
     reachable,
     write_setting,
 )
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, delete_altnames, set_link
-from qingcloud_cni.kernel.netlink.routing import RTN_UNICAST, add_address, add_route, seen_route, static_route
+from qingcloud_cni.kernel.netlink.routing import add_address, add_route, static_route
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 from qingcloud_cni.kernel.nic_state.states import LinkStates, strip
 
@@ -61,15 +53,24 @@ SETTINGS: Final = (  # for each interface given to a container
 class LinkOperations:
     """Made and used in one thread."""
 
-    def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None, iface: str = "") -> None:
+    def __init__(
+        self,
+        instance_id: str,
+        netns_dir: Path,
+        host_netns: str | None = None,
+        iface: str = "",
+        routers: Sequence[str] = (),
+    ) -> None:
         self._netns_dir = netns_dir
         self._mtus: dict[str, int] = {}  # first MTUs of the NICs that this process attached
         with ExitStack() as undo:
-            self._namespaces = NamespaceHandles(instance_id, netns_dir, host_netns, iface)
+            self._namespaces = NamespaceHandles(instance_id, netns_dir, host_netns, iface, routers)
             undo.callback(self._namespaces.close)
             self._host, self._parking = self._namespaces.host, self._namespaces.parking
+            self._nics = self._namespaces.nics
+            self._search = LinkSearch(self._namespaces)
             home = self._namespaces.switcher.home
-            self.gateways = undo.enter_context(GatewayLinks(self._host, self._parking, home))
+            self.gateways = undo.enter_context(GatewayLinks(self._host, self._parking, home, self._nics))
             self._on_host = undo.enter_context(LinkStates(self._host, nullcontext))
             self._parked = undo.enter_context(LinkStates(self._parking, self._inside_parking))
             self._held = undo.pop_all()
@@ -103,10 +104,10 @@ class LinkOperations:
             link = inside.link(name=ifname)
             if link is None or link.name != ifname:  # the kernel answers to altnames too
                 return Inspection(netns)
-            return _inspection(netns, inside, link)
+            return inspection(netns, inside, self._nics.link(inside, link))
 
     def survey(self) -> Survey:
-        return Survey(host=candidates(self._host.links()), parked=candidates(self._parking.links()))
+        return Survey(host=self._nics.shown(self._host), parked=self._nics.shown(self._parking))
 
     def survey_all(self, paths: Sequence[str]) -> Survey:
         """Skip namespaces that vanish meanwhile; the host comes last, since their NICs go there."""
@@ -127,14 +128,13 @@ class LinkOperations:
         if namespace is None:
             return None
         with namespace, self._namespaces.netlink_in(namespace) as netlink:
-            return OtherNamespace(Netns(path, *identity), candidates(netlink.links()))
+            return OtherNamespace(Netns(path, *identity), self._nics.shown(netlink))
 
     def park(self, nic: NicRecord) -> Arrival:
         self._host.check(nic.mac, "park")
-        netlink, link = self._namespaces.locate(nic.mac, nic.alias)
-        if not self._park_link(netlink, link, nic.mac):
-            raise LinkNotFound(f"nic {nic.mac}: park failed: its link vanished")
-        return Arrival()
+        if arrival := self._park_link(*self._namespaces.locate(nic), nic):
+            return arrival
+        raise LinkNotFound(f"nic {nic.mac}: park failed: its link vanished")
 
     def set_up(self, mac: str) -> str:
         """Set a parked link up for a probe; returns its name."""
@@ -152,65 +152,38 @@ class LinkOperations:
 
     def attach(self, order: LinkOrder) -> PlacedLink:
         self._host.check(order.mac, "attach")
-        netlinks = [self._parking, self._host]
+        netlinks, nic = [self._parking, self._host], order.nic
         with ExitStack() as stack:
             try:
-                netlink, link = self._namespaces.locate(order.mac)
+                netlink, link = self._namespaces.locate(nic)
+                nic = self._recorded(netlink, link, nic)
                 namespace = stack.enter_context(self._namespaces.open_recorded(order.netns))
                 inside = stack.enter_context(self._namespaces.netlink_in(namespace))
                 netlinks.append(inside)
-                return self._move_in(order, netlink, link, namespace, inside)
+                placed = self._move_in(order, netlink, link, namespace, inside)
+                return replace(placed, arrival=Arrival(nic.fingerprint))
             except BaseException as err:
-                self._undo(order.mac, netlinks, err)
+                self._undo(nic, netlinks, err)
                 raise
 
     def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
         self._host.check(nic.mac, "detach")
-        sought = NicMatcher(nic.mac, nic.alias, ifindex)
+        found: list[str] = []
         with ExitStack() as stack:
-            inside = None
-            if recorded := self._namespaces.find_recorded(netns):
-                stack.enter_context(recorded)
-                inside = stack.enter_context(self._namespaces.netlink_in(recorded))
-                if self._park_from(inside, sought):
-                    return Detached(Arrival())
-            if self._park_from(self._host, sought) or self._park_from(self._parking, sought):
-                return Detached(Arrival())
-            if self._park_from_anywhere(sought, recorded):
-                return Detached(Arrival())
-            # the kernel reuses inodes of namespaces at once, so a guess needs the path as well
-            is_the_one = leads_to(netns.path, (netns.dev, netns.inode))
-            if inside is not None and is_the_one and self._park_by_ifindex(inside, sought):
-                return Detached(Arrival())
+            for path, netlink, index in self._search.places(nic, netns, ifindex, stack):
+                link = self._nics.find(netlink, nic, index)
+                if link and (arrival := self._park_link(netlink, link, nic)):
+                    return Detached(arrival, tuple(found))
+                seen = spoofs(netlink.links(), nic, index)
+                found += (f"{other.name} (MAC {other.mac}, index {other.ifindex}) in {path}" for other in seen)
         self._mtus.pop(nic.mac, None)
-        return Detached()
+        return Detached(spoofs=tuple(found))
 
     def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
-        found: dict[str, Inspection] = {}
-        left = {nic.mac: NicMatcher(nic.mac, nic.alias) for nic in sought}
-        with closing(self._namespaces.others(set())) as visits:
-            for netns, netlink in visits:
-                links = netlink.links()
-                for mac, nic in tuple(left.items()):
-                    if link := nic.pick(links):
-                        found[mac] = _inspection(netns, netlink, link)
-                        del left[mac]
-                if not left:
-                    break
-        return found
+        return self._search.search(sought)
 
     def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
-        recorded = (netns.dev, netns.inode)
-        if leads_to(netns.path, recorded):
-            return False
-        if any(NicMatcher(nic.mac, nic.alias).pick(netlink.links()) for netlink in (self._host, self._parking)):
-            return True
-        if self.search([nic]):
-            return False
-        if found := find(recorded, self._netns_dir):  # its link may match no longer
-            found.close()
-            return False
-        return True
+        return self._search.is_gone(nic, netns)
 
     def _move_in(
         self, order: LinkOrder, netlink: Netlink, link: LinkInfo, namespace: Namespace, inside: Netlink
@@ -258,70 +231,69 @@ class LinkOperations:
                 except OSError as err:
                     raise KernelRefused(f"nic {order.mac}: write {setting} failed: {err.strerror}") from err
 
-    def _undo(self, mac: str, netlinks: Sequence[Netlink], cause: BaseException) -> None:
+    def _undo(self, nic: NicRecord, netlinks: Sequence[Netlink], cause: BaseException) -> None:
         """Park the NIC from one of *netlinks*; the message of a failure has *cause* as well."""
         try:
             for netlink in netlinks:
-                if self._park_from(netlink, NicMatcher(mac)):
+                if (link := self._nics.find(netlink, nic)) and self._park_link(netlink, link, nic):
                     return
         except KernelRefused as err:
             raise KernelRefused(f"{cause}; undo failed: {err}") from cause
 
-    def _park_from(self, netlink: Netlink, sought: NicMatcher) -> bool:
-        """Park the NIC from *netlink*; False if it is not there, or no longer."""
-        link = netlink.link(ifindex=sought.ifindex) if sought.ifindex else None
-        if link is None or not sought.matches(link):
-            link = sought.pick(netlink.links())
-        return link is not None and self._park_link(netlink, link, sought.mac)
+    def _recorded(self, netlink: Netlink, link: LinkInfo, nic: NicRecord) -> NicRecord:
+        """*nic* with the fingerprint of its *link*, if it has no record."""
+        return nic if nic.fingerprint else replace(nic, fingerprint=self._nics.link(netlink, link).fingerprint)
 
-    def _park_by_ifindex(self, inside: Netlink, sought: NicMatcher) -> bool:
-        link = inside.link(ifindex=sought.ifindex) if sought.ifindex else None
-        return link is not None and sought.may_match(link) and self._park_link(inside, link, sought.mac)
+    def _park_link(self, netlink: Netlink, link: LinkInfo, nic: NicRecord) -> Arrival | None:
+        """Move *link* from *netlink* to the parking namespace and reset it; a parked one is only reset.
 
-    def _park_from_anywhere(self, sought: NicMatcher, recorded: Namespace | None) -> bool:
-        """Search every reachable namespace except the host's, the parking and the *recorded* one."""
-        known = {recorded.identity} if recorded else set()
-        with closing(self._namespaces.others(known)) as visits:
-            return any(self._park_from(netlink, sought) for _netns, netlink in visits)
-
-    def _park_link(self, netlink: Netlink, link: LinkInfo, mac: str) -> bool:
-        """Move *link* from *netlink* to the parking namespace and reset it; a parked one is only reset."""
-        self._host.check_link(link, f"nic {mac}: park")
+        None if it vanished, or if a container put another link in its place meanwhile.
+        """
+        self._host.check_link(link, f"nic {nic.mac}: park")
+        nic = self._recorded(netlink, link, nic)
         try:
-            if netlink is self._parking:
-                self._reset_parked(link, mac)
-            else:
-                self._move_home(netlink, link, mac)
-            if parked := self._parking.link(name=parked_name(mac)):
-                self._parked.settle(parked, None)
+            if netlink is not self._parking:
+                self._move_home(netlink, link, nic)
+                parked = self._namespaces.parked(nic)
+                if parked is None:
+                    self._namespaces.expel(nic)
+                    return None
+                link = parked
+            self._reset_parked(link, nic.mac)
+            if settled := self._parking.link(ifindex=link.ifindex):
+                self._parked.settle(settled, None)
         except LinkNotFound:
-            return False
+            return None
         except NetlinkRefused as err:
             if err.errno == errno.ENODEV:  # unplugged, or a veth whose namespace died
-                return False
+                return None
             raise
-        self._mtus.pop(mac, None)  # the parked link has the first MTU
-        return True
+        self._mtus.pop(nic.mac, None)  # the parked link has the first MTU
+        return Arrival(nic.fingerprint)
 
     def _inside_parking(self) -> AbstractContextManager[None]:
         return self._namespaces.switcher.inside(self._namespaces.parking_ns)
 
-    def _move_home(self, netlink: Netlink, link: LinkInfo, mac: str) -> None:
-        action = f"nic {mac}: park {link.name}"
-        strip(netlink, link, f"nic {mac}")
-        self._strip_altnames(netlink, link, mac)
-        change = replace(self._resetting(link, mac), netns_fd=self._namespaces.parking_ns.fd, name=parked_name(mac))
+    def _move_home(self, netlink: Netlink, link: LinkInfo, nic: NicRecord) -> None:
+        """Move *link*; its MAC changes only once it is known to be the NIC."""
+        action = f"nic {nic.mac}: park {link.name}"
+        strip(netlink, link, f"nic {nic.mac}")
+        self._strip_altnames(netlink, link, nic.mac)
+        change = replace(
+            self._resetting(link, nic.mac),
+            netns_fd=self._namespaces.parking_ns.fd,
+            name=parked_name(nic.mac),
+            mac=None,
+        )
         try:
             netlink.do(set_link(link.ifindex, change), action)
         except NetlinkRefused as err:
             # The kernel moves first and may have rejected a later part of the message.
-            moved = [parked for parked in self._parking.links() if parked.mac in (mac, link.mac)]
-            if moved:
-                self._reset_parked(moved[0], mac)
-            elif err.errno == errno.EEXIST:
-                netlink.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), action)
-            else:
+            if self._namespaces.parked(nic):
+                return
+            if err.errno != errno.EEXIST:
                 raise
+            netlink.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), action)
 
     def _reset_parked(self, link: LinkInfo, mac: str) -> None:
         """Reset a link in the parking namespace, as far as needed."""
@@ -358,12 +330,3 @@ def _add_route(inside: Netlink, link: LinkInfo, route: Route, order: LinkOrder) 
             raise
         return False
     return True
-
-
-def _inspection(netns: Netns, netlink: Netlink, link: LinkInfo) -> Inspection:
-    return Inspection(
-        netns,
-        to_link(link),
-        tuple(a.address for a in netlink.addresses() if a.ifindex == link.ifindex),
-        tuple(seen_route(r) for r in netlink.routes() if r.ifindex == link.ifindex and r.kind == RTN_UNICAST),
-    )

@@ -1,18 +1,20 @@
 """Handles of the host's and the parking namespace, lookups of NICs in them, and visits to other namespaces."""
 
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from socket import socket
 from typing import Final
 
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns
-from qingcloud_cni.kernel.links.nic import NicMatcher, is_candidate, parked_name
+from qingcloud_cni.core.seams.kernel import NicRecord
+from qingcloud_cni.kernel.links.nic import is_ethernet, parked_name
+from qingcloud_cni.kernel.links.recognition import Recognition
 from qingcloud_cni.kernel.links.reserved import HostNetlink
 from qingcloud_cni.kernel.namespaces import parking, sysctl
 from qingcloud_cni.kernel.namespaces.namespaces import Identity, Namespace, NetnsSwitcher, find, open_if, reachable
-from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, set_link
+from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, delete_link, set_link
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
 from qingcloud_cni.kernel.netlink.watch import open_monitor
 
@@ -25,8 +27,16 @@ PARKING_SETTINGS: Final = {  # a NIC that is up for a probe sends nothing else; 
 class NamespaceHandles:
     """Owns the sockets to the agent's two namespaces; made and used in one thread."""
 
-    def __init__(self, instance_id: str, netns_dir: Path, host_netns: str | None = None, iface: str = "") -> None:
+    def __init__(
+        self,
+        instance_id: str,
+        netns_dir: Path,
+        host_netns: str | None = None,
+        iface: str = "",
+        routers: Sequence[str] = (),
+    ) -> None:
         self.netns_dir = netns_dir
+        self.nics = Recognition(routers)
         self._parking_path = parking.parking_path(instance_id, netns_dir)
         with ExitStack() as undo:
             self.switcher = NetnsSwitcher(host_netns)
@@ -62,18 +72,33 @@ class NamespaceHandles:
         self._held.close()
         parking.remove(self._parking_path)
 
-    def locate(self, mac: str, alias: str = "") -> tuple[Netlink, LinkInfo]:
+    def locate(self, nic: NicRecord) -> tuple[Netlink, LinkInfo]:
         """The socket to the namespace of a NIC that is parked or on the host, and its link."""
-        link = self.parking.link(name=parked_name(mac))
-        if link and link.mac == mac:
+        if link := self.parked(nic):
             return self.parking, link
-        for netlink in (self.parking, self.host):
-            if link := NicMatcher(mac, alias).pick(netlink.links()):
-                return netlink, link
-        raise LinkNotFound(f"nic {mac}: find link failed: neither on the host nor in {self._parking_path}")
+        if link := self.nics.find(self.host, nic):
+            return self.host, link
+        raise LinkNotFound(f"nic {nic.mac}: find link failed: neither on the host nor in {self._parking_path}")
+
+    def parked(self, nic: NicRecord) -> LinkInfo | None:
+        """The link of a parked NIC, which usually has its name."""
+        link = self.parking.link(name=parked_name(nic.mac))
+        if link and nic.matches(self.nics.link(self.parking, link)):
+            return link
+        return self.nics.find(self.parking, nic)
+
+    def expel(self, nic: NicRecord) -> None:
+        """Delete the link that a container swapped in for the NIC while it was moved home.
+
+        If that is another NIC of the simulator, the simulator plugs it in again.
+        """
+        for link in self.nics.shown(self.parking):
+            if not link.fingerprint or (link.name == parked_name(nic.mac) and not nic.matches(link)):
+                with suppress(NetlinkRefused):  # hardware, or the other end of a veth
+                    self.parking.do(delete_link(link.ifindex), f"nic {nic.mac}: delete {link.name}")
 
     def parked_link(self, mac: str) -> LinkInfo:
-        netlink, link = self.locate(mac)
+        netlink, link = self.locate(NicRecord(mac))
         if netlink is not self.parking:
             raise LinkNotFound(f"nic {mac}: find parked link failed: it is on the host")
         return link
@@ -81,7 +106,7 @@ class NamespaceHandles:
     def _set_all_down(self) -> None:
         """A killed agent may have left links up after a probe."""
         for link in self.parking.links():
-            if is_candidate(link) and link.is_up:
+            if is_ethernet(link) and link.is_up:
                 self.set_down(link)
 
     def set_down(self, link: LinkInfo) -> None:

@@ -1,34 +1,24 @@
-"""Rules about links: which may be NICs, how one is recognized, and its state while parked. Pure."""
+"""Rules about links: which may be NICs, their aliases, and the state of a parked one. Pure."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from qingcloud_cni.core.seams.kernel import Link
 from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo
 from qingcloud_cni.kernel.nic_state.description import restoring_change
 
-NIC_KINDS: Final = frozenset({"", "veth"})  # hardware has no kind; the simulator's NICs are veths
+NIC_KINDS: Final = frozenset({"", "veth"})  # of hardware, of the simulator's NICs
 USUAL_MTU: Final = 1500
 ALIAS_BYTES: Final = 255  # IFALIASZ without its final zero byte
 SPARE_NAME: Final = "qnic%d"  # for a link whose parking name is taken; the kernel numbers it
 _MARK: Final = re.compile(r"(?P<alias>.*) mtu=(?P<mtu>[1-9][0-9]{0,8})", re.DOTALL)
 
 
-def is_candidate(link: LinkInfo) -> bool:
+def is_ethernet(link: LinkInfo) -> bool:
+    """Whether *link* may be a NIC, or look like one."""
     is_ethernet = link.hardware == nl.ARPHRD_ETHER and not link.flags & nl.IFF_LOOPBACK
     return is_ethernet and bool(link.mac) and link.kind in NIC_KINDS
-
-
-def to_link(link: LinkInfo) -> Link:
-    alias, _ = parse_alias(link.alias)
-    return Link(link.mac, link.name, link.ifindex, link.is_up, alias, link.mtu, link.permanent_mac)
-
-
-def candidates(links: Iterable[LinkInfo]) -> tuple[Link, ...]:
-    return tuple(to_link(link) for link in links if is_candidate(link))
 
 
 def parked_name(mac: str) -> str:
@@ -52,42 +42,6 @@ def parse_alias(text: str) -> tuple[str, int | None]:
     if found := _MARK.fullmatch(text):
         return found["alias"], int(found["mtu"])
     return text, USUAL_MTU if text else None
-
-
-@dataclass(frozen=True, slots=True)
-class NicMatcher:
-    """The known properties of a NIC's link. *alias* is unique among all NICs in all namespaces."""
-
-    mac: str
-    alias: str = ""
-    ifindex: int = 0  # in the namespace recorded for it
-
-    def matches(self, link: LinkInfo) -> bool:
-        """Whether *link* has the NIC's MAC, permanent MAC or alias: enough in any namespace."""
-        if not is_candidate(link):
-            return False
-        return self.mac in (link.mac, link.permanent_mac) or self._is_marked(link)
-
-    def may_match(self, link: LinkInfo) -> bool:
-        """Whether *link*, in the recorded namespace, can be the NIC although MAC and alias were both changed.
-
-        Only for a NIC that no link `matches`. Hardware has a permanent MAC, so it is never confused.
-        """
-        return link.ifindex == self.ifindex and is_candidate(link) and not link.permanent_mac
-
-    def pick(self, links: Iterable[LinkInfo]) -> LinkInfo | None:
-        """The link that matches; among several the one that matches best."""
-        found = [link for link in links if self.matches(link)]
-        return max(found, key=self._rank, default=None)
-
-    def _rank(self, link: LinkInfo) -> tuple[bool, bool, bool]:
-        return link.ifindex == self.ifindex, self._is_marked(link), link.mac == self.mac
-
-    def _is_marked(self, link: LinkInfo) -> bool:
-        if not self.alias or not link.alias:
-            return False
-        mtu = parse_alias(link.alias)[1] or USUAL_MTU
-        return link.alias == make_alias(self.alias, mtu)
 
 
 def reset_change(link: LinkInfo, mac: str, mtu: int | None = None) -> LinkChange:

@@ -11,7 +11,6 @@ from typing import Final
 
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.seams.kernel import LinkOrder
-from qingcloud_cni.kernel.links.nic import parse_alias
 from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NetnsSwitcher, open_if
 from qingcloud_cni.kernel.neighbours.arp import ETH_P_ARP, announcement_frame
 from qingcloud_cni.kernel.netlink import conntrack
@@ -73,10 +72,8 @@ class Background:
 
 
 def _has_address(inside: Netlink, link: LinkInfo, order: LinkOrder) -> bool:
-    """Whether the link is still the NIC, is up and has the address."""
-    if not link.is_up or parse_alias(link.alias)[0] != order.nic.alias:
-        return False
-    return any(a.ifindex == link.ifindex and a.address == order.address for a in inside.addresses())
+    """Whether the link is up and has the address."""
+    return link.is_up and any(a.ifindex == link.ifindex and a.address == order.address for a in inside.addresses())
 
 
 def _packet_socket(protocol: int) -> socket.socket:

@@ -57,8 +57,9 @@ IFLA_XDP_FD: Final = 1
 IFLA_XDP_ATTACHED: Final = 2
 IFLA_XDP_FLAGS: Final = 3
 XDP_MODES: Final = {5: 1 << 2, 6: 1 << 1, 7: 1 << 3}  # by IFLA_XDP_*_PROG_ID: driver, generic, hardware
+IFLA_PARENT_DEV_NAME: Final = 56
+IFLA_PARENT_DEV_BUS_NAME: Final = 57
 RTEXT_FILTER_SKIP_STATS: Final = 1 << 3
-
 NETNSA_NSID: Final = 1
 NETNSA_FD: Final = 3
 NO_NSID: Final = -1
@@ -77,6 +78,7 @@ _HEADER: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, seque
 _ATTRIBUTE: Final = struct.Struct("=HH")  # nlattr: length, type
 _LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, hardware type, index, flags, change mask
 _INT: Final = struct.Struct("=i")
+_PARENT: Final = (IFLA_PARENT_DEV_BUS_NAME, IFLA_PARENT_DEV_NAME)
 U32: Final = struct.Struct("=I")
 
 
@@ -129,6 +131,7 @@ class LinkInfo:
     peer: int = 0  # the index of a veth's other end, or of the link below it, in its own namespace
     peer_nsid: int = NO_NSID  # that namespace's number in the link's; NO_NSID: it is the link's own, or has none
     attributes: Mapping[int, bytes] = field(default_factory=dict, compare=False, repr=False)  # all, as received
+    parent: str = ""  # bus and name of the device: "virtio/virtio2"; Linux 5.14
 
     @property
     def is_up(self) -> bool:
@@ -263,6 +266,7 @@ def parse_link(body: bytes) -> LinkInfo:
         peer=parse_u32(fields.get(IFLA_LINK, bytes(4))),
         peer_nsid=_parse_int(fields[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in fields else NO_NSID,
         attributes=fields,
+        parent="/".join(parse_text(fields[kind]) for kind in _PARENT if kind in fields),
     )
 
 

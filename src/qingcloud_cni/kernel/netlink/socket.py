@@ -1,8 +1,11 @@
 """A netlink socket: each request returns its answer, or raises with the kernel's own message."""
 
+import ctypes
 import errno
+import fcntl
 import os
 import socket
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +21,11 @@ NETLINK_EXT_ACK: Final = 11  # Linux 4.12: an error has a message
 ANSWER_SECONDS: Final = 5.0  # the kernel answers within the call that sends; this limits a bug
 DUMP_TRIES: Final = 20  # of a dump that changes interrupt
 BUFFER_BYTES: Final = 1 << 16  # the parts of a dump have at most 32 KiB
+
+SIOCETHTOOL: Final = 0x8946
+ETHTOOL_GPERMADDR: Final = 0x20
+_IFREQ: Final = struct.Struct("16sP16x")  # ifreq: name, pointer
+_PERMANENT: Final = struct.Struct("=II")  # ethtool_perm_addr: command, length; the address follows
 
 MessageFilter = Callable[[Message], bool]
 
@@ -80,6 +88,17 @@ class Netlink(ClosesOnExit):
     def nsid_of(self, netns_fd: int) -> int:
         """The number that an open namespace has in this one; NO_NSID if it has none."""
         return nl.parse_nsid(self.do(nl.get_nsid(netns_fd), "find the number of a namespace")[0].body)
+
+    def permanent_mac(self, name: str) -> str:
+        """A link's burnt-in MAC, by ethtool: before Linux 5.6 netlink does not have it. "" if the link has none."""
+        answer = ctypes.create_string_buffer(_PERMANENT.pack(ETHTOOL_GPERMADDR, 6), _PERMANENT.size + 6)
+        request = _IFREQ.pack(os.fsencode(name), ctypes.addressof(answer))
+        try:
+            fcntl.ioctl(self._socket, SIOCETHTOOL, request)
+        except OSError:  # renamed, or gone
+            return ""
+        mac = answer.raw[_PERMANENT.size :]
+        return mac.hex(":") if any(mac) else ""
 
     def addresses(self) -> list[routing.Address]:
         messages = self.dump(routing.get_addresses(), "list addresses")

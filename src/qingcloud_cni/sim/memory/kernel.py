@@ -1,7 +1,7 @@
 """A kernel in memory, for agents on a virtual clock: core.seams.Kernel on a `Machine`. Moves are slow and serial."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 
@@ -86,50 +86,57 @@ class FakeKernel(Machine, KernelFaults):
             container = self._recorded(order.netns)
             if container is None:
                 raise InvalidNetns(f"{order.netns.path}: is no longer the namespace it was")
-            wanted = (order.mac, order.ifname, order.nic.alias)
-            links = container.links.values()
-            placed = next((link for link in links if (link.mac, link.name, link.alias) == wanted), None)
+            inside = container.links.values()
+            placed = next((n for n in inside if n.name == order.ifname and order.nic.matches(n.shown())), None)
             if placed is None:
-                self._find_free(order.mac)
+                self._find_free(order.nic)
                 try:
                     placed = await self._place(order, container)
                 except (InvalidConfig, InvalidNetns, KernelRefused):
                     await self._park(order.nic)
                     raise
                 self._announce()
-            return PlacedLink(placed.ifindex, MTU, placed.routes)
+            return PlacedLink(placed.ifindex, MTU, placed.routes, Arrival(placed.fingerprint))
 
     @verb
     async def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
         async with self._moves.take():
-            found = self._search(nic, netns, ifindex)
+            self._check_free(nic.mac)
+            found = self._located(nic)
+            spoofs = tuple(
+                f"{link.name} in {space.path}"
+                for space in self._spaces()
+                for link in space.links.values()
+                if found is None
+                and (
+                    link.mac == nic.mac
+                    or link.alias == (nic.alias or None)
+                    or (link.ifindex == ifindex and space.netns == netns)
+                )
+            )
             if found is None:
-                return Detached()
+                return Detached(spoofs=spoofs)
             space, link = found
             if space is not self._parking:
                 await self._sleep(MOVE)
                 if space.links.get(link.ifindex) is not link:  # its namespace died, or it was unplugged
-                    return Detached()
+                    return Detached(spoofs=spoofs)
                 self._put(link, space, self._parking)
                 link.reset(_parked_name(link))
                 self._announce()
-            return Detached(Arrival())
+            return Detached(Arrival(link.fingerprint), spoofs)
 
     @verb
     async def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
-        found: dict[str, Inspection] = {}
-        for space in self._containers.values():
-            for link in space.links.values():
-                for nic in sought:
-                    if nic.mac in (link.nic_id, link.mac) or link.alias == nic.alias:
-                        found[nic.mac] = _inspection(space, link)
-        return found
+        located = {nic.mac: self._located(nic) for nic in sought}
+        containers = [*self._containers.values()]
+        return {mac: _inspection(*found) for mac, found in located.items() if found and found[0] in containers}
 
     @verb
     async def announce(self, order: LinkOrder, ifindex: int) -> bool:
         container = self._recorded(order.netns)
         link = container.links.get(ifindex) if container is not None else None
-        if link is None or (link.alias, link.address, link.is_up) != (order.nic.alias, order.address, True):
+        if link is None or (link.address, link.is_up) != (order.address, True):
             return False
         self.announced.append(order.address)
         return True
@@ -160,9 +167,9 @@ class FakeKernel(Machine, KernelFaults):
     async def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
         if self._recorded(netns) is not None:
             return False
-        if found := self._find(nic.mac):
-            return found[0] in (self._host, self._parking)
-        return all(space.inode != netns.inode for space in self._spaces())
+        if any(NicRecord(nic.mac).matches(n.shown()) for s in (self._host, self._parking) for n in s.links.values()):
+            return True
+        return self._located(nic) is None and all(space.inode != netns.inode for space in self._spaces())
 
     @verb
     async def host_addresses(self) -> Mapping[str, tuple[str, ...]]:
@@ -219,20 +226,20 @@ class FakeKernel(Machine, KernelFaults):
             yield not is_complete
 
     async def _park(self, nic: NicRecord) -> Arrival:
-        space, link = self._find_free(nic.mac, nic.alias)
+        space, link = self._find_free(nic)
         if space is self._parking:
-            return Arrival()
+            return Arrival(link.fingerprint)
         await self._sleep(MOVE)
         if link.ifindex not in space.links:
             raise LinkNotFound(f"nic {nic.mac}: park: it vanished on the way")
         self._put(link, space, self._parking)
         link.reset(_parked_name(link))
         self._announce()
-        return Arrival()
+        return Arrival(link.fingerprint)
 
     async def _place(self, order: LinkOrder, container: Space) -> FakeLink:
         """Move and configure; on failure the link stays in its namespace."""
-        space, link = self._find_free(order.mac)
+        space, link = self._find_free(order.nic)
         await self._sleep(MOVE)
         if link.ifindex not in space.links:
             raise LinkNotFound(f"nic {order.mac}: attach: it vanished on the way")
@@ -261,7 +268,7 @@ class FakeKernel(Machine, KernelFaults):
             if gateway.address not in (link.address for link in self._host.links.values() if link.mac == gateway.mac):
                 raise LinkNotFound(f"nic {gateway.mac}: is not up on the host with address {gateway.address}")
             return
-        space, link = self._find_free(gateway.mac)
+        space, link = self._find_free(NicRecord(gateway.mac))
         self._gateways.add(gateway.mac)
         if any(other.name == gateway.link_name for other in self._host.links.values() if other is not link):
             raise KernelRefused(f"nic {gateway.mac}: name {gateway.link_name}: taken by another link of the host")
@@ -283,39 +290,30 @@ class FakeKernel(Machine, KernelFaults):
                 self._announce()
 
     def _put(self, link: FakeLink, source: Space, target: Space) -> None:
-        """Move a link. It retains its index: no two links of the machine have the same one."""
+        """Move a link. It retains its index unless a container took that."""
         self.on_move(link, source, target)
         del source.links[link.ifindex]
-        target.links[link.ifindex] = link
+        self._put_in(target, link)
 
-    def _find_free(self, mac: str, alias: str = "") -> tuple[Space, FakeLink]:
-        self._check_free(mac)
+    def _find_free(self, nic: NicRecord) -> tuple[Space, FakeLink]:
+        self._check_free(nic.mac)
         for space in (self._parking, self._host):
             for link in space.links.values():
-                if link.mac == mac or (alias and link.alias == alias):
+                if nic.matches(link.shown()):
                     return space, link
-        raise LinkNotFound(f"nic {mac}: neither parked nor on the host")
+        raise LinkNotFound(f"nic {nic.mac}: neither parked nor on the host")
 
     def _parked(self, mac: str) -> FakeLink:
-        space, link = self._find_free(mac)
+        space, link = self._find_free(NicRecord(mac))
         if space is not self._parking:
             raise LinkNotFound(f"nic {mac}: is not parked")
         return link
 
-    def _search(self, nic: NicRecord, netns: Netns, ifindex: int) -> tuple[Space, FakeLink] | None:
-        self._check_free(nic.mac)
-        mac, alias, container = nic.mac, nic.alias, self._recorded(netns)
-        if container is not None:
-            marks: tuple[Callable[[FakeLink], bool], ...] = (
-                lambda link: link.ifindex == ifindex and link.nic_id == mac,
-                lambda link: bool(alias) and link.alias == alias,
-                lambda link: link.mac == mac,
-            )
-            for mark in marks:
-                if found := next(filter(mark, container.links.values()), None):
-                    return container, found
+    def _located(self, nic: NicRecord) -> tuple[Space, FakeLink] | None:
+        """The NIC's link in any namespace; None if several claim to be it."""
         everywhere = ((space, link) for space in self._spaces() for link in space.links.values())
-        return next(((s, n) for s, n in everywhere if n.mac == mac or (alias and n.alias == alias)), None)
+        found = [(space, link) for space, link in everywhere if nic.matches(link.shown())]
+        return found[0] if len(found) == 1 else None
 
     def _recorded(self, netns: Netns) -> Space | None:
         """Return the container's namespace if its path still leads to the one recorded."""

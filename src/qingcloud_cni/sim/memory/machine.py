@@ -44,7 +44,7 @@ class Space:
 
 @dataclass(slots=True, eq=False)
 class FakeLink:
-    nic_id: str  # the MAC burnt in
+    nic_id: str  # "" if it is not a NIC
     mac: str
     name: str
     ifindex: int
@@ -53,9 +53,13 @@ class FakeLink:
     address: str = ""
     routes: tuple[Route, ...] = ()
     prefix: str = ""  # of its name whenever it returns to the host; "": the kernel chooses
+    permanent_mac: str = ""
+    fingerprint: str = ""
 
     def shown(self) -> Link:
-        return Link(self.mac, self.name, self.ifindex, self.is_up, self.alias, MTU)
+        return Link(
+            self.mac, self.name, self.ifindex, self.is_up, self.alias, MTU, self.permanent_mac, self.fingerprint
+        )
 
     def unconfigure(self, name: str) -> None:
         """Change what the kernel changes when it takes a link out of its namespace."""
@@ -110,8 +114,15 @@ class Machine:
         rng: random.Random,
         sleep: Callable[[float], Awaitable[None]],
         latencies: Latencies | None = None,
+        is_hardware: bool = False,
     ) -> None:
-        """Effects meant for other instances are ignored; *rng* draws how long dead namespaces retain their NICs."""
+        """Effects meant for other instances are ignored; *rng* draws how long dead namespaces retain their NICs.
+
+        *is_hardware*: NICs have a burnt-in MAC and survive their namespace. Else they are those of the simulator,
+        which makes another link then.
+        """
+        self.is_hardware = is_hardware
+        self._plugged = 0
         self.instance_id = instance_id
         self.parking_path = f"/run/netns/qingcni-{instance_id}"
         self._rng = rng
@@ -162,12 +173,21 @@ class Machine:
                 self._last_ifindex += 1
                 name = self._free_name(effect.link_name or "eth")
                 link = FakeLink(nic_id, nic_id, name, self._last_ifindex, prefix=effect.link_name)
+                self._identify(link)
                 self._host.links[self._last_ifindex] = link
                 self._announce()
             case UnplugNic(nic_id=nic_id):
                 self.unplug(nic_id)
             case PlugNic() | FilterNic():
                 pass  # another host's, plugged already, or about traffic, which memory does not carry
+
+    def _identify(self, link: FakeLink) -> None:
+        """Give it the fingerprint of a NIC that has just been plugged in."""
+        self._plugged += 1
+        link.permanent_mac = link.nic_id if self.is_hardware else ""
+        link.fingerprint = (
+            f"virtio/virtio{self._plugged} {link.nic_id}" if self.is_hardware else f"veth 1/{self._plugged}"
+        )
 
     def unplug(self, nic_id: str) -> None:
         """Remove a NIC wherever its link is."""
@@ -194,7 +214,7 @@ class Machine:
     def kill_netns(self, path: str) -> None:
         """End a container's namespace: its NICs return to the host after a while, down.
 
-        They retain MAC, alias and name. If the host has the name already, it becomes ``dev<ifindex>``.
+        Hardware retains MAC, alias and name. If the host has the name already, it becomes ``dev<ifindex>``.
         """
         space = self._containers.pop(path)
         for link in space.links.values():
@@ -214,10 +234,10 @@ class Machine:
             setattr(link, name, value)
 
     def move(self, path: str, ifname: str, target: str) -> None:
-        """Do `ip link set netns`: the link loses its configuration except MAC and alias."""
+        """Do `ip link set netns`: the link loses its configuration except MAC and alias. A taken index changes."""
         link = self._take(path, ifname)
         link.unconfigure(ifname)
-        self._at(target).links[link.ifindex] = link
+        self._put_in(self._at(target), link)
         self._announce()
 
     def delete_link(self, path: str, ifname: str) -> None:
@@ -225,10 +245,11 @@ class Machine:
         self._take(path, ifname)
         self._announce()
 
-    def add_link(self, path: str, mac: str, name: str, alias: str = "") -> None:
-        """Add a link that is not the cloud's hardware."""
+    def add_link(self, path: str, mac: str, name: str, alias: str = "", ifindex: int = 0) -> None:
+        """Add a link that is not the cloud's hardware, at *ifindex* if that is free."""
         self._last_ifindex += 1
-        self._at(path).links[self._last_ifindex] = FakeLink("", mac, name, self._last_ifindex, alias=alias)
+        link = FakeLink("", mac, name, ifindex or self._last_ifindex, alias=alias)
+        self._put_in(self._at(path), link)
         self._announce()
 
     def reboot(self) -> None:
@@ -246,6 +267,7 @@ class Machine:
         for link in sorted(links, key=lambda link: link.ifindex):
             if link.nic_id:
                 link.reset(self._free_name(link.prefix or "eth"))
+                self._identify(link)
                 link.is_up = True
                 self._host.links[link.ifindex] = link
         self._announce()
@@ -289,9 +311,18 @@ class Machine:
     def _return(self, inode: int) -> None:
         for link in self._lost.pop(inode, ()):
             own = f"dev{link.ifindex}" if self._host.has_name(link.name) else link.name
+            if not self.is_hardware:
+                link.mac, link.alias = link.nic_id, ""
+                self._identify(link)
             link.unconfigure(self._free_name(link.prefix) if link.prefix else own)
             self._host.links[link.ifindex] = link
             self._announce()
+
+    def _put_in(self, space: Space, link: FakeLink) -> None:
+        if link.ifindex in space.links:
+            self._last_ifindex += 1
+            link.ifindex = self._last_ifindex
+        space.links[link.ifindex] = link
 
     def _take(self, path: str, ifname: str) -> FakeLink:
         space = self._at(path)
@@ -308,7 +339,7 @@ class Machine:
                 watcher.set_result(None)
 
     def _find(self, nic_id: str) -> tuple[Space, FakeLink] | None:
-        """Find a link anywhere by the MAC burnt in."""
+        """Find a NIC's link anywhere."""
         hits = ((space, link) for space in self._spaces() for link in space.links.values() if link.nic_id == nic_id)
         return next(hits, None)
 

@@ -71,6 +71,7 @@ def _host(options: Options, layout: Layout, state: CloudState, host: HostSpec) -
         "instance_id": host.instance_id,
         "client_yaml": str(client_yaml),
         "instance_id_file": str(instance_id_file),
+        "simulator_netns": ",".join(str(NETNS_DIR / router.namespace) for router in layout.routers),
         "nic_id": primary.nic_id,
         "address": primary.private_ip,
         "vxnet_id": host.vxnet_id,
