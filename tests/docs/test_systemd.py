@@ -15,6 +15,7 @@ from machines.flows import addresses, send_udp, track
 from machines.hosts import QINGAGENT, Host, lone_host
 from machines.simulator import eventually, needs_root
 from pages import ROOT, page
+from qingcloud_cni.agent.api.connections import ALLOWANCES
 from qingcloud_cni.cli.qingagent import main
 from qingcloud_cni.core.errors import EXIT, AbilityMissing, StartRefused
 from qingcloud_cni.kernel.host import NETNS_DIR
@@ -65,6 +66,12 @@ def test_it_shares_the_hosts_mounts_and_network() -> None:
         ISOLATING & set(re.findall(r"\w+", warning))
     )
     assert str(NETNS_DIR) in warning
+
+
+def test_it_allows_files_for_all_connections_and_the_agents_own() -> None:
+    connections = sum(allowed.connections for allowed in ALLOWANCES.values())
+    assert int(settings("Service")["LimitNOFILE"]) >= 10 * connections
+    assert f"at most {connections} connections" in UNIT.read_text()
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")

@@ -1,5 +1,6 @@
 """Which files are a container's namespace; the parking namespace is made, found, repaired and removed."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -14,10 +15,14 @@ import pytest
 from machines.nics import NETNS_DIR, Lab, fd_count, ip, kernel, lab
 from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused
 from qingcloud_cni.kernel import HostKernel
+from qingcloud_cni.kernel.namespaces import namespaces
 from qingcloud_cni.kernel.namespaces.namespaces import (
+    OWN,
+    RETURN_PAUSES,
     Namespace,
     NamespaceReturnFailed,
     NetnsSwitcher,
+    enter,
     find,
     reachable,
 )
@@ -153,6 +158,35 @@ def test_thread_that_cannot_return_is_never_used_again(lab: Lab) -> None:
 
     in_thread(threading.Thread(target=travel))
     assert outcomes == [True]
+
+
+def test_a_return_that_meets_a_shortage_is_tried_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel accounts memory for setns, and may have none."""
+    seen: list[tuple[int, int]] = []
+    errors = [OSError(errno.ENOMEM, "setns")] * len(RETURN_PAUSES)
+
+    def enter_at_last(namespace: Namespace) -> None:
+        if errors and seen:
+            raise errors.pop()
+        enter(namespace)
+
+    def travel() -> None:
+        def look() -> None:
+            with Namespace.open(OWN) as here:
+                seen.append(here.identity)
+
+        switcher = NetnsSwitcher()
+        with Namespace.open(lab.path(lab.host)) as away:
+            with switcher.inside(away):
+                look()
+            look()
+            seen.extend((away.identity, switcher.home.identity))
+        switcher.close()
+
+    monkeypatch.setattr(namespaces, "enter", enter_at_last)
+    in_thread(threading.Thread(target=travel))
+    inside, back, away, home = seen
+    assert (inside, back, errors) == (away, home, [])
 
 
 # --- the parking namespace ---------------------------------------------------------------------------

@@ -350,6 +350,22 @@ async def test_a_request_that_takes_long_is_not_cut_off(allow: Callable[..., Non
             assert (await read_all(peer)).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /healthz?" + "x" * 5_000 + " HTTP/1.1\r\n",
+        "GET /healthz HTTP/1.1\r\nA: " + "x" * 5_000 + "\r\n",
+        "GET /healthz HTTP/1.1\r\n" + "A: x\r\n" * 40,
+    ],
+    ids=["line", "field", "fields"],
+)
+async def test_the_header_of_a_request_is_small(head: str) -> None:
+    async with serving() as place:
+        with place.connect() as peer:
+            await send(peer, f"{head}\r\n".encode())
+            assert (await read_all(peer)).split()[1] == b"400"
+
+
 # --- shortages and the log -----------------------------------------------------------------------------
 
 

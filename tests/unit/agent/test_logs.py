@@ -1,5 +1,6 @@
 """Logs: one line each, JSON unless it is a terminal."""
 
+import errno
 import io
 import json
 import logging
@@ -144,3 +145,14 @@ def test_a_terminal_gets_nothing_that_it_would_obey() -> None:
     assert "netns=/run/\\x1b]0;x\\x07\\u202e error=a\\nb" in terminal.lines[0]
     assert terminal.lines[-1] == "ValueError: \\x9b31m"
     assert all(line.isprintable() for line in terminal.lines)
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM, errno.EPIPE])
+def test_a_line_that_cannot_be_written_ends_nothing(code: int) -> None:
+    class Broken(Screen):
+        def write(self, _text: str) -> int:
+            raise OSError(code, "x")
+
+    logs.set_up("info", Broken(is_terminal=False))
+    logs.write("agent.started", instance="i-1")
+    logs.bug()

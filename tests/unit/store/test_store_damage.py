@@ -7,11 +7,13 @@ import logging
 import random
 import shutil
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from inprocess.damage import DAMAGES, Damage
+from machines.agents import limited_files
 from qingcloud_cni.core.errors import StartRefused, StoreDamaged, StoreRefused
 from qingcloud_cni.core.nics.changes import Change, Drop, Put, Setting, Snapshot
 from qingcloud_cni.core.nics.model import (
@@ -303,3 +305,17 @@ def test_until_the_new_file_is_whole_nothing_else_is_written_to_it(
     assert [str(p) for p in damaged_files.earlier(path)] == [where]
     assert {n.nic_id[-2:] for n in file.load().nics} == {"04"}
     file.close()
+
+
+async def test_a_shortage_of_descriptors_is_no_damage(tmp_path: Path) -> None:
+    path, counter, saved = tmp_path / "agent.db", tmp_path / "write_counter", ""
+    for spare in (10, *range(6), 10):
+        store = ThreadedStore(path, counter)
+        with limited_files(spare), suppress(StoreRefused):
+            await store.load()
+            await store.save([Put(Setting("spare", str(spare)))])
+            saved = str(spare)
+            await store.tidy()
+        await store.close()
+    assert (saved, damaged_files.earlier(path)) == ("10", [])
+    assert _reloaded(path).settings == {"spare": "10"}

@@ -18,6 +18,8 @@ from qingcloud_cni.core.cni.protocol import LARGEST_REQUEST
 from qingcloud_cni.core.errors import AccessDenied, AgentError
 
 LAST_REQUESTS = 2.0  # seconds for requests under way at the end; less than the process has to end
+MOST_HEADERS = 32  # of a request, and LONGEST_HEADER bytes: half-sent ones are in memory
+LONGEST_HEADER = 4096
 _ROUTE = {"get": web.get, "post": web.post}
 _SIGNED = web.RequestKey("signed", SignedRequest)
 _logger = logging.getLogger("qingagent.http")  # a malformed request gets 400, and no line: anyone can send them
@@ -47,7 +49,10 @@ class Server:
             [_ROUTE[method](path, partial(found.handler, api)) for (method, path), found in ENDPOINTS.items()]
         )
         application.on_response_prepare.append(_sign)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=LAST_REQUESTS, logger=_logger)
+        self._runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=LAST_REQUESTS, logger=_logger, max_headers=MOST_HEADERS,
+            max_line_size=LONGEST_HEADER, max_field_size=LONGEST_HEADER,
+        )  # fmt: skip
 
     async def begin(self) -> None:
         await self._runner.setup()

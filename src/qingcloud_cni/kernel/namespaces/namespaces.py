@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -15,6 +16,7 @@ from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefuse
 CLONE_NEWNET: Final = 0x40000000
 NS_GET_NSTYPE: Final = 0xB703  # _IO(0xb7, 3), Linux 4.11: the kind of namespace behind a file
 OWN: Final = "/proc/thread-self/ns/net"  # /proc/self shows the main thread's
+RETURN_PAUSES: Final = (0.01, 0.1, 1.0)  # seconds between tries to return after a shortage
 OTHER_DIRS: Final = (Path("/run/docker/netns"),)  # mount directories of other programs
 
 Identity = tuple[int, int]  # device and inode
@@ -110,13 +112,22 @@ class NetnsSwitcher:
         try:
             yield
         finally:
+            self._return()
+
+    def _return(self) -> None:
+        """Retry after a shortage of memory: nothing may happen in the wrong namespace meanwhile."""
+        pauses = iter(RETURN_PAUSES)
+        while True:
             try:
-                enter(self.home)
+                return enter(self.home)
             except OSError as err:
-                self._is_lost = True
-                raise NamespaceReturnFailed(
-                    f"kernel thread: return to the host's network namespace failed: {err}"
-                ) from err
+                pause = next(pauses, None) if is_shortage(err) else None
+                if pause is None:
+                    self._is_lost = True
+                    raise NamespaceReturnFailed(
+                        f"kernel thread: return to the host's network namespace failed: {err}"
+                    ) from err
+                time.sleep(pause)
 
     def close(self) -> None:
         self.home.close()
