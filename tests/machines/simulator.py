@@ -64,9 +64,9 @@ def run(*argv: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedPr
 
 @contextmanager
 def disk_of(size: str, place: Path) -> Iterator[Path]:
-    """A file system of *size* (`300k`, `2m`) at *place*, which is made."""
+    """A file system of *size* (`300k`, `2m`) at *place*, which is made for root alone."""
     place.mkdir()
-    run("mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place))
+    run("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "none", str(place))
     try:
         yield place
     finally:

@@ -597,7 +597,9 @@ def spool_del(request: Request, cause: NoAnswer) -> None:
         head = members(target + key) + f'"uptime":{request.uptime:.6f},"request":'
         content = b"{" + head.encode() + request_body(request, VERBS["DEL"][1]) + b"}\n"
         make_directory(request.spool)
-        info = posix.stat(request.spool)
+        info = posix.lstat(request.spool)
+        if info.st_mode & 0o170000 != 0o040000:
+            raise CniError(11, failure, "a link or a file is there; remove it")
         if info.st_uid != 0 or info.st_mode & 0o022:
             raise CniError(11, failure, "other users than root may write there")
         write_file(request.spool, name, content)

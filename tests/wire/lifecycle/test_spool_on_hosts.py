@@ -102,9 +102,9 @@ def _was_refused(host: Host) -> bool:
 
 
 def _connections(host: Host) -> int:
-    """Connections to the agent's TCP port that are open on its side, accepted or not."""
-    lines = run("nsenter", f"--net=/run/netns/{host.netns}", "ss", "-Htn", "sport", "=", ":31080").stdout
-    return len(lines.splitlines())
+    """Connections to the agent's socket that are open on its side, accepted or not."""
+    lines = run("nsenter", f"--net=/run/netns/{host.netns}", "cat", "/proc/net/unix").stdout.splitlines()
+    return sum(line.endswith(f" {host.socket}") for line in lines) - 1  # the listener
 
 
 def test_files_for_another_agent_stay(new_host: NewHost) -> None:

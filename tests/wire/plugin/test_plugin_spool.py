@@ -191,8 +191,13 @@ def spoil_kind(spool: Path) -> None:
     spool.write_text("")
 
 
-def spoil_parent(spool: Path) -> None:
+def spoil_by_dangling_link(spool: Path) -> None:
     spool.symlink_to("nothing/at/all")
+
+
+def spoil_by_link(spool: Path) -> None:
+    spool.with_name("elsewhere").mkdir(mode=0o700)
+    spool.symlink_to("elsewhere")
 
 
 def spoil_owner(spool: Path) -> None:
@@ -208,8 +213,9 @@ def spoil_mode(spool: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (spoil_kind, "not a directory"),
-        (spoil_parent, "it does not exist"),
+        (spoil_kind, "a link or a file is there; remove it"),
+        (spoil_by_link, "a link or a file is there; remove it"),
+        (spoil_by_dangling_link, "a link or a file is there; remove it"),
         (spoil_owner, "other users than root may write there"),
         (spoil_mode, "other users than root may write there"),
     ],
