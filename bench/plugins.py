@@ -39,7 +39,7 @@ class MeasuredPlugin(ABC):
 
 
 class Qingcni(MeasuredPlugin):
-    """Over TCP with a token, as in 10-mynet.conf."""
+    """As in 10-mynet.conf: its address is of this host, so the plugin uses the unix socket."""
 
     name = "qingcni"
 

@@ -307,7 +307,12 @@ async def test_the_folder_comes_back_as_well(lab: Lab, netns_dir: Path) -> None:
 
 async def test_folder_may_be_elsewhere(lab: Lab, netns_dir: Path) -> None:
     """It is made, and shared, so that processes with a mount namespace of their own see what is mounted in it."""
-    opened = await lab.open_kernel(netns_dir=netns_dir)
+    before = os.umask(0o077)
+    try:
+        opened = await lab.open_kernel(netns_dir=netns_dir)
+    finally:
+        os.umask(before)
+    assert netns_dir.stat().st_mode & 0o777 == 0o755
     again = await lab.open_kernel(f"{lab.instance_id}b", netns_dir=netns_dir)
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     (folder,) = (mount for mount in mounts if mount[4] == str(netns_dir))

@@ -596,13 +596,17 @@ def spool_del(request: Request, cause: NoAnswer) -> None:
         target = (("address", request.address), ("instanceID", request.instance_id), ("bootID", read_boot_id()))
         head = members(target + key) + f'"uptime":{request.uptime:.6f},"request":'
         content = b"{" + head.encode() + request_body(request, VERBS["DEL"][1]) + b"}\n"
+        posix.umask(0o077)  # directories and files for root alone, whatever it was
         make_directory(request.spool)
-        info = posix.lstat(request.spool)
-        if info.st_mode & 0o170000 != 0o040000:
-            raise CniError(11, failure, "a link or a file is there; remove it")
+        try:
+            flags = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
+            directory = posix.open(request.spool, flags)
+        except NotADirectoryError:
+            raise CniError(11, failure, "a link or a file is there; remove it") from None
+        info = posix.fstat(directory)
         if info.st_uid != 0 or info.st_mode & 0o022:
             raise CniError(11, failure, "other users than root may write there")
-        write_file(request.spool, name, content)
+        write_file(directory, name, content)
     except OSError as err:
         raise CniError(11, failure, reason(err)) from None
     note = f"qingcni: {cause.msg}; spooled the DEL of {request.container_id} as {request.spool}/{name}\n"
@@ -631,29 +635,25 @@ def make_directory(path: str) -> None:
             pass
 
 
-def write_file(directory: str, name: str, content: bytes) -> None:
-    """Write the file and its name to disk, or nothing."""
-    draft = f"{directory}/.{name}.{posix.urandom(4).hex()}"
+def write_file(directory: int, name: str, content: bytes) -> None:
+    """Write the file into the open directory, and its name to disk, or nothing."""
+    draft = f".{name}.{posix.urandom(4).hex()}"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
-    file = posix.open(draft, flags, 0o600)
+    file = posix.open(draft, flags, 0o600, dir_fd=directory)
     try:
         try:
             write_all(file, content)
             posix.fsync(file)
         finally:
             posix.close(file)
-        posix.rename(draft, f"{directory}/{name}")
+        posix.rename(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         try:
-            posix.unlink(draft)
+            posix.unlink(draft, dir_fd=directory)
         except OSError:
             pass
         raise
-    file = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-    try:
-        posix.fsync(file)
-    finally:
-        posix.close(file)
+    posix.fsync(directory)
 
 
 # --- the answer ----------------------------------------------------------------------------------------

@@ -226,6 +226,23 @@ def test_a_spool_that_will_not_do_is_code_11_with_the_reason(
     spoil(tmp_path / "spool")
     error = run(DEL, config("127.0.0.1:1", SpoolDir=str(tmp_path / "spool"))).error
     assert (error["code"], error["details"]) == (11, says)
+    assert not list(tmp_path.glob("elsewhere/*")), "a link is not followed"
+
+
+@pytest.mark.parametrize("umask", ["000", "777"])
+def test_the_file_is_for_root_alone_whatever_the_umask(plugin_file: Path, tmp_path: Path, umask: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"umask {umask}; exec {plugin_file}"],
+        env=DEL, input=json.dumps(config("127.0.0.1:1", SpoolDir=f"{tmp_path}/a/spool")).encode(),
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == b""
+    (file,) = (tmp_path / "a" / "spool").iterdir()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "a", file.parent, file)] == [
+        0o700,
+        0o700,
+        0o600,
+    ]
 
 
 def test_a_read_only_file_system_is_code_11(run: Run, tmp_path: Path) -> None:

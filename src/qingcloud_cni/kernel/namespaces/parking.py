@@ -28,7 +28,7 @@ def ensure(path: Path) -> Namespace:
     AbilityMissing without the right to do so.
     """
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with _locked(path.parent):
             _share(path.parent)
             with suppress(InvalidNetns):
@@ -50,7 +50,7 @@ def restore(path: Path, namespace: Namespace) -> bool:
     if not path.is_symlink() and leads_to(str(path), namespace.identity):
         return False
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with _locked(path.parent):
             _share(path.parent)
             if path.is_symlink() or path.is_dir():
@@ -72,6 +72,13 @@ def remove(path: Path) -> None:
             _unmount(path)
     except OSError as err:
         raise KernelRefused(f"parking namespace {path}: remove failed: {err}") from err
+
+
+def _make_folder(folder: Path) -> None:
+    """As iproute2 does it, whatever the umask."""
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
 
 
 @contextmanager
