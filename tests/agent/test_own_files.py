@@ -113,6 +113,15 @@ async def test_a_link_to_a_directory_is_not_followed(host: SimulatedHost) -> Non
 
 
 @on_host()
+async def test_a_restart_finds_nothing_to_put_back(host: SimulatedHost) -> None:
+    await host.add("c0")
+    await host.kill()
+    await host.start()
+    await host.clock.sleep(SECONDS)
+    assert not await host.journal.events(EventFilter(10, name="file"))
+
+
+@on_host()
 async def test_the_parking_mount_is_put_back_with_an_event(host: SimulatedHost) -> None:
     host.kernel.is_parking_mounted = False
     await host.add("c0")

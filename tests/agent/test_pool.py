@@ -12,6 +12,7 @@ from qingcloud_cni.core.cni.network_config import read_config
 from qingcloud_cni.core.errors import Draining, InvalidConfig, PoolEmpty
 from qingcloud_cni.core.nics.model import NicState, Route
 from qingcloud_cni.core.seams.store import EventFilter
+from qingcloud_cni.sim.memory.kernel import MOVE
 from qingcloud_cni.sim.topology import FaultSpec, Latencies, Limits, default_topology
 
 
@@ -59,6 +60,20 @@ async def test_a_burst_whose_plugins_hold_each_other_up_is_one_burst(host: Simul
 
     await asyncio.gather(*(late(n) for n in range(45)))
     assert host.calls - before == 2  # one create, one attach
+
+
+@on_host(is_warm=False, min_idle=14, max_idle=14)
+async def test_an_add_waits_for_one_parking_of_a_refill_and_not_for_all(host: SimulatedHost) -> None:
+    """All NICs arrive at once, and each move takes as long as that of the ADD."""
+    await host.kernel.observe("park").reached()
+    await host.clock.sleep(1.5 * MOVE)
+    assert host.states().count("idle") == 1
+    assert host.states().count("arriving") > 10
+    begun = host.clock.now()
+    await host.add("c0")
+    assert host.clock.now() - begun < 2.5 * MOVE
+    assert host.states().count("arriving") > 8
+    await host.until(lambda: host.states().count("idle") == 13, "the others are parked")
 
 
 @on_host(max_nics=3)

@@ -44,7 +44,8 @@ class WriteCounter:
 
     def restore(self, birth: str, writes: int) -> str | None:
         """Write the file anew if somebody removed it, and then return its name."""
-        if not writes or is_open_at(self._fd, self._path):
+        is_unopened = self._fd < 0 and (not writes or self._path.exists())
+        if is_unopened or is_open_at(self._fd, self._path):
             return None
         self.close()
         self.note(birth, writes)
