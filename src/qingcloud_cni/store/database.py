@@ -80,7 +80,8 @@ class Database:
         except BaseException:
             self._db.close()
             raise
-        self._files = self._identities()
+        self._watched = str(path.parent), str(path), f"{path}-wal"
+        self._opened = self._identities()
 
     def _prepare(self) -> None:
         self._db.text_factory = _text
@@ -153,13 +154,13 @@ class Database:
 
     def check_files(self) -> None:
         """StoreDamaged unless the paths lead to what was opened: the database and its WAL, in the same directory."""
-        if self._identities() != self._files:
+        if self._identities() != self._opened:
             raise StoreDamaged(
                 f"{named(self._path)} or its WAL is no longer the one that was opened: somebody moved or removed it"
             )
 
-    def _identities(self) -> tuple[_Identity | None, ...]:
-        return _identity(str(self._path.parent)), _identity(str(self._path)), _identity(f"{self._path}-wal")
+    def _identities(self) -> list[_Identity | None]:
+        return [_identity(path) for path in self._watched]  # before each write, so no Path is made
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
