@@ -194,6 +194,27 @@ async def test_a_nic_of_ours_with_the_best_default_route_is_parked_as_the_hosts_
 
 
 @in_virtual_time
+async def test_a_nic_of_ours_that_the_cloud_calls_primary_by_mistake_comes_back(tmp_path: Path) -> None:
+    async with simulated(tmp_path) as host:
+        (nic_id, *_) = host.nics
+
+        def tamper(body: bytes) -> bytes:
+            content = json.loads(body)
+            for nic in content.get("nic_set") or ():
+                nic["role"] = int(nic["role"] or nic["nic_id"] == nic_id)
+            return json.dumps(content).encode()
+
+        host.cable.tamper = tamper
+        await host.agent.reconciler.ask(600.0)
+        assert nic_id not in host.nics
+        assert nic_id in host.agent.context.reserved
+        host.cable.tamper = lambda body: body
+        await host.agent.reconciler.ask(600.0)
+        await host.until(lambda: set(host.ours_in_cloud()) == set(host.nics), "adopted again", 900.0)
+        assert nic_id in host.nics
+
+
+@in_virtual_time
 async def test_a_nic_that_serves_is_not_given_up_because_the_cloud_calls_it_primary(tmp_path: Path) -> None:
     async with simulated(tmp_path, default_topology("sim", 1)) as host:
         attachment = await host.add("c0")

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inprocess.agent import SimulatedHost, on_host, simulated
+from inprocess.disk import SlowStore
 from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.agent.api.views import status_view
-from qingcloud_cni.core.errors import CloudUnreachable
+from qingcloud_cni.core.errors import CloudUnreachable, PoolEmpty
+from qingcloud_cni.core.nics.changes import Put
 from qingcloud_cni.core.seams.store import EventFilter
 
 FIRST, SECOND = "vxnet-pods001", "vxnet-pods002"
@@ -113,6 +116,25 @@ async def test_a_new_nic_without_a_usable_address_is_deleted(tmp_path: Path, add
         host.cable.tamper = lambda body: body
         await host.until(lambda: host.states() == ["idle"] * 3, "warm")
         assert set(host.ours_in_cloud()) == set(host.nics)
+
+
+@on_host()
+async def test_a_nic_without_an_address_serves_nothing_until_the_cloud_gives_it_one(host: SimulatedHost) -> None:
+    """Somebody may attach one before the agent has deleted it."""
+    await host.kill()
+    store = SlowStore(host.settings.database, host.settings.write_counter, host.disk)
+    (nic, *others) = (await store.load()).nics
+    await store.save([Put(replace(nic, address=""))])
+    await store.close()
+    host.cable.is_cut = True
+    await host.start()
+    served = {(await host.add(name)).nic_id for name in ("c0", "c1")}
+    assert served == {other.nic_id for other in others}
+    with pytest.raises(PoolEmpty):
+        await host.add("c2", seconds=5.0)
+    host.cable.is_cut = False
+    await host.add("c2", seconds=300.0)
+    await host.until(lambda: host.nics[nic.nic_id].address == nic.address, "readdressed", 300.0)
 
 
 @on_host()

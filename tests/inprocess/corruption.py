@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 GARBAGE: tuple[Any, ...] = (
@@ -34,7 +35,7 @@ def corrupt(body: bytes, rng: random.Random, value: Callable[[], Any], *, change
             case chance if chance < 0.1:
                 del container[key]
             case chance if chance < 0.2 and isinstance(container, list):
-                container.append(container[key])
+                container.append(deepcopy(container[key]))
             case _:
-                container[key] = value()
+                container[key] = deepcopy(value())
     return json.dumps(content).encode()

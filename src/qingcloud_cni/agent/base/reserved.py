@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 
 from qingcloud_cni.core.nics.table import Table
 from qingcloud_cni.core.seams.clock import Clock
+from qingcloud_cni.core.seams.cloud import PRIMARY, CloudNic, InstanceNic
 from qingcloud_cni.core.seams.kernel import HostMacs, Kernel
 
 
@@ -17,7 +18,8 @@ class Reserved:
         self._kernel = kernel
         self._clock = clock
         self._moves = moves
-        self._macs = host.iface | _default_route(host, table)
+        self._host = host.iface | _default_route(host, table)
+        self._primary: set[str] = set()
 
     @classmethod
     async def begin(cls, table: Table, kernel: Kernel, clock: Clock, moves: Collection[str]) -> "Reserved":
@@ -27,19 +29,26 @@ class Reserved:
         return found
 
     def __contains__(self, nic_id: str) -> bool:
-        return nic_id in self._macs
+        return nic_id in self._host or nic_id in self._primary
 
-    async def learn_primary(self, nic_ids: Iterable[str]) -> None:
-        """The cloud calls these primary. It cannot be right about one that serves; one that is moving waits."""
+    async def learn(self, nics: Iterable[CloudNic | InstanceNic]) -> None:
+        """Reserve those that the cloud calls primary, and free those that it calls so no longer.
+
+        It cannot be right about one that serves a container; one that is being moved waits.
+        """
         table = self._table
         in_use = {*self._moves, *table.busy, *(a.nic_id for a in table.attachments.values())}
-        if fresh := set(nic_ids) - in_use - self._macs:
-            self._macs |= fresh
+        is_primary = {nic.nic_id: nic.role == PRIMARY for nic in nics}
+        primary = {nic_id for nic_id in is_primary if is_primary[nic_id] and nic_id not in in_use}
+        before = self._primary
+        self._primary = {n for n in before if is_primary.get(n, True)} | primary
+        if self._primary != before:
             await self._apply()
 
     async def _apply(self) -> None:
-        self._table.keep_off(self._macs, self._clock.now())
-        await self._kernel.reserve(self._macs)
+        macs = self._host | self._primary
+        self._table.keep_off(macs, self._clock.now())
+        await self._kernel.reserve(macs)
 
 
 def _default_route(host: HostMacs, table: Table) -> frozenset[str]:

@@ -197,7 +197,7 @@ class Pool:
 
     def _ready(self) -> Iterator[Nic]:
         for nic in self._context.table.in_state(NicState.IDLE):
-            is_free = nic.nic_id not in self._context.moves and not self.is_outside(nic)
+            is_free = nic.nic_id not in self._context.moves and not self.is_outside(nic) and nic.address
             if is_free and not self.duplicates.is_claimed(nic):
                 yield nic
 
@@ -205,7 +205,7 @@ class Pool:
         """Assign an arriving NIC to a waiting ADD; False if none waits or its address may not be used yet."""
         nic = self._context.table.nics[nic_id]
         is_new = nic.released == 0.0 and not self.is_outside(nic)
-        return is_new and not self.duplicates.is_claimed(nic) and self._assign_next(nic)
+        return is_new and nic.address != "" and not self.duplicates.is_claimed(nic) and self._assign_next(nic)
 
     def _assign_next(self, nic: Nic) -> bool:
         if not self._waiters or self._context.journal.error:

@@ -40,7 +40,7 @@ class Preflight:
             )
         nics = await self._with_iface(instance.nics, urgency)
         self._instance_status.learn(instance)
-        await self._context.reserved.learn_primary(n.nic_id for n in nics if n.role == PRIMARY)
+        await self._context.reserved.learn(nics)
         self.is_bare = all(n.role == PRIMARY and n.vxnet_id not in self._configured for n in nics)
         own = [n.vxnet_id for n in nics if n.role == PRIMARY] or [n.vxnet_id for n in nics]
         self._own = tuple(dict.fromkeys(own))

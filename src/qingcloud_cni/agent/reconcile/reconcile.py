@@ -19,7 +19,7 @@ from qingcloud_cni.core.drift.link_drift import misplaced_links
 from qingcloud_cni.core.drift.schedule import Schedule, stretched
 from qingcloud_cni.core.errors import AgentError
 from qingcloud_cni.core.nics.model import Nic, OpKind
-from qingcloud_cni.core.seams.cloud import PRIMARY, CloudCalls, CloudNic, HowUrgent, Vxnet
+from qingcloud_cni.core.seams.cloud import CloudCalls, CloudNic, HowUrgent, Vxnet
 
 SURVEY_PERIOD = 30.0  # seconds between surveys of every namespace, whether or not the kernel reported a change
 PERIOD = 900.0  # seconds between comparisons with the cloud, times JITTER; longer if calls are scarce
@@ -168,7 +168,7 @@ class Reconciler:
         before, asked = dict(table.nics), set(self._asked())
         cloud = await self._ask_cloud(before, permits, urgency)
         vxnets = await self._ask_vxnets(cloud, urgency)
-        await context.reserved.learn_primary(nic_id for nic_id, nic in cloud.items() if nic.role == PRIMARY)
+        await context.reserved.learn(cloud.values())
         compared = await self.compare_links()
         # Nothing is awaited from here to the remedies, so no row changes.
         ours = {nic_id: nic for nic_id, nic in cloud.items() if nic_id not in context.reserved}
