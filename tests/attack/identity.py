@@ -1,8 +1,80 @@
 """B: links that a container makes to be taken for another's NIC."""
 
 from attack.registry import case
-from attack.scene import Scene, assert_reaches_gateway
+from attack.scene import Scene, assert_lives, assert_reaches_gateway, inside, wait_idle
+from machines.containers import Container
+from machines.hosts import Host
 from machines.simulator import eventually, links, run
+
+
+def victim_and_attacker(scene: Scene) -> tuple[Host, Container, Container, str, str]:
+    """A host with two containers that have NICs: MAC and alias of the victim's."""
+    host = scene.host(max_nics=2)
+    victim, attacker = host.container(), host.container()
+    host.add(victim)
+    host.add(attacker)
+    link = victim.link()
+    return host, victim, attacker, str(link["address"]), str(link.get("ifalias", ""))
+
+
+def assert_next_gets_a_nic(host: Host, attacker: Container, fake: str) -> None:
+    """A new container gets a real NIC, and the attacker keeps the fake."""
+    container = host.container()
+    host.add(container)
+    assert_reaches_gateway(container)
+    assert "link_netnsid" in container.link()
+    assert fake in attacker.names, "the agent took the fake"
+    assert_lives(host)
+
+
+@case("B", is_short=True)
+def mac_of_a_victim(scene: Scene) -> None:
+    """A container makes a veth with the MAC of another's NIC, whose namespace ends with DEL. The next gets a NIC."""
+    host, victim, attacker, mac, _ = victim_and_attacker(scene)
+    inside(attacker, f"link add fake address {mac} type veth peer name other")
+    run("ip", "netns", "delete", victim.name)
+    host.delete(victim)
+    assert_next_gets_a_nic(host, attacker, "fake")
+
+
+@case("B")
+def alias_of_a_victim(scene: Scene) -> None:
+    """A container makes a veth with the alias and MAC of another's NIC. The next container gets a NIC."""
+    host, victim, attacker, mac, alias = victim_and_attacker(scene)
+    inside(attacker, f"link add fake address {mac} type veth peer name other", f"link set fake alias {alias}")
+    run("ip", "netns", "delete", victim.name)
+    host.delete(victim)
+    assert_next_gets_a_nic(host, attacker, "fake")
+
+
+@case("B")
+def fake_without_del(scene: Scene) -> None:
+    """A fake is there when the victim's namespace ends without DEL. The victim's NIC is free again all the same."""
+    host, victim, attacker, mac, alias = victim_and_attacker(scene)
+    inside(attacker, f"link add fake address {mac} type veth peer name other", f"link set fake alias {alias}")
+    run("ip", "netns", "delete", victim.name)
+    wait_idle(host)
+    assert_next_gets_a_nic(host, attacker, "fake")
+
+
+@case("B")
+def index_and_name(scene: Scene) -> None:
+    """A container replaces its NIC by a veth with its index, name and MAC. The NIC comes back, not the veth."""
+    host = scene.host(max_nics=1)
+    attacker, hideout = host.container(), host.container()
+    host.add(attacker)
+    link = attacker.link()
+    alias = f"link set eth0 alias {link['ifalias']}" if link.get("ifalias") else "link set lo up"
+    inside(attacker, f"link set eth0 netns {hideout.name}")
+    inside(
+        attacker,
+        f"link add eth0 index {link['ifindex']} address {link['address']} type veth peer name other",
+        alias,
+    )
+    host.delete(attacker)
+    run("ip", "netns", "delete", hideout.name)
+    wait_idle(host)
+    assert_next_gets_a_nic(host, attacker, "eth0")
 
 
 @case("B")

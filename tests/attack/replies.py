@@ -84,6 +84,23 @@ def own_nic_as_ours(scene: Scene) -> None:
         assert_hears(host, cloud, 1)
 
 
+@case("C", is_short=True)
+def instance_of_another_host(scene: Scene) -> None:
+    """An agent is given the instance id of another host. It plugs no NIC into that host."""
+    host, other = scene.bare_host(), scene.bare_host()
+    given = other.sim.host(other.name)["instance_id_file"]
+    agent = host.launch(instance_id_file=given, **FEW)
+    assert agent.wait() == 2
+    assert other.instance_id in agent.stderr
+    assert attached_to(other) == [other.sim.host(other.name)["nic_id"]]
+
+
+def attached_to(host: Host) -> list[str]:
+    """NICs that a host has, and others that the cloud has for its agent."""
+    nics = host.sim.call("DescribeNics", instances=[host.instance_id])["nic_set"]
+    return [nic["nic_id"] for nic in nics] + list(host.cloud_nics())
+
+
 def every_field(value: object) -> Lie:
     """Puts *value* into every field of every item, but leaves ids that the simulator needs in the envelope."""
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from attack import identity, inheritance, replies, strangers
+from attack import identity, inheritance, removals, replies, strangers
 from attack.registry import GROUPS, Case
 from attack.scene import Scene
 from machines.hosts import Host, NewHost, install
 from machines.simulator import Sim, running_sim
 
-MODULES = (inheritance, identity, replies, strangers)  # each registers its cases
+MODULES = (inheritance, identity, replies, strangers, removals)  # each registers its cases
 WORKERS = 3
 MOST_HOSTS = 100  # of a simulator; a case takes one or two
 
@@ -92,6 +92,7 @@ class AttackRun:
         begun, broken = time.monotonic(), ""
         try:
             case.attack(scene)
+            scene.check_attackers()
         except AssertionError as err:
             broken = str(err) or traceback.format_exc(limit=-1)
         except Exception:  # noqa: BLE001 - the case is broken, whatever the reason

@@ -4,6 +4,7 @@ import os
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from attack.hostile import NOBODY as NOBODY_ID
 from attack.registry import case
@@ -42,6 +43,25 @@ def half_requests_of_a_process(scene: Scene) -> None:
     for _ in range(3):
         assert_works(host)
     assert host.agent.log.stat().st_size < 2**20, "the log grows"
+
+
+@case("D")
+def endless_requests(scene: Scene) -> None:
+    """Sixteen threads send headers and bodies without end. Containers come and go, and the agent does not grow."""
+    host = scene.host()
+    assert_works(host)
+    before = resident(host)
+    scene.attacker(*host.command(*hostile("endless_requests", LOOPBACK, PORT, 16)))
+    for _ in range(3):
+        assert_works(host)
+    grown = resident(host) - before
+    assert grown < 30_000, f"the agent's memory grew by {grown} KiB"
+
+
+def resident(host: Host) -> int:
+    """The agent's memory in KiB."""
+    lines = Path(f"/proc/{host.agent.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 @case("D")
@@ -141,6 +161,26 @@ def second_agent(scene: Scene) -> None:
     flags = host.flags(**places, bindaddr="127.0.0.1:31081")
     second = host.spawn(host.program, "start", *flags, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert second.wait(timeout=30) == 3
+    assert_works(host)
+
+
+@case("D", is_short=True)
+def names_that_write_to_terminals(scene: Scene) -> None:
+    """Names of pod, interface and namespace have escape sequences. ADD fails, DEL works, and nothing shows them."""
+    host = scene.host()
+    container = host.container()
+    evil = "\x1b]0;owned\x07\u202e\x9b1m"
+    hostile_names: tuple[dict[str, Any], ...] = (
+        {"CNI_ARGS": f"K8S_POD_NAMESPACE=x;K8S_POD_NAME={evil}"},
+        {"CNI_IFNAME": "e\x1b[1m"},
+        {"CNI_NETNS": f"/run/netns/{evil}"},
+    )
+    for variables in hostile_names:
+        assert host.cni("ADD", container, **variables).status, f"ADD took {variables}"
+        host.cni("DEL", container, **variables).succeeded()
+    shown = [host.qingagent(name).stdout for name in ("status", "nics", "attachments", "events", "tasks")]
+    shown.append(host.agent.log.read_text())
+    assert not [text for text in shown if any(char in text for char in "\x1b\x07\u202e\x9b")]
     assert_works(host)
 
 

@@ -1,11 +1,13 @@
 """Connections of the API on real sockets: judged, counted, served in turn, and cut off when they are slow."""
 
 import asyncio
+import gc
 import logging
 import secrets
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -367,6 +369,25 @@ async def test_the_header_of_a_request_is_small(head: str) -> None:
 
 
 # --- shortages and the log -----------------------------------------------------------------------------
+
+
+async def test_requests_without_end_are_held_in_small_pieces() -> None:
+    """A rejected one stays in memory until the next garbage collection, with all that was read at once."""
+    heads = ("GET /metrics HTTP/1.1\r\nX: ", "POST /v1/cni HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n100000\r\n")
+    async with serving() as place:
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for head in heads * 40:
+                with place.connect() as peer, suppress(ConnectionError):
+                    await send(peer, head.encode() + bytes(1 << 20))
+                    await read_all(peer)
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    assert held < 80 * (1 << 18)  # it was nine times as much
 
 
 async def test_a_shortage_of_descriptors_is_logged_once_and_outlived(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,6 +19,7 @@ from qingcloud_cni.core.errors import is_shortage
 MOST_ACCEPTS = 128  # connections accepted before other work gets the loop
 MANY_REFUSALS = 32  # of these, after which the listener pauses
 PAUSE = 0.05  # seconds: a flood then costs some percent of the loop's time
+_BUFFER = memoryview(bytearray(8192))  # of the read that is under way; there is one at a time
 SHORTAGE_PAUSE = 1.0  # seconds after accept failed for want of descriptors or memory
 
 
@@ -70,8 +71,12 @@ def _address(name: tuple[str, int]) -> IPv4Address | IPv6Address:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-class Connection(asyncio.Protocol):
-    """Counts and times one connection; *inner* speaks HTTP on it."""
+class Connection(asyncio.BufferedProtocol):
+    """Counts and times one connection; *inner* speaks HTTP on it.
+
+    It reads little at a time: a rejected request, with all that was read at once, stays in memory until the next
+    garbage collection.
+    """
 
     def __init__(self, inner: web.RequestHandler, peer: Peer, serves: Serves, ended: Callable[[], None]) -> None:
         self.inner = inner
@@ -105,8 +110,11 @@ class Connection(asyncio.Protocol):
         self._ended()
         self.inner.connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        self.inner.data_received(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.inner.data_received(bytes(_BUFFER[:nbytes]))
 
     def eof_received(self) -> None:
         self.inner.eof_received()
