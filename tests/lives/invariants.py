@@ -71,10 +71,16 @@ class Witness:
         elif event.name == "nic.detaching" and "to attach it again" in event.detail:
             if now - self._seen.get(nic_id, now) < CONFIRM_SECONDS:
                 self.breaks(f"{nic_id} was detached after one comparison")
+        elif event.name == "nic.assigned" and self._is_outside(nic_id):
+            self.breaks(f"{nic_id} serves again, though its vxnet is no longer configured")
         elif event.name == "nic.gone" and self._is_here(nic_id):
             self.breaks(f"{nic_id} was dropped, though it is attached and its link is here")
         elif event.name == "nic.gone" and nic_id in self.host.model.state.nics:
             self.strangers += 1  # the cloud has denied it again and again, and its link is nowhere
+
+    def _is_outside(self, nic_id: str) -> bool:
+        record = self.host.model.state.nics.get(nic_id)
+        return record is not None and record.vxnet_id not in self.host.settings.vxnet
 
     def _is_here(self, nic_id: str) -> bool:
         """Whether cloud and kernel have agreed on this NIC of ours for two minutes."""
@@ -189,6 +195,8 @@ class Witness:
         told += [f"in the cloud only: {nic_id}" for nic_id in sorted(cloud - nics.keys())]
         told += [f"in the table only: {nic}" for nic_id, nic in nics.items() if nic_id not in cloud and _is_free(nic)]
         told += [f"not at rest: {nic}" for nic in nics.values() if nic.state in moving]
+        outside = (n for n in nics.values() if n.vxnet_id not in self.host.settings.vxnet and not n.is_gateway)
+        told += [f"of a removed vxnet: {nic}" for nic in outside if _is_free(nic)]
         for nic in nics.values():
             if nic.state in _PARKED and places.get(nic.nic_id) != parking:
                 told.append(f"not parked: {nic}; it is in {places.get(nic.nic_id)}")

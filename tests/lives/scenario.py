@@ -25,12 +25,14 @@ TROUBLES: Mapping[str, Mapping[str, float]] = {  # by condition
     "messages": {"lose_message": 2, "deafen": 1.5, "hide": 1},
     "disk": {"full": 1, "sluggish": 1, "stuck": 1, "damage": 0.5},
     "hostile": {"spoof": 4, "swap": 2, "pose": 2},
+    "settings": {"reconfigure": 3},
     "budget": {"rush": 2, "spend": 3, "cut_off": 3},  # the budget is small as well
 }
 CONDITIONS = (*TROUBLES, "faults", "latency", "limits", "services")
 
 
 WITH_BUDGET = 0.2  # of the lives
+WITH_SETTINGS = 0.25
 WITH_REST = 0.15  # of these: quiet hours cost more time than the rest of a life
 
 
@@ -99,9 +101,9 @@ class Plan:
 
 def plan(seed: int) -> Plan:
     rng = random.Random(seed)
-    conditions = {name for name in CONDITIONS if name != "budget" and rng.random() < rng.choice((0.2, 0.6))}
-    if random.Random(f"{seed}/is budget").random() < WITH_BUDGET:  # leaves the others alone
-        conditions.add("budget")
+    rare = {"budget": WITH_BUDGET, "settings": WITH_SETTINGS}  # drawn apart, which leaves the others alone
+    conditions = {name for name in CONDITIONS if name not in rare and rng.random() < rng.choice((0.2, 0.6))}
+    conditions |= {name for name, share in rare.items() if random.Random(f"{seed}/is {name}").random() < share}
     kinds = dict(QUIET)
     for name in sorted(conditions & TROUBLES.keys()):
         kinds |= TROUBLES[name]

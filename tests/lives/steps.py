@@ -160,6 +160,17 @@ class Steps(Runtime):
         if path in self.host.paths() and any(n.name == name for n in self.host.kernel.links_in(path)):
             self.host.kernel.delete_link(path, name)
 
+    async def on_reconfigure(self, rng: random.Random) -> None:
+        """Restart the agent with other settings of the pool."""
+        await self.kill()
+        both = ("vxnet-pods001", "vxnet-pods002")
+        min_idle = rng.choice((0, 1, 3))
+        self.host.settings = replace(
+            self.host.settings, vxnet=rng.choice((both, both[:1], both[1:])), min_idle=min_idle,
+            max_idle=min_idle + rng.choice((0, 2, 5)), idle_ttl=rng.choice((5.0, 600.0)),
+            policy=rng.choice(("FailRotate", "RoundRotate", "Random")), duplicate_probe=rng.random() < 0.7,
+        )  # fmt: skip
+
     # --- the disk --------------------------------------------------------------------------------------
 
     def on_full(self, rng: random.Random) -> None:
