@@ -132,6 +132,18 @@ async def test_the_parking_mount_is_put_back_with_an_event(host: SimulatedHost) 
 
 
 @on_host()
+async def test_a_disk_that_hangs_delays_nothing_else(host: SimulatedHost) -> None:
+    host.disk.is_stuck = True
+    host.kernel.is_parking_mounted = False
+    await host.clock.sleep(SECONDS)
+    assert host.kernel.is_parking_mounted
+    host.disk.is_stuck = False
+    remove_database(host)
+    await host.clock.sleep(SECONDS)
+    assert is_whole(host)
+
+
+@on_host()
 async def test_an_obstacle_is_told_once_and_fails_the_task(host: SimulatedHost) -> None:
     with host.kernel.fail("restore_parking"):
         await host.clock.sleep(20.0)

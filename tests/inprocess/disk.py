@@ -43,6 +43,11 @@ class SlowStore(InlineStore):
     async def replace_file(self, changes: Sequence[Change]) -> str:
         return await self._write(super().replace_file, changes)
 
+    async def check_files(self) -> str | None:
+        while self._disk.is_stuck:
+            await asyncio.sleep(0.5)
+        return await super().check_files()
+
     async def _write(
         self, write: Callable[[Sequence[Change]], Awaitable[T]], changes: Sequence[Change], *, is_late: bool = False
     ) -> T:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ SLOW = 10.0  # seconds without an answer after which a disk counts as failed
 LONGEST_PAUSE = 15.0  # seconds between two tries of a failed write
 ROOM = 10_000  # changes that may gather during one write before they are compacted
 ANSWER = 5.0  # seconds within which the events are read
+GLANCE = 1.0  # seconds within which a disk shows whether files are there
 
 Listener = Callable[[Event], None]  # called with every event
 
@@ -111,7 +113,10 @@ class Journal:
 
     async def check_files(self) -> str | None:
         """If somebody removed the file, it is written anew at once; returns what was restored beside it."""
-        return await self._examine(self._store.check_files)
+        with suppress(TimeoutError):  # a disk that hangs is reported by the next write
+            async with asyncio.timeout(GLANCE):
+                return await self._examine(self._store.check_files)
+        return None
 
     async def _examine(self, examine: Callable[[], Awaitable[T]]) -> T | None:
         if not self.error:
