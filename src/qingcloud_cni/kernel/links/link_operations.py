@@ -154,6 +154,7 @@ class LinkOperations:
         self._host.check(order.mac, "attach")
         netlinks, nic = [self._parking, self._host], order.nic
         with ExitStack() as stack:
+            stack.enter_context(self._nics.routers_open())  # to be able to undo, whatever descriptors are left
             try:
                 netlink, link = self._namespaces.locate(nic)
                 nic = self._recorded(netlink, link, nic)

@@ -6,7 +6,8 @@ router's namespace: the index of that peer is its fingerprint, and no container 
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -48,11 +49,22 @@ class Recognition:
     def __init__(self, routers: Sequence[str]) -> None:
         """StartRefused if a router's namespace cannot be opened."""
         self._routers = tuple(routers)
+        self._open: tuple[Namespace, ...] = ()  # those of `routers_open`
         for path in routers:
             try:
                 Namespace.open(path).close()
             except InvalidNetns as err:
                 raise StartRefused(f"simulator-netns: {err}; start qingcloud-sim, or correct the path") from err
+
+    @contextmanager
+    def routers_open(self) -> Iterator[None]:
+        """Open the routers' namespaces once for the block, which then needs no free descriptor to find a NIC."""
+        with ExitStack() as stack:
+            self._open = tuple(stack.enter_context(_router(path)) for path in self._routers)
+            try:
+                yield
+            finally:
+                self._open = ()
 
     def shown(self, netlink: Netlink) -> tuple[Link, ...]:
         """The links of a namespace that are NICs or look like them."""
@@ -78,17 +90,21 @@ class Recognition:
 
     def _numbers(self, netlink: Netlink, links: Iterable[LinkInfo]) -> Mapping[int, str]:
         """Identities of the routers by number. They are asked after *links*: a namespace keeps its number."""
-        if all(link.kind != "veth" or link.peer_nsid == NO_NSID for link in links):
+        if not self._routers or all(link.kind != "veth" or link.peer_nsid == NO_NSID for link in links):
             return {}
-        numbers: dict[int, str] = {}
-        for path in self._routers:
-            try:
-                with Namespace.open(path) as router:
-                    numbers[netlink.nsid_of(router.fd)] = str(router.identity[1])
-            except InvalidNetns as err:
-                raise KernelRefused(f"simulator-netns: {err}") from err
+        if not self._open:
+            with self.routers_open():
+                return self._numbers(netlink, links)
+        numbers = {netlink.nsid_of(router.fd): str(router.identity[1]) for router in self._open}
         numbers.pop(NO_NSID, None)
         return numbers
+
+
+def _router(path: str) -> Namespace:
+    try:
+        return Namespace.open(path)
+    except InvalidNetns as err:
+        raise KernelRefused(f"simulator-netns: {err}") from err
 
 
 def spoofs(links: Iterable[LinkInfo], nic: NicRecord, ifindex: int) -> list[LinkInfo]:
