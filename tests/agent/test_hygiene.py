@@ -310,7 +310,7 @@ async def test_a_duplicate_found_after_the_add_is_logged_and_quarantines_the_nic
     await host.delete("c1")  # it is idle again, and being probed
     await host.clock.sleep(1.0)
     await host.add("c2")
-    await host.clock.sleep(1.0)
+    await host.clock.sleep(2.0)
     assert host.states() == ["assigned"]
     (told,) = await events(host, "nic.duplicate")
     assert told.startswith(f"{nic.host_address} is used by {ROBBER}")

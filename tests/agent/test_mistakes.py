@@ -29,6 +29,7 @@ from qingcloud_cni.core.drift.differences import Difference, DifferenceKind
 from qingcloud_cni.core.nics.model import Nic, NicState
 from qingcloud_cni.core.pool import plan
 from qingcloud_cni.sim.memory.kernel import FakeKernel
+from qingcloud_cni.sim.memory.machine import FakeLink
 
 SEEDS = 300
 Patch = Callable[[object, str, Any], None]
@@ -168,6 +169,10 @@ def comparisons_take_what_pods_need(patch: Patch) -> None:
     patch(reconcile, "stretched", lambda _period, _rate: 100.0)
 
 
+def what_a_container_left_stays(patch: Patch) -> None:
+    patch(FakeLink, "restore", lambda _self: "")
+
+
 MISTAKES = (
     answered_before_it_is_on_disk,
     asked_before_it_is_announced,
@@ -190,6 +195,7 @@ MISTAKES = (
     refusals_do_not_count,
     what_was_saved_up_stays_when_a_quota_is_used_up,
     comparisons_take_what_pods_need,
+    what_a_container_left_stays,
 )
 
 

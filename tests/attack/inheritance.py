@@ -131,3 +131,20 @@ def assert_upper_is_gone(scene: Scene, mode: str) -> None:
 def macvlan(scene: Scene) -> None:
     """A macvlan above the NIC lives on in another namespace. It carries no packet once the NIC serves the next."""
     assert_upper_is_gone(scene, "bridge")
+
+
+@case("A")
+def macvlan_passthru(scene: Scene) -> None:
+    """A macvlan in passthru mode takes the NIC from another namespace. The next container has its network."""
+    assert_upper_is_gone(scene, "passthru")
+
+
+@case("A", is_short=True)
+def numbers(scene: Scene) -> None:
+    """A container changes MTU, queue length, group, link mode and segment sizes. The next one has them as plugged."""
+    changes = (
+        "link set eth0 mtu 1300 txqueuelen 7 group 77",
+        "link set eth0 gso_max_size 2000 gso_max_segs 3 gro_max_size 3000",
+        "link set eth0 mode dormant",
+    )
+    assert_next_is_clean(scene, lambda container: inside(container, *changes))

@@ -90,6 +90,12 @@ def test_it_allows_every_kind_of_socket_that_the_agent_opens() -> None:
     assert opened <= set(settings("Service")["RestrictAddressFamilies"].split())
 
 
+def test_it_allows_the_system_calls_by_which_nics_are_compared() -> None:
+    """fsopen, fsconfig and fsmount are in @mount; no namespace but a network's is made or entered."""
+    assert {"@system-service", "@mount", "bpf"} <= set(settings("Service")["SystemCallFilter"].split())
+    assert settings("Service")["RestrictNamespaces"] == "net"
+
+
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
     """A host whose agent is limited to the capabilities of the unit."""
@@ -112,6 +118,7 @@ def test_an_agent_works_with_the_capabilities_of_the_unit(host: Host) -> None:
     assert "NoNewPrivs:\t1" in status
     bits = int(re.findall(r"^CapEff:\s*(\w+)$", status, re.MULTILINE)[0], 16)
     assert bits.bit_count() == len(capabilities())
+    assert host.status()["lacks"] == []
 
     container = host.container()
     conf = host.conf(routes=[{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}])

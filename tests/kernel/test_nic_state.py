@@ -12,6 +12,7 @@ from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NetnsSwitcher
 from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink.messages import LinkInfo
 from qingcloud_cni.kernel.netlink.socket import Netlink
+from qingcloud_cni.kernel.nic_state import bpf, sysfs
 from qingcloud_cni.kernel.nic_state.description import Description
 from qingcloud_cni.kernel.nic_state.link_attributes import LISTED, RESET, RESTORED
 from qingcloud_cni.kernel.nic_state.states import LinkStates, strip
@@ -66,7 +67,7 @@ def bench(lab: Lab) -> Iterator[Bench]:
 
 @pytest.mark.parametrize("soil", SOILS)
 def test_container_leaves_nothing_on_its_nic(lab: Lab, bench: Bench, soil: str) -> None:
-    assert bench.states.missing == ()
+    assert bench.states.lacks == ()
     plugged = bench.states.arrive(bench.link, "")
     described = Description.parse(plugged.plugged)
     assert plugged.soil == ""
@@ -140,6 +141,23 @@ def test_links_of_others_are_not_deleted_from_afar(lab: Lab, bench: Bench) -> No
         delete_from_afar(inside, bench.namespace, [bench.link.ifindex])
     assert lab.links(bench.pod) == before
     assert set(before) == {"above", "peer"}
+
+
+@pytest.mark.parametrize("what", ["bpf", "sysfs"])
+def test_missing_ability_is_named_and_the_rest_is_restored(
+    lab: Lab, bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The service's system call filter lacks bpf, or the kernel fsopen."""
+    if what == "bpf":
+        monkeypatch.setattr(bpf, "SYSCALLS", {})
+    else:
+        monkeypatch.setattr(sysfs, "FSOPEN", 100_000)
+    states = LinkStates(bench.netlink, lambda: bench.switcher.inside(bench.namespace))
+    with states:
+        assert [lack.partition(":")[0].removesuffix("(2)") for lack in states.lacks] == [what]
+        plugged = states.arrive(bench.link, "").described
+        with SOILS["NOARP"](lab, bench.park), SOILS["tcx ingress"](lab, bench.park):
+            assert states.settle(bench.link, plugged, is_thorough=True).soil == ""
 
 
 def test_every_attribute_of_a_link_is_looked_after(lab: Lab, bench: Bench) -> None:

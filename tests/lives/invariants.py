@@ -132,6 +132,8 @@ class Witness:
         settings = self.host.settings
         rest = min(settings.pool.cooldown, settings.pool.cooldown_min)
         rested = now - ended  # by the loop's time: the host's clock may be set
+        if link.soil and source.path in outside:
+            self.breaks(f"{link.nic_id} is not as plugged: {link.soil}")
         if inode != target.inode and rested < rest:
             self.breaks(f"{link.nic_id} rested {rested:.3f} s of {rest:g}")
         self.note("placed", link.nic_id, target.path)

@@ -17,6 +17,7 @@ from qingcloud_cni.core.cni.network_config import read_config
 from qingcloud_cni.core.cni.protocol import Verb
 from qingcloud_cni.core.errors import AgentError, CheckFailed, StartRefused
 from qingcloud_cni.core.nics.model import Attachment
+from qingcloud_cni.sim.memory.kernel import NOARP
 
 SERVICES = read_config(
     {"name": "net", "ipam": {"routes": [{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}]}, "isGateway": True}
@@ -232,9 +233,10 @@ class Runtime:
 
     def _is_as_answered(self, name: str) -> bool:
         """Whether the container lives and has not changed its link."""
-        links = self.host.kernel.links_in(netns_of(name)) if self._is_there(name) else ()
+        links = self.host.kernel.devices_in(netns_of(name)) if self._is_there(name) else ()
         return any(
-            (n.name, n.mac, n.is_up) == ("eth0", self.answers_of[name].nic_id, True) and n.alias for n in links
+            (n.name, n.mac, n.is_up) == ("eth0", self.answers_of[name].nic_id, True) and n.alias and n.soil != NOARP
+            for n in links
         )
 
     def _is_there(self, name: str) -> bool:

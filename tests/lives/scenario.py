@@ -20,7 +20,7 @@ TROUBLES: Mapping[str, Mapping[str, float]] = {  # by condition
     "cloud": {"storm": 3, "outage": 1.5},
     "console": {"detach": 2, "destroy": 1.5, "elsewhere": 1, "here": 1, "readdress": 1, "rename": 0.5, "stranger": 1},
     "others": {"foreign": 1, "claim": 3},
-    "meddling": {"dress_up": 4, "carry_off": 1, "rip_out": 1, "unpark": 1, "double": 1},
+    "meddling": {"dress_up": 4, "soil": 4, "carry_off": 1, "rip_out": 1, "unpark": 1, "double": 1},
     "machine": {"reboot": 1, "set_clock": 0.5, "drain": 0.7},
     "messages": {"lose_message": 2, "deafen": 1.5, "hide": 1},
     "disk": {"full": 1, "sluggish": 1, "stuck": 1, "damage": 0.5},

@@ -16,6 +16,7 @@ from lives.runtime import Runtime
 from lives.scenario import Plan, Step
 from qingcloud_cni.core.nics.names import link_alias
 from qingcloud_cni.sim.cloud.faults import EFFECTS, WRONG_KEYS
+from qingcloud_cni.sim.memory.kernel import NOARP
 from qingcloud_cni.sim.memory.machine import HOST_PATH, FakeLink
 from qingcloud_cni.sim.topology import Latencies
 
@@ -83,6 +84,17 @@ class Steps(Runtime):
                         link.mac = f"02:00:00:00:00:{rng.randrange(256):02x}"
                     case "alias":
                         link.alias = ""
+
+    def on_soil(self, rng: random.Random) -> None:
+        """A container leaves state on its NIC, which the agent can remove or cannot, or a host agent does."""
+        paths = [HOST_PATH, *map(netns_of, self.alive())]
+        for link in self.host.kernel.devices_in(rng.choice(paths)):
+            if link.nic_id and link.mac not in self.others():
+                link.soil, link.is_stuck = rng.choice((NOARP, "TCX program 7")), rng.random() < 0.3
+
+    def others(self) -> set[str]:
+        """NICs that are not the agent's."""
+        return {n.nic_id for n in self.host.model.state.nics.values()} - self.witness.ours_in_cloud()
 
     def on_carry_off(self, rng: random.Random) -> None:
         """Move a container's link to the host or another container."""

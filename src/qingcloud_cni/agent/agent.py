@@ -299,6 +299,8 @@ TASKS: Sequence[PeriodicTask] = (
                  lambda agent: agent.pool.cooldown),
     PeriodicTask("flows", "when addresses were released, or have cooled down",
                  "deletes the host's tracked flows of them", lambda agent: agent.pool.flows.record),
+    PeriodicTask("comparisons", "when NICs have left containers, ten seconds of releases at once",
+                 "restores their state as the cloud plugged them in", lambda agent: agent.pool.comparisons.record),
     PeriodicTask("duplicate probes", "when NICs become idle; quarantined ones after growing pauses",
                  "asks who uses their addresses, one task for each NIC",
                  lambda agent: agent.pool.duplicates.record),

@@ -46,10 +46,23 @@ def show_timelines(ask: Ask, of: str, output: str) -> None:
     if not found:
         since = f"; the oldest is of {_moment(known[0].at)} (UTC)" if known else ""
         raise AgentError(f"no event has a container, pod, NIC or operation {of!r}{since}")
+    states = [[] if timeline.is_over else _differences(ask, timeline.nic_id) for timeline in found]
     if output == "json":
-        show.as_json(msgspec.to_builtins(found))
+        as_json = zip(msgspec.to_builtins(found), states, strict=True)
+        show.as_json([timeline | {"differences": state} for timeline, state in as_json])
     else:
-        _show(found)
+        _show(found, states)
+
+
+def _differences(ask: Ask, nic_id: str) -> list[str]:
+    """How a NIC differs from the state in which the cloud plugged it in."""
+    if not nic_id:
+        return []
+    try:
+        found: list[str] = ask(f"/v1/nic-state?{urlencode({'nic': nic_id})}")["differences"]
+    except AgentError as err:
+        return [str(err)]
+    return found
 
 
 def _target(query: Mapping[str, object]) -> str:
@@ -75,8 +88,8 @@ def _line(event: Mapping[str, Any]) -> str:
     return f"{_moment(event['at'])}  {event['name']:22} {'  '.join(words)}".rstrip()
 
 
-def _show(found: Sequence[Timeline]) -> None:
-    for number, timeline in enumerate(found):
+def _show(found: Sequence[Timeline], states: Sequence[Sequence[str]]) -> None:
+    for number, (timeline, differences) in enumerate(zip(found, states, strict=True)):
         if number:
             show.say()
         title = [timeline.subject]
@@ -87,6 +100,8 @@ def _show(found: Sequence[Timeline]) -> None:
         show.say()
         unknown = "no calls of the cloud: none was needed, or their events are no longer stored"
         _table([_call_row(operation) for operation in timeline.operations], _CALLS, unknown)
+        for difference in differences:
+            show.say(f"not as the cloud plugged it in: {difference}")
 
 
 def _table(rows: Sequence[Mapping[str, str]], columns: Mapping[str, str], empty: str) -> None:

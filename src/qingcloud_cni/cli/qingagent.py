@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlencode
 
 import click
 
@@ -123,6 +124,19 @@ def explain(output: str, *, of: str, **_flags: Any) -> None:
     from qingcloud_cni.cli import history
 
     history.show_timelines(lambda target: _call("GET", target), of, output)
+
+
+@with_settings("run-dir")
+@main.command(cls=SeedHelp, help="Take a NIC out of use: no container gets it any more. The agent detaches and "
+              "deletes it once it serves none.")  # fmt: skip
+@click.argument("nic", metavar="nic")
+@_reports_errors
+def quarantine(*, nic: str, **_flags: Any) -> None:
+    from qingcloud_cni.cli import show
+
+    found = _call("POST", f"/v1/quarantine?{urlencode({'nic': nic})}")
+    when = f"once {found['attachment']} releases it" if found["attachment"] else "now"
+    show.say(f"nic {found['nic_id']}: out of use; the agent detaches and deletes it {when}")
 
 
 @with_settings("run-dir")

@@ -66,6 +66,8 @@ def as_status(found: Mapping[str, Any]) -> None:
             say(f"{name + ':':13}{value}")
     for text in found["set_aside"]:
         say(f"{'set aside:':13}{text}")
+    for lack in found["lacks"]:
+        say(f"{'lacks:':13}{lack}")
     for difference in found["differences"]:
         whose = f" ({difference['attachment']})" if difference["attachment"] else ""
         seen = f"for {age(difference['since'])}, {'to be fixed' if difference['is_cured'] else 'reported only'}"
@@ -84,13 +86,18 @@ def as_nics(found: Sequence[dict[str, Any]]) -> None:
         nic
         | {
             "age": age(nic["since"]),
-            "attachment": f"address used by {nic['claimant']}" if nic["claimant"] else nic["attachment"],
+            "attachment": _whose(nic),
         }
         for nic in found
     ]
     columns = {"NIC": "nic_id", "STATE": "state", "FOR": "age", "ADDRESS": "address", "VXNET": "vxnet_id",
                "ATTACHMENT": "attachment"}  # fmt: skip
     as_table(rows, columns, "no NICs")
+
+
+def _whose(nic: Mapping[str, Any]) -> str:
+    claim = f"address used by {nic['claimant']}" if nic["claimant"] else nic["attachment"]
+    return "; ".join(filter(None, (claim, f"out of use: {nic['soil']}" if nic["soil"] else "")))
 
 
 def as_attachments(found: Sequence[dict[str, Any]]) -> None:

@@ -94,6 +94,10 @@ class LinkNotFound(KernelRefused):
     """No link with this MAC where the kernel searched."""
 
 
+class NicSoiled(KernelRefused):
+    """A NIC is not as the cloud plugged it in and cannot be restored; the message has what differs."""
+
+
 # --- the cloud: where Unavailable is the first base, `wire` returns "try again later" -----------------
 
 

@@ -55,6 +55,11 @@ EVENTS: Mapping[str, EventKind] = MappingProxyType(
         "nic.released": _info("The container no longer uses the NIC. `detail` is the cause."),
         "nic.rested": _info("The NIC's address has cooled down."),
         "nic.quarantined": _warn("Another machine uses the NIC's address. `detail` has the MAC."),
+        "nic.soiled": _warn(
+            "The NIC is not as the cloud plugged it in and cannot be restored, or a person took it out of use."
+            " `detail` has the difference. The agent detaches and deletes it once it serves no container."
+        ),
+        "nic.compare-failed": _warn("The kernel rejected comparing NICs with their first state. Logged once."),
         "nic.duplicate": _warn("The same, but a container had the NIC already. It continues to use it."),
         "nic.cleared": _info("The NIC is usable again. `detail` is the cause."),
         "nic.probe-failed": _warn("The kernel rejected a duplicate probe; NICs are used without. Logged once."),

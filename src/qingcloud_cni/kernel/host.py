@@ -39,9 +39,16 @@ class HostKernel:
     its end or undoes itself; one still queued is dropped. Work that no move must wait for has a background thread.
     """
 
-    def __init__(self, operations: Worker[LinkOperations], background: Worker[Background], watch: Watch) -> None:
+    def __init__(
+        self,
+        operations: Worker[LinkOperations],
+        background: Worker[Background],
+        watch: Watch,
+        lacks: tuple[str, ...] = (),
+    ) -> None:
         self._operations = operations
         self._background = background
+        self._lacks = lacks
         self._watch = watch
         self._probes = Probes(self._open_arp_socket, self._close_arp_socket)
 
@@ -67,11 +74,12 @@ class HostKernel:
                 "kernel", lambda: LinkOperations(instance_id, netns_dir, host_netns, iface, routers)
             )
             undo.push_async_callback(operations.close)
-            background = await Worker.start("background", lambda: Background(parking, host_netns))
+            background = await Worker.start("background", lambda: Background(parking, netns_dir, host_netns))
             undo.push_async_callback(background.close)
             watch = Watch(await result_or_dispose(operations.submit(LinkOperations.monitors), _close_all))
+            lacks = await background.do(lambda work: work.lacks)
             undo.pop_all()
-        return cls(operations, background, watch)
+        return cls(operations, background, watch, lacks)
 
     async def host_macs(self) -> HostMacs:
         return await self._operations.do(LinkOperations.host_macs)
@@ -82,8 +90,17 @@ class HostKernel:
     async def identify(self, path: str) -> Netns:
         return await self._operations.do(LinkOperations.identify, path)
 
-    async def inspect(self, path: str, ifname: str) -> Inspection:
-        return await self._operations.do(LinkOperations.inspect, path, ifname)
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        return self._lacks
+
+    async def inspect(self, path: str, ifname: str, nic: NicRecord | None = None) -> Inspection:
+        return await self._operations.do(LinkOperations.inspect, path, ifname, nic)
+
+    async def compare(self, nics: Collection[NicRecord]) -> Mapping[str, Arrival]:
+        parked = await self._operations.do_later(LinkOperations.parked, nics)
+        settled = await self._background.do(Background.settle, parked)
+        return {mac: Arrival(plugged=found.plugged, soil=found.soil) for mac, found in settled.items()}
 
     async def survey(self) -> Survey:
         return await self._operations.do(LinkOperations.survey)

@@ -33,7 +33,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(text: str) -> None:
     output = printed(
         lambda: show.say(text),
         lambda: show.as_json({text: text}),
-        lambda: show.as_nics([nic | {"claimant": ""}, nic | {"claimant": text}]),
+        lambda: show.as_nics([nic | {"claimant": "", "soil": text}, nic | {"claimant": text, "soil": ""}]),
         lambda: show.as_attachments([attachment | {"since": 0.0, "pod": {"namespace": text, "name": text}}]),
         lambda: show.as_tasks([task | {"all_failures": 1, "last_error": text}]),
         lambda: history.show_events(lambda _target: [event | {"detail": text}], {}, "table", follow=False),

@@ -14,14 +14,22 @@ from qingcloud_cni.core.cni.network_config import VALID_KEYS, is_gc_disabled, un
 from qingcloud_cni.core.cni.results import Interface, Ip, Result, ResultRoute, extended, result_of
 from qingcloud_cni.core.errors import InvalidConfig
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Netns, Nic, NicState, Route
-from qingcloud_cni.core.seams.kernel import Inspection, Link
+from qingcloud_cni.core.seams.kernel import Inspection, Link, Program
 
 MAC, OTHER_MAC, PATH = "52:54:9e:01:02:03", "52:54:9e:ff:ff:ff", "/run/netns/cni-1"
 NIC = make_nic(state=NicState.ASSIGNED, nic_id=MAC)
 NETNS = Netns(PATH, 4, 7)
 ROUTES = (Route("0.0.0.0/0", "172.16.3.1"), Route("10.96.0.0/12", "172.16.3.253"))
 ATTACHMENT = Attachment(
-    AttachmentKey("net", "c1", "eth0"), MAC, NETNS, 1.0, routes=ROUTES, ifindex=9, mtu=1500, is_ready=True
+    AttachmentKey("net", "c1", "eth0"),
+    MAC,
+    NETNS,
+    1.0,
+    routes=ROUTES,
+    ifindex=9,
+    mtu=1500,
+    is_ready=True,
+    uptime=100.0,
 )
 LINK = Link(MAC, "eth0", 9, is_up=True)
 SEEN = Inspection(NETNS, LINK, (NIC.address,), (*ROUTES, Route("172.16.3.0/24", "")))
@@ -59,6 +67,11 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
         {"seen": replace(SEEN, addresses=("172.16.3.7/16",))},
         "address 172.16.3.7/24 is missing on eth0",
     ),
+    "NOARP": ({"seen": replace(SEEN, is_silent=True)}, "interface eth0 does not use ARP (NOARP)"),
+    "a program from before an ADD that compared nothing": (
+        {"seen": replace(SEEN, programs=(Program("XDP", 7, 99.0),))},
+        "interface eth0 has XDP program 7, which is older than its ADD",
+    ),
     "route": ({"seen": replace(SEEN, routes=ROUTES[:1])}, "route to 10.96.0.0/12 via 172.16.3.253 is missing"),
     "route elsewhere": (
         {"seen": replace(SEEN, routes=(ROUTES[0], Route("10.96.0.0/12", "172.16.3.1")))},
@@ -87,6 +100,12 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 TOLERATED: dict[str, dict[str, Any]] = {
+    "what the container or a later plugin did to its NIC": {"seen": replace(SEEN, differences=("mtu 1400",))},
+    "a program from after the ADD": {"seen": replace(SEEN, programs=(Program("TCX", 7, 101.0),))},
+    "a program that was loaded before, of an ADD that compared the NIC": {
+        "seen": replace(SEEN, programs=(Program("TCX", 7, 99.0),)),
+        "attachment": replace(ATTACHMENT, is_compared=True),
+    },
     "more addresses": {"seen": replace(SEEN, addresses=("10.0.0.1/8", NIC.address, "10.0.0.2/8"))},
     "more routes": {"seen": replace(SEEN, routes=(Route("10.5.0.0/16", "172.16.3.9"), *SEEN.routes))},
     "a route of ours that a later plugin took out of the result": {

@@ -340,6 +340,18 @@ def test_a_quarantined_nic_is_kept_for_a_while_and_then_given_back() -> None:
     assert next_due(PoolState(held), POLICY, NOW) == NOW + 1
 
 
+def test_a_soiled_nic_is_given_back_at_once_and_replaced() -> None:
+    soiled = replace(nic(70, S.QUARANTINED, age=1), soil="XDP program 7")
+    held = (*idle(1, 1, 1), *quarantined(5), soiled)
+    (step,) = steps(PoolState(held), POLICY, NOW)
+    assert step.action == DetachNics((soiled.nic_id,))
+    assert step.why == "1 soiled: not as the cloud plugged them in"
+    full = (*nics(*[S.ASSIGNED] * 58), *quarantined(70), soiled)
+    assert plan(PoolState(full, waiting=1), POLICY, NOW) == (
+        DetachNics((soiled.nic_id,)),
+    )  # the room it leaves is enough
+
+
 def test_a_quarantined_nic_gives_way_where_there_is_no_room_for_another() -> None:
     """The longest quarantined first, as many as ADDs wait, and only as long as a NIC could be created instead.
 

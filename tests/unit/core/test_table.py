@@ -87,10 +87,14 @@ class TableMachine(RuleBasedStateMachine):
     def may(self, nic_id: str, state: NicState) -> bool:
         """Whether the NIC may enter *state* by itself; one that serves does so only as its attachment ends."""
         nic = self.table.nics.get(nic_id)
-        return nic is not None and nic.state is not S.ASSIGNED and state in FOLLOWS[nic.state]
+        if nic is None or (nic.soil and state in (S.IDLE, S.COOLING)):
+            return False
+        return nic.state is not S.ASSIGNED and state in FOLLOWS[nic.state]
 
     def parked_state(self, nic_id: str) -> NicState:
         nic = self.table.nics.get(nic_id)
+        if nic is not None and nic.soil:
+            return S.QUARANTINED
         return S.COOLING if nic is not None and nic.released else S.IDLE
 
     # Every rule starts with all changes taken, so that an illegal one can be seen to make none.
@@ -165,7 +169,17 @@ class TableMachine(RuleBasedStateMachine):
 
     @invariant()
     def only_quarantined_nics_have_a_claimant(self) -> None:
-        assert all(bool(n.claimant) == (n.state is S.QUARANTINED) for n in self.table.nics.values())
+        for nic in self.table.nics.values():
+            assert bool(nic.claimant or nic.soil) if nic.state is S.QUARANTINED else not nic.claimant
+
+    @rule(number=numbers)
+    def soiled(self, number: int) -> None:
+        nic_id = new_nic(number).nic_id
+        self.attempt(lambda: self.table.soiled(nic_id, self.now, "XDP"), nic_id in self.table.nics)
+
+    @invariant()
+    def soiled_nics_are_not_in_the_pool(self) -> None:
+        assert not [n for n in self.table.nics.values() if n.soil and n.state in (S.IDLE, S.COOLING)]
 
     @rule(number=numbers)
     def lost(self, number: int) -> None:
@@ -278,7 +292,7 @@ class TableMachine(RuleBasedStateMachine):
         self.attempt(lambda: self.table.returned_unused(key, self.now, "why"), known is not None)
         if before is not None:
             after = self.table.nics[before.nic_id]
-            assert (after.state, after.released) == (S.IDLE, before.released)
+            assert (after.state, after.released) == (S.QUARANTINED if before.soil else S.IDLE, before.released)
 
     @rule(container=numbers, is_parked=st.booleans())
     def released(self, container: int, is_parked: bool) -> None:
@@ -287,7 +301,8 @@ class TableMachine(RuleBasedStateMachine):
         self.attempt(lambda: self.table.released(key, self.now, is_parked=is_parked, cause="DEL"), known is not None)
         if known is not None:
             nic = self.table.nics[known.nic_id]
-            assert (nic.state, nic.released) == (S.COOLING if is_parked else S.ARRIVING, self.now)
+            parked = S.QUARANTINED if nic.soil else S.COOLING
+            assert (nic.state, nic.released) == (parked if is_parked else S.ARRIVING, self.now)
 
     @precondition(lambda self: self.table.nics)
     @rule()

@@ -38,6 +38,7 @@ CALLS: dict[str, Callable[[Table], object]] = {
     "readdressed": lambda t: t.readdressed(HOST, "vxnet-1", "172.16.3.8/24", "172.16.3.1", 1.0),
     "pinned": lambda t: t.pinned(HOST, 1.0),
     "quarantined": lambda t: t.quarantined(HOST, 1.0, OURS),
+    "soiled": lambda t: t.soiled(HOST, 1.0, "XDP program 7"),
     "cleared": lambda t: t.cleared(HOST, 1.0, ""),
     "cooled": lambda t: t.cooled(HOST, 1.0),
     "lost": lambda t: t.lost(HOST, 1.0, ""),

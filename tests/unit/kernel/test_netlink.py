@@ -21,6 +21,7 @@ from qingcloud_cni.kernel.links.nic import (
 from qingcloud_cni.kernel.netlink import conntrack, routing
 from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, Malformed, Message, Request
+from qingcloud_cni.kernel.nic_state.description import Description
 from qingcloud_cni.kernel.nic_state.link_attributes import FLAG_MASK, PLUGGED_FLAGS
 
 MAC = "52:54:00:aa:bb:01"
@@ -258,7 +259,8 @@ def test_reset_undoes_what_a_container_did(found: LinkInfo, change: LinkChange) 
 
 
 def test_mtu_that_is_known_outweighs_the_alias() -> None:
-    assert reset_change(replace(PARKED, mtu=68, alias="x mtu=68"), MAC, 9000) == LinkChange(alias="", mtu=9000)
+    plugged = Description({nl.IFLA_MTU: struct.pack("=I", 9000)})
+    assert reset_change(replace(PARKED, mtu=68, alias="x mtu=68"), MAC, plugged) == LinkChange(alias="", mtu=9000)
 
 
 # --- tracked flows -------------------------------------------------------------------------------------

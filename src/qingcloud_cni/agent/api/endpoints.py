@@ -18,7 +18,8 @@ from qingcloud_cni.agent.api.openapi import CNI_ANSWERS, Answer, CniError, Opera
 from qingcloud_cni.agent.api.plan_view import PlanView, plan_view
 from qingcloud_cni.agent.api.signatures import ChallengeQuery, ChallengeView, Signatures
 from qingcloud_cni.core.cni.protocol import render_error
-from qingcloud_cni.core.errors import AgentError, UndecodableRequest, wire
+from qingcloud_cni.core.errors import AgentError, InvalidConfig, UndecodableRequest, wire
+from qingcloud_cni.core.nics.model import Nic
 from qingcloud_cni.core.text import escaped
 
 RECONCILE_SECONDS = 20.0  # for which a request waits for its comparison; a client may wait for 30
@@ -85,6 +86,34 @@ async def _challenge(api: Api, request: web.Request) -> web.Response:
 async def _drain(api: Api, _request: web.Request) -> web.Response:
     api.agent.pool.drain()
     return json_response(_status(api))
+
+
+def _nic(api: Api, request: web.Request) -> Nic:
+    """The NIC that a request is about; InvalidConfig if the agent has no such NIC."""
+    nic_id = _query(request, views.NicQuery).nic.lower()
+    if nic_id not in api.agent.context.table.nics:
+        raise InvalidConfig(f"nic {nic_id}: not found: the agent has no such NIC; see qingagent nics")
+    return api.agent.context.table.nics[nic_id]
+
+
+async def _quarantine(api: Api, request: web.Request) -> web.Response:
+    try:
+        nic = _nic(api, request)
+        api.agent.pool.quarantine(nic)
+    except AgentError as err:
+        return error_response(err)
+    return json_response(next(view for view in views.nics(api.agent) if view.nic_id == nic.nic_id))
+
+
+async def _nic_state(api: Api, request: web.Request) -> web.Response:
+    try:
+        nic = _nic(api, request)
+        differences = await api.agent.attachments.differences(nic)
+    except AgentError as err:
+        return error_response(err)
+    attachment = api.agent.context.table.attachment_of(nic.nic_id)
+    key = str(attachment.key) if attachment is not None else ""
+    return json_response(views.NicStateView(nic.nic_id, key, list(differences)))
 
 
 async def _reconcile(api: Api, _request: web.Request) -> web.Response:
@@ -161,6 +190,17 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
             query=views.EventQuery,
             handler=_events,
         ),
+        ("get", "/v1/nic-state"): Endpoint(
+            summary="How a NIC differs from the state in which the cloud plugged it in",
+            details="Its container, or a plugin that came later, may have changed it. The agent undoes that.",
+            answers={
+                200: Answer("the differences", (views.NicStateView,)),
+                400: Answer("the agent has no such NIC, or the namespace of its container is gone", (CniError,)),
+                500: Answer("the kernel rejects the comparison", (CniError,)),
+            },
+            query=views.NicQuery,
+            handler=_nic_state,
+        ),
         ("get", "/v1/tasks"): _json(
             "The periodic tasks of the agent", lambda api: views.tasks(api.agent), list[views.TaskView]
         ),
@@ -188,6 +228,16 @@ ENDPOINTS: Mapping[tuple[str, str], Endpoint] = MappingProxyType(
             summary="Accept no new container and release every free NIC, until the agent is restarted",
             answers={200: Answer("draining has begun", (views.StatusView,))},
             handler=_drain,
+        ),
+        ("post", "/v1/quarantine"): Endpoint(
+            summary="Take one NIC out of use",
+            details="No container gets it any more; once it serves none, the agent detaches and deletes it.",
+            answers={
+                200: Answer("the NIC", (views.NicView,)),
+                400: Answer("the agent has no such NIC, or it is a gateway", (CniError,)),
+            },
+            query=views.NicQuery,
+            handler=_quarantine,
         ),
         ("post", "/v1/reconcile"): Endpoint(
             summary="Compare table, kernel and cloud now, and retry what was given up",

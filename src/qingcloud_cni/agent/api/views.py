@@ -50,6 +50,7 @@ class NicView(msgspec.Struct, frozen=True):
     repairs: Annotated[Count, Meta(description="consecutive repairs, because its link was missing")]
     attachment: Annotated[str, Meta(description="network/container/ifname that it serves; empty if none")]
     claimant: Annotated[str, Meta(description="if quarantined the MAC that uses its address, else empty")]
+    soil: Annotated[str, Meta(description="why no container may get it any more; empty if one may")]
 
 
 class LabelView(msgspec.Struct, frozen=True):
@@ -153,6 +154,7 @@ class StatusView(msgspec.Struct, frozen=True):
     operations: Annotated[list[str], Meta(description="cloud writes under way: kind and id")]
     differences: Annotated[list[DifferenceView], Meta(description="oldest first")]
     calls: CallsView
+    lacks: Annotated[list[str], Meta(description="abilities that the kernel or the service's rights lack")]
 
 
 Word = Annotated[str, Meta(pattern="^[!-~]*$", max_length=300)]  # ASCII without blanks
@@ -169,6 +171,23 @@ class EventQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pod: Annotated[Word, Meta(description="of this pod: namespace/name, or the name alone")] = ""
     subject: Annotated[Word, Meta(description="of this attachment (network/container/ifname) or operation")] = ""
     name: Annotated[Word, Meta(description="of this name, or of a kind: `nic` matches `nic.assigned`")] = ""
+
+
+class NicQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The NIC that a request is about."""
+
+    nic: Annotated[Word, Meta(min_length=1, description="its id")]
+
+
+class NicStateView(msgspec.Struct, frozen=True):
+    """How a NIC differs from the state in which the cloud plugged it in."""
+
+    nic_id: str
+    attachment: Annotated[str, Meta(description="network/container/ifname that it serves; empty if none")]
+    differences: Annotated[
+        list[str],
+        Meta(description="set by its container or a later plugin; before it serves again the agent undoes them"),
+    ]
 
 
 class EventView(msgspec.Struct, frozen=True):
@@ -243,6 +262,7 @@ def status_view(agent: Agent, version: str, pid: int, port_error: str = "") -> S
         operations=[f"{i.kind} {i.op_id}" for i in table.intents.values()],
         differences=differences(agent),
         calls=calls_view(agent.context.cloud, agent.context.clock),
+        lacks=list(agent.context.kernel.lacks),
     )
 
 

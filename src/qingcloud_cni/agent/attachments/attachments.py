@@ -20,7 +20,7 @@ from qingcloud_cni.core.cni.routes import routes_for
 from qingcloud_cni.core.nics.model import Attachment, AttachmentKey, Event, Netns, Nic, Route
 from qingcloud_cni.core.seams.kernel import LinkOrder, PlacedLink, Survey
 
-TRIES = 3  # NICs tried if the link of the assigned one turns out to be missing
+TRIES = 3  # NICs tried if the link of the assigned one turns out to be missing or soiled
 
 
 class Attachments:
@@ -110,12 +110,25 @@ class Attachments:
         """
         async with self.lock.hold(key, call):
             await self._unclaimed.recognise(key, netns_path, call)
+            attachment = self._context.table.attachments.get(key)
+            record = None
+            if attachment is not None:
+                record = self._context.identity.record_of(self._context.table.nics[attachment.nic_id])
             with call.phases.waiting(Phase.KERNEL):
-                seen = await self._context.kernel.inspect(netns_path, key.ifname)
+                seen = await self._context.kernel.inspect(netns_path, key.ifname, record)
             attachment = self._context.table.attachments.get(key)
             nic = self._context.table.nics[attachment.nic_id] if attachment is not None else None
             if found := mismatches(attachment, nic, seen, previous, key.ifname):
                 raise errors.CheckFailed(f"attachment {key}: {'; '.join(found)}")
+
+    async def differences(self, nic: Nic) -> tuple[str, ...]:
+        """How a NIC differs from the state in which the cloud plugged it in; InvalidNetns, KernelRefused."""
+        attachment = self._context.table.attachment_of(nic.nic_id)
+        found = (nic.soil,) if nic.soil else ()
+        if attachment is None:
+            return found
+        path, ifname, record = attachment.netns.path, attachment.key.ifname, self._context.identity.record_of(nic)
+        return found + (await self._context.kernel.inspect(path, ifname, record)).differences
 
     async def collect(self, network: str, valid: frozenset[AttachmentKey], call: CniCall) -> None:
         """Release attachments of *network* that are not in *valid* and whose namespace is gone.
@@ -247,7 +260,7 @@ class Attachments:
         self, key: AttachmentKey, netns: Netns, config: NetworkConfig, call: CniCall
     ) -> tuple[Attachment, Nic]:
         for _ in range(TRIES - 1):
-            with suppress(errors.LinkNotFound):
+            with suppress(errors.LinkNotFound, errors.NicSoiled):
                 return await self._attach(key, netns, config, call)
         return await self._attach(key, netns, config, call)
 
@@ -257,7 +270,7 @@ class Attachments:
         context, table = self._context, self._context.table
         wanted = Attachment(
             key, "", netns, context.now(), dns=config.dns, services=config.services, ip_masq=config.ip_masq,
-            workload=config.workload, uptime=context.clock.uptime(),
+            workload=config.workload, uptime=context.clock.uptime(), is_compared=not context.kernel.lacks,
         )  # fmt: skip
         with call.phases.waiting(Phase.QUEUE):
             move = await self._pool.take(wanted, config.request, call)
@@ -289,7 +302,7 @@ class Attachments:
                 await context.journal.record()
             with call.phases.waiting(Phase.KERNEL):
                 placed = await self._attach_link(attachment, nic, routes)
-            table.identified(nic.nic_id, placed.arrival.fingerprint)
+            table.identified(nic.nic_id, placed.arrival.fingerprint, placed.arrival.plugged)
             attachment = replace(attachment, routes=placed.routes, ifindex=placed.ifindex, mtu=placed.mtu)
             table.configured(attachment, context.now(), call.phases.summary())
             if config.ip_masq and not config.services:  # only flows from other hosts wait for it
@@ -300,6 +313,10 @@ class Attachments:
             raise
         except errors.LinkNotFound as err:
             table.released(key, context.now(), is_parked=False, cause=str(err))
+            raise
+        except errors.NicSoiled as err:
+            table.soiled(nic.nic_id, context.now(), str(err))
+            table.returned_unused(key, context.now(), str(err))
             raise
         except errors.KernelRefused as err:
             table.released(key, context.now(), is_parked=True, cause=str(err))
@@ -337,7 +354,7 @@ class Attachments:
             for spoof in detached.spoofs:
                 context.note("nic.spoofed", nic_id, str(attachment.key), spoof)
             if detached.arrival is not None:
-                context.table.identified(nic_id, detached.arrival.fingerprint)
+                context.table.identified(nic_id, detached.arrival.fingerprint, detached.arrival.plugged)
             context.table.released(attachment.key, context.now(), is_parked=detached.is_parked, cause=cause)
         # The container may go even if the disk refuses: after a crash the kernel shows where the link is.
         with phases.waiting(Phase.STORE), suppress(errors.StoreRefused):

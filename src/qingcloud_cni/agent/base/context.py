@@ -52,7 +52,7 @@ class Identity:
         return link_alias(self.instance_id, nic_id)
 
     def record_of(self, nic: Nic) -> NicRecord:
-        return NicRecord(nic.nic_id, self.alias(nic.nic_id), nic.fingerprint)
+        return NicRecord(nic.nic_id, self.alias(nic.nic_id), nic.fingerprint, nic.plugged)
 
 
 class Moves(Collection[str]):

@@ -32,7 +32,7 @@ class Duplicates:
     def begin_due(self) -> None:
         table, now = self._context.table, self._context.now()
         self._probed = {nic_id: seen for nic_id, seen in self._probed.items() if nic_id in table.nics}
-        for nic in table.in_state(NicState.IDLE, NicState.QUARANTINED):
+        for nic in (n for n in table.in_state(NicState.IDLE, NicState.QUARANTINED) if not n.soil):
             if not self._is_on:
                 if nic.state is NicState.QUARANTINED:
                     table.cleared(nic.nic_id, now, "duplicate-probe is off")
@@ -42,7 +42,7 @@ class Duplicates:
 
     def next_due(self) -> float | None:
         """When a quarantined NIC is to be probed next."""
-        quarantined = self._context.table.in_state(NicState.QUARANTINED)
+        quarantined = [n for n in self._context.table.in_state(NicState.QUARANTINED) if not n.soil]
         return min((self._due(nic) for nic in quarantined if nic.nic_id not in self._probing), default=None)
 
     def _due(self, nic: Nic) -> float:

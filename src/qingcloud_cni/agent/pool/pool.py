@@ -12,6 +12,7 @@ from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.base.urgency import Permits, explain_budget
 from qingcloud_cni.agent.cloudops.provisioning import Provisioner
 from qingcloud_cni.agent.cloudops.release import Releaser
+from qingcloud_cni.agent.pool.comparisons import Comparisons
 from qingcloud_cni.agent.pool.duplicates import Duplicates
 from qingcloud_cni.agent.pool.flows import Flows
 from qingcloud_cni.agent.settings.settings import Settings
@@ -49,6 +50,7 @@ class Pool:
         self.chooser = provisioner.chooser
         self.duplicates = Duplicates(context, self.policy.quarantine, is_on=settings.duplicate_probe)
         self.flows = Flows(context)
+        self.comparisons = Comparisons(context)
         self._instance_nic_limit = settings.instance_nic_limit
         self._vxnets = frozenset(settings.vxnet)
         permits = partial(Permits, due=context.signals.plan_due, cloud=context.cloud, tasks=context.tasks)
@@ -204,7 +206,7 @@ class Pool:
     def assign_arriving(self, nic_id: str) -> bool:
         """Assign an arriving NIC to a waiting ADD; False if none waits or its address may not be used yet."""
         nic = self._context.table.nics[nic_id]
-        is_new = nic.released == 0.0 and not self.is_outside(nic)
+        is_new = nic.released == 0.0 and not nic.soil and not self.is_outside(nic)
         return is_new and nic.address != "" and not self.duplicates.is_claimed(nic) and self._assign_next(nic)
 
     def _assign_next(self, nic: Nic) -> bool:
@@ -235,6 +237,14 @@ class Pool:
             with waiter.move.result():
                 self._context.table.returned_unused(waiter.attachment.key, self._context.now(), cause)
             self.assign_idle()
+        self._context.signals.plan_due.notify()
+
+    def quarantine(self, nic: Nic) -> None:
+        """Take a NIC out of use for good, once it serves nobody; InvalidConfig if it is a gateway."""
+        if nic.is_gateway:
+            raise InvalidConfig(f"nic {nic.nic_id}: quarantine failed: it is a gateway, which containers use")
+        self._context.table.soiled(nic.nic_id, self._context.now(), "an operator took it out of use")
+        self._context.journal.push()
         self._context.signals.plan_due.notify()
 
     def close(self, refusal: str) -> None:
@@ -298,6 +308,7 @@ class Pool:
     def _begin_due(self) -> None:
         """Begin all that may be done without a plan; each part notifies the planner when it has made progress."""
         self.flows.begin_due()
+        self.comparisons.begin_due()
         self._cool_down()
         self.assign_idle()
         self.duplicates.begin_due()
@@ -322,12 +333,13 @@ class Pool:
         return min(t for t in times if t is not None and t > now) - now + 0.001
 
     def _cool_down(self) -> None:
-        """Make cooled NICs idle, once the host has forgotten their flows, those since the release included."""
+        """Make cooled NICs idle, once the host has forgotten their flows and they are as plugged."""
         table, now = self._context.table, self._context.now()
         with self.cooldown.run(self._context.clock):
             cooled = [table.nics[action.nic_id] for action in self.plan() if isinstance(action, Rest)]
             for number, nic in enumerate(cooled):
-                if self.flows.are_forgotten(nic, due_at(nic, self.policy, self.waiting > 0)):
+                are_forgotten = self.flows.are_forgotten(nic, due_at(nic, self.policy, self.waiting > 0))
+                if self.comparisons.is_over(nic) and are_forgotten:
                     table.cooled(nic.nic_id, now - (len(cooled) - number) * TICK)
         cooling = table.in_state(NicState.COOLING)
         self.cooldown.next_run = min((due_at(n, self.policy, self.waiting > 0) for n in cooling), default=0.0)

@@ -177,7 +177,9 @@ class Links:
                 context.note("nic.park-failed", nic_id, detail=str(err))  # the next comparison tries again
             else:
                 if arrival is not None:
-                    table.identified(nic_id, arrival.fingerprint)
+                    table.identified(nic_id, arrival.fingerprint, arrival.plugged)
+                    if arrival.soil:
+                        table.soiled(nic_id, context.now(), arrival.soil)
                 if arrival is not None and table.nics[nic_id].state is NicState.ARRIVING:
                     table.parked(nic_id, context.now())
         self._pool.assign_idle()

@@ -11,7 +11,7 @@ def mismatches(
     """Describe every mismatch.
 
     Additions by others do not count: more addresses, routes and interfaces, a MAC that *previous* lists, our routes
-    in another table.
+    in another table, BPF programs.
     """
     if attachment is None or nic is None:
         return ("the agent has no such attachment",)
@@ -22,6 +22,7 @@ def mismatches(
     sandboxes = {seen.netns.path, attachment.netns.path}
     listed = [n for n, i in enumerate(previous.interfaces) if i.name == ifname and i.sandbox in sandboxes]
     found = [*_link_mismatches(nic, seen, {previous.interfaces[n].mac.lower() for n in listed}, ifname)]
+    found += _inherited(attachment, seen, ifname)
     if not listed:
         found.append(f"prevResult lists no interface {ifname} in {seen.netns.path}")
     if not any(ip.address == nic.address and ip.interface in (None, *listed) for ip in previous.ips):
@@ -54,6 +55,16 @@ def _link_mismatches(nic: Nic, seen: Inspection, macs: set[str], ifname: str) ->
         found.append(f"interface {ifname} has MAC {link.mac} instead of {nic.nic_id}")
     if not link.is_up:
         found.append(f"interface {ifname} is down")
+    if seen.is_silent:
+        found.append(f"interface {ifname} does not use ARP (NOARP)")
     if nic.address not in seen.addresses:
         found.append(f"address {nic.address} is missing on {ifname}")
     return tuple(found)
+
+
+def _inherited(attachment: Attachment, seen: Inspection, ifname: str) -> tuple[str, ...]:
+    """Describe programs that may have been on the NIC before its ADD, which did not compare the NIC's state."""
+    if attachment.is_compared:
+        return ()
+    old = [program for program in seen.programs if program.loaded < attachment.uptime]
+    return tuple(f"interface {ifname} has {p.hook} program {p.number}, which is older than its ADD" for p in old)

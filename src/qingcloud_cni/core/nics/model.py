@@ -19,7 +19,7 @@ class NicState(StrEnum):
     DETACHING = "detaching"  # requested from the cloud, not confirmed yet
     DELETING = "deleting"  # detached; delete requested from the cloud
     MISSING = "missing"  # attached in the cloud, but its link is nowhere
-    QUARANTINED = "quarantined"  # parked; another machine answered a probe of its address
+    QUARANTINED = "quarantined"  # parked; another machine answered a probe of its address, or it is soiled
     GATEWAY = "gateway"  # stays on the host: takes pods' packets to Service addresses
 
 
@@ -36,9 +36,11 @@ class Nic:
     since: float  # when the state was entered, in seconds since the epoch
     released: float = 0.0  # when it last left a container; 0 if its address need not cool down
     gateway_index: int = NO_GATEWAY  # of a gateway: link name, mark and routing table follow from it
-    claimant: str = ""  # of a quarantined NIC: the MAC that answered the probe
+    claimant: str = ""  # of a quarantined NIC: the MAC that answered the probe; "" if it is soiled
     repairs: int = 0  # times in a row that it was detached and attached again, as its link was nowhere
     repaired: float = 0.0  # when the last of them began, in seconds since the epoch
+    plugged: str = ""  # its link's state as the cloud plugged it in, for the kernel; "" if not described yet
+    soil: str = ""  # why no container may get it any more: what cannot be restored, or a person's wish
     fingerprint: str = ""  # identifies its link in any namespace; recorded when the link arrived on the host
 
     @property
@@ -153,6 +155,7 @@ class Attachment:
     is_ready: bool = False
     services: tuple[str, ...] = ()  # ranges (CIDR) it reaches through this host's gateway
     ip_masq: bool = False  # its flows to Services are masqueraded
+    is_compared: bool = False  # its NIC was found to be as plugged when the container got it
     workload: Workload = field(default_factory=Workload)
     uptime: float = 0.0  # of the host when the attachment began, in seconds; 0 if it was found
 

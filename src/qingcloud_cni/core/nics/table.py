@@ -17,11 +17,13 @@ FOLLOWS: Mapping[NicState, frozenset[NicState]] = MappingProxyType(
     {
         _S.CREATING: frozenset({_S.ATTACHING, _S.ARRIVING, _S.DELETING, _S.MISSING}),
         _S.ATTACHING: frozenset({_S.ARRIVING, _S.CREATING, _S.MISSING}),
-        _S.ARRIVING: frozenset({_S.IDLE, _S.ASSIGNED, _S.COOLING, _S.MISSING, _S.CREATING, _S.GATEWAY}),
+        _S.ARRIVING: frozenset(
+            {_S.IDLE, _S.ASSIGNED, _S.COOLING, _S.MISSING, _S.CREATING, _S.GATEWAY, _S.QUARANTINED}
+        ),
         _S.IDLE: frozenset({_S.ASSIGNED, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING, _S.QUARANTINED}),
-        _S.ASSIGNED: frozenset({_S.IDLE, _S.COOLING, _S.ARRIVING}),
-        _S.COOLING: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
-        _S.DETACHING: frozenset({_S.DELETING, _S.IDLE, _S.COOLING, _S.MISSING, _S.CREATING}),
+        _S.ASSIGNED: frozenset({_S.IDLE, _S.COOLING, _S.ARRIVING, _S.QUARANTINED}),
+        _S.COOLING: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING, _S.QUARANTINED}),
+        _S.DETACHING: frozenset({_S.DELETING, _S.IDLE, _S.COOLING, _S.MISSING, _S.CREATING, _S.QUARANTINED}),
         _S.DELETING: frozenset({_S.MISSING}),
         _S.MISSING: frozenset({_S.ARRIVING, _S.DETACHING, _S.CREATING, _S.ASSIGNED}),
         _S.QUARANTINED: frozenset({_S.IDLE, _S.DETACHING, _S.MISSING, _S.ARRIVING, _S.CREATING}),
@@ -51,6 +53,8 @@ class Table(Rows):
                 self.released(key, now, is_parked=False, cause="the host was booted since its ADD")
             self._changes += (Drop(Setting, name) for name in self._settings)
             self._settings.clear()
+            for nic in [n for n in self._nics.values() if n.plugged]:
+                self._put(replace(nic, plugged=""))
             self.note(Event(now, "host.booted", detail=boot_id))
         self._boot_id = boot_id
         self._changes.append(Put(Setting(BOOT, boot_id)))
@@ -153,8 +157,8 @@ class Table(Rows):
         self.note(Event(now, event, nic_id, detail=detail, state=GONE))
 
     def not_attached(self, nic_id: str, now: float, detail: str) -> None:
-        """The cloud has it attached nowhere."""
-        self._move(nic_id, NicState.CREATING, "nic.unattached", now, detail=detail)
+        """The cloud has it attached nowhere: its next link is described anew."""
+        self._move(nic_id, NicState.CREATING, "nic.unattached", now, detail=detail, plugged="")
 
     def arrived(self, nic_id: str, now: float) -> None:
         """Its link is on the host. One that was missing may have served a container until now."""
@@ -162,13 +166,16 @@ class Table(Rows):
         released = now if nic.state is NicState.MISSING and nic.released > 0.0 else nic.released
         self._move(nic_id, NicState.ARRIVING, "nic.arrived", now, released=released)
 
-    def identified(self, nic_id: str, fingerprint: str) -> None:
+    def identified(self, nic_id: str, fingerprint: str, plugged: str = "") -> None:
         """Its link was seen where no container can write. Another NIC that has this fingerprint had it before."""
-        if not fingerprint or self._nics[nic_id].fingerprint == fingerprint:
-            return
-        for other in [nic for nic in self._nics.values() if nic.fingerprint == fingerprint]:
+        nic = self._nics[nic_id]
+        for other in [
+            n for n in self._nics.values() if fingerprint and n is not nic and n.fingerprint == fingerprint
+        ]:
             self._put(replace(other, fingerprint=""))
-        self._put(replace(self._nics[nic_id], fingerprint=fingerprint))
+        seen = replace(nic, fingerprint=fingerprint or nic.fingerprint, plugged=plugged or nic.plugged)
+        if seen != nic:
+            self._put(seen)
 
     def parked(self, nic_id: str, now: float) -> None:
         """Its link is in the parking namespace; an address that served a container cools down since it left."""
@@ -201,6 +208,16 @@ class Table(Rows):
         detail = f"{self._nics[nic_id].host_address} is used by {claimant}"
         self._move(nic_id, NicState.QUARANTINED, "nic.quarantined", now, detail=detail, claimant=claimant)
 
+    def soiled(self, nic_id: str, now: float, soil: str) -> None:
+        """No container may get it any more; one that has it keeps it."""
+        nic = replace(self._nics[nic_id], soil=soil)
+        state = ""
+        if nic.state in (NicState.IDLE, NicState.COOLING):
+            nic = replace(nic, state=NicState.QUARANTINED, since=now)
+            state = nic.state.value
+        self._put(nic)
+        self.note(Event(now, "nic.soiled", nic_id, detail=soil, state=state))
+
     def cleared(self, nic_id: str, now: float, detail: str) -> None:
         """Its address may be used after all."""
         self._move(nic_id, NicState.IDLE, "nic.cleared", now, detail=detail)
@@ -222,12 +239,17 @@ class Table(Rows):
         self._move(nic_id, state, "nic.kept", now, detail=detail)
 
     def _parked_state(self, nic_id: str) -> NicState:
-        return NicState.COOLING if self._nics[nic_id].released > 0.0 else NicState.IDLE
+        nic = self._nics[nic_id]
+        if nic.soil:
+            return NicState.QUARANTINED
+        return NicState.COOLING if nic.released > 0.0 else NicState.IDLE
 
     def _check(self, nic_id: str, state: NicState, event: str) -> None:
         nic = self._nics[nic_id]
         if state not in FOLLOWS[nic.state]:
             raise IllegalTransition(f"nic {nic_id}: {nic.state} is not followed by {state} ({event})")
+        if nic.soil and state in (NicState.IDLE, NicState.COOLING):
+            raise IllegalTransition(f"nic {nic_id}: {state} though it is out of use: {nic.soil} ({event})")
         if nic.state is NicState.ASSIGNED and (attachment := self.attachment_of(nic_id)) is not None:
             raise IllegalTransition(f"nic {nic_id} still serves {attachment.key} ({event})")
 
@@ -243,11 +265,13 @@ class Table(Rows):
         released: float | None = None,
         pod: str = "",
         claimant: str = "",
+        plugged: str | None = None,
     ) -> None:
         self._check(nic_id, state, event)
         nic = self._nics[nic_id]
         released = nic.released if released is None else released
-        self._put(replace(nic, state=state, since=now, released=released, claimant=claimant))
+        plugged = nic.plugged if plugged is None else plugged
+        self._put(replace(nic, state=state, since=now, released=released, claimant=claimant, plugged=plugged))
         self.note(Event(now, event, nic_id, subject, detail, state.value, pod=pod))
         if new := self._new_addresses.pop(nic_id, None):
             self.readdressed(nic_id, new.vxnet_id, new.address, new.gateway, now)
@@ -297,13 +321,16 @@ class Table(Rows):
         """The ADD failed before the link left the parking namespace: the NIC is idle again."""
         attachment = self._attachments[key]
         self._drop(Attachment, key)
-        self._move_for(attachment, NicState.IDLE, "nic.returned", now, detail=detail)
+        state = NicState.QUARANTINED if self._nics[attachment.nic_id].soil else NicState.IDLE
+        self._move_for(attachment, state, "nic.returned", now, detail=detail)
 
     def released(self, key: AttachmentKey, now: float, *, is_parked: bool, cause: str) -> None:
         """The attachment is over. Its address cools down; unless the link *is_parked* it should return."""
         attachment = self._attachments[key]
         self._drop(Attachment, key)
-        state = NicState.COOLING if is_parked else NicState.ARRIVING
+        state = NicState.ARRIVING
+        if is_parked:
+            state = NicState.QUARANTINED if self._nics[attachment.nic_id].soil else NicState.COOLING
         self._move_for(attachment, state, "nic.released", now, detail=cause, released=now)
 
     def _move_for(

@@ -67,7 +67,7 @@ def wait_reasons(
     if cooling_nics := [n for n in plan.cooling(state) if n.nic_id not in cooled]:
         text = f"{len(cooling_nics)} addresses cool down; until the next NIC is idle"
         found.append(WaitReason(text, plan.due_at(cooling_nics[0], policy, state.waiting > have.idle)))
-    if quarantined := [n.since for n in state.nics if n.state is NicState.QUARANTINED]:
+    if quarantined := [n.since for n in state.nics if n.state is NicState.QUARANTINED and not n.soil]:
         text = f"{len(quarantined)} NICs are quarantined, as others use their addresses; they are released after"
         found.append(WaitReason(f"{text} {policy.quarantine:g} s", min(quarantined) + policy.quarantine))
     if staying := [n for n in state.outside if n.state is NicState.ASSIGNED]:
@@ -116,7 +116,7 @@ def explain_wait(state: PoolState, policy: PoolPolicy, now: float) -> str:
     if state.creating or any(_comes_from_cloud(n) for n in state.nics) or plan.room(state, policy) > 0:
         return ""
     text = f"all {plan.held(state)} NICs are taken ({plan.explain_limit(state, policy)})"
-    if quarantined := sum(n.state is NicState.QUARANTINED for n in state.nics):
+    if quarantined := sum(n.state is NicState.QUARANTINED and not n.soil for n in state.nics):
         text += f", {quarantined} of them quarantined, as others use their addresses"
     if cooling_nics := plan.cooling(state):
         pause = max(plan.due_at(cooling_nics[0], policy, True) - now, 0.0)

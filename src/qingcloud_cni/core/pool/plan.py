@@ -240,21 +240,24 @@ def _release(state: PoolState, policy: PoolPolicy, now: float, have: Balance) ->
 def _quarantined(
     state: PoolState, policy: PoolPolicy, now: float, have: Balance
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Choose quarantined NICs to release, the longest quarantined first: after a time, or to make room."""
-    quarantined = sorted(
-        (n.since, n.nic_id) for n in state.nics if n.state is NicState.QUARANTINED and n.nic_id not in state.busy
-    )
+    """Choose quarantined NICs to release: soiled ones, the others after a time or to make room, the longest first."""
+    out = [n for n in state.nics if n.state is NicState.QUARANTINED and n.nic_id not in state.busy]
+    soiled = tuple(n.nic_id for n in out if n.soil)
+    quarantined = sorted((n.since, n.nic_id) for n in out if not n.soil)
     may_create = state.grows_at <= now and state.vxnet_room != 0
-    in_the_way = min(have.short, state.waiting) - len(have.spare) - have.room - _leaving(state) if may_create else 0
+    leaving = _leaving(state) + len(soiled)
+    in_the_way = min(have.short, state.waiting) - len(have.spare) - have.room - leaving if may_create else 0
     old = tuple(nic_id for since, nic_id in quarantined if since + policy.quarantine <= now)
     next_ones = quarantined[len(old) : max(in_the_way, 0)]
     displaced = tuple(nic_id for since, nic_id in next_ones if since + policy.quarantine_min <= now)
     reasons = []
+    if soiled:
+        reasons.append(f"{len(soiled)} soiled: not as the cloud plugged them in")
     if old:
         reasons.append(f"{len(old)} quarantined for {policy.quarantine:g} s: others still use their addresses")
     if displaced:
         reasons.append(f"{len(displaced)} quarantined, to make room for NICs that ADDs wait for")
-    return old + displaced, tuple(reasons)
+    return soiled + old + displaced, tuple(reasons)
 
 
 def _surplus(

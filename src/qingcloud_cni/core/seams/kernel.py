@@ -61,6 +61,7 @@ class NicRecord:
     mac: str  # the NIC's id
     alias: str = ""  # written on the link inside a container, for people; at most 255 bytes
     fingerprint: str = ""  # of the link, taken at its arrival; "" if none was recorded
+    plugged: str = ""  # the link's state at its arrival, as the kernel described it; "" if it did not
 
     def matches(self, link: Link) -> bool:
         """Whether *link* is the NIC; without a record, whether it claims to be."""
@@ -74,6 +75,8 @@ class Arrival:
     """What the kernel saw of a NIC's link in a namespace that no container can write."""
 
     fingerprint: str = ""
+    plugged: str = ""  # the link's state as the cloud plugged it in
+    soil: str = ""  # what differs from that state and could not be restored; "" if nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,15 @@ class PlacedLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """A BPF program on a link."""
+
+    hook: str  # "XDP", "TCX"
+    number: int  # its id
+    loaded: float  # in seconds of the host's uptime
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """An interface of a container; *link* is None if it does not exist."""
 
@@ -121,6 +133,9 @@ class Inspection:
     link: Link | None = None
     addresses: tuple[str, ...] = ()  # IPv4, with prefix length
     routes: tuple[Route, ...] = ()  # IPv4, through this link, of all tables; gw is "" for on-link routes
+    is_silent: bool = False  # the link does not use ARP
+    differences: tuple[str, ...] = ()  # from the link's state as the cloud plugged it in, for people
+    programs: tuple[Program, ...] = ()  # on the link
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +178,17 @@ class ContainerLinks(Protocol):
     async def identify(self, path: str) -> Netns:
         """Return the namespace behind *path*; InvalidNetns if it is not one, or is the host's or the parking one."""
 
-    async def inspect(self, path: str, ifname: str) -> Inspection:
-        """Read one interface of the namespace behind *path*; InvalidNetns as `identify`."""
+    async def inspect(self, path: str, ifname: str, nic: NicRecord | None = None) -> Inspection:
+        """Read one interface of the namespace behind *path*; InvalidNetns as `identify`.
+
+        With *nic*, whose link it should be, compare its state as well.
+        """
 
     async def attach(self, order: LinkOrder) -> PlacedLink:
         """Move a link from the parking or the host's namespace into a container and configure it.
 
-        On failure the link is parked again. InvalidNetns if the namespace is no longer the recorded one,
+        On failure the link is parked again. NicSoiled if it is not as its record describes it, and cannot be
+        restored. InvalidNetns if the namespace is no longer the recorded one,
         InvalidConfig if *ifname* is taken there, LinkNotFound if the link is neither parked nor on the host.
         """
 
@@ -207,6 +226,13 @@ class HostLinks(Protocol):
 
     async def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
         """Search containers' namespaces for the NICs of *sought*; return the links found, by MAC."""
+
+    async def compare(self, nics: Collection[NicRecord]) -> Mapping[str, Arrival]:
+        """Restore parked NICs as their records describe them, thoroughly; return the outcome by MAC.
+
+        Links above them are deleted in every reachable namespace. Nothing waits for it; NICs that are not parked are
+        left out.
+        """
 
     async def park(self, nic: NicRecord) -> Arrival:
         """Move a link from the host's into the parking namespace: down, reset, renamed. Idempotent.
@@ -265,5 +291,9 @@ class ServiceRouting(Protocol):
 
 class Kernel(ContainerLinks, HostLinks, Neighbours, ServiceRouting, Protocol):
     """All of the kernel, for its owner."""
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """Return the abilities that this kernel or the service's rights lack, with what follows."""
 
     async def close(self) -> None: ...

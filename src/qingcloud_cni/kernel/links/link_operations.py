@@ -12,7 +12,7 @@ from pathlib import Path
 from socket import socket
 from typing import Final
 
-from qingcloud_cni.core.errors import InvalidConfig, KernelRefused, LinkNotFound
+from qingcloud_cni.core.errors import InvalidConfig, KernelRefused, LinkNotFound, NicSoiled
 from qingcloud_cni.core.nics.model import Netns, Route
 from qingcloud_cni.core.seams.kernel import (
     Arrival,
@@ -37,10 +37,12 @@ from qingcloud_cni.kernel.namespaces.namespaces import (
     reachable,
     write_setting,
 )
-from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo, delete_altnames, set_link
+from qingcloud_cni.kernel.netlink.messages import IFF_NOARP, LinkChange, LinkInfo, delete_altnames, set_link
 from qingcloud_cni.kernel.netlink.routing import add_address, add_route, static_route
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
-from qingcloud_cni.kernel.nic_state.states import LinkStates, strip
+from qingcloud_cni.kernel.nic_state.comparison import Parked
+from qingcloud_cni.kernel.nic_state.description import Description
+from qingcloud_cni.kernel.nic_state.states import LinkStates, Settled, strip
 
 SETTINGS: Final = (  # for each interface given to a container
     # The kernel announces the address when the link comes up: neighbours may have it with the MAC of another NIC.
@@ -62,7 +64,6 @@ class LinkOperations:
         routers: Sequence[str] = (),
     ) -> None:
         self._netns_dir = netns_dir
-        self._mtus: dict[str, int] = {}  # first MTUs of the NICs that this process attached
         with ExitStack() as undo:
             self._namespaces = NamespaceHandles(instance_id, netns_dir, host_netns, iface, routers)
             undo.callback(self._namespaces.close)
@@ -98,13 +99,19 @@ class LinkOperations:
         with self._namespaces.open_container(path) as namespace:
             return Netns(path, *namespace.identity)
 
-    def inspect(self, path: str, ifname: str) -> Inspection:
+    def inspect(self, path: str, ifname: str, nic: NicRecord | None = None) -> Inspection:
         with self._namespaces.open_container(path) as namespace, self._namespaces.netlink_in(namespace) as inside:
             netns = Netns(path, *namespace.identity)
             link = inside.link(name=ifname)
             if link is None or link.name != ifname:  # the kernel answers to altnames too
                 return Inspection(netns)
-            return inspection(netns, inside, self._nics.link(inside, link))
+            found = inspection(netns, inside, self._nics.link(inside, link))
+            found = replace(found, is_silent=bool(link.flags & IFF_NOARP))
+            if nic is None:
+                return found
+            with LinkStates(inside, lambda: self._namespaces.switcher.inside(namespace)) as states:
+                state = states.inspect(link, Description.parse(nic.plugged))
+            return replace(found, differences=state.differences, programs=state.programs)
 
     def survey(self) -> Survey:
         return Survey(host=self._nics.shown(self._host), parked=self._nics.shown(self._parking))
@@ -132,9 +139,20 @@ class LinkOperations:
 
     def park(self, nic: NicRecord) -> Arrival:
         self._host.check(nic.mac, "park")
-        if arrival := self._park_link(*self._namespaces.locate(nic), nic):
-            return arrival
-        raise LinkNotFound(f"nic {nic.mac}: park failed: its link vanished")
+        arrival = self._park_link(*self._namespaces.locate(nic), nic)
+        link = self._namespaces.parked(nic)
+        if arrival is None or link is None:
+            raise LinkNotFound(f"nic {nic.mac}: park failed: its link vanished")
+        settled = self._parked.arrive(link, nic.plugged)
+        return replace(arrival, plugged=settled.plugged, soil=settled.soil)
+
+    def parked(self, nics: Collection[NicRecord]) -> Mapping[str, Parked]:
+        """The links of those of *nics* that are parked, by MAC."""
+        found = {}
+        for nic in nics:
+            with suppress(LinkNotFound):
+                found[nic.mac] = Parked(self._namespaces.parked_link(nic.mac), nic.plugged)
+        return found
 
     def set_up(self, mac: str) -> str:
         """Set a parked link up for a probe; returns its name."""
@@ -161,8 +179,9 @@ class LinkOperations:
                 namespace = stack.enter_context(self._namespaces.open_recorded(order.netns))
                 inside = stack.enter_context(self._namespaces.netlink_in(namespace))
                 netlinks.append(inside)
-                placed = self._move_in(order, netlink, link, namespace, inside)
-                return replace(placed, arrival=Arrival(nic.fingerprint))
+                settled = self._settled(netlink, link, nic)
+                placed = self._move_in(order, netlink, link, namespace, inside, plugged=settled.described)
+                return replace(placed, arrival=Arrival(nic.fingerprint, settled.plugged))
             except BaseException as err:
                 self._undo(nic, netlinks, err)
                 raise
@@ -177,7 +196,6 @@ class LinkOperations:
                     return Detached(arrival, tuple(found))
                 seen = spoofs(netlink.links(), nic, index)
                 found += (f"{other.name} (MAC {other.mac}, index {other.ifindex}) in {path}" for other in seen)
-        self._mtus.pop(nic.mac, None)
         return Detached(spoofs=tuple(found))
 
     def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
@@ -186,21 +204,29 @@ class LinkOperations:
     def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
         return self._search.is_gone(nic, netns)
 
+    def _settled(self, netlink: Netlink, link: LinkInfo, nic: NicRecord) -> Settled:
+        """Compare a NIC before a container gets it; NicSoiled if it is not as plugged and cannot be restored."""
+        states = self._parked
+        if netlink is self._host:
+            self._host.check_link(link, f"nic {nic.mac}: attach")
+            states = self._on_host
+            strip(netlink, link, f"nic {nic.mac}")
+        settled = states.arrive(link, nic.plugged)
+        if settled.soil:
+            raise NicSoiled(f"nic {nic.mac}: not as the cloud plugged it in: {settled.soil}")
+        return settled
+
     def _move_in(
-        self, order: LinkOrder, netlink: Netlink, link: LinkInfo, namespace: Namespace, inside: Netlink
-    ) -> PlacedLink:
+        self, order: LinkOrder, netlink: Netlink, link: LinkInfo, namespace: Namespace, inside: Netlink, *,
+        plugged: Description | None,
+    ) -> PlacedLink:  # fmt: skip
         nic, path, ifname = f"nic {order.mac}", order.netns.path, order.ifname
         self._host.check_link(link, f"{nic}: attach")
         if inside.link(name=ifname):
             raise InvalidConfig(f"ifname {ifname}: attach failed: taken in {path}")
-        if netlink is self._parking:
-            self._parked.settle(link, None)
-        else:
-            strip(netlink, link, nic)
-            self._on_host.settle(link, None)
         self._strip_altnames(netlink, link, order.mac)
-        change = self._resetting(link, order.mac)
-        mtu = self._mtus[order.mac] = link.mtu if change.mtu is None else change.mtu
+        change = reset_change(link, order.mac, plugged)
+        mtu = link.mtu if change.mtu is None else change.mtu
         change = replace(change, netns_fd=namespace.fd, name=ifname, alias=make_alias(order.nic.alias, mtu))
         try:
             netlink.do(set_link(link.ifindex, change), f"{nic}: move to {path} as {ifname}")
@@ -260,16 +286,11 @@ class LinkOperations:
                     self._namespaces.expel(nic)
                     return None
                 link = parked
-            self._reset_parked(link, nic.mac)
-            if settled := self._parking.link(ifindex=link.ifindex):
-                self._parked.settle(settled, None)
-        except LinkNotFound:
-            return None
+            self._reset_parked(link, nic)
         except NetlinkRefused as err:
             if err.errno == errno.ENODEV:  # unplugged, or a veth whose namespace died
                 return None
             raise
-        self._mtus.pop(nic.mac, None)  # the parked link has the first MTU
         return Arrival(nic.fingerprint)
 
     def _inside_parking(self) -> AbstractContextManager[None]:
@@ -281,7 +302,7 @@ class LinkOperations:
         strip(netlink, link, f"nic {nic.mac}")
         self._strip_altnames(netlink, link, nic.mac)
         change = replace(
-            self._resetting(link, nic.mac),
+            reset_change(link, nic.mac, Description.parse(nic.plugged)),
             netns_fd=self._namespaces.parking_ns.fd,
             name=parked_name(nic.mac),
             mac=None,
@@ -296,11 +317,11 @@ class LinkOperations:
                 raise
             netlink.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), action)
 
-    def _reset_parked(self, link: LinkInfo, mac: str) -> None:
-        """Reset a link in the parking namespace, as far as needed."""
-        action = f"nic {mac}: reset {link.name}"
-        self._strip_altnames(self._parking, link, mac)
-        change = self._resetting(link, mac)
+    def _reset_parked(self, link: LinkInfo, nic: NicRecord) -> None:
+        """Reset a link in the parking namespace; what the driver rejects is left to the comparison."""
+        action = f"nic {nic.mac}: reset {link.name}"
+        self._strip_altnames(self._parking, link, nic.mac)
+        change = reset_change(link, nic.mac, Description.parse(nic.plugged))
         if change.is_up is False:  # name and MAC change only while it is down
             self._parking.do(set_link(link.ifindex, LinkChange(is_up=False)), action)
         if not change:
@@ -308,12 +329,13 @@ class LinkOperations:
         try:
             self._parking.do(set_link(link.ifindex, change), action)
         except NetlinkRefused as err:
-            if err.errno != errno.EEXIST:
+            if err.errno == errno.ENODEV:
                 raise
-            self._parking.do(set_link(link.ifindex, replace(change, name=SPARE_NAME)), action)
-
-    def _resetting(self, link: LinkInfo, mac: str) -> LinkChange:
-        return reset_change(link, mac, self._mtus.get(mac))
+            if err.errno == errno.EEXIST:
+                change = replace(change, name=SPARE_NAME)
+            else:
+                change = LinkChange(mac=change.mac, name=change.name, alias=change.alias, is_up=change.is_up)
+            self._parking.do(set_link(link.ifindex, change), action)
 
     def _strip_altnames(self, netlink: Netlink, link: LinkInfo, mac: str) -> None:
         """Delete the altnames: they move with the link, and one that is taken in the new namespace stops the move."""

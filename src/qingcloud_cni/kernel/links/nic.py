@@ -6,7 +6,7 @@ from typing import Final
 
 from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink.messages import LinkChange, LinkInfo
-from qingcloud_cni.kernel.nic_state.description import restoring_change
+from qingcloud_cni.kernel.nic_state.description import Description, restoring_change
 
 NIC_KINDS: Final = frozenset({"", "veth"})  # of hardware, of the simulator's NICs
 USUAL_MTU: Final = 1500
@@ -44,17 +44,16 @@ def parse_alias(text: str) -> tuple[str, int | None]:
     return text, USUAL_MTU if text else None
 
 
-def reset_change(link: LinkInfo, mac: str, mtu: int | None = None) -> LinkChange:
-    """The changes that make *link* a parked NIC: down, renamed, with its first MAC and MTU, without alias.
+def reset_change(link: LinkInfo, mac: str, plugged: Description | None = None) -> LinkChange:
+    """The changes that make *link* a parked NIC: down, renamed, with its MAC, as *plugged*, without alias.
 
-    *mtu* is the first MTU if known, else that of the alias. Altnames need a message of their own; a move removes
+    Without a description the MTU is that of the alias. Altnames need a message of their own; a move removes
     addresses, routes and qdiscs.
     """
-    if mtu is None:
-        mtu = alias_mtu(link)
+    mtu = alias_mtu(link) if plugged is None else plugged.mtu
     name = parked_name(mac)
     return replace(
-        restoring_change(link, None),
+        restoring_change(link, plugged),
         mac=mac if link.mac != mac else None,
         mtu=mtu if mtu != link.mtu else None,
         name=name if link.name != name else None,

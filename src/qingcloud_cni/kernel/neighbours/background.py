@@ -1,12 +1,14 @@
-"""Background work for addresses, in a thread of its own: no move of a link waits for it.
+"""Background work for addresses and parked NICs, in a thread of its own: no move of a link waits for it.
 
-Closing a packet socket waits for all processors to leave it, and a list of many flows is slow.
+Closing a packet socket waits for all processors to leave it, a list of many flows is slow, and so is a comparison
+that visits every namespace.
 """
 
 import errno
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 from qingcloud_cni.core.errors import KernelRefused
@@ -16,6 +18,8 @@ from qingcloud_cni.kernel.neighbours.arp import ETH_P_ARP, announcement_frame
 from qingcloud_cni.kernel.netlink import conntrack
 from qingcloud_cni.kernel.netlink.messages import LinkInfo
 from qingcloud_cni.kernel.netlink.socket import Netlink
+from qingcloud_cni.kernel.nic_state.comparison import Comparison, Parked
+from qingcloud_cni.kernel.nic_state.states import Settled
 
 # The link or its namespace vanished, or the link is down.
 LINK_GONE: Final = frozenset({errno.ENODEV, errno.ENXIO, errno.ENETDOWN})
@@ -24,15 +28,23 @@ LINK_GONE: Final = frozenset({errno.ENODEV, errno.ENXIO, errno.ENETDOWN})
 class Background:
     """Made and used in one thread. Keeps only the host's and the parking namespace open."""
 
-    def __init__(self, parking_path: str, host_netns: str | None = None) -> None:
+    def __init__(self, parking_path: str, netns_dir: Path, host_netns: str | None = None) -> None:
         with ExitStack() as undo:
             self._switcher = NetnsSwitcher(host_netns)
             undo.callback(self._switcher.close)
             self._parking_ns = undo.enter_context(Namespace.open(parking_path))
+            self._comparison = undo.enter_context(Comparison(self._switcher, self._parking_ns, netns_dir))
             self._held = undo.pop_all()
 
     def close(self) -> None:
         self._held.close()
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        return self._comparison.lacks
+
+    def settle(self, parked: Mapping[str, Parked]) -> Mapping[str, Settled]:
+        return self._comparison.settle(parked)
 
     def flush(self, addresses: Collection[str]) -> int:
         return conntrack.delete_flows(addresses)

@@ -153,7 +153,7 @@ def _bpf(command: int, request: bytearray) -> int:
     """Call bpf(2); *request* has the answer afterwards."""
     number = SYSCALLS.get(platform.machine())
     if number is None:
-        raise OSError(errno.ENOSYS, f"bpf: its number on {platform.machine()} is unknown")
+        raise OSError(errno.EOPNOTSUPP, f"its number on {platform.machine()} is unknown")
     buffer = (ctypes.c_char * len(request)).from_buffer(request)
     result = int(_libc.syscall(number, command, buffer, len(request)))
     if result < 0:

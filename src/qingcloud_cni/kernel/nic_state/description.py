@@ -31,9 +31,10 @@ class Description:
         try:
             fields: dict[str, Any] = json.loads(text)
             attributes = {int(number): bytes.fromhex(value) for number, value in fields["link"].items()}
-            return cls(attributes, str(fields["features"]), dict(fields["ethtool"]), dict(fields["sysfs"]))
+            found = cls(attributes, str(fields["features"]), dict(fields["ethtool"]), dict(fields["sysfs"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
+        return found if IFLA_MTU in attributes else None
 
     def __str__(self) -> str:
         """Compact JSON, for the NIC's row."""

@@ -42,8 +42,13 @@ SETTINGS: Final = {
 
 
 def wanted_features(netlink: Netlink, name: str) -> str:
-    """The offloads that are wanted of a link, as hexadecimal words."""
-    blocks = _feature_blocks(netlink, name)
+    """The offloads that are wanted of a link, as hexadecimal words; "" if the kernel has no such list."""
+    try:
+        blocks = _feature_blocks(netlink, name)
+    except OSError as err:
+        if err.errno in UNSUPPORTED:
+            return ""
+        raise
     return "".join(f"{wanted & available:08x}" for available, wanted, _, _ in blocks)
 
 

@@ -3,9 +3,10 @@
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qingcloud_cni.core.errors import LinkNotFound
+from qingcloud_cni.core.seams.kernel import Program
 from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit
 from qingcloud_cni.kernel.netlink.messages import IFLA_MTU, LinkChange, LinkInfo, remove_xdp, set_link
 from qingcloud_cni.kernel.netlink.socket import Netlink, NetlinkRefused
@@ -17,15 +18,28 @@ from qingcloud_cni.kernel.nic_state.description import (
     restoring_change,
 )
 from qingcloud_cni.kernel.nic_state.sysfs import WRITTEN_ALWAYS, Sysfs
-from qingcloud_cni.kernel.nic_state.uppers import delete_above
+from qingcloud_cni.kernel.nic_state.uppers import above, delete_above
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
     """A link after its restoration."""
 
+    link: LinkInfo
     plugged: str  # its description as the cloud plugged it in
     soil: str  # what could not be restored, "" if nothing
+
+    @property
+    def described(self) -> Description | None:
+        return Description.parse(self.plugged)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How a link differs from its description, for people, and the programs on it."""
+
+    differences: tuple[str, ...]
+    programs: tuple[Program, ...]
 
 
 Inside = Callable[[], AbstractContextManager[None]]
@@ -38,16 +52,18 @@ class LinkStates(ClosesOnExit):
         self._netlink = netlink
         self._inside = inside
         self._sysfs: Sysfs | None = None
-        self.missing: tuple[str, ...] = ()  # abilities that this kernel or the service's rights lack
+        self._has_bpf = False
+        self.lacks: tuple[str, ...] = ()  # abilities that this kernel or the service's rights lack
         with ExitStack() as undo, inside():
             try:
                 bpf.has_tcx(1)  # of lo
+                self._has_bpf = True
             except OSError as err:
-                self.missing += (f"bpf(2): {err.strerror}: TCX programs that containers leave on NICs stay unseen",)
+                self.lacks += (f"bpf(2): {err.strerror}: TCX programs that containers leave on NICs stay unseen",)
             try:
                 self._sysfs = undo.enter_context(Sysfs.mount())
             except OSError as err:
-                self.missing += (f"sysfs: mount failed: {err.strerror}: RPS, XPS and NAPI settings are not restored",)
+                self.lacks += (f"sysfs: mount failed: {err.strerror}: RPS, XPS and NAPI settings are not restored",)
             self._held = undo.pop_all()
 
     def close(self) -> None:
@@ -64,7 +80,7 @@ class LinkStates(ClosesOnExit):
         described = Description.parse(plugged)
         settled = self.settle(link, described)
         if described is None:
-            return Settled(plugged=str(self.describe(self._again(link))), soil=settled.soil)
+            return replace(settled, plugged=str(self.describe(settled.link)))
         return settled
 
     def settle(self, link: LinkInfo, plugged: Description | None, *, is_thorough: bool = False) -> Settled:
@@ -76,8 +92,9 @@ class LinkStates(ClosesOnExit):
             self._rewrite(link, plugged)
         if soil := tuple(self.differences(link, plugged, is_thorough=is_thorough)):
             self._restore(link, plugged, is_thorough=is_thorough)
-            soil = tuple(self.differences(self._again(link), plugged, is_thorough=is_thorough))
-        return Settled(plugged=str(plugged or ""), soil="; ".join(soil))
+            link = self._again(link)
+            soil = tuple(self.differences(link, plugged, is_thorough=is_thorough))
+        return Settled(link, str(plugged or ""), "; ".join(soil))
 
     def differences(self, link: LinkInfo, plugged: Description | None, *, is_thorough: bool = False) -> Iterator[str]:
         """What is not as plugged; without a description only what no plugged NIC has."""
@@ -94,11 +111,22 @@ class LinkStates(ClosesOnExit):
                 yield from plugged.differences(now)
 
     def tcx_programs(self, link: LinkInfo) -> tuple[int, ...]:
-        try:
-            with self._inside():
-                return bpf.tcx_programs(link.ifindex)
-        except PermissionError:  # `missing` has it
+        if not self._has_bpf:
             return ()
+        with self._inside():
+            return bpf.tcx_programs(link.ifindex)
+
+    def inspect(self, link: LinkInfo, plugged: Description | None) -> State:
+        """Read the state of a link without a change; *plugged* is what it should be."""
+        found = [*self.differences(link, plugged, is_thorough=True)]
+        found += (f"{upper.kind} {upper.name} above it" for upper in above(self._netlink, link))
+        return State(tuple(found), tuple(self._programs(link)))
+
+    def _programs(self, link: LinkInfo) -> Iterator[Program]:
+        found = [("XDP", xdp.program) for xdp in link.xdp] + [("TCX", number) for number in self.tcx_programs(link)]
+        for hook, number in found:
+            with suppress(OSError):  # it was detached meanwhile, or bpf(2) is refused
+                yield Program(hook, number, bpf.loaded_at(number))
 
     def _again(self, link: LinkInfo) -> LinkInfo:
         found = self._netlink.link(ifindex=link.ifindex)

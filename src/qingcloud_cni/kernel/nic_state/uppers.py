@@ -1,7 +1,7 @@
 """Links above a NIC's: macvlan, ipvlan and vlan links survive its move, and no attribute of the NIC shows them."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
 from qingcloud_cni.kernel.namespaces.namespaces import Namespace
@@ -12,20 +12,22 @@ KINDS: Final = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan", "mac
 OCCUPIED: Final = frozenset({errno.EINVAL, errno.EBUSY})  # by a macvlan; by another kind
 
 
+def above(netlink: Netlink, link: LinkInfo) -> list[LinkInfo]:
+    """The links above *link* in its own namespace."""
+    return [upper for upper in netlink.links() if is_above(upper, link.ifindex)]
+
+
 def delete_above(netlink: Netlink, link: LinkInfo, nic: str) -> None:
-    """Delete the links above *link* in its own namespace."""
-    for upper in netlink.links():
-        if _is_on(upper, link.ifindex) and upper.peer_nsid == NO_NSID:
-            _delete(netlink, upper, nic)
+    for upper in above(netlink, link):
+        _delete(netlink, upper, nic)
 
 
-def delete_from_afar(netlink: Netlink, home: Namespace, indexes: Iterable[int]) -> None:
+def delete_from_afar(netlink: Netlink, home: Namespace, indexes: Collection[int]) -> None:
     """Delete links of another namespace that are above links of *home*, which have *indexes* there."""
-    wanted = set(indexes)
-    found = [link for link in netlink.links() if link.peer in wanted and _is_on(link, link.peer)]
+    found = [link for link in netlink.links() if link.kind in KINDS and link.peer_nsid != NO_NSID]
     nsid = netlink.nsid_of(home.fd) if found else NO_NSID  # the dump has given it a number
     for upper in found:
-        if upper.peer_nsid == nsid != NO_NSID:
+        if is_above_from_afar(upper, indexes, nsid):
             _delete(netlink, upper, f"link {upper.peer}")
 
 
@@ -48,8 +50,14 @@ def is_occupied(netlink: Netlink, link: LinkInfo) -> bool:
     return False
 
 
-def _is_on(upper: LinkInfo, ifindex: int) -> bool:
-    return upper.kind in KINDS and upper.peer == ifindex
+def is_above(upper: LinkInfo, ifindex: int) -> bool:
+    """Whether *upper* is above the link of this index in its own namespace."""
+    return upper.kind in KINDS and upper.peer == ifindex and upper.peer_nsid == NO_NSID
+
+
+def is_above_from_afar(upper: LinkInfo, indexes: Collection[int], nsid: int) -> bool:
+    """Whether *upper* is above one of these links of another namespace, whose number in its own is *nsid*."""
+    return upper.kind in KINDS and upper.peer in indexes and upper.peer_nsid == nsid != NO_NSID
 
 
 def _delete(netlink: Netlink, upper: LinkInfo, nic: str) -> None:

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 
-from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound
+from qingcloud_cni.core.errors import InvalidConfig, InvalidNetns, KernelRefused, LinkNotFound, NicSoiled
 from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.core.seams.kernel import (
     Arrival,
@@ -27,6 +28,9 @@ from qingcloud_cni.sim.memory.machine import HOST_PATH, IFACE, MTU, FakeLink, Ma
 MOVE = 0.019  # seconds; measured on a two-core host
 PROBE = 2.1  # seconds without an answer after which an address is free
 FLUSH = 0.012  # seconds to scan the table of tracked flows
+COMPARISON = 0.02  # seconds for each NIC: a macvlan is made and removed
+PLUGGED = "{}"  # the description of a NIC's state
+NOARP = "NOARP"  # the soil that CHECK fails for
 SERVING = {
     "net/ipv4/ip_forward": "1",
     "net/ipv4/conf/all/send_redirects": "0",
@@ -57,12 +61,13 @@ class FakeKernel(Machine, KernelFaults):
         return self._containers[path].netns
 
     @verb
-    async def inspect(self, path: str, ifname: str) -> Inspection:
+    async def inspect(self, path: str, ifname: str, nic: NicRecord | None = None) -> Inspection:
         netns = await self.identify(path)
         link = next((link for link in self._at(path).links.values() if link.name == ifname), None)
         if link is None:
             return Inspection(netns)
-        return _inspection(self._at(path), link)
+        differences = (link.soil,) if nic and link.soil else ()
+        return replace(_inspection(self._at(path), link), is_silent=link.soil == NOARP, differences=differences)
 
     @verb
     async def survey(self) -> Survey:
@@ -96,7 +101,7 @@ class FakeKernel(Machine, KernelFaults):
                     await self._park(order.nic)
                     raise
                 self._announce()
-            return PlacedLink(placed.ifindex, MTU, placed.routes, Arrival(placed.fingerprint))
+            return PlacedLink(placed.ifindex, MTU, placed.routes, Arrival(placed.fingerprint, PLUGGED))
 
     @verb
     async def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
@@ -125,6 +130,15 @@ class FakeKernel(Machine, KernelFaults):
                 link.reset(_parked_name(link))
                 self._announce()
             return Detached(Arrival(link.fingerprint), spoofs)
+
+    @verb
+    async def compare(self, nics: Collection[NicRecord]) -> Mapping[str, Arrival]:
+        await self._sleep(COMPARISON * len(nics))
+        found = {}
+        for nic in nics:
+            with suppress(LinkNotFound):
+                found[nic.mac] = Arrival(plugged=PLUGGED, soil=self._parked(nic.mac).restore())
+        return found
 
     @verb
     async def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
@@ -207,6 +221,10 @@ class FakeKernel(Machine, KernelFaults):
         """Yield once for any number of changes since the last time, those since this call included."""
         return self._watch(self._generation, self._losses)
 
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        return ()
+
     async def close(self) -> None:
         """Do nothing: the machine outlives the agent."""
 
@@ -228,18 +246,20 @@ class FakeKernel(Machine, KernelFaults):
     async def _park(self, nic: NicRecord) -> Arrival:
         space, link = self._find_free(nic)
         if space is self._parking:
-            return Arrival(link.fingerprint)
+            return Arrival(link.fingerprint, PLUGGED, link.restore())
         await self._sleep(MOVE)
         if link.ifindex not in space.links:
             raise LinkNotFound(f"nic {nic.mac}: park: it vanished on the way")
         self._put(link, space, self._parking)
         link.reset(_parked_name(link))
         self._announce()
-        return Arrival(link.fingerprint)
+        return Arrival(link.fingerprint, PLUGGED, link.restore())
 
     async def _place(self, order: LinkOrder, container: Space) -> FakeLink:
         """Move and configure; on failure the link stays in its namespace."""
         space, link = self._find_free(order.nic)
+        if soil := link.restore():
+            raise NicSoiled(f"nic {order.mac}: {soil}")
         await self._sleep(MOVE)
         if link.ifindex not in space.links:
             raise LinkNotFound(f"nic {order.mac}: attach: it vanished on the way")

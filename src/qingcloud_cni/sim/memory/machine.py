@@ -52,6 +52,8 @@ class FakeLink:
     alias: str = ""
     address: str = ""
     routes: tuple[Route, ...] = ()
+    soil: str = ""  # state that a container left on it
+    is_stuck: bool = False  # … and that the kernel lets nobody remove
     prefix: str = ""  # of its name whenever it returns to the host; "": the kernel chooses
     permanent_mac: str = ""
     fingerprint: str = ""
@@ -60,6 +62,12 @@ class FakeLink:
         return Link(
             self.mac, self.name, self.ifindex, self.is_up, self.alias, MTU, self.permanent_mac, self.fingerprint
         )
+
+    def restore(self) -> str:
+        """Bring it back to the state in which the cloud plugged it in; return what cannot be removed."""
+        if not self.is_stuck:
+            self.soil = ""
+        return self.soil
 
     def unconfigure(self, name: str) -> None:
         """Change what the kernel changes when it takes a link out of its namespace."""
@@ -184,6 +192,7 @@ class Machine:
     def _identify(self, link: FakeLink) -> None:
         """Give it the fingerprint of a NIC that has just been plugged in."""
         self._plugged += 1
+        link.soil, link.is_stuck = "", False
         link.permanent_mac = link.nic_id if self.is_hardware else ""
         link.fingerprint = (
             f"virtio/virtio{self._plugged} {link.nic_id}" if self.is_hardware else f"veth 1/{self._plugged}"
