@@ -1,7 +1,7 @@
 """B: links that a container makes to be taken for another's NIC."""
 
 from attack.registry import case
-from attack.scene import Scene, assert_lives, assert_reaches_gateway, inside, wait_idle
+from attack.scene import NOBODY, Scene, assert_lives, assert_reaches_gateway, inside, wait_idle
 from machines.containers import Container
 from machines.hosts import Host
 from machines.simulator import eventually, links, run
@@ -101,3 +101,52 @@ def fake_in_the_host(scene: Scene) -> None:
     host.add(container)
     assert_reaches_gateway(container)
     eventually(lambda: any(row["ifname"] == "fake" for row in links(host.netns).values()), "the fake on the host")
+
+
+@case("B")
+def user_namespace(scene: Scene) -> None:
+    """A user without rights makes a fake in namespaces of its own. The victim's NIC comes back, not the fake."""
+    host, victim, attacker, mac, alias = victim_and_attacker(scene)
+    fake = f"ip link add fake address {mac} type veth peer name other && ip link set fake alias '{alias}'"
+    shell = ("unshare", "--user", "--map-root-user", "--net", "sh", "-c", f"{fake} && echo ready && exec sleep 600")
+    scene.attacker(*host.command(*NOBODY, *shell))
+    host.delete(victim)
+    wait_idle(host)
+    container = host.container()
+    host.add(container)
+    assert_reaches_gateway(container)
+    assert_reaches_gateway(attacker)
+
+
+@case("B")
+def exchanged_macs(scene: Scene) -> None:
+    """Two containers exchange the MACs of their NICs. After both ended, each NIC has its own again."""
+    host, first, second, mac, _ = victim_and_attacker(scene)
+    other = str(second.link()["address"])
+    for container, taken in ((first, other), (second, mac)):
+        inside(container, "link set eth0 down", f"link set eth0 address {taken}", "link set eth0 up")
+    host.delete(first)
+    host.delete(second)
+    eventually(lambda: {nic["nic_id"] for nic in host.nics("idle")} == {mac, other}, "both NICs idle")
+    for _ in range(2):
+        container = host.container()
+        host.add(container)
+        assert_reaches_gateway(container)
+
+
+@case("B")
+def hideout(scene: Scene) -> None:
+    """A container moves its NIC into another namespace, under another name and MAC. DEL finds it there."""
+    host = scene.host()
+    container, place = host.container(), host.container()
+    host.add(container)
+    mac = str(container.link()["address"])
+    inside(container, "link set eth0 down", "link set eth0 address 02:00:00:00:00:07 name wan0 alias x")
+    inside(container, f"link set wan0 netns {place.name}")
+    host.delete(container)
+    wait_idle(host)
+    assert place.names == ["lo"]
+    assert [nic["nic_id"] for nic in host.nics()] == [mac]
+    second = host.container()
+    host.add(second)
+    assert_reaches_gateway(second)

@@ -20,22 +20,24 @@ Lie = Callable[[str, Reply], Any]  # of action and reply: what is sent instead
 
 
 class LyingCloud:
-    """Replies are changed by *lie* while there is one. *told* is how many were."""
+    """Replies are changed by *lie* while there is one, and *swallowed* actions are not carried out.
+
+    *told* is how many replies were changed.
+    """
 
     def __init__(self, host: Host) -> None:
         self.lie: Lie | None = None
+        self.swallowed: frozenset[str] = frozenset()
         self.told = 0
+        self._socket = host.sim.info["api_socket"]
         cloud = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                upstream = UnixConnection(host.sim.info["api_socket"])
-                try:
-                    upstream.request("GET", self.path)
-                    reply = json.loads(upstream.getresponse().read())
-                finally:
-                    upstream.close()
                 (action,) = parse_qs(urlsplit(self.path).query)["action"]
+                reply: Reply = {"action": f"{action}Response", "ret_code": 0}
+                if action not in cloud.swallowed:
+                    reply = cloud.ask(self.path)
                 body = json.dumps(cloud.answer(action, reply)).encode()
                 with suppress(OSError):
                     self.send_response(200)
@@ -49,6 +51,16 @@ class LyingCloud:
 
         self.server = inside(host.netns, lambda: http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
         self.access_file = _access_file(host, self.server.server_address[1])
+
+    def ask(self, target: str) -> Reply:
+        """The true reply."""
+        upstream = UnixConnection(self._socket)
+        try:
+            upstream.request("GET", target)
+            reply: Reply = json.loads(upstream.getresponse().read())
+            return reply
+        finally:
+            upstream.close()
 
     def answer(self, action: str, reply: Reply) -> Any:
         if self.lie is None:

@@ -1,12 +1,12 @@
 """C: replies of the cloud that are wrong, or not what they seem."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
-from attack.lying_cloud import Lie, LyingCloud, lying_cloud
+from attack.lying_cloud import Lie, LyingCloud, Reply, lying_cloud
 from attack.registry import case
-from attack.scene import Scene, assert_lives, assert_works, unchanged
+from attack.scene import Scene, assert_lives, assert_reaches_gateway, assert_works, unchanged
 from machines.hosts import Host
 from machines.simulator import eventually
 
@@ -48,7 +48,7 @@ def own_nic_as_created(scene: Scene) -> None:
     host = scene.bare_host()
     own = host.sim.host(host.name)["nic_id"]
 
-    def lie(action: str, reply: dict[str, Any]) -> dict[str, Any]:
+    def lie(action: str, reply: Reply) -> Reply:
         if action == "CreateNics" and reply["ret_code"] == 0:
             reply["nics"][0]["nic_id"] = own
         return reply
@@ -71,7 +71,7 @@ def own_nic_as_ours(scene: Scene) -> None:
     host = scene.bare_host()
     own = host.sim.host(host.name)["nic_id"]
 
-    def lie(action: str, reply: dict[str, Any]) -> dict[str, Any]:
+    def lie(action: str, reply: Reply) -> Reply:
         for nic in reply.get("nic_set", ()) if action == "DescribeNics" else ():
             if nic["nic_id"] == own:
                 nic |= {"nic_name": f"qingcni_{host.instance_id}_0123456789abcdef", "role": 0}
@@ -104,7 +104,7 @@ def attached_to(host: Host) -> list[str]:
 def every_field(value: object) -> Lie:
     """Puts *value* into every field of every item, but leaves ids that the simulator needs in the envelope."""
 
-    def lie(_action: str, reply: dict[str, Any]) -> dict[str, Any]:
+    def lie(_action: str, reply: Reply) -> Reply:
         for key, items in reply.items():
             if key.endswith("_set") or key in {"nics", "job_id"}:
                 reply[key] = [dict.fromkeys(item, value) for item in items] if isinstance(items, list) else value
@@ -119,7 +119,7 @@ def fields_of_other_types(scene: Scene) -> None:
     values: Iterator[object] = iter([1e300, [], None, {}, True, -1, ""])
     current: list[object] = [next(values)]
 
-    def lie(action: str, reply: dict[str, Any]) -> dict[str, Any]:
+    def lie(action: str, reply: Reply) -> Reply:
         changed = every_field(current[0])(action, reply)
         current[0] = next(values, current[0])
         return dict(changed)
@@ -133,7 +133,7 @@ def fields_of_other_types(scene: Scene) -> None:
 def garbage_addresses(scene: Scene) -> None:
     """Networks have host bits, gateways lie outside, addresses are IPv6 or words. The agent lives, and says so."""
 
-    def lie(_action: str, reply: dict[str, Any]) -> dict[str, Any]:
+    def lie(_action: str, reply: Reply) -> Reply:
         for vxnet in reply.get("vxnet_set", ()):
             if vxnet.get("router"):
                 vxnet["router"] |= {"ip_network": "172.20.1.7/24", "manager_ip": "8.8.8.8"}
@@ -149,7 +149,7 @@ def garbage_addresses(scene: Scene) -> None:
 def ids_that_are_none(scene: Scene) -> None:
     """NICs have ids that are not MACs. The agent lives, and works afterwards."""
 
-    def lie(_action: str, reply: dict[str, Any]) -> dict[str, Any]:
+    def lie(_action: str, reply: Reply) -> Reply:
         for nic in (*reply.get("nic_set", ()), *reply.get("nics", ())):
             nic["nic_id"] = "../../etc/passwd"
         return reply
@@ -162,7 +162,7 @@ def ids_that_are_none(scene: Scene) -> None:
 def endless_texts(scene: Scene) -> None:
     """Messages have a megabyte and escape sequences. The agent shortens them, and no table shows an escape."""
 
-    def lie(action: str, _reply: dict[str, Any]) -> dict[str, Any]:
+    def lie(action: str, _reply: Reply) -> Reply:
         return {"ret_code": 1400, "message": ESC + "x" * 2**20, "action": f"{action}Response"}
 
     with lied_to(scene, lie) as (host, _):
@@ -170,3 +170,96 @@ def endless_texts(scene: Scene) -> None:
         assert len(host.status()["cloud_error"]) < 2000
         assert "\x1b" not in host.qingagent("status").stdout
         assert host.agent.log.stat().st_size < 2**19
+
+
+def assert_container_stays(scene: Scene, *lies: Callable[[str, Reply], None]) -> None:
+    """A container keeps its NIC while the agent hears each of the *lies*, which change a NIC of that id in a list."""
+    host = scene.bare_host()
+    with lying_cloud(host) as cloud, unchanged(host):
+        host.start(idle=1, QYAccessFilePath=cloud.access_file, **FEW)
+        container = host.container()
+        host.add(container)
+        nic_id = str(container.link()["address"])
+        for change in lies:
+            cloud.lie = in_lists(partial(change, nic_id))
+            for _ in range(3):  # two would do for a remedy
+                told = cloud.told
+                host.ask("POST", "/v1/reconcile")
+                assert cloud.told > told
+            assert container.link()["address"] == nic_id
+            assert_reaches_gateway(container)
+            assert nic_id in attached_to(host)
+        cloud.lie = None
+        host.ask("POST", "/v1/reconcile")
+        host.delete(container)
+        assert_works(host)
+
+
+def in_lists(change: Callable[[Reply], None]) -> Lie:
+    """Changes replies of DescribeNics."""
+
+    def lie(action: str, reply: Reply) -> Reply:
+        if action == "DescribeNics":
+            change(reply)
+        return reply
+
+    return lie
+
+
+def said_to_be(reply: Reply, nic_id: str, **changes: object) -> None:
+    for nic in reply["nic_set"]:
+        if nic["nic_id"] == nic_id:
+            nic.update(changes)
+
+
+@case("C")
+def empty_lists(scene: Scene) -> None:
+    """Every list of NICs is empty. A container keeps its NIC."""
+    assert_container_stays(scene, lambda _nic_id, reply: reply.update(nic_set=[], total_count=0))
+
+
+@case("C", is_short=True)
+def nic_of_a_container_elsewhere(scene: Scene) -> None:
+    """A container's NIC is said to be free, then another instance's, then primary. The container keeps it."""
+    assert_container_stays(
+        scene,
+        lambda nic_id, reply: said_to_be(reply, nic_id, instance_id="", status="available"),
+        lambda nic_id, reply: said_to_be(reply, nic_id, instance_id="i-another0"),
+        lambda nic_id, reply: said_to_be(reply, nic_id, role=1),
+    )
+
+
+@case("C")
+def nic_of_another_host(scene: Scene) -> None:
+    """A NIC of another host is listed under a name of ours. It stays where it is."""
+    host, other = scene.bare_host(), scene.bare_host()
+    (foreign,) = host.sim.new_nics(other.name, "vxnet-pods001")
+    nic_id, name = foreign["nic_id"], f"qingcni_{host.instance_id}_0123456789abcdef"
+    with lying_cloud(host) as cloud:
+        cloud.lie = in_lists(lambda reply: said_to_be(reply, nic_id, nic_name=name))
+        host.start(idle=1, QYAccessFilePath=cloud.access_file, **FEW)
+        for _ in range(3):
+            host.ask("POST", "/v1/reconcile")
+        assert nic_id in attached_to(other)
+        assert_works(host)
+
+
+@case("C")
+def jobs_that_did_nothing(scene: Scene) -> None:
+    """Attach jobs are said to be done, and nothing was attached. No container gets such a NIC."""
+    host = scene.bare_host()
+
+    def lie(action: str, reply: Reply) -> Reply:
+        if action == "AttachNics":
+            return reply | {"job_id": "j-lie00000"}
+        if action == "DescribeJobs":
+            return reply | {"job_set": [{"job_id": "j-lie00000", "status": "successful"}], "total_count": 1}
+        return reply
+
+    with lying_cloud(host) as cloud:
+        cloud.lie, cloud.swallowed = lie, frozenset({"AttachNics"})
+        host.launch(QYAccessFilePath=cloud.access_file, **FEW)
+        eventually(lambda: host.is_ready(host.agent), "a ready agent")
+        answer = host.cni("ADD", host.container(), conf=host.conf(TimeoutSeconds=8))
+        assert answer.code == 11, answer
+        assert_lives(host)

@@ -8,7 +8,7 @@ from typing import Any
 
 from attack.hostile import NOBODY as NOBODY_ID
 from attack.registry import case
-from attack.scene import ENVIRONMENT, NOBODY, ONE, Scene, assert_works, hostile
+from attack.scene import ENVIRONMENT, NOBODY, ONE, Scene, assert_works, hostile, inside, wait_idle
 from machines.hosts import PORT, Host
 from machines.simulator import eventually, run
 
@@ -217,3 +217,16 @@ def token_that_is_a_trap(scene: Scene) -> None:
     host.token_file.symlink_to(other)
     assert_refused(host, str(host.token_file))
     assert other.read_text() == "another's"
+
+
+@case("D")
+def address_of_an_idle_nic(scene: Scene) -> None:
+    """A container answers for the addresses of idle NICs, which are probed. New containers get NICs all the same."""
+    host = scene.bare_host()
+    host.start(idle=1, **(ONE | {"max_nics": 3, "min_idle": 1, "duplicate_probe": "true"}))
+    container = host.container()
+    host.add(container)
+    wait_idle(host)
+    for nic in host.nics("idle"):
+        inside(container, f"addr add {nic['address']} dev eth0")
+    assert_works(host)
