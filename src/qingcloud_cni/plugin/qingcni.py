@@ -322,6 +322,8 @@ def read_token(request: Request) -> bytes:
             token = posix.read(file, 4097).strip() if info.st_mode & 0o170000 == 0o100000 else b""
         finally:
             posix.close(file)
+    except FileNotFoundError:  # each start of the agent makes one
+        raise no_answer(request, f"{named}: read failed: it does not exist; is qingagent running?") from None
     except (OSError, ValueError) as err:
         raise CniError(7, f"{named}: read failed", reason(err) if isinstance(err, OSError) else str(err)) from None
     if info.st_uid != 0:

@@ -51,6 +51,7 @@ def add_request(host: Host, container: Container) -> bytes:
 def assert_refused(host: Host, netns: str, address: str, given: str) -> None:
     """Neither the ADD nor the reading gets more than 403, and nothing changes."""
     container = host.container()
+    host.wait_idle(2)
     before = host.nics()
     for method, target, body in (
         ("POST", "/v1/cni", add_request(host, container)),

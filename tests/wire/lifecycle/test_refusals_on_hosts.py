@@ -67,6 +67,7 @@ class Place:
             "run_dir": self.run_dir,
             "vxnet": "vxnet-1",
             "iface": "lo",
+            "simulator_netns": f"/run/netns/{self.netns}",  # a host without hardware is one of the simulator
         }
         pairs = ((f"--{k.replace('_', '-')}", str(v)) for k, v in (chosen | settings).items() if v is not None)
         words = [word for pair in pairs for word in pair]

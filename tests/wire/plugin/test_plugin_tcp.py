@@ -63,10 +63,6 @@ def refuse_owner(path: Path) -> None:
     os.chown(path, 1, 0)
 
 
-def refuse_absence(path: Path) -> None:
-    path.unlink()
-
-
 def refuse_emptiness(path: Path) -> None:
     path.write_text(" \n")
 
@@ -101,7 +97,6 @@ def refuse_device(path: Path) -> None:
     [
         (refuse_mode, "other users than root may use it (mode 0640)"),
         (refuse_owner, "belongs to user 1"),
-        (refuse_absence, "read failed"),
         (refuse_emptiness, "does not hold a token"),
         (refuse_lines, "does not hold a token"),
         (refuse_directory, "does not hold a token"),
@@ -129,6 +124,18 @@ def test_a_reset_connection_is_code_11(run: Run, tcp_agent: PlayedAgent, token: 
     error = run(ADD, config(tcp_agent.address, TokenFile=str(token))).error
     assert error["code"] == 11
     assert "broke off" in error["msg"]
+
+
+def test_without_a_token_there_is_no_agent_yet(run: Run, tcp_agent: PlayedAgent, token: Path, tmp_path: Path) -> None:
+    """After a boot, whoever holds the port: a DEL is spooled, and the rest may be tried again."""
+    token.unlink()
+    document = config(tcp_agent.address, TokenFile=str(token), SpoolDir=str(tmp_path / "spool"))
+    error = run(ADD, document).error
+    assert error["code"] == 11
+    assert error["msg"].endswith(f"token file {token}: read failed: it does not exist; is qingagent running?")
+    assert run(DEL, document).status == 0
+    assert len(list((tmp_path / "spool").iterdir())) == 1
+    assert tcp_agent.heads == []
 
 
 # --- the unix socket is preferred ----------------------------------------------------------------------
