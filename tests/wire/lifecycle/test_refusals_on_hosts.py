@@ -42,7 +42,7 @@ READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift &&
 
 @dataclass
 class Place:
-    """A network namespace with nothing but `lo`, and a directory with all that a start needs."""
+    """A network namespace with a NIC, its router's, and a directory with all that a start needs."""
 
     netns: str
     directory: Path
@@ -67,7 +67,7 @@ class Place:
             "run_dir": self.run_dir,
             "vxnet": "vxnet-1",
             "iface": "lo",
-            "simulator_netns": f"/run/netns/{self.netns}",  # a host without hardware is one of the simulator
+            "simulator_netns": f"/run/netns/{self.netns}-router",
         }
         pairs = ((f"--{k.replace('_', '-')}", str(v)) for k, v in (chosen | settings).items() if v is not None)
         words = [word for pair in pairs for word in pair]
@@ -92,7 +92,13 @@ class Place:
 def netns() -> Iterator[str]:
     with new_namespace("refused") as name:
         run("ip", "-n", name, "link", "set", "lo", "up")
-        yield name
+        router = f"{name}-router"
+        run("ip", "netns", "add", router)
+        try:
+            run("ip", "link", "add", "nic0", "netns", name, "type", "veth", "peer", "name", "nic0", "netns", router)
+            yield name
+        finally:
+            run("ip", "netns", "delete", router)
 
 
 @pytest.fixture
@@ -233,7 +239,7 @@ def test_a_bad_variable_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) 
 def test_a_link_that_is_not_there_is_told_with_status_1(place: Place) -> None:
     """At a boot it may come later, so the unit tries again."""
     said = sentence(place.start(iface="eth9"), status=1)
-    assert all(word in said for word in ("iface eth9", "not found", "which has lo;", "--iface")), said
+    assert all(word in said for word in ("iface eth9", "not found", "which has lo, nic0;", "--iface")), said
     assert not place.run_dir.exists()
     assert not place.state_dir.exists()
     assert not place.parking()
