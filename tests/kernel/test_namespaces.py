@@ -268,7 +268,7 @@ async def test_a_mount_that_was_removed_comes_back_with_its_nics(
     assert lab.is_parked(second)
     assert await kernel.restore_parking() is None
     await kernel.close()
-    again = await HostKernel.open(lab.instance_id, host_netns=lab.path(lab.host))
+    again = await lab.open_kernel()
     assert {link.mac for link in (await again.survey()).parked} == {first, second}
     await again.close()
 
@@ -293,14 +293,14 @@ async def test_nothing_is_mounted_on_a_link_or_a_directory(lab: Lab, kernel: Hos
 
 
 async def test_the_folder_comes_back_as_well(lab: Lab, netns_dir: Path) -> None:
-    opened = await HostKernel.open(lab.instance_id, netns_dir=netns_dir, host_netns=lab.path(lab.host))
+    opened = await lab.open_kernel(netns_dir=netns_dir)
     subprocess.run(("umount", "-l", "-R", netns_dir), check=True)
     shutil.rmtree(netns_dir)
     path = netns_dir / lab.parking
     assert await opened.restore_parking() == str(path)
     inode = path.stat().st_ino
     await opened.close()
-    again = await HostKernel.open(lab.instance_id, netns_dir=netns_dir, host_netns=lab.path(lab.host))
+    again = await lab.open_kernel(netns_dir=netns_dir)
     assert path.stat().st_ino == inode
     await again.remove()
 

@@ -60,7 +60,7 @@ async def host(lab: Lab) -> AsyncIterator[Guarded]:
     macs = tuple(lab.plug(number) for number in range(1, 5))
     ip("-n", lab.host, "addr", "add", "192.168.9.2/24", "dev", "eth2")
     ip("-n", lab.host, "route", "add", "default", "via", "192.168.9.1", "dev", "eth2", "metric", "50")
-    kernel = await HostKernel.open(lab.instance_id, iface="eth1", host_netns=lab.path(lab.host))
+    kernel = await lab.open_kernel(iface="eth1")
     try:
         await kernel.reserve({*(await kernel.host_macs()).default_route, macs[2]})
         yield Guarded(kernel, lab, macs)

@@ -252,3 +252,25 @@ def test_hardware_is_recognised_by_parent_and_burnt_in_mac() -> None:
             assert shown.fingerprint == f"{bus}/{device.name} {link.permanent_mac}"
             assert shown.claimed_id == netlink.permanent_mac(link.name) == link.permanent_mac
         assert netlink.permanent_mac("lo") == netlink.permanent_mac("no-such-link") == ""
+
+
+async def test_nics_of_several_routers_are_told_apart(lab: Lab) -> None:
+    """Ports in two routers may have the same index."""
+    second = lab.make_netns("router2")
+    first_mac = lab.plug()
+    port = lab.links(lab.vxnet)["p1"]["ifindex"]
+    peer = f"link add p9 index {port} type veth peer name eth9 netns {lab.host}"
+    ip("-n", second, *peer.split())
+    other_mac = lab.links(lab.host)["eth9"]["address"]
+    opened = await lab.open_kernel(routers=[lab.path(lab.vxnet), lab.path(second)])
+    try:
+        prints = {link.mac: link.fingerprint for link in (await opened.survey()).host}
+        assert prints == {
+            mac: f"veth {Path(lab.path(router)).stat().st_ino}/{port}"
+            for mac, router in ((first_mac, lab.vxnet), (other_mac, second))
+        }
+        for mac, fingerprint in prints.items():
+            assert (await opened.park(NicRecord(mac))).fingerprint == fingerprint
+            assert lab.is_parked(mac)
+    finally:
+        await opened.close()

@@ -214,6 +214,27 @@ def fault(sim: Sim, effect: str) -> Iterator[None]:
         run(QINGCLOUD_SIM, "faults", "clear", "--name", sim.name)
 
 
+@pytest.mark.parametrize(
+    ("routers", "words"),
+    [
+        (None, "links: start failed: this network namespace has no NIC of an instance; "),
+        (
+            "/run/netns/no-router",
+            "simulator-netns: netns /run/netns/no-router: open failed: No such file or directory; ",
+        ),
+    ],
+)
+def test_a_simulated_host_without_its_routers_ends_a_start(
+    new_host: NewHost, routers: str | None, words: str
+) -> None:
+    host = new_host()
+    said = refusal(host.launch(vxnet=OWN, simulator_netns=routers))
+    assert words in said
+    assert "--simulator-netns" in said or "qingcloud-sim" in said
+    assert not host.parking.exists()
+    host.start(vxnet=OWN, min_idle=1, max_idle=1)
+
+
 def test_wrong_keys_end_a_first_start_and_leave_nothing(new_host: NewHost) -> None:
     """The sentence names the file, the call and the code, never the key."""
     host = new_host()
