@@ -24,9 +24,9 @@ OLD, NEW = "vxnet-pods001", "vxnet-pods002"
 SERVICES = read_config(
     {"cniVersion": "1.0.0", "name": "net", "ipam": {"routes": [{"dst": "10.96.0.0/12", "gw": "0.0.0.0"}]}}
 )
-ONLY_LATER = {  # settings that do not concern what is held
+ONLY_LATER = {  # settings that do not concern what is held; simulator-netns belongs to a simulated host
     "QYAccessFilePath", "bindaddr", "policy", "zone", "loglevel", "api-budget", "metrics-bind", "instance-id",
-    "instance-id-file", "allow-readable-access-file",
+    "instance-id-file", "allow-readable-access-file", "simulator-netns",
 }  # fmt: skip
 
 
