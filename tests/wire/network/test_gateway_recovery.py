@@ -187,6 +187,39 @@ def test_a_gateway_whose_link_is_renamed_and_down_is_fixed_by_the_next_check(pai
     assert pair.asks()
 
 
+def test_a_gateway_whose_link_somebody_changed_is_fixed_by_the_next_check_and_told(pair: Pair) -> None:
+    host = pair.host
+    ip = ("ip", "-n", host.netns)
+    run(*ip, "link", "add", "br0", "type", "bridge")
+    for words in ("arp off", "promisc on", "mtu 1300", "mode dormant", "master br0"):
+        run(*ip, "link", "set", "hostnic", *words.split())
+    run(*host.command("sysctl", "-qw", "net.ipv4.conf.hostnic.forwarding=0", "net.ipv4.conf.all.proxy_arp=1"))
+    eventually(lambda: host.agent.events("gateway.impaired"), "the next check", 45.0)
+    (told,) = host.agent.events("gateway.restored")
+    for word in ("NOARP", "mtu 1300 instead of 1500", "linkmode", "member of link", "conf/hostnic/forwarding"):
+        assert word in told["detail"]
+    assert "Services:    net/ipv4/conf/all/proxy_arp is 1" in host.qingagent("status").stdout
+    run(*host.command("sysctl", "-qw", "net.ipv4.conf.all.proxy_arp=0"))
+    assert pair.asks()
+
+
+def test_services_work_on_a_hardened_host(new_host: NewHost) -> None:
+    """Its defaults for new links: no forwarding, a strict rp_filter. Forwarding is on for the host already."""
+    host = new_host()
+    hardened = ("ip_forward=1", "conf.default.forwarding=0", "conf.default.rp_filter=1", "conf.default.arp_ignore=2")
+    run(*host.command("sysctl", "-qw", *(f"net.ipv4.{setting}" for setting in hardened)))
+    host.start(**FEW)
+    backend, client = host.container(), host.container()
+    address = address_of(host.add(backend))
+    result = host.add(client, conf=services_conf(host))
+    kube_proxy(host.netns, {"backend": Service("10.96.0.1", 30001, address)})
+    server = Server("backend", backend.name, address)
+    try:
+        assert Pair(host, client, result).asks()
+    finally:
+        server.close()
+
+
 def test_drain_and_cleanup_leave_the_host_as_it_was(new_host: NewHost) -> None:
     """The gateway goes once nobody uses it; rules and tables with it, settings with cleanup."""
     host = new_host()
