@@ -83,9 +83,9 @@ CHANGING: dict[str, Verb] = {
         ServicePath((Gateway(mac, "hostnic", "172.16.1.9/24", "172.16.1.1", 0),))
     ),
 }
-OTHERS = {  # they read, send, or have nothing to do with a NIC's link
+OTHERS = {  # they read, send, change parked links only, or have nothing to do with a NIC's link
     "identify", "inspect", "is_gone", "survey", "survey_all", "search", "changes", "host_macs", "reserve", "announce",
-    "flush", "host_addresses", "settings_before", "restore",
+    "flush", "host_addresses", "settings_before", "restore", "compare", "restore_parking",
 }  # fmt: skip
 
 
@@ -106,12 +106,13 @@ async def test_no_verb_changes_a_reserved_link(host: Guarded, verb: str, role: s
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_a_reserved_link_that_claims_to_be_another_nic_is_not_changed(host: Guarded, role: str) -> None:
-    """The agent knows a NIC by its alias as well, and a link may have any."""
+    """By the fingerprint that a record has, and by the alias."""
     name = f"eth{ROLES[role] + 1}"
     ip("-n", host.lab.host, "link", "set", name, "alias", host.lab.alias)
     before = host.state()
-    with pytest.raises(KernelRefused):
-        await host.kernel.park(NicRecord("52:54:99:99:99:99", host.lab.alias))
+    (fingerprint,) = (link.fingerprint for link in (await host.kernel.survey()).host if link.name == name)
+    with pytest.raises(KernelRefused, match=f"{name} is reserved, as it is the host's own link"):
+        await host.kernel.park(NicRecord("52:54:99:99:99:99", host.lab.alias, fingerprint))
     assert host.state() == before
 
 
