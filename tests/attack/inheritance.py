@@ -59,6 +59,38 @@ def flags(scene: Scene) -> None:
 
 
 @case("A")
+def numbers(scene: Scene) -> None:
+    """A container changes MTU, queue, group, sizes and mode of its NIC. The next one has the NIC as plugged."""
+
+    def soil(container: Container) -> None:
+        inside(
+            container,
+            "link set eth0 mtu 1280 txqueuelen 7 group 77",
+            "link set eth0 gso_max_size 2000 gso_max_segs 3",
+        )
+        inside(container, "link set eth0 gro_max_size 3000", "link set eth0 mode dormant")
+
+    assert_next_is_clean(scene, soil)
+
+
+@case("A")
+def names(scene: Scene) -> None:
+    """A container changes MAC, name, alias and further names of its NIC. The next one has the NIC as plugged."""
+
+    def soil(container: Container) -> None:
+        inside(
+            container,
+            "link set eth0 address 02:00:00:00:00:07 alias 172.20.1.1",
+            "link property add dev eth0 altname qc0",
+        )
+        inside(
+            container, "link set eth0 broadcast ff:ff:ff:00:00:00", "link set eth0 down", "link set eth0 name wan0"
+        )
+
+    assert_next_is_clean(scene, soil)
+
+
+@case("A")
 def addresses_and_routes(scene: Scene) -> None:
     """A container adds addresses, routes, rules, neighbours and a queue. The next one has none of them."""
     host = scene.host()
@@ -135,16 +167,5 @@ def macvlan(scene: Scene) -> None:
 
 @case("A")
 def macvlan_passthru(scene: Scene) -> None:
-    """A macvlan in passthru mode takes the NIC from another namespace. The next container has its network."""
+    """A macvlan that takes the whole NIC lives on in another namespace. The next container has its NIC alone."""
     assert_upper_is_gone(scene, "passthru")
-
-
-@case("A", is_short=True)
-def numbers(scene: Scene) -> None:
-    """A container changes MTU, queue length, group, link mode and segment sizes. The next one has them as plugged."""
-    changes = (
-        "link set eth0 mtu 1300 txqueuelen 7 group 77",
-        "link set eth0 gso_max_size 2000 gso_max_segs 3 gro_max_size 3000",
-        "link set eth0 mode dormant",
-    )
-    assert_next_is_clean(scene, lambda container: inside(container, *changes))
