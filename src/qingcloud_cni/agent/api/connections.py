@@ -17,8 +17,7 @@ from qingcloud_cni.agent.base.logs import RateLimited
 from qingcloud_cni.core.errors import is_shortage
 
 MOST_ACCEPTS = 128  # connections accepted before other work gets the loop
-MANY_REFUSALS = 32  # of these, after which the listener pauses
-PAUSE = 0.05  # seconds: a flood then costs some percent of the loop's time
+PAUSE = 0.05  # seconds after refusals: a flood then costs some percent of the loop's time
 _BUFFER = memoryview(bytearray(8192))  # of the read that is under way; there is one at a time
 SHORTAGE_PAUSE = 1.0  # seconds after accept failed for want of descriptors or memory
 
@@ -52,8 +51,8 @@ class Allowance:
 ALLOWANCES: Mapping[Peer, Allowance] = MappingProxyType(
     {
         Peer.SOCKET: Allowance("on the unix socket", 512, inf, 1, 10.0),  # several times the pods of a host
-        Peer.HOST: Allowance("by TCP from this host", 128, 100.0, 128, 10.0),
-        Peer.NETWORK: Allowance("by TCP from elsewhere", 16, 20.0, 16, 2.0),
+        Peer.HOST: Allowance("by TCP from this host", 128, 50.0, 128, 10.0),
+        Peer.NETWORK: Allowance("by TCP from elsewhere", 16, 10.0, 16, 2.0),
     }
 )
 
@@ -222,7 +221,7 @@ class Connections:
         self._resuming[listener] = loop.call_later(seconds, self._resume, listener, serves)
 
     def _accept(self, listener: socket.socket, serves: Serves) -> None:
-        refusals = 0
+        is_flooded = False
         for _ in range(MOST_ACCEPTS):
             try:
                 accepted, _name = listener.accept()
@@ -233,10 +232,10 @@ class Connections:
                     self._shortage.write(cause=err.strerror)
                     self._pause(listener, serves, SHORTAGE_PAUSE)
                     return
-                refusals += 1  # it ended before it was accepted
+                is_flooded = True  # it ended before it was accepted
             else:
-                refusals += not self._admit(accepted, serves)
-        if refusals >= MANY_REFUSALS:
+                is_flooded |= not self._admit(accepted, serves)
+        if is_flooded:
             self._pause(listener, serves, PAUSE)
 
     def _admit(self, accepted: socket.socket, serves: Serves) -> bool:
