@@ -116,7 +116,7 @@ def test_a_lock_whose_file_was_removed_is_not_taken_for_one(place: Path, monkeyp
     monkeypatch.setattr(fcntl, "flock", meanwhile)
     with agent_lock(), pytest.raises(AlreadyRunning), agent_lock():
         pass
-    assert len(calls) == 3
+    assert len(calls) == 3 + lock.TRIES  # one more looks for stale files
 
 
 def test_the_directory_must_be_roots_alone(place: Path) -> None:
@@ -137,3 +137,23 @@ def test_nobody_else_can_take_it(place: Path) -> None:
         for target in (*place.iterdir(), place):
             done = subprocess.run([sys.executable, "-c", script, target], capture_output=True, check=False)
             assert b"PermissionError" in done.stderr
+
+
+@pytest.mark.skipif(not CAN_UNSHARE, reason="needs the right to make network namespaces")
+def test_files_of_killed_agents_are_removed_and_no_start_is_disturbed(place: Path) -> None:
+    with holder("unshare", "--net") as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "held\n"
+        killed.kill()
+    (stale,) = place.iterdir()
+    holders = [holder("unshare", "--net") for _ in range(8)]
+    for process in holders:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+    files = set(place.iterdir())
+    assert len(files) == len(holders)
+    for process in holders:
+        process.communicate("", timeout=30)
+    assert [process.returncode for process in holders] == [0] * len(holders)
+    assert not stale.exists()
+    assert not place.exists()

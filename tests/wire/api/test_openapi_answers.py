@@ -86,7 +86,7 @@ class Signing(requests.adapters.BaseAdapter):
         body = request.body.encode() if isinstance(request.body, str) else cast("bytes", request.body or b"")
         method, target = str(request.method), request.path_url
         try:
-            if token:
+            if token and request.path_url.partition("?")[0] not in LOCAL_PATHS:
                 headers |= SigningClient(connection, token).headers(method, target, body)
             connection.request(method, target, body or None, headers)
             return self._response(request, connection.getresponse())

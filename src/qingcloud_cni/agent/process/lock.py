@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from qingcloud_cni.posix import is_open_at
 LOCKS = Path("/run/qingcloud-cni-lock")  # does not follow --run-dir: two agents with two of them share the namespace
 _NAMESPACE = Path("/proc/self/ns/net")
 NAME = "\0qingcloud-cni/agent"  # agents of earlier versions have this name alone; anybody can take it
+TRIES, PAUSE = 5, 0.02  # seconds: an agent that starts elsewhere holds a stale file for a moment
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -22,6 +24,7 @@ _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def agent_lock() -> Iterator["Lock"]:
     """Be the only agent of this network namespace for the block; AlreadyRunning if another is."""
     lock = Lock(LOCKS / str(_NAMESPACE.stat().st_ino))
+    _remove_stale()
     try:
         with _named():
             yield lock
@@ -53,7 +56,20 @@ class Lock:
             LOCKS.rmdir()
 
 
+def _remove_stale() -> None:
+    """Remove the files of agents that were killed in other namespaces."""
+    for path in LOCKS.iterdir():
+        with suppress(OSError):
+            file = os.open(path, _OPEN & ~os.O_CREAT)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(file)
+
+
 def _locked(path: Path) -> int:
+    tries = TRIES
     while True:
         ensure_directory(LOCKS, "repair it, start again")
         try:
@@ -65,13 +81,17 @@ def _locked(path: Path) -> int:
             if os.path.samestat(os.fstat(file), path.lstat()):
                 return file
         except BlockingIOError:
-            os.close(file)
-            raise AlreadyRunning(
-                "another agent runs in this network namespace; `qingagent status` shows it, `qingagent stop` ends it"
-            ) from None
+            tries -= 1
+            if not tries:
+                os.close(file)
+                raise AlreadyRunning(
+                    "another agent runs in this network namespace; `qingagent status` shows it, `qingagent stop` ends"
+                    " it"
+                ) from None
+            time.sleep(PAUSE)
         except FileNotFoundError:
             pass
-        os.close(file)  # that of an agent which ended meanwhile
+        os.close(file)  # that of an agent which ended meanwhile, or is held to be removed
 
 
 @contextmanager
