@@ -33,6 +33,8 @@ class Steps(Runtime):
         self.faults = RandomFaults(rng, self.rate, EVERYTHING)
         host.model.use(self.faults)
         self._until: list[tuple[float, Callable[[], None]]] = []  # when each fault ends, and how
+        self._disguised: set[str] = set()  # containers whose NIC has lost its signs
+        self._has_records = True  # of fingerprints; without them the simulator's NICs are known by their MACs
 
     async def do(self, step: Step) -> None:
         for at, over in tuple(self._until):
@@ -76,7 +78,9 @@ class Steps(Runtime):
     def on_dress_up(self, rng: random.Random) -> None:
         """A container renames its link, changes its MAC, or clears its alias."""
         if self.alive():
-            for link in self.host.kernel.devices_in(netns_of(rng.choice(self.alive()))):
+            name = rng.choice(self.alive())
+            self._disguise(name)
+            for link in self.host.kernel.devices_in(netns_of(name)):
                 match rng.choice(("name", "mac", "alias")):
                     case "name":
                         link.name = f"net{rng.randrange(1000)}"
@@ -154,8 +158,14 @@ class Steps(Runtime):
         """A hostile container gives its NIC the MAC and alias of another."""
         if self.host.is_running and self.host.nics and self.alive():
             name, nic_id = rng.choice(self.alive()), rng.choice(sorted(self.host.nics))
+            self._disguise(name)
             for link in self._nics_in(netns_of(name)):
                 link.mac, link.alias = nic_id, link_alias(self.host.instance_id, nic_id)
+
+    def _disguise(self, name: str) -> None:
+        self._disguised.add(name)
+        if not self._has_records:
+            self.witness.promised.pop(name, None)
 
     def _nics_in(self, path: str) -> list[FakeLink]:
         return [link for link in self.host.kernel.devices_in(path) if link.nic_id]
@@ -204,6 +214,9 @@ class Steps(Runtime):
         self.witness.strangers += len(self._ours("available"))  # the agent may make others before it adopts these
         for path in self.host.settings.database.parent.glob(f"{self.host.settings.database.name}*"):
             path.unlink()
+        self._has_records = self.plan.is_hardware
+        for name in self._disguised:
+            self._disguise(name)
 
     def _repair_disk(self) -> None:
         disk, whole = self.host.disk, Disk()
