@@ -13,7 +13,6 @@ from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink.messages import LinkInfo
 from qingcloud_cni.kernel.netlink.socket import Netlink
 from qingcloud_cni.kernel.nic_state import bpf, sysfs
-from qingcloud_cni.kernel.nic_state.description import Description
 from qingcloud_cni.kernel.nic_state.link_attributes import LISTED, RESET, RESTORED
 from qingcloud_cni.kernel.nic_state.states import LinkStates, strip
 from qingcloud_cni.kernel.nic_state.uppers import delete_from_afar, is_occupied
@@ -69,7 +68,7 @@ def bench(lab: Lab) -> Iterator[Bench]:
 def test_container_leaves_nothing_on_its_nic(lab: Lab, bench: Bench, soil: str) -> None:
     assert bench.states.lacks == ()
     plugged = bench.states.arrive(bench.link, "")
-    described = Description.parse(plugged.plugged)
+    described = plugged.described
     assert plugged.soil == ""
     bench.lend()
     with SOILS[soil](lab, bench.pod):
@@ -77,20 +76,20 @@ def test_container_leaves_nothing_on_its_nic(lab: Lab, bench: Bench, soil: str) 
         found = list(bench.states.differences(bench.link, described, is_thorough=True))
         assert bool(found) == (soil != "nothing"), found
         assert bench.states.settle(bench.link, described, is_thorough=True).soil == ""
-        assert bench.states.arrive(bench.link, "").plugged == plugged.plugged
+        assert bench.states.arrive(bench.link, "").described == described
         assert list(bench.states.differences(bench.link, described, is_thorough=True)) == []
 
 
 @pytest.mark.parametrize("soil", ["NOARP", "xdp", "xdp link", "tcx ingress", "tcx egress link"])
 def test_nic_arrives_without_what_a_host_agent_hung_on_it(lab: Lab, bench: Bench, soil: str) -> None:
-    clean = bench.states.arrive(bench.link, "").plugged
+    clean = bench.states.arrive(bench.link, "").described
     with SOILS[soil](lab, bench.park):
         arrived = bench.states.arrive(bench.link, "")
-    assert (arrived.plugged, arrived.soil) == (clean, "")
+    assert (arrived.described, arrived.soil) == (clean, "")
 
 
 def test_what_cannot_be_restored_is_named(bench: Bench) -> None:
-    described = Description.parse(bench.states.arrive(bench.link, "").plugged)
+    described = bench.states.arrive(bench.link, "").described
     assert described is not None
     impossible = replace(described, ethtool=dict(described.ethtool, channels="00" * 32))
     assert "channels" in bench.states.settle(bench.link, impossible, is_thorough=True).soil
@@ -149,7 +148,7 @@ def test_missing_ability_is_named_and_the_rest_is_restored(
 ) -> None:
     """The service's system call filter lacks bpf, or the kernel fsopen."""
     if what == "bpf":
-        monkeypatch.setattr(bpf, "SYSCALLS", {})
+        monkeypatch.setattr(bpf, "NUMBER", None)
     else:
         monkeypatch.setattr(sysfs, "FSOPEN", 100_000)
     states = LinkStates(bench.netlink, lambda: bench.switcher.inside(bench.namespace))

@@ -100,7 +100,7 @@ class HostKernel:
     async def compare(self, nics: Collection[NicRecord]) -> Mapping[str, Arrival]:
         parked = await self._operations.do_later(LinkOperations.parked, nics)
         settled = await self._background.do(Background.settle, parked)
-        return {mac: Arrival(plugged=found.plugged, soil=found.soil) for mac, found in settled.items()}
+        return {mac: Arrival(plugged=str(found.described or ""), soil=found.soil) for mac, found in settled.items()}
 
     async def survey(self) -> Survey:
         return await self._operations.do(LinkOperations.survey)

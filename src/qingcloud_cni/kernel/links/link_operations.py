@@ -144,7 +144,7 @@ class LinkOperations:
         if arrival is None or link is None:
             raise LinkNotFound(f"nic {nic.mac}: park failed: its link vanished")
         settled = self._parked.arrive(link, nic.plugged)
-        return replace(arrival, plugged=settled.plugged, soil=settled.soil)
+        return replace(arrival, plugged=settled.text(nic.plugged), soil=settled.soil)
 
     def parked(self, nics: Collection[NicRecord]) -> Mapping[str, Parked]:
         """The links of those of *nics* that are parked, by MAC."""
@@ -181,7 +181,7 @@ class LinkOperations:
                 netlinks.append(inside)
                 settled = self._settled(netlink, link, nic)
                 placed = self._move_in(order, netlink, link, namespace, inside, plugged=settled.described)
-                return replace(placed, arrival=Arrival(nic.fingerprint, settled.plugged))
+                return replace(placed, arrival=Arrival(nic.fingerprint, settled.text(nic.plugged)))
             except BaseException as err:
                 self._undo(nic, netlinks, err)
                 raise

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
-SYSCALLS: Final = {  # bpf(2) has no function in the C library
+NUMBER = {  # of bpf(2), which has no function in the C library; None where it is unknown
     "x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351,
-}  # fmt: skip
+}.get(platform.machine())  # fmt: skip
 BPF_PROG_DETACH: Final = 9
 BPF_PROG_GET_FD_BY_ID: Final = 13
 BPF_OBJ_GET_INFO_BY_FD: Final = 15
@@ -151,11 +151,10 @@ def _info(fd: int, size: int) -> bytes:
 
 def _bpf(command: int, request: bytearray) -> int:
     """Call bpf(2); *request* has the answer afterwards."""
-    number = SYSCALLS.get(platform.machine())
-    if number is None:
+    if NUMBER is None:
         raise OSError(errno.EOPNOTSUPP, f"its number on {platform.machine()} is unknown")
     buffer = (ctypes.c_char * len(request)).from_buffer(request)
-    result = int(_libc.syscall(number, command, buffer, len(request)))
+    result = int(_libc.syscall(NUMBER, command, buffer, len(request)))
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"bpf: {os.strerror(code)}")

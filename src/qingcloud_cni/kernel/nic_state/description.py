@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from functools import lru_cache
+from typing import Any
 
 from qingcloud_cni.kernel.netlink.messages import IFLA_MTU, LinkChange, LinkInfo
 from qingcloud_cni.kernel.nic_state.link_attributes import (
@@ -25,16 +26,10 @@ class Description:
     ethtool: Mapping[str, str] = field(default_factory=dict)
     sysfs: Mapping[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
+    @staticmethod
+    def parse(text: str) -> "Description | None":
         """Read `str`; None for "" and for the text of a version that cannot be read."""
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            attributes = {int(number): bytes.fromhex(value) for number, value in fields["link"].items()}
-            found = cls(attributes, str(fields["features"]), dict(fields["ethtool"]), dict(fields["sysfs"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return found if IFLA_MTU in attributes else None
+        return _parsed(text)
 
     def __str__(self) -> str:
         """Compact JSON, for the NIC's row."""
@@ -62,6 +57,17 @@ class Description:
             for name in mine.keys() & theirs.keys():
                 if mine[name] != theirs[name]:
                     yield f"{name} {theirs[name]} instead of {mine[name]}"
+
+
+@lru_cache(256)
+def _parsed(text: str) -> Description | None:
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        attributes = {int(number): bytes.fromhex(value) for number, value in fields["link"].items()}
+        found = Description(attributes, str(fields["features"]), dict(fields["ethtool"]), dict(fields["sysfs"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if IFLA_MTU in attributes else None
 
 
 def attributes_of(link: LinkInfo) -> dict[int, bytes]:

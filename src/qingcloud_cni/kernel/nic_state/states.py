@@ -26,12 +26,12 @@ class Settled:
     """A link after its restoration."""
 
     link: LinkInfo
-    plugged: str  # its description as the cloud plugged it in
+    described: Description | None  # as the cloud plugged it in
     soil: str  # what could not be restored, "" if nothing
 
-    @property
-    def described(self) -> Description | None:
-        return Description.parse(self.plugged)
+    def text(self, before: str) -> str:
+        """The description for the NIC's row, where *before* stands."""
+        return before if Description.parse(before) is not None else str(self.described or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class LinkStates(ClosesOnExit):
         described = Description.parse(plugged)
         settled = self.settle(link, described)
         if described is None:
-            return replace(settled, plugged=str(self.describe(settled.link)))
+            return replace(settled, described=self.describe(settled.link))
         return settled
 
     def settle(self, link: LinkInfo, plugged: Description | None, *, is_thorough: bool = False) -> Settled:
@@ -94,7 +94,7 @@ class LinkStates(ClosesOnExit):
             self._restore(link, plugged, is_thorough=is_thorough)
             link = self._again(link)
             soil = tuple(self.differences(link, plugged, is_thorough=is_thorough))
-        return Settled(link, str(plugged or ""), "; ".join(soil))
+        return Settled(link, plugged, "; ".join(soil))
 
     def differences(self, link: LinkInfo, plugged: Description | None, *, is_thorough: bool = False) -> Iterator[str]:
         """What is not as plugged; without a description only what no plugged NIC has."""
