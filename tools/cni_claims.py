@@ -141,7 +141,6 @@ SUBJECTS: dict[str, tuple[Claim, ...]] = {
             "containerd, Nomad",
             "`portmap`, chained after `qingcni`, maps ports; `qingcni` accepts both spellings.",
         ),
-        Claim(81, "A key of ours that ADD cannot fulfil is code 7, naming key and value.", "spec 5, Error"),
         Claim(76, "Mesos's call, with no version and a minimal environment, gets `ip4` in 0.1.0.", "Mesos"),
     ),
     "Errors, deadlines, processes": (
@@ -149,5 +148,6 @@ SUBJECTS: dict[str, tuple[Claim, ...]] = {
         Claim(78, "Every failure is one JSON object: `cniVersion`, `code` (a number), `msg`.", "spec 5, Error"),
         Claim(79, "A chain of `qingcni`, `portmap` and `tuning` works, verb by verb, in each version.", "library"),
         Claim(80, "A hundred concurrent calls succeed while the executable is replaced.", "library"),
+        Claim(81, "A key of ours that ADD cannot fulfil is code 7, naming key and value.", "spec 5, Error"),
     ),
 }

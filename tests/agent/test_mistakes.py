@@ -28,6 +28,7 @@ from qingcloud_cni.core.drift.cloud_drift import Forget
 from qingcloud_cni.core.drift.differences import Difference, DifferenceKind
 from qingcloud_cni.core.nics.model import Nic, NicState
 from qingcloud_cni.core.pool import plan
+from qingcloud_cni.core.seams.kernel import Arrival, Detached
 from qingcloud_cni.sim.memory.kernel import FakeKernel
 from qingcloud_cni.sim.memory.machine import FakeLink
 
@@ -65,8 +66,8 @@ def handed_out_twice(patch: Patch) -> None:
 
 
 def left_in_its_container(patch: Patch) -> None:
-    async def detach(*_: object) -> bool:
-        return True
+    async def detach(*_: object) -> Detached:
+        return Detached(Arrival())
 
     patch(FakeKernel, "detach", detach)
 
