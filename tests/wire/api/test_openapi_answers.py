@@ -137,6 +137,10 @@ def _as(kind: str, text: str) -> str | int:
     return int(text) if kind == "integer" and text.isascii() and text.isdecimal() else text
 
 
+# They name a container or a NIC, which hardly one generated request does.
+RARELY_GOOD = {("post", "/v1/cni"), ("get", "/v1/nic-state"), ("post", "/v1/quarantine")}
+
+
 @pytest.mark.parametrize(("endpoint", "mode"), MODES)
 def test_every_answer_is_a_described_one(
     host: Host, schema: Any, endpoint: tuple[str, str], mode: GenerationMode
@@ -158,7 +162,7 @@ def test_every_answer_is_a_described_one(
 
     headers = bearer(host)
     inside(host.netns, ask)
-    if mode is GenerationMode.NEGATIVE or endpoint != ("post", "/v1/cni"):  # of which few make sense by chance
+    if mode is GenerationMode.NEGATIVE or endpoint not in RARELY_GOOD:
         assert (200 if mode is GenerationMode.POSITIVE else 400) in seen
     assert seen <= {200, 400, 403}
     assert host.is_ready()

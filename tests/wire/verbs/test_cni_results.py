@@ -1,6 +1,7 @@
 """Results of ADD in every version, key by key: what they say is what kernel and cloud have."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 
 from cni.results import MIDDLE, NEW, OLD, VERSIONS
 from machines.containers import Container
-from machines.hosts import Host
+from machines.hosts import Host, NewHost
 from machines.simulator import needs_root, run
 
+HOSTS = 2
 pytestmark = needs_root
 
 ROUTER = "172.20.1.1"
@@ -90,12 +92,20 @@ def test_dns_is_said_as_it_was_given_and_never_null(
 
 
 @pytest.mark.cni(24)
-def test_the_mtu_is_that_of_the_link(host: Host) -> None:
-    """One that came to the host with another than the usual one keeps it."""
-    for nic in host.nics():
+def test_the_mtu_is_that_of_the_link(new_host: NewHost) -> None:
+    """A link that the agent finds with another than the usual one keeps it."""
+    host = new_host()
+    host.start(min_idle=1, max_idle=1, duplicate_probe="false")
+    host.wait_idle(1)
+    macs = [nic["nic_id"] for nic in host.nics()]
+    host.agent.stop()
+    shutil.rmtree(host.state_dir)
+    for mac in macs:
         link = next(row for row in json.loads(run("ip", "-n", host.parking.name, "-j", "link").stdout)
-                    if row.get("address") == nic["nic_id"])  # fmt: skip
+                    if row.get("address") == mac)  # fmt: skip
         run("ip", "-n", host.parking.name, "link", "set", link["ifname"], "mtu", "1442")
+    host.start(min_idle=1, max_idle=1, duplicate_probe="false")
+    host.wait_idle(1)
     container = host.container()
     result = host.add(container, conf=host.conf("1.1.0"))
     assert result["interfaces"][0]["mtu"] == container.link()["mtu"] == 1442
