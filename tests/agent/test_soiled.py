@@ -6,7 +6,7 @@ import pytest
 
 from inprocess.agent import SimulatedHost, netns_of, on_host
 from qingcloud_cni.core.cni.protocol import Verb
-from qingcloud_cni.core.errors import CheckFailed, KernelRefused, PoolEmpty
+from qingcloud_cni.core.errors import CheckFailed, InvalidConfig, KernelRefused, PoolEmpty
 from qingcloud_cni.core.nics.model import NicState
 from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.sim.memory.kernel import NOARP
@@ -41,6 +41,16 @@ async def test_what_a_container_left_is_removed_while_its_nic_cools(host: Simula
     assert not link_of(host, nic_id).soil
     await host.until(lambda: host.nics[nic_id].state is NicState.IDLE, "idle again", 200.0)
     assert await soiled(host) == []
+
+
+@on_host(cooldown=0, **SMALL)
+async def test_an_add_that_requests_a_nic_is_refused_once_it_is_known_to_be_soiled(host: SimulatedHost) -> None:
+    nic_id = (await host.add("c1")).nic_id
+    soil(host, nic_id, is_stuck=True)
+    await host.delete("c1")
+    with pytest.raises(InvalidConfig, match="no idle NIC of this host has it"):
+        await host.ask(Verb.ADD, "c2", runtimeConfig={"mac": nic_id})
+    assert (nic_id, PROGRAM) in await soiled(host)
 
 
 @on_host(cooldown=130, **SMALL)

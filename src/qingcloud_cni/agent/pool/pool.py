@@ -31,12 +31,14 @@ PERIOD = 30.0  # seconds between plans at the most
 SILENCE = 0.1  # a burst of ADDs is over after this many seconds without one …
 PLUGIN_START = 0.01  # … or this for each that waits: as many plugins may be starting, and slow each other down …
 GATHER = 1.0  # … and is not gathered for longer than this
+COMPARED = "the requested NIC is being compared with its state as the cloud plugged it in"
 
 
 @dataclass(slots=True)
 class _Waiter:
     attachment: Attachment  # its NIC is filled in when it gets one
     move: "asyncio.Future[Move]"  # of the NIC, which is assigned then
+    request: AddressRequest  # if not empty, for one that is only being compared
 
 
 class Pool:
@@ -57,6 +59,7 @@ class Pool:
         self._provisioning_permits = permits("provisioning", context.urgency.provisioning)
         self._release_permits = permits("release", context.urgency.release)
         self._waiters: deque[_Waiter] = deque()
+        self._requests: list[_Waiter] = []
         self.others = 0  # secondary NICs of the instance that are not ours
         self._is_open = False
         self._is_stopping = False
@@ -163,16 +166,15 @@ class Pool:
         """
         if self._refusal:
             raise Draining(self._refusal)
-        if request:
-            return self._assign(attachment, self._requested(request))
-        waiter = _Waiter(attachment, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        waiter = _Waiter(attachment, asyncio.get_running_loop().create_future(), request)
+        (self._requests if request else self._waiters).append(waiter)
         self.assign_idle()
         self._context.signals.plan_due.notify()
         if waiter.move.done():  # return at once: the row goes to disk before the pool plans again
             return waiter.move.result()
+        cause = partial(str, COMPARED) if request else self._cause
         self._context.note(
-            "attachment.queued", subject=str(attachment.key), detail=self._cause(), pod=attachment.workload.pod
+            "attachment.queued", subject=str(attachment.key), detail=cause(), pod=attachment.workload.pod
         )
         try:
             with self._context.urgency.waits(), call.waiting():
@@ -184,12 +186,13 @@ class Pool:
             self._leave(waiter, "the agent is stopping")
             raise
         if not waiter.move.done():
-            self._waiters.remove(waiter)
-            raise PoolEmpty(f"no NIC became ready within {call.seconds:.0f} s: {self._cause()}")
+            self._remove(waiter)
+            raise PoolEmpty(f"no NIC became ready within {call.seconds:.0f} s: {cause()}")
         return waiter.move.result()
 
     def assign_idle(self) -> None:
         """Assign idle NICs to waiting ADDs, in their order; NICs being probed come last."""
+        self._assign_requested()
         if not self._waiters:
             return
         ready = serving_order(self._ready(), self.policy)
@@ -220,8 +223,23 @@ class Pool:
         self._context.table.assign(replace(attachment, nic_id=nic.nic_id, since=self._context.now()))
         return self._context.moves.of(nic.nic_id)
 
+    def _assign_requested(self) -> None:
+        for waiter in tuple(self._requests):
+            try:
+                nic = self._requested(waiter.request)
+            except InvalidConfig as err:
+                waiter.move.set_exception(err)
+            else:
+                if nic.state is not NicState.IDLE:
+                    continue
+                waiter.move.set_result(self._assign(waiter.attachment, nic))
+            self._requests.remove(waiter)
+
     def _requested(self, request: AddressRequest) -> Nic:
-        for nic in self._ready():
+        """An idle NIC that is as requested, or one whose address has cooled down and which is being compared."""
+        cooling, now = self._context.table.in_state(NicState.COOLING), self._context.now()
+        compared = (n for n in cooling if due_at(n, self.policy, is_awaited=False) <= now and not self.is_outside(n))
+        for nic in (*self._ready(), *compared):
             if request.fits(nic):
                 return nic
         raise InvalidConfig(
@@ -231,13 +249,16 @@ class Pool:
 
     def _leave(self, waiter: _Waiter, cause: str) -> None:
         """The ADD wants no NIC any more; one that was assigned at this very moment becomes idle again."""
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
+        if not waiter.move.done():
+            self._remove(waiter)
         elif not waiter.move.exception():
             with waiter.move.result():
                 self._context.table.returned_unused(waiter.attachment.key, self._context.now(), cause)
             self.assign_idle()
         self._context.signals.plan_due.notify()
+
+    def _remove(self, waiter: _Waiter) -> None:
+        (self._requests if waiter.request else self._waiters).remove(waiter)
 
     def quarantine(self, nic: Nic) -> None:
         """Take a NIC out of use for good, once it serves nobody; InvalidConfig if it is a gateway."""
@@ -250,8 +271,10 @@ class Pool:
     def close(self, refusal: str) -> None:
         """Fail the ADDs that wait, and all later ones, with *refusal*."""
         self._refusal = refusal
-        while self._waiters:
-            self._waiters.popleft().move.set_exception(Draining(refusal))
+        for waiter in (*self._waiters, *self._requests):
+            waiter.move.set_exception(Draining(refusal))
+        self._waiters.clear()
+        self._requests.clear()
 
     def stop(self) -> None:
         """As `close`; and nothing is begun any more. NICs stay as they are."""
