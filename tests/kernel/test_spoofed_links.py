@@ -163,6 +163,25 @@ async def test_the_nic_of_a_living_container_comes_back_whatever_looks_like_it(
     assert attacked.lab.is_parked(attacked.own.mac)
 
 
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+async def test_a_del_parks_the_link_that_has_returned_with_a_new_fingerprint(
+    attacked: Attacked, kernel: HostKernel, attack: Callable[[Attacked], None]
+) -> None:
+    """The simulator plugs in a new veth. On the host no container can write, so the link is what it says."""
+    attack(attacked)
+    before = attacked.hostile_links()
+    attacked.end_victim()
+    attacked.lab.plug(1)
+    detached = await kernel.detach(attacked.nic, attacked.netns, attacked.ifindex)
+    assert detached.arrival is not None
+    assert (
+        detached.arrival.fingerprint == attacked.lab.record(attacked.nic.mac).fingerprint != attacked.nic.fingerprint
+    )
+    assert detached.spoofs == ()
+    assert attacked.lab.is_parked(attacked.nic.mac)
+    assert attacked.hostile_links() == before
+
+
 async def test_a_copy_at_the_place_of_a_nic_that_moved_is_named_and_the_nic_is_found(
     attacked: Attacked, kernel: HostKernel
 ) -> None:

@@ -196,7 +196,8 @@ class ContainerLinks(Protocol):
         """Move a link from its container into the parking namespace, reset it and restore its MAC.
 
         The kernel searches the recorded namespace, at *ifindex* first, then the host's, then all others it can reach.
-        Without a fingerprint it takes the only link that claims to be the NIC; of several it takes none.
+        On the host, a link that claims to be the NIC is the NIC: one that returned may have a new fingerprint.
+        Elsewhere, without a fingerprint it takes the only link that claims to be the NIC; of several it takes none.
         """
 
     async def is_gone(self, nic: NicRecord, netns: Netns) -> bool:

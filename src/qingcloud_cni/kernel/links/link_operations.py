@@ -191,8 +191,11 @@ class LinkOperations:
         found: list[str] = []
         with ExitStack() as stack:
             for path, netlink, index in self._search.places(nic, netns, ifindex, stack):
-                link = self._nics.find(netlink, nic, index)
-                if link and (arrival := self._park_link(netlink, link, nic)):
+                known, link = nic, self._nics.find(netlink, nic, index)
+                if link is None and netlink in (self._host, self._parking):  # returned with a new fingerprint
+                    known = replace(nic, fingerprint="")
+                    link = self._nics.find(netlink, known)
+                if link and (arrival := self._park_link(netlink, link, known)):
                     return Detached(arrival, tuple(found))
                 seen = spoofs(netlink.links(), nic, index)
                 found += (f"{other.name} (MAC {other.mac}, index {other.ifindex}) in {path}" for other in seen)

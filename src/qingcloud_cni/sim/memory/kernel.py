@@ -107,7 +107,7 @@ class FakeKernel(Machine, KernelFaults):
     async def detach(self, nic: NicRecord, netns: Netns, ifindex: int) -> Detached:
         async with self._moves.take():
             self._check_free(nic.mac)
-            found = self._located(nic)
+            found = self._located(nic) or self._located(NicRecord(nic.mac), (self._host, self._parking))
             spoofs = tuple(
                 f"{link.name} in {space.path}"
                 for space in self._spaces()
@@ -329,10 +329,10 @@ class FakeKernel(Machine, KernelFaults):
             raise LinkNotFound(f"nic {mac}: is not parked")
         return link
 
-    def _located(self, nic: NicRecord) -> tuple[Space, FakeLink] | None:
-        """The NIC's link in any namespace; None if several claim to be it."""
-        everywhere = ((space, link) for space in self._spaces() for link in space.links.values())
-        found = [(space, link) for space, link in everywhere if nic.matches(link.shown())]
+    def _located(self, nic: NicRecord, spaces: Sequence[Space] = ()) -> tuple[Space, FakeLink] | None:
+        """The NIC's link in any namespace, or in *spaces*; None if several claim to be it."""
+        links = ((space, link) for space in spaces or self._spaces() for link in space.links.values())
+        found = [(space, link) for space, link in links if nic.matches(link.shown())]
         return found[0] if len(found) == 1 else None
 
     def _recorded(self, netns: Netns) -> Space | None:
