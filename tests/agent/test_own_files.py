@@ -9,6 +9,7 @@ import pytest
 
 from inprocess.agent import SimulatedHost, key_of, on_host
 from qingcloud_cni.agent.attachments.spool_files import DRAFT_AGE
+from qingcloud_cni.agent.process.run_files import RunFiles
 from qingcloud_cni.core.errors import StoreRefused
 from qingcloud_cni.core.nics.model import NicState
 from qingcloud_cni.core.seams.store import EventFilter
@@ -119,6 +120,34 @@ async def test_a_restart_finds_nothing_to_put_back(host: SimulatedHost) -> None:
     await host.start()
     await host.clock.sleep(SECONDS)
     assert not await host.journal.events(EventFilter(10, name="file"))
+
+
+@on_host(is_started=False)
+async def test_files_that_are_missing_at_a_start_are_made_without_an_event(host: SimulatedHost) -> None:
+    """The spool directory at the first start, the write counter after a stop that emptied the run directory."""
+    run_files = RunFiles(host.settings.run_dir, host.settings.spool, host.settings.token_file, "token")
+    for _ in range(2):
+        await host.start()
+        host.agent.own_files.watch(run_files.restore_spool)
+        await host.clock.sleep(SECONDS)
+        assert host.settings.spool.is_dir()
+        assert host.settings.write_counter.exists()
+        assert not await host.journal.events(EventFilter(10, name="file"))
+        await host.clock.sleep(60.0)
+        await host.kill()
+        host.settings.spool.rmdir()
+        host.settings.write_counter.unlink()
+
+
+@on_host()
+async def test_a_file_that_is_removed_after_the_first_look_is_put_back_with_an_event(host: SimulatedHost) -> None:
+    await host.clock.sleep(SECONDS)
+    host.settings.write_counter.unlink()
+    await host.clock.sleep(SECONDS)
+    events = await host.journal.events(EventFilter(10, name="file"))
+    assert [(event.name, event.detail) for event in events] == [
+        ("file.restored", f"file {host.settings.write_counter}")
+    ]
 
 
 @on_host()

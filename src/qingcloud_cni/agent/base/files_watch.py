@@ -18,11 +18,13 @@ class OwnFiles:
         self.record = TaskRecord(PERIOD)
         self._context = context
         self._restores: list[Restore] = []
+        self._looked: set[Restore] = set()  # a start makes what is missing; later it was removed
         self._obstacles: set[str] = set()  # as noted; each once
 
     def watch(self, *restores: Restore) -> None:
         """Each of *restores* puts one thing back if it is missing, and then returns its name for an event.
 
+        The first look records no event: a start finds an empty run directory after a boot or a stop.
         It raises AgentError if something else is in the way; the thing stays missing until that is gone.
         """
         self._restores += restores
@@ -35,10 +37,11 @@ class OwnFiles:
         obstacles: dict[str, None] = {}  # one may hinder several
         for restore in self._restores:
             try:
-                if restored := await restore():
+                if (restored := await restore()) and restore in self._looked:
                     self._context.note_and_push("file.restored", detail=restored)
             except AgentError as err:
                 obstacles[str(err)] = None
+            self._looked.add(restore)
         for obstacle in obstacles:
             if obstacle not in self._obstacles:
                 self._context.note_and_push("file.obstructed", detail=obstacle)
