@@ -28,6 +28,7 @@ def test_no_life_breaks_an_invariant(seeds: range) -> None:
 
 
 @pytest.mark.defect("others-5")
+@pytest.mark.timeout(600)  # some hundred lives each, and the machine may be busy
 @pytest.mark.parametrize("first", range(1, EVERY + 1))
 def test_a_crash_at_any_step_loses_nothing(first: int) -> None:
     script = SCRIPTS["short"]
