@@ -611,9 +611,9 @@ def spool_del(request: Request, cause: NoAnswer) -> None:
         write_file(directory, name, content)
     except OSError as err:
         raise CniError(11, failure, reason(err)) from None
-    note = f"qingcni: {cause.msg}; spooled the DEL of {request.container_id} as {request.spool}/{name}\n"
+    note = sanitized(f"qingcni: {cause.msg}; spooled the DEL of {request.container_id} as {request.spool}/{name}")
     try:
-        write_all(2, note.encode())
+        write_all(2, f"{note}\n".encode())
     except OSError:
         pass
 
@@ -702,8 +702,11 @@ def error_object(version: str, error: CniError) -> bytes:
 
 
 def sanitized(text: str) -> str:
-    """*text* on one line, without the phrases that make containerd (go-cni) treat a failed DEL as a success."""
-    text = text.replace("\n", "\\n")  # in a quoted value
+    """Return *text* without the phrases that make containerd (go-cni) treat a failed DEL as a success.
+
+    What a terminal would obey is escaped, as the agent does it.
+    """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text.replace("not found", "missing").replace("no such file", "missing file")
 
 

@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cni.plugin_inputs import ENVIRONMENTS, JSON, check_answer, documents
-from cni.plugin_process import RESULT, answer, config
+from cni.plugin_process import ADD, RESULT, answer, config
 from cni.signing import SigningAgent
 from qingcloud_cni.agent.attachments.spool_files import Oddity, SpoolFiles
 from qingcloud_cni.agent.settings.values import Address
+from qingcloud_cni.core.text import escaped
 from qingcloud_cni.plugin import qingcni
 
 
@@ -207,3 +208,24 @@ def test_every_del_that_is_kept_can_be_read_by_the_agent(
             assert item.spooled.key.container_id.encode() == environment[b"CNI_CONTAINERID"]
             assert item.spooled.key.ifname.encode() == environment[b"CNI_IFNAME"]
             assert item.spooled.uptime == pytest.approx(time.clock_gettime(time.CLOCK_BOOTTIME), abs=30)
+
+
+@given(text=st.text(st.characters(categories=None)))
+def test_the_plugin_escapes_texts_by_the_agents_rule(text: str) -> None:
+    shown = json.loads(qingcni.error_object("1.1.0", qingcni.CniError(7, text, text)))
+    assert shown["msg"] == escaped(text)
+    assert shown.get("details", "") == escaped(text)
+
+
+@pytest.mark.parametrize("key", ["BindAddr", "SpoolDir", "TokenFile", "InstanceID", "TimeoutSeconds"])
+@pytest.mark.parametrize("control", ["\x1b[2J", "\a", "\x9b", "\u202e", "\n", "\x7f"], ids=ascii)
+@pytest.mark.parametrize("verb", [b"ADD", b"DEL", b"STATUS"])
+def test_nothing_that_the_plugin_prints_moves_a_terminal(place: Path, verb: bytes, key: str, control: str) -> None:
+    conf = config("127.0.0.1:31080")
+    conf["args"][key] = f"{place}/{control}/not-there"
+    process = Process(
+        {k.encode(): v.encode() for k, v in ADD.items()} | {b"CNI_COMMAND": verb}, json.dumps(conf).encode()
+    )
+    run_to_its_end(process, [b""], place, Peer.STRANGER)
+    for shown in (*json.loads(process.written[1] or "{}").values(), process.written[2].decode().rstrip("\n")):
+        assert str(shown).isprintable()
