@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -212,47 +211,6 @@ def test_any_json_object_is_read_or_refused_in_a_sentence(config: dict[str, obje
     else:
         assert len(str(refusal).split()) > 3
         assert wire(refusal)[0] in {1, 6, 7}
-
-
-# --- routes ------------------------------------------------------------------------------------------
-
-DEFAULT = Route("0.0.0.0/0", "172.16.3.1")
-
-
-@pytest.mark.parametrize(
-    ("asked", "installed"),
-    [
-        ((), (DEFAULT,)),
-        (({"dst": "10.96.0.0/12", "gw": "172.16.3.253"},), (DEFAULT, Route("10.96.0.0/12", "172.16.3.253"))),
-        (({"dst": "10.96.0.0/12"},), (DEFAULT, Route("10.96.0.0/12", "172.16.3.1"))),
-        (({"dst": "0.0.0.0/0", "gw": "172.16.3.253"},), (Route("0.0.0.0/0", "172.16.3.253"),)),
-        (({"dst": "0.0.0.0/0"},), (DEFAULT,)),
-        (({"dst": "0.0.0.0/0"}, {"dst": "0.0.0.0/0"}), (DEFAULT,)),
-        (({"dst": "0.0.0.0/0", "priority": 7},), (replace(DEFAULT, priority=7),)),
-        (({"dst": "0.0.0.0/0", "table": 0},), (replace(DEFAULT, table=0),)),
-        (({"dst": "0.0.0.0/0", "table": 100},), (DEFAULT, replace(DEFAULT, table=100))),
-        (({"dst": "169.254.0.0/16", "scope": 253},), (DEFAULT, Route("169.254.0.0/16", "", scope=253))),
-        (
-            ({"dst": "10.0.0.0/8", "priority": 1}, {"dst": "10.0.0.0/8", "gw": "172.16.3.9", "priority": 2}),
-            (
-                DEFAULT,
-                Route("10.0.0.0/8", "172.16.3.1", priority=1),
-                Route("10.0.0.0/8", "172.16.3.9", priority=2),
-            ),
-        ),
-    ],
-)
-def test_routes_to_install(asked: tuple[object, ...], installed: tuple[Route, ...]) -> None:
-    assert routes_for(NIC, read_config(routed(*asked)).routes) == installed
-
-
-@pytest.mark.parametrize("gateway", ["172.16.4.1", "10.0.0.1", "172.16.3.7", "172.16.3.0", "172.16.3.255"])
-def test_a_gateway_must_be_a_neighbour_in_the_vxnet(gateway: str) -> None:
-    config = read_config(routed({"dst": "10.96.0.0/12", "gw": gateway}))
-    with pytest.raises(InvalidConfig) as refusal:
-        routes_for(NIC, config.routes)
-    for word in ("10.96.0.0/12", gateway, "vxnet-1", "172.16.3.0/24"):
-        assert word in str(refusal.value)
 
 
 # --- what a runtime requests -------------------------------------------------------------------------

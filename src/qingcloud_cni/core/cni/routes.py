@@ -95,10 +95,18 @@ def _check_distinct(routes: Iterable[Route]) -> None:
 def routes_for(nic: Nic, asked: Iterable[Route], host_gateway: str = "") -> tuple[Route, ...]:
     """Return the routes to install: the default route unless *asked* has one, then those.
 
-    *host_gateway* replaces 0.0.0.0. InvalidConfig if a gateway is not an address of the NIC's vxnet.
+    *host_gateway* replaces 0.0.0.0. InvalidConfig if a gateway is not an address of the NIC's vxnet, or if a route
+    leads to that vxnet's network through one: the kernel's own route to it comes first.
     """
     own = ipaddress.IPv4Interface(nic.address)
     network = own.network
+    asked = tuple(asked)
+    for route in asked:
+        if route.gw and route.destination == (MAIN_TABLE, str(network)):
+            raise InvalidConfig(
+                f"route to {route.dst}: gateway {route.gw} is not possible: the container reaches the network of its"
+                f" own vxnet {nic.vxnet_id} directly; remove the route"
+            )
     not_neighbours = {own.ip, network.network_address, network.broadcast_address}
     routes = tuple(replace(r, gw=_next_hop(r, nic, host_gateway)) for r in asked)
     for route in routes:
