@@ -10,7 +10,10 @@ from machines.soils import SOILS, UPPERS
 from qingcloud_cni.core.errors import NicSoiled
 from qingcloud_cni.core.seams.kernel import NicRecord
 from qingcloud_cni.kernel import HostKernel
+from qingcloud_cni.kernel.namespaces.namespaces import Namespace
+from qingcloud_cni.kernel.netlink.messages import RTM_DELLINK, U32, Message, Request, delete_group
 from qingcloud_cni.kernel.netlink.socket import Netlink
+from qingcloud_cni.kernel.nic_state import uppers
 
 __all__ = ["kernel", "lab"]  # fixtures
 
@@ -104,6 +107,43 @@ async def test_link_above_a_nic_ends_with_its_container(lab: Lab, kernel: HostKe
     ip("-n", first, "link", "add", "link", "eth0", "name", "above", "type", *kind.split())
     await kernel.detach(lab.record(mac), netns, placed.ifindex)
     assert lab.links(first) == {}
+
+
+class Counting(Netlink):
+    """Each deletion in the kernel waits for a grace period, whatever number of links it deletes."""
+
+    deletions = 0
+
+    def do(self, request: Request, action: str) -> list[Message]:
+        self.deletions += request.kind == RTM_DELLINK
+        return super().do(request, action)
+
+
+@pytest.mark.parametrize("is_from_afar", [False, True])
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_many_links_above_a_nic_are_deleted_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, is_from_afar: bool, is_refused: bool
+) -> None:
+    """Else 800 macvlans of one container hold up the DEL of every other. What else is in a group of links stays."""
+    first, nested = lab.make_netns("first"), lab.make_netns("nested")
+    lab.plug(name="eth0", netns=first)
+    where = nested if is_from_afar else first
+    for number in range(20):
+        name = ("name", f"above{number}", "netns", where, "group", str(number))
+        ip("-n", first, "link", "add", "link", "eth0", *name, "type", "macvlan")
+    ip("-n", where, "link", "add", "other", "group", "7", "type", "veth", "peer", "name", "other1")
+    if is_refused:
+        monkeypatch.setattr(uppers, "delete_group", lambda _group: delete_group(U32.pack(0)))
+    with within(lab, first, Netlink) as netlink, within(lab, where, Counting) as counting:
+        link = netlink.link(name="eth0")
+        assert link is not None
+        if is_from_afar:
+            with Namespace.open(lab.path(first)) as home:
+                uppers.delete_from_afar(counting, home, [link.ifindex])
+        else:
+            uppers.delete_above(counting, link, "nic")
+    assert set(lab.links(where)) == {"other", "other1"} | (set() if is_from_afar else {"eth0"})
+    assert counting.deletions == (21 if is_refused else 1)
 
 
 @pytest.mark.parametrize("soil", ["NOARP", "xdp", "xdp link", "tcx ingress", "tcx egress link"])

@@ -75,6 +75,24 @@ def more_channels(lab: Lab, netns: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def threaded(*, has_gro_after: bool) -> Soil:
+    """A veth has a NAPI, which the setting needs, while it is up with GRO; the setting outlives the NAPI."""
+
+    def soil(lab: Lab, netns: str) -> AbstractContextManager[None]:
+        def change() -> None:
+            with Netlink() as netlink, Sysfs.mount() as sysfs:
+                wanted = ethtool.wanted_features(netlink, "eth0")
+                ethtool.switch_gro_on(netlink, "eth0")
+                sysfs.restore("eth0", "threaded", "1")
+                if not has_gro_after:
+                    ethtool.restore_features(netlink, "eth0", wanted)
+
+        within(lab, netns, change)
+        return nullcontext()
+
+    return soil
+
+
 SOILS: dict[str, Soil] = {
     "nothing": lambda _lab, _netns: nullcontext(),
     "NOARP": by_ip("link", "set", "eth0", "arp", "off"),
@@ -97,6 +115,8 @@ SOILS: dict[str, Soil] = {
     "flow steering": by_sysfs("queues/rx-0/rps_flow_cnt", "64"),
     "gro timeout": by_sysfs("gro_flush_timeout", "20000"),
     "deferred interrupts": by_sysfs("napi_defer_hard_irqs", "9"),
+    "threaded NAPI": threaded(has_gro_after=True),
+    "threaded NAPI without GRO": threaded(has_gro_after=False),
     "xdp": by_program(ATTACH_XDP, is_link=False),
     "xdp link": by_program(ATTACH_XDP, is_link=True),
     "tcx ingress": by_program(Hook.TCX_INGRESS, is_link=False),

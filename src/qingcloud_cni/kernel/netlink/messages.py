@@ -44,6 +44,7 @@ IFLA_INFO_DATA: Final = 2
 IFLA_MACVLAN_MODE: Final = 1
 MACVLAN_MODE_PASSTHRU: Final = 8
 IFLA_IFALIAS: Final = 20
+IFLA_GROUP: Final = 27
 IFLA_NET_NS_FD: Final = 28
 IFLA_EXT_MASK: Final = 29
 IFLA_LINK_NETNSID: Final = 37
@@ -316,6 +317,11 @@ def parse_nsid(body: bytes) -> int:
 
 def delete_link(ifindex: int) -> Request:
     return Request(RTM_DELLINK, _LINK.pack(AF_UNSPEC, 0, ifindex, 0, 0))
+
+
+def delete_group(group: bytes) -> Request:
+    """Delete all links of a link group at once."""
+    return Request(RTM_DELLINK, _LINK.pack(AF_UNSPEC, 0, 0, 0, 0) + pack_attribute(IFLA_GROUP, group))
 
 
 def delete_altnames(ifindex: int, altnames: tuple[str, ...]) -> Request:

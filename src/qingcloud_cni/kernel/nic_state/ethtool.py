@@ -15,6 +15,7 @@ from qingcloud_cni.kernel.netlink.socket import Netlink
 SIOCETHTOOL: Final = 0x8946
 GET_FEATURES: Final = 0x3A
 SET_FEATURES: Final = 0x3B
+SET_GRO: Final = 0x2C
 WORDS: Final = 8  # of 32 features each; the kernel fills those that it has
 UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 
@@ -60,6 +61,10 @@ def restore_features(netlink: Netlink, name: str, wanted: str) -> None:
     for (available, *_), (mask,) in zip(blocks, struct.iter_unpack(">I", masks), strict=True):
         request += struct.pack("=II", available, mask & available)
     _ioctl(netlink, name, request)
+
+
+def switch_gro_on(netlink: Netlink, name: str) -> None:
+    _ioctl(netlink, name, bytearray(struct.pack("=II", SET_GRO, 1)))
 
 
 def settings(netlink: Netlink, name: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from qingcloud_cni.kernel.nic_state.description import (
     link_differences,
     restoring_change,
 )
-from qingcloud_cni.kernel.nic_state.sysfs import WRITTEN_ALWAYS, Sysfs
+from qingcloud_cni.kernel.nic_state.sysfs import THREADED, WRITTEN_ALWAYS, Sysfs
 from qingcloud_cni.kernel.nic_state.uppers import above, delete_above
 
 
@@ -146,6 +146,8 @@ class LinkStates(ClosesOnExit):
         with suppress(OSError), self._inside():
             bpf.detach_tcx(link.ifindex)
         if plugged is not None:
+            if is_thorough and self._sysfs:
+                self._restore_threaded(self._sysfs, link, plugged)
             self._restore_settings(link, plugged, is_thorough=is_thorough)
         for change in _changes(link, plugged):
             with suppress(NetlinkRefused):
@@ -165,7 +167,25 @@ class LinkStates(ClosesOnExit):
             with suppress(OSError):
                 now = self._sysfs.settings(link.name)
                 for file in (f for f in plugged.sysfs if now.get(f) != plugged.sysfs[f]):
-                    self._sysfs.restore(link.name, file, plugged.sysfs[file])
+                    with suppress(OSError):
+                        self._sysfs.restore(link.name, file, plugged.sysfs[file])
+
+    def _restore_threaded(self, sysfs: Sysfs, link: LinkInfo, plugged: Description) -> None:
+        """Before the offloads: a link that has no NAPI now, as a veth without GRO, is up with GRO for the moment."""
+        value = plugged.sysfs.get(THREADED)
+        with suppress(OSError, NetlinkRefused):
+            if value is None or sysfs.settings(link.name).get(THREADED) in (None, value):
+                return
+            with suppress(OSError):
+                sysfs.restore(link.name, THREADED, value)
+                return
+            ethtool.switch_gro_on(self._netlink, link.name)
+            self._netlink.do(set_link(link.ifindex, LinkChange(is_up=True)), f"set up {link.name}")
+            try:
+                sysfs.restore(link.name, THREADED, value)
+            finally:
+                was = LinkChange(is_up=link.is_up)
+                self._netlink.do(set_link(link.ifindex, was), f"set {link.name} back")
 
 
 def strip(netlink: Netlink, link: LinkInfo, nic: str) -> None:

@@ -18,8 +18,10 @@ FSCONFIG_CMD_CREATE: Final = 6
 FSMOUNT_CLOEXEC: Final = 1
 BYTES: Final = 4096  # a file has one value
 
-LINK_FILES: Final = ("gro_flush_timeout", "napi_defer_hard_irqs")
-QUEUE_FILES: Final = ("rps_cpus", "rps_flow_cnt", "xps_cpus", "xps_rxqs")
+THREADED: Final = "threaded"  # writable only while the link has a NAPI: a veth needs GRO for one, and to be up
+LINK_FILES: Final = ("gro_flush_timeout", "napi_defer_hard_irqs", THREADED)
+BQL: Final = tuple(f"byte_queue_limits/{file}" for file in ("limit_max", "limit_min", "hold_time"))
+QUEUE_FILES: Final = ("rps_cpus", "rps_flow_cnt", "xps_cpus", "xps_rxqs", "tx_maxrate", *BQL)
 # The kernel has these also for each NAPI, where netlink changes them and the link's own file does not show it.
 WRITTEN_ALWAYS: Final = LINK_FILES
 
