@@ -1,7 +1,7 @@
 """B: links that a container makes to be taken for another's NIC."""
 
 from attack.registry import case
-from attack.scene import NOBODY, Scene, assert_lives, assert_reaches_gateway, inside, wait_idle
+from attack.scene import NOBODY, Scene, assert_lives, assert_reaches_gateway, assert_works, inside, wait_idle
 from machines.containers import Container
 from machines.hosts import Host
 from machines.simulator import eventually, links, run
@@ -15,6 +15,20 @@ def victim_and_attacker(scene: Scene) -> tuple[Host, Container, Container, str, 
     host.add(attacker)
     link = victim.link()
     return host, victim, attacker, str(link["address"]), str(link.get("ifalias", ""))
+
+
+@case("B")
+def long_altnames_in_a_strangers_namespace(scene: Scene) -> None:
+    """A user without rights gives a link in an own namespace 600 long names. A dead container's NIC is released."""
+    host, victim, _attacker, _mac, _alias = victim_and_attacker(scene)
+    names = "for i in $(seq 10000 10600); do printf 'link property add dev f0 altname %s%0122d\\n' $i 0; done"
+    flood = f"ip link add f0 type veth peer name f1; {names} | ip -force -batch - >/dev/null 2>&1"
+    stay = "echo ready; exec sleep 600 >/dev/null 2>&1"
+    stranger = ("unshare", "--user", "--map-root-user", "--net", "sh", "-c", f"{flood}; {stay}")
+    scene.attacker(*host.command(*NOBODY, *stranger))
+    run("ip", "netns", "delete", victim.name)
+    host.delete(victim)
+    assert_works(host)
 
 
 def assert_next_gets_a_nic(host: Host, attacker: Container, fake: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from machines.nics import Lab, ip, ip_json, kernel, lab, until
+from machines.nics import Lab, flood_altnames, ip, ip_json, kernel, lab, refusing, until
 from qingcloud_cni.core.errors import KernelRefused, LinkNotFound
 from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.core.seams.kernel import NicRecord, PlacedLink
@@ -114,6 +114,53 @@ async def test_nic_that_moved_is_found(lab: Lab, kernel: HostKernel, pod: str, p
         ip("-n", pod, "link", "set", "eth0", "address", FOREIGN_MAC)
     target = lab.host if place == "the host" else lab.make_netns("other")
     ip("-n", pod, "link", "set", "eth0", "netns", target)
+    assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
+    assert lab.is_parked(mac)
+
+
+@pytest.mark.parametrize("place", ["at its place", "renumbered", "in another namespace"])
+async def test_a_nic_with_a_description_above_64_kib_comes_back(
+    lab: Lab, kernel: HostKernel, pod: str, place: str
+) -> None:
+    mac, netns, link = await placed(lab, kernel, pod)
+    flood_altnames(pod, "eth0")
+    if place == "in another namespace":
+        ip("-n", pod, "link", "set", "eth0", "netns", lab.make_netns("other"))
+    index = link.ifindex + 4711 if place == "renumbered" else link.ifindex
+    assert (await kernel.detach(lab.record(mac), netns, index)).is_parked
+    assert lab.is_parked(mac)
+    assert not lab.links(lab.parking)["q" + mac.replace(":", "")].get("altnames")
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+async def test_a_foreign_link_with_a_long_description_does_not_keep_a_nic(
+    lab: Lab, kernel: HostKernel, pod: str, is_back: bool
+) -> None:
+    """Its container is gone: the NIC is on the host or, as a veth, nowhere."""
+    mac, netns, link = await placed(lab, kernel, pod)
+    foreign = lab.make_netns("a-foreign")
+    ip("-n", foreign, "link", "add", "f0", "type", "veth", "peer", "name", "f1")
+    flood_altnames(foreign, "f0")
+    if is_back:
+        ip("-n", pod, "link", "set", "eth0", "netns", lab.host)
+    ip("netns", "del", pod)
+    assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked == is_back
+    assert await kernel.is_gone(lab.record(mac), netns)
+
+
+@pytest.mark.parametrize("step", ["enter", "list"])
+async def test_foreign_namespaces_that_refuse_do_not_keep_a_nic(
+    lab: Lab, kernel: HostKernel, pod: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Without a fingerprint nothing is taken from a container: the same claim may be in an unseen namespace."""
+    mac, netns, link = await placed(lab, kernel, pod)
+    foreign = [lab.make_netns(f"foreign{number}") for number in range(5)]  # one is visited before the NIC's, usually
+    ip("-n", pod, "link", "set", "eth0", "netns", lab.make_netns("hidden"))
+    for name in foreign:
+        refusing(monkeypatch, lab.path(name), step)
+    assert not await kernel.search([NicRecord(mac)])
+    assert not (await kernel.detach(NicRecord(mac), netns, link.ifindex)).is_parked
+    assert (await kernel.search([lab.record(mac)])).keys() == {mac}
     assert (await kernel.detach(lab.record(mac), netns, link.ifindex)).is_parked
     assert lab.is_parked(mac)
 

@@ -1,18 +1,16 @@
 """Survey, inspect, search and is_gone change nothing and keep no namespace open."""
 
 import subprocess
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from machines.nics import ADDRESS, ROUTES, Lab, fd_count, ip, ip_json, kernel, lab, until
-from qingcloud_cni.core.errors import InvalidNetns, KernelRefused, LinkNotFound
+from machines.nics import ADDRESS, ROUTES, Lab, fd_count, ip, ip_json, kernel, lab, refusing, until
+from qingcloud_cni.core.errors import InvalidNetns, LinkNotFound
 from qingcloud_cni.core.nics.model import LINK_SCOPE, Netns, Route
 from qingcloud_cni.core.seams.kernel import Inspection, NicRecord, PlacedLink
 from qingcloud_cni.kernel import HostKernel
-from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NetnsSwitcher
 
 __all__ = ["kernel", "lab"]  # fixtures
 
@@ -183,6 +181,21 @@ async def test_a_namespace_is_gone_with_its_path_where_the_nic_went_with_it(
     assert await kernel.is_gone(lab.record(mac), netns)
 
 
+@pytest.mark.parametrize("step", ["enter", "list"])
+async def test_no_namespace_is_gone_while_another_one_refuses_a_look(
+    lab: Lab, kernel: HostKernel, pod: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    mac, netns, _ = await placed(lab, kernel, pod)
+    foreign = lab.make_netns("a-foreign")
+    ip("netns", "del", pod)
+    until(lambda: not lab.links(lab.vxnet))
+    with monkeypatch.context() as patch:
+        refusing(patch, lab.path(foreign), step)
+        assert not await kernel.search([lab.record(mac)])
+        assert not await kernel.is_gone(lab.record(mac), netns)
+    assert await kernel.is_gone(lab.record(mac), netns)
+
+
 @pytest.mark.parametrize("path", ["another path", "a link's path", "a stale path"])
 async def test_a_path_that_fails_is_no_evidence_while_the_namespace_can_be_reached(
     lab: Lab, kernel: HostKernel, pod: str, path: str
@@ -258,14 +271,7 @@ async def test_a_namespace_that_cannot_be_looked_into_is_told(
     lab: Lab, kernel: HostKernel, pod: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, netns, _ = await placed(lab, kernel, pod)
-
-    def refusing(self: NetnsSwitcher, namespace: Namespace) -> AbstractContextManager[None]:
-        if namespace.identity == (netns.dev, netns.inode):
-            raise KernelRefused("netns: enter: Operation not permitted")
-        return inside(self, namespace)
-
-    inside = NetnsSwitcher.inside
-    monkeypatch.setattr(NetnsSwitcher, "inside", refusing)
+    refusing(monkeypatch, lab.path(pod), "enter")
     seen = await kernel.survey_all(())
     assert seen.unseen == (lab.path(pod),)
     assert not any(p.netns.is_same(netns) for p in seen.elsewhere)

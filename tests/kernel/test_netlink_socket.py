@@ -3,11 +3,11 @@
 import errno
 import struct
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pytest
 
-from machines.nics import Lab, ip_json, lab, within
+from machines.nics import Lab, flood_altnames, ip_json, lab, within
 from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink.messages import LinkChange, Request
@@ -27,12 +27,14 @@ class WrittenSocket:
     def send(self, request: bytes) -> None:
         (self.seq,) = struct.unpack_from("=I", request, 8)
 
-    def recvmsg(self, _size: int) -> tuple[bytes, list[object], int, tuple[int, int]]:
+    def recvmsg_into(self, buffers: Sequence[memoryview]) -> tuple[int, list[object], int, tuple[int, int]]:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         port, self.port = self.port, 0
-        return answer.replace(b"%%%%", struct.pack("=I", self.seq)), [], 0, (port, 0)
+        answer = answer.replace(b"%%%%", struct.pack("=I", self.seq))
+        buffers[0][: len(answer)] = answer
+        return len(answer), [], 0, (port, 0)
 
     def close(self) -> None:
         pass
@@ -68,6 +70,17 @@ def test_long_listing_is_complete(lab: Lab) -> None:
     }
     assert told == expected
     assert len(told) == 201
+
+
+def test_a_link_with_a_description_above_64_kib_is_read(lab: Lab) -> None:
+    lab.plug()
+    flood_altnames(lab.host, "eth1")
+    with within(lab, lab.host, Netlink) as netlink:
+        index = lab.links(lab.host)["eth1"]["ifindex"]
+        assert len(netlink.do(nl.get_link(ifindex=index), "ask")[0].body) > 1 << 16
+        for found in (netlink.link(ifindex=index), netlink.link(name="eth1"), netlink.links()[1]):
+            assert found is not None
+            assert (found.ifindex, found.name) == (index, "eth1")
 
 
 def test_refusal_tells_wish_words_and_number(lab: Lab) -> None:
@@ -134,6 +147,6 @@ def test_broken_conversation_is_a_refusal(answer: bytes | Exception, number: int
 
 
 def test_cut_answer_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qingcloud_cni.kernel.netlink.socket.BUFFER_BYTES", 64)
+    monkeypatch.setattr("qingcloud_cni.kernel.netlink.socket._BUFFER.view", memoryview(bytearray(64)))
     with Netlink() as netlink, pytest.raises(NetlinkRefused, match="longer than 64 bytes"):
         netlink.links()

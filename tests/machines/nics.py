@@ -1,5 +1,6 @@
 """A host of its own for each kernel test: namespaces and veth pairs that stand for containers and NICs."""
 
+import fcntl
 import json
 import os
 import secrets
@@ -7,18 +8,22 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qingcloud_cni.core.errors import KernelRefused
 from qingcloud_cni.core.nics.model import Netns, Route
 from qingcloud_cni.core.seams.kernel import Kernel, LinkOrder, NicRecord
 from qingcloud_cni.kernel import HostKernel
-from qingcloud_cni.kernel.namespaces.namespaces import Namespace, enter
+from qingcloud_cni.kernel.namespaces.namespaces import Namespace, NetnsSwitcher, enter
+from qingcloud_cni.kernel.netlink.messages import LinkInfo
+from qingcloud_cni.kernel.netlink.socket import Netlink
 
 NETNS_DIR = Path("/run/netns")
+SIOCGSKNS = 0x894C  # a descriptor of a socket's network namespace
 ADDRESS = "172.16.3.7/24"
 ROUTES = (Route("0.0.0.0/0", "172.16.3.1"), Route("10.96.0.0/12", "172.16.3.254"))
 
@@ -39,6 +44,38 @@ def ip(*args: str) -> str:
 def ip_json(*args: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(ip("-j", "-d", *args) or "[]")
     return [item for item in found if item]  # what a filter leaves out is shown as {}
+
+
+def flood_altnames(netns: str, link: str) -> None:
+    """Give a link as many altnames as the kernel takes: its description is longer than 64 KiB."""
+    adds = "".join(f"link property add dev {link} altname n{number:0126}\n" for number in range(600))
+    subprocess.run(
+        ("ip", "-n", netns, "-force", "-batch", "-"), input=adds.encode(), capture_output=True, check=False
+    )
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, path: str, step: str) -> None:
+    """Let the namespace at *path* refuse: to be entered, or to list its links."""
+    with Namespace.open(path) as namespace:
+        refused = namespace.identity
+    inside, links = NetnsSwitcher.inside, Netlink.links
+
+    def enter_or_refuse(self: NetnsSwitcher, namespace: Namespace) -> AbstractContextManager[None]:
+        if namespace.identity == refused:
+            raise KernelRefused("netns: enter failed: Operation not permitted")
+        return inside(self, namespace)
+
+    def list_or_refuse(self: Netlink) -> tuple[LinkInfo, ...]:
+        fd = fcntl.ioctl(self, SIOCGSKNS)
+        with Namespace(fd) as namespace:
+            if namespace.identity == refused:
+                raise KernelRefused("list links failed: changes interrupted it")
+        return links(self)
+
+    if step == "enter":
+        monkeypatch.setattr(NetnsSwitcher, "inside", enter_or_refuse)
+    else:
+        monkeypatch.setattr(Netlink, "links", list_or_refuse)
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

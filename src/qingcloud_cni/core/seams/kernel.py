@@ -198,13 +198,14 @@ class ContainerLinks(Protocol):
         The kernel searches the recorded namespace, at *ifindex* first, then the host's, then all others it can reach.
         On the host, a link that claims to be the NIC is the NIC: one that returned may have a new fingerprint.
         Elsewhere, without a fingerprint it takes the only link that claims to be the NIC; of several it takes none.
+        A namespace other than these that refuses is skipped: the NIC may be there, and a survey tells that.
         """
 
     async def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
         """Return whether a recorded namespace is gone, as far as the kernel shows.
 
         It is if its path leads elsewhere or nowhere, and the link is back, or link and namespace are out of reach.
-        A path that cannot be opened alone proves nothing.
+        A path that cannot be opened alone proves nothing, nor does a search that had to skip a namespace.
         """
 
 
@@ -226,7 +227,10 @@ class HostLinks(Protocol):
         """List the links of all namespaces: at *paths*, mounted, or in use by a process."""
 
     async def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
-        """Search containers' namespaces for the NICs of *sought*; return the links found, by MAC."""
+        """Search containers' namespaces for the NICs of *sought*; return the links found, by MAC.
+
+        It skips namespaces that refuse.
+        """
 
     async def compare(self, nics: Collection[NicRecord]) -> Mapping[str, Arrival]:
         """Restore parked NICs as their records describe them, thoroughly; return the outcome by MAC.

@@ -27,7 +27,7 @@ from qingcloud_cni.core.seams.kernel import (
 )
 from qingcloud_cni.kernel.links.gateway import GatewayLinks
 from qingcloud_cni.kernel.links.link_search import LinkSearch, inspection
-from qingcloud_cni.kernel.links.namespace_handles import NamespaceHandles
+from qingcloud_cni.kernel.links.namespace_handles import NamespaceHandles, Unseen
 from qingcloud_cni.kernel.links.nic import SPARE_NAME, make_alias, parked_name, reset_change
 from qingcloud_cni.kernel.links.recognition import spoofs
 from qingcloud_cni.kernel.namespaces.namespaces import (
@@ -190,19 +190,22 @@ class LinkOperations:
         self._host.check(nic.mac, "detach")
         found: list[str] = []
         with ExitStack() as stack:
-            for path, netlink, index in self._search.places(nic, netns, ifindex, stack):
-                known, link = nic, self._nics.find(netlink, nic, index)
-                if link is None and netlink in (self._host, self._parking):  # returned with a new fingerprint
-                    known = replace(nic, fingerprint="")
-                    link = self._nics.find(netlink, known)
+            for path, netlink, index, looking in self._search.places(nic, netns, ifindex, stack):
+                known, link, seen = nic, None, list[LinkInfo]()
+                with looking:
+                    link = self._nics.find(netlink, nic, index)
+                    if link is None and netlink in (self._host, self._parking):  # returned with a new fingerprint
+                        known = replace(nic, fingerprint="")
+                        link = self._nics.find(netlink, known)
+                    if link is None:
+                        seen = spoofs(netlink.links(), nic, index)
                 if link and (arrival := self._park_link(netlink, link, known)):
                     return Detached(arrival, tuple(found))
-                seen = spoofs(netlink.links(), nic, index)
                 found += (f"{other.name} (MAC {other.mac}, index {other.ifindex}) in {path}" for other in seen)
         return Detached(spoofs=tuple(found))
 
     def search(self, sought: Collection[NicRecord]) -> Mapping[str, Inspection]:
-        return self._search.search(sought)
+        return self._search.search(sought, Unseen())
 
     def is_gone(self, nic: NicRecord, netns: Netns) -> bool:
         return self._search.is_gone(nic, netns)

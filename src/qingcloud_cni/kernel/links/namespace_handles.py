@@ -6,7 +6,7 @@ from pathlib import Path
 from socket import socket
 from typing import Final
 
-from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, LinkNotFound
+from qingcloud_cni.core.errors import AbilityMissing, InvalidNetns, KernelRefused, LinkNotFound, is_shortage
 from qingcloud_cni.core.nics.model import Netns
 from qingcloud_cni.core.seams.kernel import NicRecord
 from qingcloud_cni.kernel.links.nic import is_ethernet, parked_name
@@ -22,6 +22,20 @@ LOOPBACK: Final = 1  # its index in every namespace
 PARKING_SETTINGS: Final = {  # a NIC that is up for a probe sends nothing else; absent if IPv6 is off
     f"net/ipv6/conf/{scope}/disable_ipv6": "1" for scope in ("all", "default")
 }
+
+
+class Unseen(list[str]):
+    """Paths of namespaces that refused a look: what was not found may be there."""
+
+    @contextmanager
+    def skipping(self, path: str) -> Iterator[None]:
+        """Note a namespace that refuses; a shortage is the host's, and would be met in the next one too."""
+        try:
+            yield
+        except KernelRefused as err:
+            if is_shortage(err):
+                raise
+            self.append(path)
 
 
 class NamespaceHandles:
@@ -142,13 +156,13 @@ class NamespaceHandles:
         with netlink:
             yield netlink
 
-    def others(self, known: set[Identity]) -> Generator[tuple[Netns, Netlink], None, None]:
+    def others(self, known: set[Identity], unseen: Unseen) -> Generator[tuple[Netns, Netlink], None, None]:
         """Visit every reachable namespace except the host's, the parking and the *known* ones."""
         for identity, path in reachable(self.netns_dir):
             namespace = None if identity in known | self.own_identities() else open_if(path, identity)
             if namespace is None:
                 continue
-            with namespace, self.netlink_in(namespace) as netlink:
+            with unseen.skipping(path), namespace, self.netlink_in(namespace) as netlink:
                 yield Netns(path, *identity), netlink
 
     def own_identities(self) -> set[Identity]:

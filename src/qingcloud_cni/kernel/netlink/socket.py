@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +21,7 @@ NETLINK_CAP_ACK: Final = 10  # Linux 4.3: an error quotes only the header of its
 NETLINK_EXT_ACK: Final = 11  # Linux 4.12: an error has a message
 ANSWER_SECONDS: Final = 5.0  # the kernel answers within the call that sends; this limits a bug
 DUMP_TRIES: Final = 20  # of a dump that changes interrupt
-BUFFER_BYTES: Final = 1 << 16  # the parts of a dump have at most 32 KiB
+BUFFER_BYTES: Final = 1 << 20  # containers can make a link's lists long: each attribute has up to 64 KiB
 
 SIOCETHTOOL: Final = 0x8946
 ETHTOOL_GPERMADDR: Final = 0x20
@@ -28,6 +29,16 @@ _IFREQ: Final = struct.Struct("16sP16x")  # ifreq: name, pointer
 _PERMANENT: Final = struct.Struct("=II")  # ethtool_perm_addr: command, length; the address follows
 
 MessageFilter = Callable[[Message], bool]
+
+
+class _Buffer(threading.local):
+    """Receives a thread's answers; the pages that none has reached use no memory."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(BUFFER_BYTES))
+
+
+_BUFFER: Final = _Buffer()
 
 
 class NetlinkRefused(KernelRefused):
@@ -162,8 +173,9 @@ class Netlink(ClosesOnExit):
 
     def _receive(self, action: str) -> bytes:
         while True:
-            datagram, _, flags, (port, _groups) = self._socket.recvmsg(BUFFER_BYTES)
+            buffer = _BUFFER.view
+            size, _, flags, (port, _groups) = self._socket.recvmsg_into((buffer,))
             if flags & socket.MSG_TRUNC:
-                raise NetlinkRefused(action, errno.EMSGSIZE, f"the answer is longer than {BUFFER_BYTES} bytes")
+                raise NetlinkRefused(action, errno.EMSGSIZE, f"the answer is longer than {len(buffer)} bytes")
             if port == 0:  # from the kernel, not from another process
-                return datagram
+                return bytes(buffer[:size])
