@@ -118,6 +118,46 @@ async def test_a_new_nic_without_a_usable_address_is_deleted(tmp_path: Path, add
         assert set(host.ours_in_cloud()) == set(host.nics)
 
 
+@pytest.mark.parametrize("probe", [True, False])
+@pytest.mark.parametrize("actions", [("CreateNics",), ("CreateNics", "DescribeNics")], ids=len)
+@in_virtual_time
+async def test_no_two_nics_are_used_with_one_address(
+    tmp_path: Path, actions: tuple[str, ...], *, probe: bool
+) -> None:
+    """The first one serves; the others are deleted."""
+    fields = {"CreateNics": "nics", "DescribeNics": "nic_set"}
+    same = {
+        action: change(action, fields[action], lambda nic: nic.update(private_ip="172.20.1.9")) for action in actions
+    }
+
+    def tamper(body: bytes) -> bytes:
+        for edit in same.values():
+            body = edit(body)
+        return body
+
+    async with simulated(tmp_path, is_started=False, duplicate_probe=probe) as host:
+        host.cable.tamper = tamper
+        await host.start()
+        await host.until(lambda: host.model.calls["DeleteNics"] > 2, "created and deleted")
+        await host.agent.reconciler.ask(600.0)
+        used = [nic.address for nic in host.nics.values() if nic.address]
+        assert len(used) == len(set(used)) > 0
+        assert "172.20.1.9, which NIC " in (await events(host, "nic.unaddressed"))[0]
+        await host.add("c0")
+        host.check_invariants()
+        host.cable.tamper = lambda body: body
+        await host.until(lambda: host.states().count("idle") == 3, "warm", 3600.0)
+
+
+@on_host()
+async def test_nics_that_the_list_gives_one_address_keep_theirs(host: SimulatedHost) -> None:
+    had = {nic.nic_id: nic.address for nic in host.nics.values()}
+    host.cable.tamper = change("DescribeNics", "nic_set", lambda nic: nic.update(private_ip="172.20.1.99"))
+    await host.agent.reconciler.ask(600.0)
+    assert {nic.nic_id: nic.address for nic in host.nics.values()} == had
+    assert [d.kind for d in status_view(host.agent, "0", 1).differences] == ["unusable"] * 3
+
+
 @on_host()
 async def test_a_nic_without_an_address_serves_nothing_until_the_cloud_gives_it_one(host: SimulatedHost) -> None:
     """Somebody may attach one before the agent has deleted it."""

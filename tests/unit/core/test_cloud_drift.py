@@ -99,6 +99,14 @@ def test_what_the_table_does_not_know(said: CloudNic, found: list[tuple[Differen
     assert drift(NOBODY, view(said)) == found
 
 
+def test_unknown_nics_of_one_address_are_not_adopted() -> None:
+    assert (
+        drift(NOBODY, view(FREE, replace(FREE, nic_id="52:54:9e:00:00:99"))) == [(DifferenceKind.UNUSABLE, None)] * 2
+    )
+    elsewhere = replace(FREE, nic_id="52:54:9e:00:00:99", vxnet_id="vxnet-9", name="theirs")
+    assert drift(NOBODY, view(FREE, elsewhere)) == [(DifferenceKind.UNKNOWN, Adopt(MAC, FREE, None))]
+
+
 def test_a_nic_is_adopted_with_its_link_on_the_host() -> None:
     assert drift(NOBODY, view(ATTACHED, link=LINK)) == [(DifferenceKind.UNKNOWN, Adopt(MAC, ATTACHED, LINK))]
 

@@ -154,11 +154,14 @@ class Provisioner(CloudWrites):
         for made in created:
             if vxnet is not None and made.nic_id not in self._table.nics:
                 address = vxnet.address_of(made.private_ip)
+                flaw = "" if address else f"is not a host's in {vxnet.network}"
+                if address and (holder := await self._holder(made, vxnet.vxnet_id)):
+                    address, flaw = "", f"NIC {holder} has as well"
                 nic = Nic(made.nic_id, intent.name, vxnet.vxnet_id, address, vxnet.gateway, NicState.CREATING, now)
                 if address:
                     nic = self._context.identity.indexed(nic, self._table.nics.values())
                 else:
-                    self._without_address(intent, made, vxnet)
+                    self._without_address(intent, made, flaw)
                 if not self._table.add(nic, "nic.created", subject=intent.op_id):
                     cause = f"{intent.vxnet_id}: the cloud gave the MAC {made.nic_id} of the host's own NIC"
                     self.backoff.failed(now, cause)
@@ -169,9 +172,23 @@ class Provisioner(CloudWrites):
             self.chooser.created(intent.vxnet_id, len(created), now)
         self._changed()
 
-    def _without_address(self, intent: Intent, made: CreatedNic, vxnet: Vxnet) -> None:
+    async def _holder(self, made: CreatedNic, vxnet_id: str) -> str:
+        """Another NIC of the table with the address of this new one, "" if none has it.
+
+        The cloud gives addresses of deleted NICs again, so it may show that only the new NIC has it.
+        """
+        places = {n.nic_id: (n.vxnet_id, n.host_address) for n in self._table.nics.values()}
+        place = (vxnet_id, made.private_ip)
+        holders = [n for n, other in places.items() if other == place and n != made.nic_id]
+        if not holders:
+            return ""
+        seen = await self._lookups.nics([made.nic_id, *holders], self._urgency)
+        showing = {n.nic_id for n in seen.values() if (n.vxnet_id, n.private_ip) == place}
+        return "" if showing == {made.nic_id} else holders[0]
+
+    def _without_address(self, intent: Intent, made: CreatedNic, flaw: str) -> None:
         said = f"address {made.private_ip}" if made.private_ip else "no usable address"
-        cause = f"{vxnet.vxnet_id}: the cloud gave NIC {made.nic_id} {said}, which is not a host's in {vxnet.network}"
+        cause = f"{intent.vxnet_id}: the cloud gave NIC {made.nic_id} {said}, which {flaw}"
         self.chooser.failed(intent.vxnet_id)
         self.backoff.failed(self._context.now(), cause)
         self._context.note("nic.unaddressed", made.nic_id, intent.op_id, cause)

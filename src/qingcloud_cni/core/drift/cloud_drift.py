@@ -65,6 +65,11 @@ class CloudFacts:
     instance_id: str
     is_ours: Callable[[str], bool]  # by a NIC's name
 
+    def sharing(self, nic: CloudNic) -> tuple[str, ...]:
+        """The other NICs that are listed with the address of *nic*."""
+        place = (nic.vxnet_id, nic.private_ip)
+        return tuple(n.nic_id for n in self.nics.values() if (n.vxnet_id, n.private_ip) == place and n is not nic)
+
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
@@ -104,6 +109,8 @@ def _unknown(held: TableFacts, view: CloudFacts, now: float) -> Iterator[Differe
         if vxnet is None or not vxnet.address_of(nic.private_ip):
             detail = f"it has no usable address, or its vxnet {nic.vxnet_id} has no network"
             yield Difference(DifferenceKind.UNUSABLE, nic.nic_id, detail)
+        elif sharing := view.sharing(nic):
+            yield _shared(nic, sharing)
         elif not is_here and (age := view.wall - nic.created) < GROWN_UP:
             detail = f"{nic.name} is attached nowhere and was created {max(age, 0.0):.0f} s ago"
             yield Difference(DifferenceKind.YOUNG, nic.nic_id, detail, until=now + GROWN_UP - age)
@@ -195,9 +202,17 @@ def _address(nic: Nic, attachment: Attachment | None, said: CloudNic, view: Clou
         return
     if (nic.vxnet_id, nic.address, nic.gateway) == (vxnet.vxnet_id, address, vxnet.gateway):
         return
+    if sharing := view.sharing(said):
+        yield _shared(said, sharing)
+        return
     detail = f"its address is {address} in {vxnet.vxnet_id}, no longer {nic.address}"
     if attachment is not None:
         detail += "; its container has no network until it is restarted"
     remedy = Readdress(nic.nic_id, vxnet.vxnet_id, address, vxnet.gateway)
     subject = str(attachment.key) if attachment else ""
     yield Difference(DifferenceKind.READDRESSED, nic.nic_id, detail, subject, remedy=remedy, is_harmless=True)
+
+
+def _shared(said: CloudNic, sharing: tuple[str, ...]) -> Difference:
+    detail = f"the cloud gives {', '.join(sharing)} its address {said.private_ip} as well"
+    return Difference(DifferenceKind.UNUSABLE, said.nic_id, detail)

@@ -26,7 +26,7 @@ class DifferenceKind(StrEnum):
     # table and cloud
     UNKNOWN = "unknown"  # ours in the cloud, not in the table
     YOUNG = "young"  # the same, but so new that its create may still be under way
-    UNUSABLE = "unusable"  # the same, but without an address
+    UNUSABLE = "unusable"  # without an address in the cloud, or with that of another NIC
     VANISHED = "vanished"  # in the table, not in the cloud
     ELSEWHERE = "elsewhere"  # attached to another instance
     UNATTACHED = "unattached"  # attached nowhere, and its link is gone
