@@ -181,6 +181,16 @@ async def test_a_namespace_is_gone_with_its_path_where_the_nic_went_with_it(
     assert await kernel.is_gone(lab.record(mac), netns)
 
 
+async def test_a_new_namespace_with_the_number_of_a_dead_one_does_not_stand_for_it(
+    lab: Lab, kernel: HostKernel, pod: str
+) -> None:
+    mac, netns, _ = await placed(lab, kernel, pod)
+    other = await kernel.identify(lab.path(lab.make_netns("other")))
+    ip("netns", "del", pod)
+    until(lambda: not lab.links(lab.vxnet))
+    assert await kernel.is_gone(lab.record(mac), replace(netns, dev=other.dev, inode=other.inode))
+
+
 @pytest.mark.parametrize("step", ["enter", "list"])
 async def test_no_namespace_is_gone_while_another_one_refuses_a_look(
     lab: Lab, kernel: HostKernel, pod: str, monkeypatch: pytest.MonkeyPatch, step: str

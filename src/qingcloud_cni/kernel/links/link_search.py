@@ -44,6 +44,8 @@ class LinkSearch:
         unseen = Unseen()
         if self.search([nic], unseen) or unseen:
             return False
+        if nic.fingerprint:  # the kernel reuses inodes, so a namespace without the link is probably another one
+            return True
         if found := find(recorded, self._namespaces.netns_dir):
             found.close()
             return False
