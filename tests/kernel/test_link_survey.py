@@ -185,10 +185,10 @@ async def test_a_new_namespace_with_the_number_of_a_dead_one_does_not_stand_for_
     lab: Lab, kernel: HostKernel, pod: str
 ) -> None:
     mac, netns, _ = await placed(lab, kernel, pod)
-    other = await kernel.identify(lab.path(lab.make_netns("other")))
+    record, other = lab.record(mac), await kernel.identify(lab.path(lab.make_netns("other")))
     ip("netns", "del", pod)
     until(lambda: not lab.links(lab.vxnet))
-    assert await kernel.is_gone(lab.record(mac), replace(netns, dev=other.dev, inode=other.inode))
+    assert await kernel.is_gone(record, replace(netns, dev=other.dev, inode=other.inode))
 
 
 @pytest.mark.parametrize("step", ["enter", "list"])
