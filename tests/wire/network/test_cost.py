@@ -76,15 +76,19 @@ def test_200_pairs_leave_the_same_nics_and_no_growth(new_host: NewHost, sim: Sim
     host.wait_idle(3)
     nics, made, counts = table(host), calls(sim), kernel_counts(agent.pid)
     files = min((open_files(agent.pid) for _ in range(20)), key=lambda found: sum(found.values()))
-    pairs(PAIRS)
-    host.wait_idle(3)
+    for _ in range(3):  # a leak grows each time; what other tests put into their namespaces is read into memory once
+        before = kernel_counts(agent.pid)["rss"]
+        pairs(PAIRS)
+        host.wait_idle(3)
+        grew = kernel_counts(agent.pid)["rss"] - before
+        if grew <= RSS_NOISE:
+            break
     assert table(host) == nics
     assert calls(sim) == made
     # Fewer are not growth: an idle connection to the cloud is closed after some seconds.
     eventually(lambda: grown(open_files(agent.pid), files) == {}, f"no more descriptors than before: {files}")
-    after = kernel_counts(agent.pid)
-    assert after["threads"] == counts["threads"]
-    assert after["rss"] <= counts["rss"] + RSS_NOISE
+    assert kernel_counts(agent.pid)["threads"] == counts["threads"]
+    assert grew <= RSS_NOISE
 
 
 @pytest.mark.cni(36)
