@@ -68,7 +68,7 @@ def is_whole(host: SimulatedHost) -> bool:
 
 @removals
 @on_host()
-async def test_the_state_file_is_written_anew_without_a_request(host: SimulatedHost, remove: Removal) -> None:
+async def test_the_state_file_is_rewritten_without_a_request(host: SimulatedHost, remove: Removal) -> None:
     await host.add("c0")
     remove(host)
     await host.clock.sleep(SECONDS)

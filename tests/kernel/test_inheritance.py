@@ -100,7 +100,7 @@ async def test_comparison_leaves_out_nics_that_are_not_parked(lab: Lab, kernel: 
 
 @pytest.mark.parametrize("kind", UPPERS)
 async def test_link_above_a_nic_ends_with_its_container(lab: Lab, kernel: HostKernel, kind: str) -> None:
-    """Its namespace lives on: with a macvlan the old container would use the address that it no longer has."""
+    """Its namespace lives on: with a macvlan the old container would use its freed address."""
     mac, first = lab.plug(), lab.make_netns("first")
     netns = await kernel.identify(lab.path(first))
     placed = await kernel.attach(lab.order(mac, netns))

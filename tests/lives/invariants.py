@@ -72,7 +72,7 @@ class Witness:
             if now - self._seen.get(nic_id, now) < CONFIRM_SECONDS:
                 self.breaks(f"{nic_id} was detached after one comparison")
         elif event.name == "nic.assigned" and self._is_outside(nic_id):
-            self.breaks(f"{nic_id} serves again, though its vxnet is no longer configured")
+            self.breaks(f"{nic_id} serves again, though its vxnet was removed from the configuration")
         elif event.name == "nic.gone" and self._is_here(nic_id):
             self.breaks(f"{nic_id} was dropped, though it is attached and its link is here")
         elif event.name == "nic.gone" and nic_id in self.host.model.state.nics:

@@ -176,7 +176,7 @@ _NO_THREAD: Final = "can't start new thread"  # Python's words where the kernel 
 
 
 def is_shortage(err: BaseException) -> bool:
-    """Whether *err*, or the system call that it tells of, failed for want of descriptors or memory."""
+    """Whether *err*, or the system call that caused it, failed for want of descriptors or memory."""
     behind = err.__cause__ if isinstance(err, AgentError) else None
     seen = [err] if behind is None or isinstance(behind, AgentError) else [err, behind]
     return any(

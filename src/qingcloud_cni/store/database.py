@@ -156,7 +156,7 @@ class Database:
         """StoreDamaged unless the paths lead to what was opened: the database and its WAL, in the same directory."""
         if self._identities() != self._opened:
             raise StoreDamaged(
-                f"{named(self._path)} or its WAL is no longer the one that was opened: somebody moved or removed it"
+                f"{named(self._path)} or its WAL differs from the one that was opened: somebody moved or removed it"
             )
 
     def _identities(self) -> list[_Identity | None]:

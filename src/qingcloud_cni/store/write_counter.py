@@ -43,7 +43,7 @@ class WriteCounter:
             os.pwrite(self._fd, f"{birth} {writes:0{_DIGITS}}\n".encode(), 0)
 
     def restore(self, birth: str, writes: int) -> str | None:
-        """Write the file anew if somebody removed it, and then return its name."""
+        """Rewrite the file if somebody removed it, and then return its name."""
         is_unopened = self._fd < 0 and (not writes or self._path.exists())
         if is_unopened or is_open_at(self._fd, self._path):
             return None

@@ -92,7 +92,7 @@ def test_another_network_namespace_has_a_lock_of_its_own(place: Path) -> None:
 
 
 @pytest.mark.parametrize("listens", [False, True])
-def test_whoever_holds_the_abstract_name_stops_nobody(listens: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_holder_of_the_abstract_name_stops_nobody(listens: bool, caplog: pytest.LogCaptureFixture) -> None:
     """A process without rights can; an agent of an earlier version does, so it is worth a line."""
     with socket.socket(socket.AF_UNIX) as taken:
         taken.bind(lock.NAME)

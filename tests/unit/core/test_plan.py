@@ -277,7 +277,7 @@ def test_a_nic_that_has_just_rested_is_surplus_at_once_where_idle_ttl_is_0() -> 
     assert plan(PoolState(held), policy, NOW) == (Rest(held[0].nic_id), DetachNics(ids(*held)))
 
 
-# --- vxnets that are no longer configured ------------------------------------------------------------
+# --- removed vxnets ---------------------------------------------------------------------------------
 
 
 def outside(*states: NicState, age: float = 0.0) -> tuple[Nic, ...]:

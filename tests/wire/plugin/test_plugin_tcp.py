@@ -127,7 +127,7 @@ def test_a_reset_connection_is_code_11(run: Run, tcp_agent: PlayedAgent, token: 
 
 
 def test_without_a_token_there_is_no_agent_yet(run: Run, tcp_agent: PlayedAgent, token: Path, tmp_path: Path) -> None:
-    """After a boot, whoever holds the port: a DEL is spooled, and the rest may be tried again."""
+    """After a boot, with any holder of the port: a DEL is spooled, and the rest may be tried again."""
     token.unlink()
     document = config(tcp_agent.address, TokenFile=str(token), SpoolDir=str(tmp_path / "spool"))
     error = run(ADD, document).error
@@ -145,7 +145,7 @@ def test_without_a_token_there_is_no_agent_yet(run: Run, tcp_agent: PlayedAgent,
 def test_an_address_of_this_host_means_the_socket_beside_the_token(
     run: Run, agent: PlayedAgent, token: Path, host: str
 ) -> None:
-    """Whoever listens at that port, and whatever the token."""
+    """For any listener at that port, and any token."""
     token.unlink()
     assert run(ADD, config(f"{host}:31080", TokenFile=str(token))).stdout == RESULT
     agent.reply = answer(503, b'{"code":11,"msg":"later"}')

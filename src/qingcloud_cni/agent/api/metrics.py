@@ -107,7 +107,7 @@ class Metrics:
 
 
 class MetricsPage:
-    """The rendered metrics, at most PAGE_AGE old. A thread renders them, at most that often, whoever asks."""
+    """The rendered metrics, at most PAGE_AGE old. A thread renders them, at most that often, for all clients."""
 
     def __init__(self, metrics: Metrics, statistics: Callable[[], AgentStatistics]) -> None:
         self._metrics = metrics

@@ -112,7 +112,7 @@ class Journal:
         await self._examine(self._store.tidy)
 
     async def check_files(self) -> str | None:
-        """If somebody removed the file, it is written anew at once; returns what was restored beside it."""
+        """If somebody removed the file, it is rewritten at once; returns what was restored beside it."""
         with suppress(TimeoutError):  # a disk that hangs is reported by the next write
             async with asyncio.timeout(GLANCE):
                 return await self._examine(self._store.check_files)

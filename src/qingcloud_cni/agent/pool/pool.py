@@ -130,7 +130,7 @@ class Pool:
         return explain_wait(state, self.policy, self._context.now()) or "max-nics is reached"
 
     def is_outside(self, nic: Nic) -> bool:
-        """Whether its vxnet is no longer configured, so that the NIC serves nobody again."""
+        """Whether its vxnet was removed from the configuration, so that the NIC serves nobody again."""
         return nic.vxnet_id not in self._vxnets
 
     # --- what others found out -----------------------------------------------------------------------

@@ -96,13 +96,11 @@ def _remedy(nic: Nic, is_attached: bool, locations: tuple[LinkLocation, ...], no
         case state if state in _PARKED and location and where is Where.ELSEWHERE:
             return Strayed(nic.nic_id, location.path)
         case state if state in _PARKED and where is None:
-            return Lost(nic.nic_id, "its link is no longer in the parking namespace")
+            return Lost(nic.nic_id, "its link has left the parking namespace")
         case NicState.GATEWAY if where is Where.PARKED:
             return Arrived(nic.nic_id)
         case NicState.GATEWAY if where is not Where.HOST:
-            detail = (
-                f"somebody moved its link to {location.path}" if location else "its link is no longer on the host"
-            )
+            detail = f"somebody moved its link to {location.path}" if location else "its link has left the host"
             return Lost(nic.nic_id, detail)
         case _:
             return None

@@ -157,7 +157,7 @@ class Table(Rows):
         self.note(Event(now, event, nic_id, detail=detail, state=GONE))
 
     def not_attached(self, nic_id: str, now: float, detail: str) -> None:
-        """The cloud has it attached nowhere: its next link is described anew."""
+        """The cloud has it attached nowhere: its next link gets a new description."""
         self._move(nic_id, NicState.CREATING, "nic.unattached", now, detail=detail, plugged="")
 
     def arrived(self, nic_id: str, now: float) -> None:

@@ -139,7 +139,7 @@ def above_limit(state: PoolState, policy: PoolPolicy) -> int:
 
 
 def explain_outside(nics: Iterable[Nic]) -> str:
-    """Name the vxnets of *nics*, which are no longer configured."""
+    """Name the vxnets of *nics*, which were removed from the configuration."""
     vxnets = sorted({n.vxnet_id for n in nics})
     return f"{', '.join(vxnets)}, which {'is' if len(vxnets) == 1 else 'are'} not in --vxnet"
 

@@ -38,7 +38,7 @@ class PoolState:
     """The facts. While draining, *nics* includes unused gateways. Times are in seconds since the epoch."""
 
     nics: tuple[Nic, ...]  # of the configured vxnets
-    outside: tuple[Nic, ...] = ()  # of vxnets that are no longer configured, with their unused gateways
+    outside: tuple[Nic, ...] = ()  # of vxnets removed from the configuration, with their unused gateways
     mode: Mode = Mode.SERVING
     creating: int = 0  # NICs requested from the cloud, without an answer yet
     gateways: int = 0  # NICs held or requested as gateways: they take room

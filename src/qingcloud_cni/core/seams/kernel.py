@@ -188,7 +188,7 @@ class ContainerLinks(Protocol):
         """Move a link from the parking or the host's namespace into a container and configure it.
 
         On failure the link is parked again. NicSoiled if it is not as its record describes it, and cannot be
-        restored. InvalidNetns if the namespace is no longer the recorded one,
+        restored. InvalidNetns if the namespace differs from the recorded one,
         InvalidConfig if *ifname* is taken there, LinkNotFound if the link is neither parked nor on the host.
         """
 

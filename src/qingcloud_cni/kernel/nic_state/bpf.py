@@ -58,7 +58,7 @@ def tcx_programs(ifindex: int) -> tuple[int, ...]:
 
 
 def detach_tcx(ifindex: int) -> None:
-    """Detach all programs from the link's TCX hooks, whoever holds them; OSError as the kernel refuses."""
+    """Detach all programs from the link's TCX hooks, with any holder; OSError as the kernel refuses."""
     for hook in Hook:
         for program, link in _attached(ifindex, hook):
             if link:

@@ -47,7 +47,7 @@ def delete_from_afar(netlink: Netlink, home: Namespace, indexes: Collection[int]
 def is_occupied(netlink: Netlink, link: LinkInfo) -> bool:
     """Whether a link in a namespace out of reach is above *link*: a passthru macvlan must be alone.
 
-    The kernel does not show a vlan in this way. Without macvlan in the kernel there is no such link either.
+    The kernel does not show a vlan in this way. A kernel without macvlan shows no link at all.
     """
     name = f"above{link.ifindex}"
     try:
