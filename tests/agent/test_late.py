@@ -1,14 +1,18 @@
 """What comes late, or shows what was: effects of writes that were cut off, old surveys, old addresses."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
-from inprocess.agent import SimulatedHost, netns_of, on_host, set_faults
+from inprocess.agent import SimulatedHost, netns_of, on_host, set_faults, simulated
+from inprocess.virtual_time import in_virtual_time
 from qingcloud_cni.agent.cloudops.lookups import LATE_EFFECT
 from qingcloud_cni.core.errors import PoolEmpty
-from qingcloud_cni.core.nics.model import Intent, OpKind
+from qingcloud_cni.core.nics.model import Intent, NicState, OpKind
+from qingcloud_cni.core.seams.store import EventFilter
 from qingcloud_cni.sim.cloud.faults import REFUSE, RESET
+from qingcloud_cni.sim.memory.machine import HOST_PATH
 from qingcloud_cni.sim.topology import FaultSpec
 
 LATE = 15.0  # seconds: after the first look at what a write has done, before it can have no effect any more
@@ -116,3 +120,98 @@ async def test_adds_that_come_one_after_the_other_are_gathered(host: SimulatedHo
         await host.clock.sleep(0.03)
     await asyncio.gather(*adding)
     assert host.model.calls["CreateNics"] - before <= 2
+
+
+BACK = 1.0  # seconds: far below the periodic comparison
+
+
+@pytest.mark.parametrize("is_hardware", [False, True])
+@in_virtual_time
+async def test_a_nic_that_returns_while_its_del_looks_for_it_is_parked_at_once(
+    tmp_path: Path, *, is_hardware: bool
+) -> None:
+    """The DEL has looked on the host before the link came; the comparison after that skipped the NIC of the DEL."""
+    async with simulated(tmp_path, is_hardware=is_hardware) as host:
+        nic_id = (await host.add("c0")).nic_id
+        host.kernel.kill_netns(netns_of("c0"))
+        with host.kernel.delay("detach", late=2.0):
+            await host.delete("c0")
+        await host.until(lambda: host.nics[nic_id].state is NicState.COOLING, "parked", BACK)
+        assert host.kernel.locations()[nic_id] == host.kernel.parking_path
+
+
+@on_host(cooldown=10, cooldown_min=10)
+async def test_a_nic_whose_row_changes_during_a_comparison_is_compared_again(host: SimulatedHost) -> None:
+    """It cools down, is unplugged, and becomes idle while the kernel lists the links."""
+    nic_id = (await host.add("c0")).nic_id
+    await host.delete("c0")
+    await host.clock.sleep(9.0)
+    with host.kernel.delay("survey", late=4.0), host.kernel.delay("survey_all", late=4.0):
+        host.kernel.unplug(nic_id)
+        await host.until(lambda: host.nics[nic_id].state is NicState.IDLE, "idle, as nobody knows yet")
+        await host.clock.sleep(5.0)
+    await host.until(lambda: host.nics[nic_id].state is NicState.MISSING, "seen", 10.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@in_virtual_time
+async def test_nics_of_dead_containers_are_back_soon_whatever_meets(tmp_path: Path, seed: int) -> None:
+    """DELs and comparisons that take their time, in any order with the links' return."""
+    async with simulated(tmp_path, seed=seed, is_hardware=bool(seed % 2)) as host:
+        uniform = host.rng.uniform
+        for n in range(4):
+            await host.add(f"c{n}")
+            host.kernel.kill_netns(netns_of(f"c{n}"))
+            host.kernel.delay("detach", uniform(0.0, 0.5), late=uniform(0.0, 0.5), times=1)
+            host.kernel.delay("survey", uniform(0.0, 0.3), late=uniform(0.0, 0.3), times=2)
+            await host.clock.sleep(uniform(0.0, 0.6))
+            await host.delete(f"c{n}")
+            await host.until(lambda: not {"arriving", "assigned"} & {*host.states()}, "parked", 2.0)
+        assert {*host.kernel.locations().values()} == {host.kernel.parking_path, HOST_PATH}
+        assert not host.table.attachments
+        host.check_invariants()
+
+
+@pytest.mark.parametrize("verb", ["survey", "park"])
+@on_host()
+async def test_a_nic_that_returns_is_parked_soon_after_the_kernel_refused_once(
+    host: SimulatedHost, verb: str
+) -> None:
+    nic_id = (await host.add("c0")).nic_id
+    await host.until(lambda: host.states().count("idle") == 3, "calm")
+    await host.clock.sleep(BACK)
+    with host.kernel.fail(verb, times=1) as refused:
+        host.kernel.kill_netns(netns_of("c0"))
+        await refused.reached()
+        await host.until(lambda: host.nics[nic_id].state is NicState.COOLING, "parked", 3 * BACK)
+
+
+@on_host()
+async def test_a_kernel_that_keeps_refusing_is_asked_less_and_less(host: SimulatedHost) -> None:
+    """As often for one NIC as for three: every 30 s besides."""
+    for n in range(3):
+        await host.add(f"c{n}")
+    await host.until(lambda: host.states().count("idle") == 3, "calm")
+    nic_ids = [attachment.nic_id for attachment in host.table.attachments.values()]
+    with host.kernel.fail("park", nic_id=nic_ids[0]) as refused, host.kernel.fail("park", nic_id=nic_ids[1]):
+        for n in range(3):
+            host.kernel.kill_netns(netns_of(f"c{n}"))
+        await host.clock.sleep(300.0)
+        assert 10 <= len(refused.calls) <= 25
+    await host.until(lambda: "arriving" not in host.states(), "parked", 30.0)
+
+
+@pytest.mark.parametrize("is_hardware", [False, True])
+@in_virtual_time
+async def test_a_del_takes_the_returned_link_for_the_nic_whatever_its_fingerprint(
+    tmp_path: Path, *, is_hardware: bool
+) -> None:
+    """The DEL comes before the comparison of the returned link, and reports no copy."""
+    async with simulated(tmp_path, is_hardware=is_hardware) as host:
+        nic_id = (await host.add("c0")).nic_id
+        with host.kernel.delay("detach", seconds=1.0), host.kernel.delay("survey", seconds=2.0):
+            host.kernel.kill_netns(netns_of("c0"))
+            await host.delete("c0")
+        assert host.nics[nic_id].state is NicState.COOLING
+        assert host.kernel.locations()[nic_id] == host.kernel.parking_path
+        assert not await host.journal.events(EventFilter(10, name="nic.spoofed"))

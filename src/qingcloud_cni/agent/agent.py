@@ -134,10 +134,10 @@ class Agent:
         snapshot = await world.store.load()
         table = Table(snapshot)
         table.reset_clock(world.set_forward, world.clock.now())
-        moves = Moves()
+        signals = Signals()
+        moves = Moves(signals.links_due)
         reserved = await Reserved.begin(table, world.kernel, world.clock, moves)
         async with asyncio.TaskGroup() as writers:
-            signals = Signals()
             journal = Journal(
                 table, world.store, world.clock, world.rng, world.listeners,
                 on_recovered=signals.obstacle_gone, on_released=signals.released,
@@ -278,7 +278,9 @@ class PeriodicTask:
 TASKS: Sequence[PeriodicTask] = (
     PeriodicTask("pool", "on change, at least every 30 s", "assigns NICs, carries out the plan",
                  lambda agent: agent.pool.record, lambda agent: agent.pool.run()),
-    PeriodicTask("links", "netlink events; at most ten times a second while no ADD waits for a link",
+    PeriodicTask("links",
+                 "netlink events, and when skipped NICs are at rest; at most ten times a second while no ADD waits"
+                 " for a link",
                  "compares table and kernel, receives links",
                  lambda agent: agent.links.record, lambda agent: agent.links.run()),
     PeriodicTask("orphan containers", "every 30 s",

@@ -14,7 +14,7 @@ from inprocess.virtual_time import EPOCH, VirtualClock
 from qingcloud_cni.agent.base.context import Context, Identity, Moves
 from qingcloud_cni.agent.base.journal import Journal
 from qingcloud_cni.agent.base.reserved import Reserved
-from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.base.signals import Signal, Signals
 from qingcloud_cni.agent.base.tasks import Tasks
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.agent.cloudops.jobs import FIRST_INTERVAL, LONGEST_INTERVAL, Jobs
@@ -106,7 +106,7 @@ def with_jobs(cloud: FakeCloud, use: Callable[[Jobs], Coroutine[Any, Any, None]]
         async with asyncio.TaskGroup() as group:
             table, tasks, rng = Table(Snapshot()), Tasks(group), random.Random(1)
             journal = Journal(table, store, VirtualClock(), rng)
-            moves, kernel, clock = Moves(), cast("Kernel", None), VirtualClock()
+            moves, kernel, clock = Moves(Signal()), cast("Kernel", None), VirtualClock()
             context = Context(
                 Identity("i-1", "qingcni", "hostnic"), Signals(), table, journal, cast("Cloud", cloud),
                 CallUrgency(lambda: None), kernel, clock, rng, tasks,

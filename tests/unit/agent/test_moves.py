@@ -4,10 +4,11 @@ import asyncio
 from contextlib import suppress
 
 from qingcloud_cni.agent.base.context import Move, Moves
+from qingcloud_cni.agent.base.signals import Signal
 
 
 def test_a_nic_is_marked_at_once_and_until_the_block_ends() -> None:
-    moves = Moves()
+    moves = Moves(Signal())
     move = moves.of("nic1")
     assert set(moves) == {"nic1"}
     with suppress(KeyError), move:
@@ -16,7 +17,7 @@ def test_a_nic_is_marked_at_once_and_until_the_block_ends() -> None:
 
 
 def test_a_nic_stays_marked_until_its_last_move_ends() -> None:
-    moves = Moves()
+    moves = Moves(Signal())
     with moves.of("nic1"):
         with moves.of("nic1"), moves.of("nic2"):
             pass
@@ -25,7 +26,7 @@ def test_a_nic_stays_marked_until_its_last_move_ends() -> None:
 
 
 def test_a_task_takes_over_the_mark_and_ends_it_even_if_it_is_cancelled() -> None:
-    moves = Moves()
+    moves = Moves(Signal())
 
     async def hold(move: Move) -> None:
         with move:
@@ -38,5 +39,37 @@ def test_a_task_takes_over_the_mark_and_ends_it_even_if_it_is_cancelled() -> Non
         task.cancel()
         await asyncio.wait({task})
         assert not moves
+
+    asyncio.run(main())
+
+
+def test_a_skipped_nic_makes_a_comparison_due_when_its_last_move_ends() -> None:
+    async def main() -> None:
+        due = Signal()
+        moves = Moves(due)
+        with moves.of("nic1"):
+            with moves.of("nic1"), moves.of("nic2"):
+                moves.skip({"nic1"})
+            assert not await due.wait(0)
+        assert await due.wait(0)
+        with moves.of("nic1"):
+            pass
+        assert not await due.wait(0), "once"
+        moves.skip({"nic1"})
+        assert await due.wait(0), "it is at rest already"
+
+    asyncio.run(main())
+
+
+def test_a_failed_move_makes_no_comparison_due_at_once() -> None:
+    """Else a park that keeps failing and the comparison after it would follow each other without a pause."""
+
+    async def main() -> None:
+        due = Signal()
+        moves = Moves(due)
+        with moves.of("nic1"):
+            moves.skip({"nic1"})
+            moves.leave("nic1")
+        assert not await due.wait(0)
 
     asyncio.run(main())

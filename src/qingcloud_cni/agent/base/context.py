@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from qingcloud_cni.agent.base.journal import Journal
 from qingcloud_cni.agent.base.reserved import Reserved
-from qingcloud_cni.agent.base.signals import Signals
+from qingcloud_cni.agent.base.signals import Signal, Signals
 from qingcloud_cni.agent.base.tasks import Tasks
 from qingcloud_cni.agent.base.urgency import CallUrgency
 from qingcloud_cni.core.gateway import free_index
@@ -58,8 +58,10 @@ class Identity:
 class Moves(Collection[str]):
     """NICs whose links are being moved: comparisons with the kernel, probes and the pool leave these alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, links_due: Signal) -> None:
         self._counts: Counter[str] = Counter()
+        self._skipped: set[str] = set()
+        self._links_due = links_due
 
     def of(self, nic_id: str) -> Move:
         """Mark the NIC now; the mark ends with the block that enters the result.
@@ -75,6 +77,21 @@ class Moves(Collection[str]):
             yield nic_id
         finally:
             self._counts -= Counter((nic_id,))
+            self._compare_skipped()
+
+    def skip(self, nic_ids: Iterable[str]) -> None:
+        """A comparison has skipped these NICs: another one is due as soon as one of them is not being moved."""
+        self._skipped.update(nic_ids)
+        self._compare_skipped()
+
+    def leave(self, nic_id: str) -> None:
+        """Its move has failed and is repeated later: no comparison is due for it."""
+        self._skipped.discard(nic_id)
+
+    def _compare_skipped(self) -> None:
+        if self._skipped - self._counts.keys():
+            self._skipped &= self._counts.keys()
+            self._links_due.notify()
 
     def __contains__(self, nic_id: object) -> bool:
         return nic_id in self._counts

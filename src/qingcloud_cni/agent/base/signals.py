@@ -39,6 +39,7 @@ class Signals:
         self.plan_due = Signal()  # facts that the planner reads have changed
         self.path_due = Signal()  # the gateways, or what the kernel does for Services, may have to change
         self.arrivals = Signal()  # NICs have left ATTACHING
+        self.links_due = Signal()  # the table is to be compared with the links
         self.doubt_due = Signal()  # a comparison with the cloud is wanted
         self._doubts: dict[str, None] = {}  # in the order in which they came
         self._lingering: asyncio.TimerHandle | None = None

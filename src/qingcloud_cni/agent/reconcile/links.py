@@ -1,8 +1,10 @@
 """Links: NICs arrive, vanish and return; each change that the kernel reports leads to a comparison."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from qingcloud_cni.agent.base.clock import delay_after
 from qingcloud_cni.agent.base.context import Context, Move
 from qingcloud_cni.agent.base.tasks import TaskRecord
 from qingcloud_cni.agent.gateways import Gateways
@@ -36,29 +38,41 @@ class Links:
         self._pool = pool
         self._gateways = gateways
         self._one_at_a_time = asyncio.Lock()
+        self._park_failures = 0  # since a NIC was parked
+        self._retry: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Compare after every change, until cancelled.
+        """Compare after every change, and again after a comparison that skipped NICs or failed, until cancelled.
 
         Moves by the agent are changes too; a comparison at once would slow down the answers to their requests.
         """
-        async for is_incomplete in self._context.kernel.changes():
-            if is_incomplete:
-                self._context.signals.doubt("the kernel lost messages about links")
+        context, record = self._context, self.record
+        context.tasks.spawn("link changes", self._follow(context.kernel.changes()))
+        while True:
+            await context.signals.links_due.wait(
+                delay_after(record.failures, context.rng) if record.failures else None
+            )
             if not self._pool.waiting and not self._context.table.in_state(NicState.ATTACHING):
                 await self._context.clock.sleep(UNHURRIED)
             try:
                 with self.record.run(self._context.clock):
                     await self.compare()
-            except KernelRefused as err:  # the periodic comparison tries again
+            except KernelRefused as err:
                 self._context.note_and_push("links.unseen", detail=str(err))
+
+    async def _follow(self, changes: AsyncIterator[bool]) -> None:
+        signals = self._context.signals
+        async for is_incomplete in changes:
+            if is_incomplete:
+                signals.doubt("the kernel lost messages about links")
+            signals.links_due.notify()
 
     async def compare(self, *, is_wide: bool = False) -> Compared:
         """Compare once, and begin the remedies; parking goes on in tasks of its own.
 
         *is_wide*: survey every namespace. This is also done if the host's and the parking one do not show what has
-        become of a NIC. NICs that are being moved, or whose row changed since the survey began, wait for the next
-        comparison, for the survey may show them where they were before.
+        become of a NIC. NICs that are being moved, or whose row changed since the survey began, are skipped, for the
+        survey may show them where they were before; `run` compares again once they are at rest.
         """
         async with self._one_at_a_time:
             compared, remedies = await self._compare(is_wide=is_wide or self._must_know())
@@ -90,6 +104,7 @@ class Links:
         for nic_id, fingerprint in drift.arrived.items():
             table.identified(nic_id, fingerprint)
         nics = tuple(table.nics[n.nic_id] for n in still)
+        context.moves.skip(table.nics.keys() - {n.nic_id for n in still})
         unsure = hidden(table.nics, survey, seen, context.identity.alias)
         return Compared(survey, seen, nics, unsure), drift.remedies
 
@@ -174,8 +189,11 @@ class Links:
                 else:
                     arrival = (await context.kernel.detach(record, netns, 0)).arrival
             except KernelRefused as err:
-                context.note("nic.park-failed", nic_id, detail=str(err))  # the next comparison tries again
+                context.note("nic.park-failed", nic_id, detail=str(err))
+                context.moves.leave(nic_id)
+                self._retry_later()
             else:
+                self._park_failures = 0
                 if arrival is not None:
                     table.identified(nic_id, arrival.fingerprint, arrival.plugged)
                     if arrival.soil:
@@ -185,3 +203,14 @@ class Links:
         self._pool.assign_idle()
         context.journal.push()
         context.signals.plan_due.notify()
+
+    def _retry_later(self) -> None:
+        """Compare again after a while, and so park again; once for all NICs."""
+        if self._retry is None:
+            self._park_failures += 1
+            delay = delay_after(self._park_failures, self._context.rng)
+            self._retry = asyncio.get_running_loop().call_later(delay, self._retry_now)
+
+    def _retry_now(self) -> None:
+        self._retry = None
+        self._context.signals.links_due.notify()
