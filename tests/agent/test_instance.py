@@ -25,6 +25,16 @@ from qingcloud_cni.sim.topology import default_topology
 OWN, OTHER = "i-simhost1", "i-simhost2"
 
 
+def of_another_host(body: bytes) -> bytes:
+    """The reply, as if each NIC were another instance's."""
+    content = json.loads(body)
+    for nic in content.get("nic_set") or ():
+        nic["instance_id"] = OTHER
+    for instance in content.get("instance_set") or ():
+        instance["vxnets"] = []
+    return json.dumps(content).encode()
+
+
 def wrong_id(host: SimulatedHost) -> None:
     """From now on agents are told the id of another host."""
     host.instance_id = OTHER
@@ -67,16 +77,7 @@ def test_the_id_of_another_host_ends_the_start_and_nothing_is_plugged_in_there(t
 async def test_one_answer_does_not_end_the_start(tmp_path: Path) -> None:
     async with simulated(tmp_path, default_topology("sim", 2), is_started=False) as host:
         lies = iter(range(4))
-
-        def tamper(body: bytes) -> bytes:
-            content = json.loads(body)
-            for nic in content.get("nic_set") or ():
-                nic["instance_id"] = OTHER
-            for instance in content.get("instance_set") or ():
-                instance["vxnets"] = []
-            return json.dumps(content).encode() if next(lies, None) is not None else body
-
-        host.cable.tamper = tamper
+        host.cable.tamper = lambda body: of_another_host(body) if next(lies, None) is not None else body
         await host.start()
         await host.until(lambda: host.states() == ["idle"] * 3, "warm", 120.0)
 
@@ -98,16 +99,7 @@ async def test_an_agent_with_nics_serves_them_and_writes_nothing_to_the_cloud(tm
     async with simulated(tmp_path, default_topology("sim", 2)) as host:
         await host.add("c0")
         await host.kill()
-
-        def tamper(body: bytes) -> bytes:
-            content = json.loads(body)
-            for nic in content.get("nic_set") or ():
-                nic["instance_id"] = OTHER
-            for instance in content.get("instance_set") or ():
-                instance["vxnets"] = []
-            return json.dumps(content).encode()
-
-        host.cable.tamper = tamper
+        host.cable.tamper = of_another_host
         writes = [host.model.calls[action] for action in ("CreateNics", "AttachNics", "DetachNics", "DeleteNics")]
         await host.start()
         await run_for(host, 600.0)

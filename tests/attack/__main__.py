@@ -4,15 +4,14 @@ It exits with 0 if everything held, with 1 if something did not (then logs stay)
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from attack.registry import CASES
 from attack.run import run_cases
+from machines.interrupts import run_to_the_end
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,20 +39,7 @@ def main(words: list[str]) -> int:
         for case in chosen:
             print(f"{case.group}  {case.name}: {case.sentence}")
         return 0 if chosen else 2
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupted)
-    try:
-        return 0 if run_cases(chosen, options.minutes * 60, Console(), options.logs) else 1
-    except KeyboardInterrupt:
-        print("attack: interrupted; everything is removed")
-        return 130
-
-
-def _interrupted(_number: int, _frame: FrameType | None) -> None:
-    """The first signal ends the run; later ones must not interrupt the removal."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # a function and not SIG_IGN, which children would inherit
-    raise KeyboardInterrupt
+    return run_to_the_end("attack", lambda: run_cases(chosen, options.minutes * 60, Console(), options.logs))
 
 
 if __name__ == "__main__":

@@ -109,14 +109,14 @@ def token_of_a_process_that_listens(scene: Scene) -> None:
     assert thief.stdout is not None
     heard = thief.stdout.read()
     assert "/v1/" in heard, "the plugin did not come by"
-    assert host.token_file.read_text().strip() not in heard, "the plugin sent the token to a stranger"
+    assert host.token not in heard, "the plugin sent the token to a stranger"
 
 
 @case("D")
 def stolen_token(scene: Scene) -> None:
     """A container knows the token. From its place it can ask nothing with it."""
     host = scene.host(max_nics=2)
-    token = host.token_file.read_text().strip()
+    token = host.token
     _, netns = connected(host)
     for target in ("/v1/nics", "/v1/status", "/v1/attachments"):
         assert host.ask_tcp(netns, host.address, "GET", target, token=token).status == 403
@@ -134,7 +134,7 @@ def port_that_is_taken(scene: Scene) -> None:
     squatter.kill()
     squatter.wait()
     eventually(lambda: not host.status()["port_error"], "an agent that listens")
-    token = host.token_file.read_text().strip()
+    token = host.token
     assert host.ask_tcp(host.netns, LOOPBACK, "GET", "/v1/status", token=token).status == 200
 
 

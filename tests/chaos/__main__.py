@@ -5,12 +5,11 @@ It exits with 0 if all claims held, with 1 if one did not (then logs stay), with
 
 import argparse
 import random
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 from chaos.run import Size, run_chaos
+from machines.interrupts import run_to_the_end
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,21 +27,9 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main(words: list[str]) -> int:
     options = parse(words)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _interrupted)
     size = Size(seconds=options.minutes * 60, containers=options.containers, hosts=options.hosts)
-    try:
-        return 0 if run_chaos(options.seed, size, sys.stdout, options.logs / str(options.seed)) else 1
-    except KeyboardInterrupt:
-        print("chaos: interrupted; everything is removed")
-        return 130
-
-
-def _interrupted(_number: int, _frame: FrameType | None) -> None:
-    """The first signal ends the run; later ones must not interrupt the removal."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # a function and not SIG_IGN, which children would inherit
-    raise KeyboardInterrupt
+    logs = options.logs / str(options.seed)
+    return run_to_the_end("chaos", lambda: run_chaos(options.seed, size, sys.stdout, logs))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,11 @@ class Host:
         return self.run_dir / "token"
 
     @property
+    def token(self) -> str:
+        """What the agent last wrote there."""
+        return self.token_file.read_text().strip()
+
+    @property
     def spool(self) -> Path:
         return self.run_dir / "spool"
 

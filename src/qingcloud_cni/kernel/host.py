@@ -22,6 +22,7 @@ from qingcloud_cni.core.seams.kernel import (
     Survey,
 )
 from qingcloud_cni.kernel.links.link_operations import LinkOperations
+from qingcloud_cni.kernel.links.namespace_handles import NamespaceHandles
 from qingcloud_cni.kernel.namespaces.parking import parking_path
 from qingcloud_cni.kernel.namespaces.worker import Worker, result_or_dispose
 from qingcloud_cni.kernel.neighbours.background import Background
@@ -71,7 +72,7 @@ class HostKernel:
         parking = str(parking_path(instance_id, netns_dir))
         async with AsyncExitStack() as undo:
             operations = await Worker.start(
-                "kernel", lambda: LinkOperations(instance_id, netns_dir, host_netns, iface, routers)
+                "kernel", lambda: LinkOperations(NamespaceHandles(instance_id, netns_dir, host_netns, iface, routers))
             )
             undo.push_async_callback(operations.close)
             background = await Worker.start("background", lambda: Background(parking, netns_dir, host_netns))

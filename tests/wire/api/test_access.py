@@ -27,16 +27,6 @@ def host(lasting_host: NewHost) -> Host:
     return host
 
 
-@pytest.fixture(scope="module")
-def stranger(lasting_host: NewHost) -> Host:
-    """A host without an agent."""
-    return lasting_host()
-
-
-def token(host: Host) -> str:
-    return host.token_file.read_text().strip()
-
-
 def add_request(host: Host, container: Container) -> bytes:
     """What the plugin would send for an ADD."""
     request: dict[str, Any] = {
@@ -63,7 +53,7 @@ def assert_refused(host: Host, netns: str, address: str, given: str) -> None:
         reply = host.ask_tcp(netns, address, method, target, body=body, token=given)
         assert reply.status == 403, (method, target, reply)
         assert reply.json["code"] == 103
-        assert token(host).encode() not in reply.body
+        assert host.token.encode() not in reply.body
     assert host.nics() == before
     assert host.attachments() == []
     assert not host.status()["draining"]
@@ -72,7 +62,7 @@ def assert_refused(host: Host, netns: str, address: str, given: str) -> None:
 
 @pytest.mark.defect("hostnic-19")
 def test_another_host_is_refused_even_with_the_token(host: Host, stranger: Host) -> None:
-    for given in ("", "wrong", token(host)):
+    for given in ("", "wrong", host.token):
         assert_refused(host, stranger.netns, host.address, given)
 
 
@@ -80,7 +70,7 @@ def test_another_host_is_refused_even_with_the_token(host: Host, stranger: Host)
 def test_a_container_of_this_host_is_refused_even_with_the_token(host: Host) -> None:
     container = host.container()
     host.add(container)
-    for target, given in (("/v1/nics", token(host)), ("/v1/nics", "")):
+    for target, given in (("/v1/nics", host.token), ("/v1/nics", "")):
         assert host.ask_tcp(container.name, host.address, "GET", target, token=given).status == 403
     host.delete(container)
 
@@ -95,10 +85,10 @@ def test_this_host_is_served_if_it_signs_on_loopback_and_on_its_own_address(host
     for address in (LOOPBACK, host.address):
         container = host.container()
         body = add_request(host, container)
-        reply = host.ask_tcp(host.netns, address, "POST", "/v1/cni", body=body, token=token(host))
+        reply = host.ask_tcp(host.netns, address, "POST", "/v1/cni", body=body, token=host.token)
         assert reply.status == 200, reply
         assert reply.json["interfaces"][0]["mac"] == container.link()["address"]
-        nics = host.ask_tcp(host.netns, address, "GET", "/v1/nics", token=token(host))
+        nics = host.ask_tcp(host.netns, address, "GET", "/v1/nics", token=host.token)
         assert (nics.status, nics.json) == (200, host.nics())
         host.delete(container)
 
@@ -126,7 +116,7 @@ def test_socket_and_token_are_for_root_alone(host: Host) -> None:
         found = path.lstat()
         assert is_kind(found.st_mode)
         assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, os.geteuid())
-    assert len(token(host)) >= 32
+    assert len(host.token) >= 32
 
 
 def test_neither_token_nor_secret_key_ever_shows(host: Host, sim: Sim) -> None:
@@ -145,14 +135,14 @@ def test_neither_token_nor_secret_key_ever_shows(host: Host, sim: Sim) -> None:
         "state": b"".join(path.read_bytes() for path in host.state_dir.iterdir()),
     }
     assert b"cloud.call" in shown["log"]
-    for secret in (token(host), topology.secret_access_key):
+    for secret in (host.token, topology.secret_access_key):
         assert [place for place, content in shown.items() if secret.encode() in content] == []
     assert [place for place, content in shown.items() if b"signature=" in content] == []
 
 
 def test_each_start_makes_a_token_and_the_former_serves_for_a_while(host: Host) -> None:
     """A plugin that read it before goes on; one that others could read is rejected."""
-    before = token(host)
+    before = host.token
     assert host.agent.stop() == 0
     host.token_file.chmod(0o640)
     refused = host.launch(min_idle=2, max_idle=2, max_nics=2)
@@ -160,8 +150,8 @@ def test_each_start_makes_a_token_and_the_former_serves_for_a_while(host: Host) 
     assert str(host.token_file) in refused.stderr
     host.token_file.chmod(0o600)
     host.start(min_idle=2, max_idle=2, max_nics=2)
-    assert token(host) != before
-    for given in (before, token(host)):
+    assert host.token != before
+    for given in (before, host.token):
         assert host.ask_tcp(host.netns, LOOPBACK, "GET", "/v1/nics", token=given).status == 200
 
 
@@ -169,7 +159,7 @@ def test_the_plugin_works_over_tcp_too(host: Host) -> None:
     """With a copy of the token beside which there is no socket."""
     copy = host.directory / "copied-token"
     copy.touch(mode=0o600)
-    copy.write_text(token(host))
+    copy.write_text(host.token)
     container = host.container()
     conf = host.conf(TokenFile=str(copy))
     result = host.add(container, conf=conf)

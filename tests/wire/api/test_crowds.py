@@ -27,16 +27,6 @@ def host(lasting_host: NewHost) -> Host:
     return host
 
 
-@pytest.fixture(scope="module")
-def stranger(lasting_host: NewHost) -> Host:
-    """A host without an agent."""
-    return lasting_host()
-
-
-def token(host: Host) -> str:
-    return host.token_file.read_text().strip()
-
-
 @pytest.mark.parametrize("path", ["/metrics", "/v1/nics", "/v1/challenge?nonce=" + "0" * 64])
 @pytest.mark.parametrize("is_here", [False, True], ids=["elsewhere", "here"])
 def test_a_crowd_stops_no_verb_and_fills_no_log(host: Host, stranger: Host, path: str, *, is_here: bool) -> None:
@@ -61,7 +51,7 @@ def test_a_crowd_stops_no_verb_and_fills_no_log(host: Host, stranger: Host, path
 def test_a_crowd_elsewhere_leaves_tcp_to_this_host(host: Host, stranger: Host) -> None:
     with crowd(stranger.command(), host.address, PORT, holders=2_000, clients=24):
         for address in (LOOPBACK, host.address):
-            assert host.ask_tcp(host.netns, address, "GET", "/v1/nics", token=token(host)).status == 200
+            assert host.ask_tcp(host.netns, address, "GET", "/v1/nics", token=host.token).status == 200
             assert host.ask_tcp(host.netns, address, "GET", "/readyz").status == 200
 
 
@@ -96,7 +86,7 @@ def test_metrics_have_an_address_of_their_own(new_host: NewHost, stranger: Host)
         with pytest.raises((OSError, http.client.HTTPException)):
             status(stranger, host.address, path, PORT)
     assert status(host, LOOPBACK, "/v1/nics", 9100) == 403
-    assert host.ask_tcp(host.netns, LOOPBACK, "GET", "/metrics", token=token(host)).status == 200
+    assert host.ask_tcp(host.netns, LOOPBACK, "GET", "/metrics", token=host.token).status == 200
     assert host.ask("GET", "/metrics").status == 200
 
 

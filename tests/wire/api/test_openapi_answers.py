@@ -68,7 +68,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bearer(host: Host) -> dict[str, str]:
-    return {"Authorization": f"Bearer {host.token_file.read_text().strip()}"}
+    return {"Authorization": f"Bearer {host.token}"}
 
 
 def held_to_it(host: Host, case: Case[Any]) -> Any:

@@ -8,7 +8,6 @@ import errno
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 from socket import socket
 from typing import Final
 
@@ -55,18 +54,11 @@ SETTINGS: Final = (  # for each interface given to a container
 class LinkOperations:
     """Made and used in one thread."""
 
-    def __init__(
-        self,
-        instance_id: str,
-        netns_dir: Path,
-        host_netns: str | None = None,
-        iface: str = "",
-        routers: Sequence[str] = (),
-    ) -> None:
-        self._netns_dir = netns_dir
+    def __init__(self, namespaces: NamespaceHandles) -> None:
+        """Take over *namespaces*."""
+        self._namespaces = namespaces
         with ExitStack() as undo:
-            self._namespaces = NamespaceHandles(instance_id, netns_dir, host_netns, iface, routers)
-            undo.callback(self._namespaces.close)
+            undo.callback(namespaces.close)
             self._host, self._parking = self._namespaces.host, self._namespaces.parking
             self._nics = self._namespaces.nics
             self._search = LinkSearch(self._namespaces)
@@ -120,7 +112,7 @@ class LinkOperations:
         """Skip namespaces that vanish meanwhile; the host comes last, since their NICs go there."""
         elsewhere: list[OtherNamespace] = []
         unseen: list[str] = []
-        for identity, path in reachable(self._netns_dir, paths):
+        for identity, path in reachable(self._namespaces.netns_dir, paths):
             if identity in self._namespaces.own_identities():
                 continue
             try:

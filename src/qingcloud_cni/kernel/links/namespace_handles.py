@@ -149,12 +149,8 @@ class NamespaceHandles:
             return None
         return open_if(netns.path, identity) or find(identity, self.netns_dir)
 
-    @contextmanager
-    def netlink_in(self, namespace: Namespace) -> Iterator[Netlink]:
-        with self.switcher.inside(namespace):
-            netlink = Netlink()
-        with netlink:
-            yield netlink
+    def netlink_in(self, namespace: Namespace) -> Netlink:
+        return Netlink.inside(self.switcher, namespace)
 
     def others(self, known: set[Identity], unseen: Unseen) -> Generator[tuple[Netns, Netlink], None, None]:
         """Visit every reachable namespace except the host's, the parking and the *known* ones."""

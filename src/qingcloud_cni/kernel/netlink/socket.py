@@ -8,10 +8,10 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from qingcloud_cni.core.errors import AbilityMissing, KernelRefused
-from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit
+from qingcloud_cni.kernel.namespaces.namespaces import ClosesOnExit, Namespace, NetnsSwitcher
 from qingcloud_cni.kernel.netlink import messages as nl
 from qingcloud_cni.kernel.netlink import routing
 from qingcloud_cni.kernel.netlink.messages import LinkInfo, Message, Request, parse_link
@@ -71,6 +71,12 @@ class Netlink(ClosesOnExit):
             raise AbilityMissing(
                 "netlink: extended errors failed: the kernel lacks them; Linux 4.12 is needed"
             ) from err
+
+    @classmethod
+    def inside(cls, switcher: NetnsSwitcher, namespace: Namespace) -> Self:
+        """Open a socket to *namespace*."""
+        with switcher.inside(namespace):
+            return cls()
 
     def close(self) -> None:
         self._socket.close()

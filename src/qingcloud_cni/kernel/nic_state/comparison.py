@@ -1,7 +1,7 @@
 """The thorough comparison of parked NICs: their whole state, and links above them in any namespace."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,8 +32,7 @@ class Comparison(ClosesOnExit):
         self._parking = parking
         self._netns_dir = netns_dir
         with ExitStack() as undo:
-            with switcher.inside(parking):
-                self._netlink = undo.enter_context(Netlink())
+            self._netlink = undo.enter_context(Netlink.inside(switcher, parking))
             self._states = undo.enter_context(LinkStates(self._netlink, lambda: switcher.inside(parking)))
             self._held = undo.pop_all()
 
@@ -72,12 +71,5 @@ class Comparison(ClosesOnExit):
         for identity, path in reachable(self._netns_dir):
             namespace = None if identity in own else open_if(path, identity)
             if namespace is not None:
-                with suppress(KernelRefused), namespace, self._socket_in(namespace) as netlink:
+                with suppress(KernelRefused), namespace, Netlink.inside(self._switcher, namespace) as netlink:
                     yield netlink
-
-    @contextmanager
-    def _socket_in(self, namespace: Namespace) -> Iterator[Netlink]:
-        with self._switcher.inside(namespace):
-            netlink = Netlink()
-        with netlink:
-            yield netlink
